@@ -1,0 +1,3 @@
+"""OCRNet (HRNet + object-contextual representations) for semantic segmentation."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The PyTorch engine: CPU and NVIDIA GPUs."""

@@ -1,0 +1,1 @@
+"""Foreign weight names and canonical names: one small table a family."""
