@@ -1,0 +1,43 @@
+# make test: everything that CI checks, in environments that it makes itself (Python 3.11 with venv and pip is enough).
+PYTHON ?= python3
+BIN := .venv/bin
+CORE_BIN := .venv-core/bin
+
+.PHONY: test lint types core engine fix clean
+
+test: lint types core engine
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+
+types: .venv/ready
+	$(BIN)/mypy
+
+# The core, in an environment that has no framework, on NumPy 2.
+core: .venv-core/ready
+	$(CORE_BIN)/python -m pytest tests/core
+
+# Everything else, with PyTorch, on NumPy 1.26. One thread a process: the suite runs on both cores.
+engine: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
+
+fix: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/ready: requirements-dev.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+.venv-core/ready: requirements-core.lock pyproject.toml
+	$(PYTHON) -m venv .venv-core
+	$(CORE_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-core.lock
+	$(CORE_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf .venv .venv-core build *.egg-info .mypy_cache .ruff_cache

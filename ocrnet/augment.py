@@ -1,0 +1,87 @@
+"""Random scale, crop, flip and colour: (image, label, rng) -> (image, label), uint8 in and out.
+
+The window is cut from the image before anything is resized, so that only the pixels of the crop are computed.
+"""
+
+import cv2
+import numpy as np
+
+from ocrnet.config import Data
+
+IGNORE = 255
+
+# The seed's recipe (the MindSpore relative's RandomColor), each with probability one half. There, saturation is drawn
+# from the contrast's range by mistake; here it has its own.
+BRIGHTNESS = 32.0
+CONTRAST = (0.4, 1.6)
+SATURATION = (0.5, 1.5)
+HUE = 18
+
+
+def train(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Return a training crop: image uint8 crop_h,crop_w,3 RGB, label uint8 crop_h,crop_w (255 beyond the image)."""
+    image, label = scale_and_crop(image, label, rng, data)
+    if data.flip and rng.random() < 0.5:
+        image, label = image[:, ::-1], label[:, ::-1]
+    if data.color:
+        image = vary_colour(image, rng)
+    return np.ascontiguousarray(image), np.ascontiguousarray(label)
+
+
+def scale_and_crop(
+    image: np.ndarray, label: np.ndarray, rng: np.random.Generator, data: Data
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a random window of crop_size / scale, resize it to crop_size, and pad with the mean colour and 255."""
+    scale = rng.uniform(*data.scale_range)
+    spans = []
+    for axis in (0, 1):
+        size, crop = image.shape[axis], data.crop_size[axis]
+        axis_scale = scale * (data.base_size[axis] / size if data.base_size else 1)
+        spans.append(_span(size, crop, axis_scale, rng))
+    (rows, height, top), (columns, width, left) = spans
+    inside = (slice(top, top + height), slice(left, left + width))
+    out = np.empty((*data.crop_size, 3), np.uint8)
+    out[:] = np.round(np.array(data.mean) * 255).astype(np.uint8)
+    out[inside] = cv2.resize(image[rows, columns], (width, height), interpolation=cv2.INTER_LINEAR)
+    out_label = np.full(data.crop_size, IGNORE, np.uint8)
+    out_label[inside] = cv2.resize(label[rows, columns], (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return out, out_label
+
+
+def _span(size: int, crop: int, scale: float, rng: np.random.Generator) -> tuple[slice, int, int]:
+    """Choose along one axis: the source pixels to cut, how many crop pixels they fill, and from which crop pixel on."""
+    window = max(1, round(crop / scale))
+    if window <= size:
+        start = int(rng.integers(size - window + 1))
+        return slice(start, start + window), crop, 0
+    filled = min(crop, max(1, round(size * scale)))
+    return slice(0, size), filled, int(rng.integers(crop - filled + 1))
+
+
+def vary_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Vary brightness, contrast, saturation and hue of a uint8 RGB image, contrast before or after the other two."""
+    brightness, contrast, saturation, hue = rng.random(4) < 0.5
+    contrast_first = rng.random() < 0.5
+    shift = rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+    gain, saturation_gain = rng.uniform(*CONTRAST), rng.uniform(*SATURATION)
+    hue_shift = int(rng.integers(-HUE, HUE + 1))
+    if brightness:
+        image = _linear(image, 1, shift)
+    if contrast and contrast_first:
+        image = _linear(image, gain, 0)
+    if saturation or hue:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        table = np.arange(256, dtype=np.int64)[None, :, None].repeat(3, axis=2)
+        if hue:
+            table[0, :, 0] = (table[0, :, 0] + hue_shift) % 180
+        if saturation:
+            table[0, :, 1] = np.clip(np.round(table[0, :, 1] * saturation_gain), 0, 255)
+        image = cv2.cvtColor(cv2.LUT(hsv, table.astype(np.uint8)), cv2.COLOR_HSV2RGB)
+    if contrast and not contrast_first:
+        image = _linear(image, gain, 0)
+    return image
+
+
+def _linear(image: np.ndarray, gain: float, shift: float) -> np.ndarray:
+    table = np.clip(np.round(np.arange(256) * gain + shift), 0, 255).astype(np.uint8)
+    return cv2.LUT(image, table)

@@ -1,0 +1,136 @@
+"""The console command `ocrnet`: train, evaluate, write synthetic data."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ocrnet import checkpoint, flags, weights
+from ocrnet.config import Config
+from ocrnet.datasets import Dataset, open_dataset, synthetic
+from ocrnet.engine import open_engine
+from ocrnet.errors import OcrnetError, nearest
+from ocrnet.evaluate import evaluate
+from ocrnet.images import write_png
+from ocrnet.metrics import as_dict, table
+from ocrnet.run import Run, core_versions
+from ocrnet.spec import Arch
+from ocrnet.training import arch_of, train
+from ocrnet.visual import side_by_side
+from ocrnet.world import read_world
+
+USAGE = """usage: ocrnet COMMAND [FLAGS]
+
+commands:
+  train      train a network             ocrnet train --config config/ocrnet/config_ocrnet_hrw48_16k.yml --mix True
+  eval       score a checkpoint          ocrnet eval --config CONFIG --checkpoint_path output
+  synthetic  write a small made-up Cityscapes to try things on
+
+ocrnet COMMAND --help lists the flags of a command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0, or 2 after an error of the user's, which is said on stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(USAGE)
+            return 0 if argv else 2
+        if argv[0] not in COMMANDS:
+            raise OcrnetError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)} ({', '.join(COMMANDS)})")
+        COMMANDS[argv[0]](argv[1:])
+    except OcrnetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_train(argv: Sequence[str]) -> None:
+    """Train as the command line says."""
+    args = flags.parse("train", argv)
+    cfg, notes = flags.load_config(args)
+    train(cfg, notes=notes, resume=args.options.get("resume_ckpt"), world=read_world())
+
+
+def run_eval(argv: Sequence[str]) -> None:
+    """Score a checkpoint on the validation split; the architecture comes from the file."""
+    args = flags.parse("eval", argv)
+    cfg, notes = flags.load_config(args)
+    if "checkpoint_path" not in args.options:
+        raise OcrnetError("--checkpoint_path is required: a checkpoint file, or the folder of a run")
+    show = flags.as_bool("visualize", args.options.get("visualize", "False"))
+    world = read_world()
+    path, meaning = checkpoint.resolve(args.options["checkpoint_path"])
+    found = weights.read(path)
+    dataset = open_dataset(cfg.data.name, cfg.data.dataset_dir, "val")
+    notes += [meaning] if meaning else []
+    notes += _differences(cfg, found.arch, path)
+    if found.arch.num_classes != len(dataset.classes):
+        raise OcrnetError(
+            f"{path} answers {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
+            f"{len(dataset.classes)}; give the dataset it was trained for"
+        )
+    run = Run(cfg.save_dir, rank=world.rank, name="eval")
+    engine = open_engine(cfg, found.arch, world=world)
+    try:
+        engine.restore(found.tensors, found.meta.get("step", 0))
+        for line in [*engine.decisions, *notes, *_what(cfg, path, dataset)]:
+            run.say(line)
+        shower = _shower(dataset, run.folder / "visualize") if show else None
+        scores = evaluate(engine, dataset, cfg, how=cfg.eval, show=shower, say=run.say)
+    finally:
+        engine.close()
+    how = {"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide}
+    row = {"kind": "eval", "step": found.meta.get("step", 0), "checkpoint": str(path), **how, **as_dict(scores)}
+    run.record(row | {"versions": core_versions() | dict(engine.versions)})
+    run.say(table(scores))
+
+
+def _what(cfg: Config, path: Path, dataset: Dataset) -> list[str]:
+    windows = "whole image" if cfg.eval.slide is None else "windows of {}x{}".format(*cfg.eval.slide)
+    return [
+        f"checkpoint: {path}",
+        f"images: {len(dataset)} of {cfg.data.name} val at {cfg.data.dataset_dir}",
+        f"scales: {list(cfg.eval.scales)}, flip: {cfg.eval.flip}, {windows}",
+    ]
+
+
+def _differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
+    """Say where the config describes another network than the file holds; the file wins."""
+    configured = arch_of(cfg, arch.num_classes)
+    return [
+        f"{name}: the config says {getattr(configured, name)}, {path.name} holds {getattr(arch, name)}; the file wins"
+        for name in ("width", "blocks", "modules", "channels", "key_channels", "variant", "align_corners")
+        if getattr(configured, name) != getattr(arch, name)
+    ]
+
+
+def _shower(dataset: Dataset, folder: Path) -> Callable:
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def show(index: int, image, prediction, truth) -> None:  # type: ignore[no-untyped-def]
+        classes = dataset.classes
+        picture = side_by_side(image, prediction, truth, palette=classes.palette, names=classes.names)
+        write_png(folder / f"{dataset.name(index).replace('/', '_')}.png", picture)
+
+    return show
+
+
+def run_synthetic(argv: Sequence[str]) -> None:
+    """Write procedural street scenes in the layout of Cityscapes."""
+    parser = argparse.ArgumentParser(prog="ocrnet synthetic", description=run_synthetic.__doc__, allow_abbrev=False)
+    parser.add_argument("folder", metavar="DIR", help="where to write; must be empty or new")
+    for split, count in (("train", 16), ("val", 4), ("test", 2)):
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"scenes in {split} (default {count})")
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    synthetic.write(args.folder, train=args.train, val=args.val, test=args.test, size=tuple(args.size), seed=args.seed)
+    print(f"wrote {args.train} train, {args.val} val and {args.test} test scenes to {args.folder}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": run_train,
+    "eval": run_eval,
+    "synthetic": run_synthetic,
+}

@@ -1,0 +1,236 @@
+"""The typed schema of a run: every key with its type, default, bounds and help, and every check across keys.
+
+`ocrnet.layers` reads YAML files and flags into it; nothing writes to a `Config` after the start.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ocrnet.errors import OcrnetError
+
+EVAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+def key(default: Any, text: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """Declare a key: its default, its help text, and the inclusive bounds of its value (or of each of its values)."""
+    return field(default=default, metadata={"help": text, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where the images are and how training crops are made from them."""
+
+    name: Literal["cityscapes", "camvid", "folder"] = key("cityscapes", "layout of the dataset")
+    dataset_dir: str = key("your cityscapes", "folder of the dataset")
+    crop_size: tuple[int, int] = key((512, 1024), "height and width of a training crop", low=32)
+    base_size: tuple[int, int] | None = key(
+        None,
+        "height and width to which every image is resized first, in training and evaluation; none keeps it",
+        low=32,
+    )
+    scale_range: tuple[float, float] = key((0.5, 2.0), "range of the random scale", low=0.05, high=20)
+    flip: bool = key(True, "flip half of the crops left to right")
+    color: bool = key(True, "vary brightness, contrast, saturation and hue")
+    ignore_label: int = key(255, "label id in the files of a `folder` dataset that is left out", low=0, high=255)
+    class_weights: tuple[float, ...] | None = key(None, "weight of each class in the loss; none: all equal", low=0)
+    mean: tuple[float, float, float] = key((0.485, 0.456, 0.406), "mean of R, G, B in 0..1")
+    std: tuple[float, float, float] = key((0.229, 0.224, 0.225), "standard deviation of R, G, B in 0..1", low=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """HRNet: its size and where its weights begin."""
+
+    width: int = key(48, "channels of the highest-resolution branch: 18, 32, 48 or any other", low=1)
+    blocks: int = key(4, "residual blocks in each branch of each module", low=1)
+    modules: tuple[int, int, int] = key((1, 4, 3), "number of modules in stages 2, 3, 4", low=1)
+    initializer: Literal["kaiming", "normal"] = key("kaiming", "initial weights; normal: the authors' N(0, 0.001)")
+    pretrained: bool = key(False, "start from the ImageNet weights in backbone_ckpt")
+    backbone_ckpt: str = key("", "file with HRNet ImageNet weights under the authors' names")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OcrHead:
+    """The object-contextual head."""
+
+    channels: int = key(512, "channels of the pixel representation", low=1)
+    key_channels: int = key(256, "channels of query, key and value", low=1)
+    dropout: float = key(0.05, "share of channels dropped before the classifier", low=0, high=0.95)
+    variant: Literal["hrnet", "openseg", "openseg_inplace", "nvidia", "mmseg", "paddleseg", "mindspore"] = key(
+        "hrnet", "whose resize rule, padding and head: see docs/design.md"
+    )
+    align_corners: bool | None = key(None, "resize rule; none: the variant's own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Weights of the two heads' cross-entropy, and hard example mining."""
+
+    aux: float = key(0.4, "weight of the auxiliary head's loss", low=0)
+    ocr: float = key(1.0, "weight of the OCR head's loss", low=0)
+    ohem: bool = key(False, "mine hard pixels in the OCR head (per card, by definition)")
+    ohem_threshold: float = key(
+        0.9, "pixels whose true class has at least this probability are left out", low=0, high=1
+    )
+    ohem_min_kept: int = key(131072, "but never fewer pixels than this are kept", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Stochastic gradient descent."""
+
+    type: Literal["sgd"] = key("sgd", "the optimizer")
+    momentum: float = key(0.9, "momentum", low=0, high=1)
+    weight_decay: float = key(4e-4, "weight decay", low=0)
+    nesterov: bool = key(False, "Nesterov momentum")
+    decay: Literal["all", "no_norm", "weights_only"] = key("all", "parameters that decay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """How a label map is made from the network's answers."""
+
+    scales: tuple[float, ...] = key((1.0,), "scales whose probabilities are averaged", low=0.05, high=10)
+    flip: bool = key(False, "average with the mirrored image")
+    slide: tuple[int, int] | None = key(
+        None, "height and width of sliding windows, which overlap by a third; none: whole image", low=32
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run, completely: what `config.yml` in the run's folder and the checkpoint's metadata hold."""
+
+    device_target: Literal["CPU", "GPU", "Ascend"] | None = key(None, "where to compute; none: what is there")
+    engine: Literal["auto", "torch", "mindspore"] = key("auto", "the framework that computes")
+    mix: bool = key(False, "mixed precision")
+    deterministic: bool = key(False, "bit-equal repeats on GPU, at the price of speed")
+    save_dir: str = key("output", "folder of the run")
+    seed: int = key(1234, "seed of weights, order and augmentation", low=0)
+    num_classes: int | None = key(None, "number of classes; none: the dataset's", low=2, high=255)
+    batch_size: int = key(2, "crops per card and micro-batch", low=1)
+    accumulate_steps: int = key(1, "micro-batches per optimizer step", low=1)
+    total_step: int = key(160_000, "optimizer steps of the run", low=1)
+    lr_init: float = key(0.01, "highest learning rate", low=0)
+    end_lr: float = key(1e-6, "learning rate at the end, and where warmup begins", low=0)
+    warmup_step: int = key(500, "steps of linear warmup", low=0)
+    schedule: Literal["linear", "poly"] = key("linear", "course of the learning rate after warmup")
+    power: float = key(0.9, "exponent of the poly schedule", low=0)
+    clip_grad: float | None = key(None, "largest norm of the gradient; none: not clipped", low=0)
+    max_skipped: int = key(20, "stop after so many steps in a row with a loss or gradient that is not finite", low=1)
+    log_interval: int = key(100, "steps between log lines", low=1)
+    run_eval: bool = key(True, "evaluate while training")
+    eval_interval: int = key(4000, "steps between evaluations", low=1)
+    save_interval: int = key(2000, "steps between checkpoints", low=1)
+    keep_checkpoint: int = key(5, "numbered checkpoints kept; 0: all", low=0)
+    num_workers: int = key(4, "processes that read and augment; 0: the training process itself", low=0)
+    prefetch_size: int = key(2, "batches that each worker prepares ahead", low=1)
+    max_rowsize: int = key(16, "memory of one sample in MB (mindspore engine only)", low=1)
+    loss: Loss = Loss()
+    data: Data = Data()
+    backbone: Backbone = Backbone()
+    ocr_head: OcrHead = OcrHead()
+    optimizer: Optimizer = Optimizer()
+    eval: Eval = Eval()
+
+
+def schema(node: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Yield every key of the schema as (dotted name, field), groups walked through in order."""
+    for item in dataclasses.fields(node):
+        if dataclasses.is_dataclass(item.type):
+            yield from schema(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + item.name, item
+
+
+def value(cfg: Config, name: str) -> Any:
+    """Return the value under a dotted name."""
+    node: Any = cfg
+    for part in name.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def check(cfg: Config) -> None:
+    """Raise `OcrnetError` for keys that contradict each other."""
+    for problem in _contradictions(cfg):
+        raise OcrnetError(problem)
+
+
+def _contradictions(cfg: Config) -> Iterator[str]:
+    if cfg.warmup_step > cfg.total_step:
+        yield f"warmup_step {cfg.warmup_step} is more than total_step {cfg.total_step}; lower one or raise the other"
+    if cfg.end_lr > cfg.lr_init:
+        yield f"end_lr {cfg.end_lr} is above lr_init {cfg.lr_init}; the learning rate falls from lr_init to end_lr"
+    if cfg.data.scale_range[0] > cfg.data.scale_range[1]:
+        yield f"data.scale_range {list(cfg.data.scale_range)} must be [low, high] with low <= high"
+    if cfg.loss.aux == cfg.loss.ocr == 0:
+        yield "loss.aux and loss.ocr are both 0; nothing would be trained"
+    if not cfg.eval.scales:
+        yield "eval.scales is empty; use [1.0] for the image as it is"
+    if cfg.optimizer.nesterov and cfg.optimizer.momentum == 0:
+        yield "optimizer.nesterov needs optimizer.momentum above 0"
+    if cfg.clip_grad == 0:
+        yield "clip_grad 0 would stop every step; leave it out (none) for no clipping"
+    if cfg.backbone.pretrained and not cfg.backbone.backbone_ckpt:
+        yield (
+            "backbone.pretrained is True but backbone.backbone_ckpt is empty; download HRNet ImageNet weights of this "
+            "width from the authors' HRNet-Image-Classification page and give the file as backbone.backbone_ckpt"
+        )
+    yield from _class_weight_problems(cfg)
+
+
+def _class_weight_problems(cfg: Config) -> Iterator[str]:
+    weights = cfg.data.class_weights
+    if weights is None or cfg.num_classes is None:
+        return
+    if len(weights) != cfg.num_classes:
+        yield (
+            f"data.class_weights has {len(weights)} values but num_classes is {cfg.num_classes}; "
+            "give one weight per class, or none for equal weights"
+        )
+    if not any(weights):
+        yield "data.class_weights are all 0; nothing would be trained"
+
+
+def with_classes(cfg: Config, num_classes: int, source: str) -> Config:
+    """Return ``cfg`` with the dataset's number of classes filled in; raise where it says another number."""
+    if cfg.num_classes not in (None, num_classes):
+        raise OcrnetError(
+            f"num_classes is {cfg.num_classes} but {source} has {num_classes} classes; set num_classes: {num_classes}"
+        )
+    cfg = dataclasses.replace(cfg, num_classes=num_classes)
+    check(cfg)
+    return cfg
+
+
+def as_dict(cfg: Config) -> dict[str, Any]:
+    """Return the config as nested dicts and lists, ready for YAML or JSON."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: plain(v) for k, v in node.items()}
+        return list(node) if isinstance(node, tuple) else node
+
+    return plain(dataclasses.asdict(cfg))
+
+
+def table() -> str:
+    """Return the schema as a Markdown table: key, default, help."""
+    rows = [f"| `{name}` | `{_shown(item.default)}` | {item.metadata['help']} |" for name, item in schema()]
+    return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(str, default))}]"
+    return "none" if default is None else str(default) or '""'
+
+
+def in_bounds(number: float, item: dataclasses.Field) -> bool:
+    """Say whether a number is finite and within the bounds that the key declares."""
+    low, high = item.metadata["low"], item.metadata["high"]
+    return math.isfinite(number) and (low is None or number >= low) and (high is None or number <= high)

@@ -1,0 +1,106 @@
+"""The door between core and frameworks: what an engine offers, and the one place that imports an engine."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ocrnet.config import Config
+from ocrnet.errors import OcrnetError
+from ocrnet.passes import Pass
+from ocrnet.spec import Arch
+from ocrnet.stream import TrainStream
+from ocrnet.world import World
+
+OUTPUTS = ("labels", "confidence", "probabilities")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a segment of training did, on all ranks together."""
+
+    loss: np.ndarray  # float64 steps,heads: the aux and the ocr head's loss, not yet weighted
+    finite: np.ndarray  # bool steps: whether the step was taken; otherwise it left everything unchanged
+    samples: int
+    seconds: float
+    data_seconds: float  # of which: waiting for the loader
+    memory_bytes: int  # GPU: the device's peak; CPU: resident now
+
+
+class Engine(Protocol):
+    """One framework on one device, NumPy on both sides."""
+
+    world: World
+    decisions: Sequence[str]  # what was chosen for this device, and why: for the start banner
+    versions: Mapping[str, str]  # of the framework and of what it computes with: for the checkpoint
+
+    def train(self, steps: int) -> Stats:
+        """Take ``steps`` optimizer attempts from where the state stands."""
+
+    def predict(
+        self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
+    ) -> dict[str, np.ndarray]:
+        """Look at uint8 N,H,W,3 RGB images through ``passes``.
+
+        Of `OUTPUTS`, as asked: labels uint8 N,H,W; confidence float32 N,H,W, the winning class's probability;
+        probabilities float32 N,num_classes,H,W, the mean over the passes of the softmax at full resolution.
+        """
+
+    def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalised float32 N,3,H,W."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return weights, BN statistics, momentum/<name> and scaler/<name> under canonical names."""
+
+    def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
+        """Take over a state, complete or weights alone, and the place in the stream."""
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum over the ranks, exact for int64."""
+
+    def close(self) -> None:
+        """Release loader workers and process groups."""
+
+
+def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | None = None) -> Engine:
+    """Return the engine that the config chooses, importing its framework alone; ``stream`` is what it trains on."""
+    name = choose_engine(cfg)
+    if name == "torch":
+        from ocrnet.engines.torch.engine import TorchEngine
+
+        return TorchEngine(cfg, arch, world=world, stream=stream)
+    raise OcrnetError(f"engine {name} is not part of this version; use --engine torch with --device_target CPU or GPU")
+
+
+def choose_engine(cfg: Config) -> str:
+    """Return ``torch`` or ``mindspore``: what was asked for, or what fits the device and is installed."""
+    has_torch = importlib.util.find_spec("torch") is not None
+    if cfg.engine != "auto":
+        name = cfg.engine
+    elif cfg.device_target == "Ascend":
+        name = "mindspore"
+    else:
+        name = "torch" if has_torch else "mindspore"
+    if name == "torch" and not has_torch:
+        raise OcrnetError("engine torch needs PyTorch, which is not installed: pip install 'ocrnet[torch]'")
+    if name == "torch" and cfg.device_target == "Ascend":
+        raise OcrnetError("--engine torch does not run on Ascend; use --engine mindspore")
+    if name == "mindspore" and importlib.util.find_spec("mindspore") is None:
+        raise OcrnetError(
+            "neither PyTorch nor MindSpore is installed: pip install 'ocrnet[torch]'"
+            if cfg.engine == "auto" and cfg.device_target != "Ascend"
+            else "engine mindspore needs MindSpore, which is not installed: pip install 'ocrnet[mindspore]'"
+        )
+    return name
+
+
+def read_pth(path: Path) -> dict[str, np.ndarray]:
+    """Read the tensors of a PyTorch weights file; no code in it is run. Needs torch."""
+    if importlib.util.find_spec("torch") is None:
+        raise OcrnetError(f"{path}: reading a .pth file needs PyTorch: pip install 'ocrnet[torch]'")
+    from ocrnet.engines.torch.pth import read
+
+    return read(path)

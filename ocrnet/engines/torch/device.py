@@ -1,0 +1,67 @@
+"""What to compute on and in which precision, chosen once, with the reason."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ocrnet.config import Config
+from ocrnet.errors import OcrnetError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The autocast to compute under (a fresh context each call), whether the loss needs a scale, and why."""
+
+    autocast: Callable[[], contextlib.AbstractContextManager]
+    scaled: bool
+    text: str
+
+
+def choose_device(target: str | None) -> tuple[torch.device, str]:
+    """Return the device for ``--device_target`` and the sentence that says why."""
+    if target == "GPU" and not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        raise OcrnetError(
+            f"device_target GPU: PyTorch {torch.__version__} ({built}) sees no GPU; use --device_target CPU"
+        )
+    if target == "GPU" or (target is None and torch.cuda.is_available()):
+        return torch.device("cuda", 0), f"GPU ({torch.cuda.get_device_name(0)})"
+    return torch.device("cpu"), "CPU" if target else "CPU, because PyTorch sees no GPU"
+
+
+def choose_precision(device: torch.device, mix: bool) -> Precision:
+    """Return what ``--mix`` means here: bfloat16 where it is native, else float16 with a scaled loss on GPU."""
+    if not mix:
+        return Precision(contextlib.nullcontext, False, "float32")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(_autocast("cuda", torch.bfloat16), False, "bfloat16")
+        why = "float16 with a dynamic loss scale, because this GPU has no bfloat16"
+        return Precision(_autocast("cuda", torch.float16), True, why)
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return Precision(_autocast("cpu", torch.bfloat16), False, "bfloat16")
+    return Precision(contextlib.nullcontext, False, "float32, because this CPU has no bfloat16 instructions")
+
+
+def _autocast(device_type: str, dtype: torch.dtype) -> Callable[[], contextlib.AbstractContextManager]:
+    return lambda: torch.autocast(device_type, dtype)
+
+
+def describe(device: torch.device, why: str, precision: Precision, cfg: Config) -> tuple[list[str], dict[str, str]]:
+    """Return the banner's lines and the versions for the checkpoint; set what a deterministic run needs."""
+    versions = {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
+    lines = [f"engine: torch {torch.__version__}, {torch.get_num_threads()} threads", f"device: {why}"]
+    lines.append(f"mix: {precision.text}")
+    if device.type == "cuda":
+        versions |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name(device)}
+        torch.backends.cudnn.benchmark = not cfg.deterministic
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        lines.append("deterministic: on")
+    if cfg.max_rowsize != type(cfg).max_rowsize:
+        lines.append("max_rowsize: no effect on the torch engine, whose loader has no such limit")
+    return lines, versions

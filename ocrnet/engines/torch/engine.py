@@ -1,0 +1,249 @@
+"""The torch engine: optimizer attempts that the device itself skips where not finite, and prediction by passes."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from ocrnet import schedule, spec
+from ocrnet.config import Config
+from ocrnet.engine import OUTPUTS, Stats
+from ocrnet.engines.torch.device import Precision, choose_device, choose_precision, describe
+from ocrnet.engines.torch.hrnet import Size, resize
+from ocrnet.engines.torch.loader import Batch, batches
+from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
+from ocrnet.engines.torch.ocr import OCRNet
+from ocrnet.engines.torch.scaler import LossScaler
+from ocrnet.errors import OcrnetError
+from ocrnet.passes import Pass
+from ocrnet.stream import TrainStream
+from ocrnet.world import World
+
+MOMENTUM = "momentum/"
+
+
+class TorchEngine:
+    """OCRNet on one CPU or one NVIDIA GPU; see `ocrnet.engine.Engine` for what each method means."""
+
+    def __init__(self, cfg: Config, arch: spec.Arch, *, world: World, stream: TrainStream | None = None) -> None:
+        if world.size > 1:
+            raise OcrnetError(
+                f"{world.launcher} started {world.size} processes, but this version uses one card; start one"
+            )
+        self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
+        self.device, why = choose_device(cfg.device_target)
+        self.precision: Precision = choose_precision(self.device, cfg.mix)
+        self.decisions: Sequence[str]
+        self.versions: Mapping[str, str]
+        self.decisions, self.versions = describe(self.device, why, self.precision, cfg)
+        self.model = OCRNet(arch).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.running = _flatten_buffers(self.model)
+        self.parameters = dict(self.model.named_parameters())
+        self.mean = torch.tensor(cfg.data.mean, device=self.device).mul(255).view(1, 3, 1, 1)
+        self.std = torch.tensor(cfg.data.std, device=self.device).mul(255).view(1, 3, 1, 1)
+        self.step = 0
+        self._batches: Iterator[Batch] | None = None
+        if stream is not None:
+            self._prepare_training()
+
+    def _prepare_training(self) -> None:
+        cfg = self.cfg
+        self.lr = schedule.table(cfg)
+        weights = cfg.data.class_weights or (1.0,) * self.arch.num_classes
+        self.class_weight = torch.tensor(weights, device=self.device)
+        ohem = (cfg.loss.ohem_threshold, cfg.loss.ohem_min_kept) if cfg.loss.ohem else None
+        self.loss = SegmentationLoss(
+            self.class_weight, self.arch.rule.align_corners, aux=cfg.loss.aux, ocr=cfg.loss.ocr, ohem=ohem
+        )
+        self.scaler = LossScaler(self.device, dynamic=self.precision.scaled)
+        self.optimizer = self._make_optimizer()
+
+    def _make_optimizer(self) -> torch.optim.SGD:
+        """Return SGD with explicit decay groups and momentum that begins as zeros, as the state of a file would."""
+        how = self.cfg.optimizer
+        groups = [
+            {
+                "params": [p for n, p in self.parameters.items() if spec.decays(n, how.decay) is decays],
+                "weight_decay": how.weight_decay if decays else 0.0,
+            }
+            for decays in (True, False)
+        ]
+        optimizer = torch.optim.SGD(
+            [group for group in groups if group["params"]],
+            lr=self.cfg.lr_init,
+            momentum=how.momentum,
+            nesterov=how.nesterov,
+            fused=True,
+        )
+        if how.momentum:
+            for parameter in self.parameters.values():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
+
+    def train(self, steps: int) -> Stats:
+        """Take ``steps`` optimizer attempts; nothing is copied from the device until the last is under way."""
+        if self.stream is None:
+            raise OcrnetError("this engine was opened without a training stream")
+        if self._batches is None:
+            self._batches = batches(self.stream, self.cfg, world=self.world, step=self.step)
+        self.model.train()
+        heads = torch.zeros(steps, 2, dtype=torch.float64, device=self.device)
+        finite = torch.zeros(steps, dtype=torch.bool, device=self.device)
+        begun, waited = time.perf_counter(), 0.0
+        for i in range(steps):
+            asked = time.perf_counter()
+            micro_batches = [next(self._batches) for _ in range(self.cfg.accumulate_steps)]
+            waited += time.perf_counter() - asked
+            heads[i], finite[i] = self._take_step(micro_batches)
+            self.step += 1
+        loss = heads.cpu().numpy()
+        samples = steps * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size
+        return Stats(loss, finite.cpu().numpy(), samples, time.perf_counter() - begun, waited, self._memory())
+
+    def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take one optimizer attempt; return the two heads' losses and whether it was finite, both on the device."""
+        before = self.running.clone()
+        on_device = [[part.to(self.device, non_blocking=True) for part in batch] for batch in micro_batches]
+        denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in on_device]).sum()
+        heads = torch.zeros(2, device=self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        for images, label, keep in on_device:
+            with self.precision.autocast():
+                outputs = self.model(self._normalise(images), keep)
+            total, parts = self.loss(outputs, label, denominator, micro_batches=len(on_device))
+            self.scaler.scaled(total).backward()
+            heads += parts.detach()
+        norm = self._gradient_norm()
+        finite = torch.isfinite(norm) & torch.isfinite(heads).all()
+        self._update(norm, finite)
+        self.running.copy_(torch.where(finite, self.running, before))
+        return heads, finite
+
+    def _gradient_norm(self) -> torch.Tensor:
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / self.scaler.scale
+
+    def _update(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
+        """Step the optimizer, or leave weights and momentum as they are; clipping and unscaling are one division."""
+        divisor = self.scaler.scale
+        if self.cfg.clip_grad is not None:
+            divisor = divisor * (norm / self.cfg.clip_grad).clamp(min=1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(self.lr[self.step])
+        self.optimizer.grad_scale = divisor.float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.scaler.update(finite)
+
+    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 N,H,W,3 into normalised float N,3,H,W in channels-last order (which the bytes already have)."""
+        return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+    @torch.inference_mode()
+    def predict(
+        self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
+    ) -> dict[str, np.ndarray]:
+        """Average the softmax over ``passes``; a single pass's labels need no softmax."""
+        unknown = set(outputs) - set(OUTPUTS)
+        if unknown:
+            raise OcrnetError(f"predict has no output {sorted(unknown)}; it has {', '.join(OUTPUTS)}")
+        self.model.eval()
+        x = self._normalise(torch.from_numpy(images).to(self.device))
+        size = images.shape[1], images.shape[2]
+        if list(outputs) == ["labels"] and len(passes) == 1:
+            return {"labels": self._look(x, passes[0], size).argmax(1).to(torch.uint8).cpu().numpy()}
+        probabilities = torch.zeros(len(images), self.arch.num_classes, *size, device=self.device)
+        for one in passes:
+            probabilities += self._look(x, one, size).softmax(1)
+        probabilities /= len(passes)
+        confidence, labels = probabilities.max(1)
+        found = {"labels": labels.to(torch.uint8), "confidence": confidence, "probabilities": probabilities}
+        return {name: found[name].cpu().numpy() for name in outputs}
+
+    def _look(self, x: torch.Tensor, one: Pass, size: Size) -> torch.Tensor:
+        """Return the OCR head's logits float32 N,num_classes,H,W at the image's own size, seen through one pass."""
+        if one.size != x.shape[2:]:
+            x = resize(x, one.size, align_corners=False)
+        if one.flip:
+            x = x.flip(3)
+        align_corners = self.arch.rule.align_corners
+        if len(one.windows) == 1:
+            logits = self._ocr(x)
+        else:
+            logits = torch.zeros(len(x), self.arch.num_classes, *one.size, device=self.device)
+            count = torch.zeros(one.size, device=self.device)
+            for top, left, height, width in one.windows:
+                window = (..., slice(top, top + height), slice(left, left + width))
+                logits[window] += resize(self._ocr(x[window]), (height, width), align_corners)
+                count[window] += 1
+            logits /= count
+        if one.flip:
+            logits = logits.flip(3)
+        return resize(logits, size, align_corners)
+
+    def _ocr(self, x: torch.Tensor) -> torch.Tensor:
+        with self.precision.autocast():
+            return self.model(x)[1].float()
+
+    @torch.inference_mode()
+    def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Run the network once on normalised float32 N,3,H,W."""
+        self.model.eval()
+        with self.precision.autocast():
+            aux, ocr = self.model(torch.from_numpy(x).to(self.device))
+        return aux.float().cpu().numpy(), ocr.float().cpu().numpy()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Copy the state to the host under canonical names."""
+        state = {name: _to_numpy(tensor) for name, tensor in self.model.state_dict().items()}
+        if self.stream is not None:
+            for name, parameter in self.parameters.items():
+                if (buffer := self.optimizer.state[parameter].get("momentum_buffer")) is not None:
+                    state[MOMENTUM + name] = _to_numpy(buffer)
+            state |= self.scaler.state()
+        return state
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
+        """Copy a state into place; momentum that it does not hold begins as zeros."""
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(torch.from_numpy(state[name]))
+        if self.stream is not None:
+            for name, parameter in self.parameters.items():
+                if (buffer := self.optimizer.state[parameter].get("momentum_buffer")) is not None:
+                    given = state.get(MOMENTUM + name)
+                    buffer.copy_(torch.from_numpy(given)) if given is not None else buffer.zero_()
+            self.scaler.restore(state)
+        self.step, self._batches = step, None
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """Return the array: there is one rank."""
+        return array
+
+    def close(self) -> None:
+        """Stop the loader's workers."""
+        self._batches = None
+
+    def _memory(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return psutil.Process().memory_info().rss
+
+
+def _flatten_buffers(model: nn.Module) -> torch.Tensor:
+    """Lay all BN statistics into one tensor that the modules hold views of, so that a step can put them all back."""
+    owners = [(module, name) for module in model.modules() for name, _ in module.named_buffers(recurse=False)]
+    flat = torch.cat([getattr(module, name).reshape(-1) for module, name in owners])
+    start = 0
+    for module, name in owners:
+        size = getattr(module, name).numel()
+        setattr(module, name, flat[start : start + size])
+        start += size
+    return flat
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().numpy().copy()

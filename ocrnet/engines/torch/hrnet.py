@@ -1,0 +1,202 @@
+"""HRNet (Wang et al., TPAMI 2020) in PyTorch: a stem, a bottleneck stage, and three stages of parallel branches.
+
+Module names give the authors' state-dict names, so ``nn.Identity`` stands where their lists hold None.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ocrnet import spec
+from ocrnet.spec import Arch, Variant
+
+Size = tuple[int, int]
+
+
+def resize(x: Tensor, size: Size, align_corners: bool) -> Tensor:
+    """Bilinear resize of N,C,H,W to ``size`` (height, width)."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
+class Norm(nn.Module):
+    """Batch norm over N, H and W without a step counter; identity until weights are loaded."""
+
+    def __init__(self, channels: int, eps: float = spec.BN_EPS) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise N,C,H,W: by the batch in training, which updates the running statistics, else by those."""
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, spec.BN_MOMENTUM, self.eps)
+
+
+class Conv(nn.Conv2d):
+    """A 1x1 or 3x3 convolution that keeps the size (or halves it, stride 2); zero until weights are loaded.
+
+    ``same`` pads a stride-2 convolution by (0, 1) on even sizes and (1, 1) on odd ones.
+    """
+
+    def __init__(
+        self, inp: int, out: int, kernel: int = 1, *, stride: int = 1, bias: bool = False, same: bool = False
+    ) -> None:
+        super().__init__(inp, out, kernel, stride, padding=0 if same else kernel // 2, bias=bias)
+        self.same = same
+
+    def reset_parameters(self) -> None:
+        """Draw nothing: weights come from ``spec.init`` or a file, never from torch's global generator."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N,inp,H,W -> N,out,ceil(H / stride),ceil(W / stride)."""
+        if self.same:
+            x = F.pad(x, (x.shape[-1] % 2, 1, x.shape[-2] % 2, 1))
+        return super().forward(x)
+
+
+def norm_act(norm: nn.Module, x: Tensor, slope: float = 0.0, add: Tensor | None = None) -> Tensor:
+    """Norm, then ``add`` where given, then ReLU (leaky where ``slope`` is not 0): every norm with an activation."""
+    y = norm(x)
+    if add is not None:
+        y = y + add
+    return F.leaky_relu(y, slope) if slope else F.relu(y)
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution and norm, then ReLU where ``relu``; the names are ``0`` and ``1``."""
+
+    def __init__(self, conv: Conv, *, relu: bool = True) -> None:
+        super().__init__(conv, Norm(conv.out_channels))
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N,inp,H,W -> N,out,H',W'."""
+        return norm_act(self[1], self[0](x)) if self.relu else self[1](self[0](x))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = Conv(width, width, 3), Norm(width)
+        self.conv2, self.bn2 = Conv(width, width, 3), Norm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N,width,H,W -> the same shape."""
+        y = norm_act(self.bn1, self.conv1(x))
+        return norm_act(self.bn2, self.conv2(y), add=x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions to 256 channels and the identity, projected where ``inp`` differs."""
+
+    def __init__(self, inp: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = Conv(inp, spec.STEM), Norm(spec.STEM)
+        self.conv2, self.bn2 = Conv(spec.STEM, spec.STEM, 3), Norm(spec.STEM)
+        self.conv3, self.bn3 = Conv(spec.STEM, spec.LAYER1), Norm(spec.LAYER1)
+        same = inp == spec.LAYER1
+        self.downsample = nn.Identity() if same else ConvNorm(Conv(inp, spec.LAYER1), relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N,inp,H,W -> N,256,H,W."""
+        y = norm_act(self.bn1, self.conv1(x))
+        y = norm_act(self.bn2, self.conv2(y))
+        return norm_act(self.bn3, self.conv3(y), add=self.downsample(x))
+
+
+class Module(nn.Module):
+    """One multi-resolution module: residual branches, then every branch becomes the sum of all, at its own size."""
+
+    def __init__(self, widths: tuple[int, ...], blocks: int, rule: Variant) -> None:
+        super().__init__()
+        self.rule = rule
+        self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(width) for _ in range(blocks))) for width in widths)
+        numbers = range(len(widths))
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(fuse_layer(widths, i, j, rule.same_padding) for j in numbers) for i in numbers
+        )
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """One map a branch, finest first -> the same shapes."""
+        maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
+        return [F.relu(self.fuse(i, maps)) for i in range(len(maps))]
+
+    def fuse(self, i: int, maps: list[Tensor]) -> Tensor:
+        """The sum of all maps at branch ``i``'s size and channels."""
+        height, width = maps[i].shape[-2:]
+        layers = self.fuse_layers[i]
+        assert isinstance(layers, nn.ModuleList)
+        total = layers[0](maps[0])
+        for j in range(1, len(maps)):
+            y = layers[j](maps[j])
+            total = total + (self.upsample(y, (height, width), 2 ** (j - i)) if j > i else y)
+        return total
+
+    def upsample(self, x: Tensor, size: Size, factor: int) -> Tensor:
+        """A coarser branch at ``size``, about ``factor`` times its own."""
+        if self.rule.fuse_resize == "nearest":
+            return F.interpolate(x, size, mode="nearest")
+        if self.rule.double_resize:
+            x = resize(x, (x.shape[-2] * factor, x.shape[-1] * factor), self.rule.align_corners)
+        return resize(x, size, self.rule.align_corners)
+
+
+def fuse_layer(widths: tuple[int, ...], i: int, j: int, same: bool) -> nn.Module:
+    """The layer from branch ``j`` to branch ``i``, before its resize: 1x1 from coarser, a stride-2 chain from finer."""
+    if i == j:
+        return nn.Identity()
+    if j > i:
+        return ConvNorm(Conv(widths[j], widths[i]), relu=False)
+    outs = [widths[j]] * (i - j - 1) + [widths[i]]
+    convs = (Conv(widths[j], out, 3, stride=2, same=same) for out in outs)
+    return nn.Sequential(*(ConvNorm(conv, relu=k < i - j - 1) for k, conv in enumerate(convs)))
+
+
+class HRNet(nn.Module):
+    """The backbone; ``maps`` gives the four branches."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch, self.rule = arch, arch.rule
+        same = self.rule.same_padding
+        self.conv1, self.bn1 = Conv(3, spec.STEM, 3, stride=2, same=same), Norm(spec.STEM)
+        self.conv2, self.bn2 = Conv(spec.STEM, spec.STEM, 3, stride=2, same=same), Norm(spec.STEM)
+        self.layer1 = nn.Sequential(*(Bottleneck(spec.LAYER1 if i else spec.STEM) for i in range(arch.blocks)))
+        first = ConvNorm(Conv(spec.LAYER1, arch.width, 3))
+        self.transition1 = nn.ModuleList([first, self._new_branch(2, spec.LAYER1)])
+        self.stage2 = self._stage(2)
+        self.transition2 = nn.ModuleList([nn.Identity(), nn.Identity(), self._new_branch(3, arch.widths[1])])
+        self.stage3 = self._stage(3)
+        self.transition3 = nn.ModuleList([*(nn.Identity() for _ in range(3)), self._new_branch(4, arch.widths[2])])
+        self.stage4 = self._stage(4)
+
+    def _stage(self, stage: int) -> nn.Sequential:
+        modules = range(self.arch.modules[stage - 2])
+        return nn.Sequential(*(Module(self.arch.widths[:stage], self.arch.blocks, self.rule) for _ in modules))
+
+    def _new_branch(self, stage: int, inp: int) -> nn.Sequential:
+        conv = Conv(inp, self.arch.widths[stage - 1], 3, stride=2, same=self.rule.same_padding)
+        return nn.Sequential(ConvNorm(conv))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """N,3,H,W normalised -> four maps: N,width,ceil(H/4),ceil(W/4), then twice the channels at half the size."""
+        x = norm_act(self.bn1, self.conv1(x))
+        x = norm_act(self.bn2, self.conv2(x))
+        x = self.layer1(x)
+        maps = self.stage2([transition(x) for transition in self.transition1])
+        for transitions, stage in ((self.transition2, self.stage3), (self.transition3, self.stage4)):
+            inputs = [*maps, maps[-1]]  # the new branch starts from the coarsest one
+            maps = stage([transition(x) for transition, x in zip(transitions, inputs, strict=True)])
+        return maps

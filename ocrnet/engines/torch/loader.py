@@ -1,0 +1,53 @@
+"""The training stream in a torch DataLoader: worker processes read and augment, batches come out in order."""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ocrnet.config import Config
+from ocrnet.stream import Sample, TrainStream, numbers
+from ocrnet.world import World
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class StepNumbers:
+    """The sample numbers of this rank's micro-batches, one list each, from ``step`` to the end of the run."""
+
+    def __init__(self, cfg: Config, world: World, step: int) -> None:
+        self.cfg, self.world, self.step = cfg, world, step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.step, self.cfg.total_step):
+            yield from numbers(
+                step, batch_size=self.cfg.batch_size, accumulate_steps=self.cfg.accumulate_steps, world=self.world
+            )
+
+
+def batches(stream: TrainStream, cfg: Config, *, world: World, step: int) -> Iterator[Batch]:
+    """Yield micro-batches from ``step`` on: images uint8 N,H,W,3, labels uint8 N,H,W, dropout masks bool N,channels."""
+    workers = cfg.num_workers
+    loader: DataLoader = DataLoader(
+        stream,  # type: ignore[arg-type]  # it has __getitem__ by number, which is all that is used
+        batch_sampler=StepNumbers(cfg, world, step),
+        num_workers=workers,
+        prefetch_factor=cfg.prefetch_size if workers else None,
+        collate_fn=collate,
+        worker_init_fn=one_thread,
+        pin_memory=cfg.device_target == "GPU",
+    )
+    return iter(loader)
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples into the three tensors of a micro-batch."""
+    images, labels, keeps = (torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
+    return images, labels, keeps
+
+
+def one_thread(_: int) -> None:
+    """Keep a worker to one thread: the workers themselves are the parallelism."""
+    cv2.setNumThreads(0)

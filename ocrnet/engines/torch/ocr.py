@@ -1,0 +1,116 @@
+"""The OCR head (Yuan et al., ECCV 2020, section 3) on HRNet, in PyTorch."""
+
+import torch
+from torch import Tensor, nn
+
+from ocrnet.engines.torch.hrnet import Conv, HRNet, Norm, norm_act, resize
+from ocrnet.spec import Arch, head_channels
+
+
+class NormAct(nn.Sequential):
+    """A head's norm (named ``0``) with its activation."""
+
+    def __init__(self, channels: int, arch: Arch) -> None:
+        super().__init__(Norm(channels, arch.rule.head_eps))
+        self.slope = arch.rule.head_activation_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N,channels,H,W -> the same shape."""
+        return norm_act(self[0], x, self.slope)
+
+
+class ConvNormAct(nn.Sequential):
+    """A head's convolution, with bias, and its norm and activation; the names are ``0`` and ``1``.
+
+    Further layers follow under ``3``; ``2`` stands for the authors' ReLU.
+    """
+
+    def __init__(self, conv: Conv, arch: Arch, *then: nn.Module) -> None:
+        super().__init__(conv, Norm(conv.out_channels, arch.rule.head_eps), nn.Identity(), *then)
+        self.slope = arch.rule.head_activation_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N,inp,H,W -> N,out,H,W."""
+        conv, norm, *then = self
+        x = norm_act(norm, conv(x), self.slope)
+        for layer in then:
+            x = layer(x)
+        return x
+
+
+class ObjectContext(nn.Module):
+    """Attention from pixels (query) to object regions (key, value): formulas 4 and 5 of the paper."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        channels, key = arch.channels, arch.key_channels
+        self.scale = key**-0.5
+        self.f_pixel = nn.Sequential(Conv(channels, key), NormAct(key, arch), Conv(key, key), NormAct(key, arch))
+        self.f_object = nn.Sequential(Conv(channels, key), NormAct(key, arch), Conv(key, key), NormAct(key, arch))
+        self.f_down = nn.Sequential(Conv(channels, key), NormAct(key, arch))
+        self.f_up = nn.Sequential(Conv(key, channels), NormAct(channels, arch))
+
+    def relation(self, pixels: Tensor, objects: Tensor) -> Tensor:
+        """Pixels N,channels,H,W and objects N,channels,K,1 -> N,HW,K: what each pixel takes from each object."""
+        query = self.f_pixel(pixels).flatten(2).transpose(1, 2)  # N, HW, key
+        key = self.f_object(objects).flatten(2)  # N, key, K
+        return torch.softmax(self.scale * (query @ key), dim=-1)
+
+    def forward(self, pixels: Tensor, objects: Tensor) -> Tensor:
+        """Pixels N,channels,H,W and objects N,channels,K,1 -> the objects' context of every pixel, as pixels."""
+        value = self.f_down(objects).flatten(2).transpose(1, 2)  # N, K, key
+        context = self.relation(pixels, objects) @ value  # N, HW, key
+        context = context.transpose(1, 2).unflatten(2, pixels.shape[-2:])
+        return self.f_up(context)
+
+
+class SpatialOCR(nn.Module):
+    """Pixels and their object context, mixed to the features that the classifier sees, with channel dropout."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.dropout = arch.dropout
+        self.object_context_block = ObjectContext(arch)
+        features = head_channels(arch)
+        conv = Conv(2 * arch.channels, features, arch.rule.bottleneck_kernel)
+        self.conv_bn_dropout = nn.Sequential(conv, NormAct(features, arch))
+
+    def forward(self, pixels: Tensor, objects: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Pixels N,channels,H,W, objects N,channels,K,1, keep N,features or None -> N,features,H,W."""
+        context = self.object_context_block(pixels, objects)
+        x = self.conv_bn_dropout(torch.cat([context, pixels], 1))
+        if keep is not None:
+            x = x * (keep.to(x.dtype) / (1 - self.dropout))[:, :, None, None]
+        return x
+
+
+def gather(pixels: Tensor, logits: Tensor) -> Tensor:
+    """Object regions: pixels N,C,H,W averaged by each class's spatial softmax of logits N,K,H,W -> N,C,K,1."""
+    weights = torch.softmax(logits.flatten(2), dim=2)  # N, K, HW
+    return (weights @ pixels.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)
+
+
+class OCRNet(HRNet):
+    """HRNet with the OCR head; names and shapes of its state are ``spec.shapes(arch)``."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__(arch)
+        total = sum(arch.widths)
+        self.conv3x3_ocr = ConvNormAct(Conv(total, arch.channels, 3, bias=True), arch)
+        self.ocr_distri_head = SpatialOCR(arch)
+        self.cls_head = Conv(head_channels(arch), arch.num_classes, bias=True)
+        classifier = Conv(total, arch.num_classes, bias=True)
+        self.aux_head = ConvNormAct(Conv(total, total, self.rule.aux_kernel, bias=True), arch, classifier)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (aux, ocr), each N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised, H and W at least 32.
+
+        ``keep`` N,features marks the channels of the OCR head that dropout keeps; None drops none.
+        """
+        maps = self.maps(x)
+        height, width = maps[0].shape[-2:]
+        x = torch.cat([resize(y, (height, width), self.rule.align_corners) for y in maps], 1)
+        aux = self.aux_head(x)
+        pixels = self.conv3x3_ocr(x)
+        features = self.ocr_distri_head(pixels, gather(pixels, aux), keep)
+        return aux, self.cls_head(features)

@@ -1,0 +1,42 @@
+"""The one evaluation loop: images one by one, an int64 confusion matrix, nothing that grows with their number."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from ocrnet import metrics
+from ocrnet.config import Config, Eval
+from ocrnet.datasets.base import Dataset
+from ocrnet.engine import Engine
+from ocrnet.metrics import Scores
+from ocrnet.passes import make_passes
+from ocrnet.stream import val_stream
+
+Show = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
+
+
+def evaluate(
+    engine: Engine,
+    dataset: Dataset,
+    cfg: Config,
+    *,
+    how: Eval,
+    show: Show | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Scores:
+    """Score a dataset, each rank its share; ``show(index, image, prediction, truth)`` sees every image of this rank."""
+    num_classes = len(dataset.classes)
+    total = np.zeros((num_classes, num_classes), np.int64)
+    share = len(range(engine.world.rank, len(dataset), engine.world.size))
+    begun = said = time.monotonic()
+    for done, (index, image, label) in enumerate(val_stream(dataset, engine.world, cfg.num_workers), 1):
+        passes = make_passes(how, (image.shape[0], image.shape[1]), cfg.data.base_size)
+        prediction = engine.predict(image[None], passes)["labels"][0]
+        total += metrics.confusion(prediction, label, num_classes)
+        if show is not None:
+            show(index, image, prediction, label)
+        if say is not None and time.monotonic() - said > 10:
+            said = time.monotonic()
+            say(f"evaluated {done}/{share} images, {done / (said - begun):.2f} img/s")
+    return metrics.scores(engine.sum(total), dataset.classes.names, dataset.classes.categories)

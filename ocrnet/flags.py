@@ -1,0 +1,156 @@
+"""The public flags as one table, and how they become values of the config. A test freezes the table."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ocrnet import config, layers
+from ocrnet.config import Config
+from ocrnet.errors import OcrnetError, nearest
+from ocrnet.layers import KEYS, Given
+
+RUN = ("train", "eval")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: the commands that take it, the config key it sets (none: its own meaning), its help."""
+
+    name: str
+    commands: tuple[str, ...]
+    key: str | None
+    help: str
+    alias: str | None = None
+
+
+FLAGS = (
+    Flag("config", RUN, None, "YAML file of the run (required)"),
+    Flag("device_target", RUN, "device_target", "CPU, GPU or Ascend; default: what is there"),
+    Flag("engine", RUN, "engine", "auto, torch or mindspore"),
+    Flag("mix", RUN, "mix", "mixed precision, True or False"),
+    Flag("save_dir", RUN, "save_dir", "folder of the run"),
+    Flag("checkpoint_path", ("eval",), None, "checkpoint file, or a folder: its newest valid one", alias="ckpt_path"),
+    Flag("multi_scale", ("eval",), "eval.scales", "True: average over scales 0.5 0.75 1 1.25 1.5 1.75"),
+    Flag("flip", ("eval",), "eval.flip", "True: average with the mirrored image"),
+    Flag("visualize", ("eval",), None, "True: write overlays beside the truth to SAVE_DIR/visualize"),
+    Flag("resume_ckpt", ("train",), None, "checkpoint to go on from, or auto: the newest valid one in save_dir"),
+    Flag("batch_size", ("train",), "batch_size", "crops per card"),
+    Flag("seed", ("train",), "seed", "seed of weights, order and augmentation"),
+    Flag("log_interval", ("train",), "log_interval", "steps between log lines"),
+    Flag("run_eval", ("train",), "run_eval", "evaluate while training, True or False"),
+    Flag("lr_init", ("train",), "lr_init", "highest learning rate"),
+)
+
+
+@dataclass(frozen=True)
+class Args:
+    """What stood on the command line: config values, and the flags that are not config keys."""
+
+    given: dict[str, Given]
+    options: dict[str, str]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise OcrnetError(message)
+
+
+def parse(command: str, argv: Sequence[str]) -> Args:
+    """Read the arguments of ``train`` or ``eval``; an unknown flag is an `OcrnetError` that names the nearest one."""
+    flags = [flag for flag in FLAGS if command in flag.commands]
+    parser = _Parser(prog=f"ocrnet {command}", allow_abbrev=False)
+    for flag in flags:
+        names = [f"--{name}" for name in (flag.name, flag.alias) if name]
+        parser.add_argument(*names, dest=flag.name, help=flag.help, action="append", metavar="VALUE")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key; repeatable")
+    names = [action for flag in flags for action in (flag.name, flag.alias) if action] + ["set"]
+    known, unknown = parser.parse_known_args(_spread_sets(argv))
+    if unknown:
+        stray = unknown[0]
+        hint = nearest(stray.split("=")[0].lstrip("-"), names).replace("'", "'--", 1) if stray.startswith("-") else ""
+        what = "unknown flag" if stray.startswith("-") else "unexpected argument"
+        raise OcrnetError(f"{what} '{stray}'{hint} (all flags: ocrnet {command} --help)")
+    texts = {flag.name: _once(flag.name, values) for flag in flags if (values := getattr(known, flag.name))}
+    given = _from_sets(known.set)
+    for flag in flags:
+        if flag.key and flag.name in texts:
+            _merge(given, flag.key, Given(_flag_value(flag, texts[flag.name]), f"--{flag.name}"))
+    return Args(given, {flag.name: texts[flag.name] for flag in flags if not flag.key and flag.name in texts})
+
+
+def as_bool(name: str, text: str) -> bool:
+    """Read a True / False flag that is not a config key."""
+    value = layers.parse_value(text)
+    if not isinstance(value, bool):
+        raise OcrnetError(f"--{name} is {text!r}, but must be True or False")
+    return value
+
+
+def load_config(args: Args) -> tuple[Config, list[str]]:
+    """Return the config of YAML and command line, and the sentences to say about what was adjusted."""
+    if "config" not in args.options:
+        raise OcrnetError("--config is required: a YAML file, for example config/ocrnet/config_ocrnet_hrw48_16k.yml")
+    given = layers.read_yaml(args.options["config"]) | args.given
+    cfg = layers.build(given)
+    notes = []
+    if "total_step" in args.given and "warmup_step" not in args.given and cfg.warmup_step > cfg.total_step // 10:
+        short = cfg.total_step // 10
+        notes.append(f"warmup_step: {short} instead of {cfg.warmup_step}, a tenth of the shortened run")
+        cfg = layers.build(given | {"warmup_step": Given(short, "total_step")})
+    config.check(cfg)
+    for name in ("eval_interval", "save_interval", "log_interval"):
+        if getattr(cfg, name) > cfg.total_step:
+            notes.append(f"{name}: {getattr(cfg, name)} is longer than the run, so: at its end")
+    return cfg, notes
+
+
+def _spread_sets(argv: Sequence[str]) -> list[str]:
+    """Turn ``--set a=1 b=2`` into ``--set a=1 --set b=2``; a token without '=' ends the list."""
+    spread: list[str] = []
+    inside = False
+    for token in argv:
+        if token == "--set":
+            inside = True
+            continue
+        inside = inside and "=" in token and not token.startswith("--")
+        spread += [f"--set={token}"] if inside else [token]
+    if argv and argv[-1] == "--set":
+        raise OcrnetError("--set needs KEY=VALUE after it")
+    return spread
+
+
+def _from_sets(pairs: list[str]) -> dict[str, Given]:
+    given: dict[str, Given] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise OcrnetError(f"--set {pair}: must be KEY=VALUE")
+        layers.known(name, "--set")
+        _merge(given, name, Given(_text_or_value(name, text), "--set"))
+    return given
+
+
+def _text_or_value(name: str, text: str) -> Any:
+    return text if KEYS[name].type is str else layers.parse_value(text)
+
+
+def _flag_value(flag: Flag, text: str) -> Any:
+    if flag.name == "multi_scale":
+        return list(config.EVAL_SCALES) if as_bool(flag.name, text) else [1.0]
+    return _text_or_value(flag.key or "", text)
+
+
+def _merge(given: dict[str, Given], name: str, new: Given) -> None:
+    old = given.get(name)
+    if old is not None and old.value != new.value:
+        raise OcrnetError(
+            f"{name} is given twice: {old.value!r} by {old.source} and {new.value!r} by {new.source}; keep one"
+        )
+    given[name] = new
+
+
+def _once(name: str, values: list[str]) -> str:
+    if len(set(values)) > 1:
+        raise OcrnetError(f"--{name} is given twice: {' and '.join(map(repr, values))}; keep one")
+    return values[0]

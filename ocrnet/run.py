@@ -1,0 +1,107 @@
+"""The folder of a run: what was decided, what was said, what was measured. Only rank 0 writes."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import ocrnet
+from ocrnet import config
+from ocrnet.config import Config
+
+PACKAGES = ("numpy", "opencv-python-headless", "pillow", "safetensors")
+
+
+class Run:
+    """Log lines to the screen and ``logs/``, measurements to ``metrics.jsonl``, checkpoints to ``checkpoint/``."""
+
+    def __init__(self, folder: str | Path, *, rank: int = 0, name: str = "train") -> None:
+        self.folder, self.writes = Path(folder), rank == 0
+        self.checkpoints = self.folder / "checkpoint"
+        self.metrics = self.folder / ("metrics.jsonl" if name == "train" else f"{name}.jsonl")
+        self.log = self.folder / "logs" / f"{name}.log"
+        if self.writes:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+
+    def say(self, line: str) -> None:
+        """Print a line and keep it in the log."""
+        if not self.writes:
+            return
+        print(line, flush=True)
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Append one JSON row to metrics.jsonl."""
+        if self.writes:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the rows after ``step``, and a last row cut short: a resumed run will write them again."""
+        if not self.writes or not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        draft = self.metrics.with_suffix(".tmp")
+        draft.write_text("".join(kept), encoding="utf-8")
+        os.replace(draft, self.metrics)
+
+    def begin(self, cfg: Config, versions: Mapping[str, str]) -> None:
+        """Write the resolved ``config.yml``, and one line a start to ``starts.jsonl``: command, commit, versions."""
+        if not self.writes:
+            return
+        self.checkpoints.mkdir(exist_ok=True)
+        text = yaml.safe_dump(config.as_dict(cfg), sort_keys=False, default_flow_style=None)
+        (self.folder / "config.yml").write_text(text, encoding="utf-8")
+        start = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
+            "commit": git_commit(),
+            "versions": dict(versions),
+        }
+        with (self.folder / "starts.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(start) + "\n")
+
+
+def core_versions() -> dict[str, str]:
+    """Return the versions of everything that the numbers of a run depend on, outside its engine."""
+    found = {"ocrnet": ocrnet.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"  # e.g. opencv-python in place of opencv-python-headless
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source tree that runs, ``-dirty`` where it was changed; None outside git."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

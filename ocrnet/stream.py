@@ -1,0 +1,83 @@
+"""The samples of a run: training as a pure function of (seed, sample number), evaluation in file order."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from ocrnet import augment
+from ocrnet.config import Data
+from ocrnet.datasets.base import Dataset
+from ocrnet.world import World
+
+# The two uses of the seed, kept apart: the order of an epoch, and what happens to one sample.
+ORDER, SAMPLE = 0, 1
+
+
+class Sample(NamedTuple):
+    """One training sample: image uint8 H,W,3, label uint8 H,W, and which channels dropout keeps, bool (channels,)."""
+
+    image: np.ndarray
+    label: np.ndarray
+    keep: np.ndarray
+
+
+class TrainStream:
+    """The endless training stream: ``stream[number]`` is the same bytes wherever, whenever and by whom it is asked."""
+
+    def __init__(self, dataset: Dataset, data: Data, *, seed: int, channels: int, dropout: float) -> None:
+        self.dataset, self.data, self.seed = dataset, data, seed
+        self.channels, self.dropout = channels, dropout
+
+    def __getitem__(self, number: int) -> Sample:
+        """Return sample ``number``; an unreadable file raises `OcrnetError` with its name."""
+        rng = np.random.default_rng((self.seed, SAMPLE, number))
+        keep = rng.random(self.channels) >= self.dropout
+        image, label = self.dataset.read(self.index(number))
+        return Sample(*augment.train(image, label, rng, self.data), keep)
+
+    def index(self, number: int) -> int:
+        """Return the dataset's index of sample ``number``: each epoch is a permutation of its own."""
+        epoch, position = divmod(number, len(self.dataset))
+        return int(_order(self.seed, epoch, len(self.dataset))[position])
+
+    def name(self, number: int) -> str:
+        """Return the name of the image that sample ``number`` is made from."""
+        return self.dataset.name(self.index(number))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng((seed, ORDER, epoch)).permutation(length)
+
+
+def numbers(step: int, *, batch_size: int, accumulate_steps: int, world: World) -> list[list[int]]:
+    """Return the sample numbers of this rank at ``step``: a list of ``batch_size`` for each micro-batch.
+
+    Position j of a micro-batch's global batch goes to rank j // batch_size, so that N ranks see, together and in the
+    same order, what one rank with an N times larger batch sees.
+    """
+    across = batch_size * world.size
+    first = step * accumulate_steps * across + world.rank * batch_size
+    return [list(range(first + m * across, first + m * across + batch_size)) for m in range(accumulate_steps)]
+
+
+def val_stream(dataset: Dataset, world: World, num_workers: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield (index, image, label) of this rank's share of a dataset, decoded ahead in ``num_workers`` threads."""
+    indices = range(world.rank, len(dataset), world.size)
+    if num_workers == 0:
+        yield from ((i, *dataset.read(i)) for i in indices)
+        return
+    waiting: deque[tuple[int, Future]] = deque()
+    with ThreadPoolExecutor(num_workers) as pool:
+        for i in indices:
+            waiting.append((i, pool.submit(dataset.read, i)))
+            if len(waiting) > num_workers:
+                index, future = waiting.popleft()
+                yield (index, *future.result())
+        while waiting:
+            index, future = waiting.popleft()
+            yield (index, *future.result())

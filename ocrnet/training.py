@@ -1,0 +1,149 @@
+"""Setting a training run up: check everything, then open the folder and the engine, then hand over to the loop."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ocrnet import checkpoint, config, spec, weights
+from ocrnet.checkpoint import Checkpoint
+from ocrnet.config import Config
+from ocrnet.datasets import open_dataset
+from ocrnet.engine import Engine, open_engine
+from ocrnet.errors import OcrnetError
+from ocrnet.loop import Progress, fit
+from ocrnet.run import Run, core_versions
+from ocrnet.spec import Arch
+from ocrnet.stream import TrainStream
+from ocrnet.world import World
+
+
+def train(cfg: Config, *, notes: list[str], resume: str | None, world: World) -> None:
+    """Train as ``cfg`` says, from the start or from ``resume`` (a checkpoint, or ``auto``)."""
+    train_set = open_dataset(cfg.data.name, cfg.data.dataset_dir, "train")
+    val_set = open_dataset(cfg.data.name, cfg.data.dataset_dir, "val") if cfg.run_eval else None
+    cfg = resolved(cfg, len(train_set.classes))
+    arch = arch_of(cfg, len(train_set.classes))
+    found, note = find_resume(cfg, resume)
+    tensors, report = starting_state(cfg, arch, found)
+    notes = [*notes, *note, *report]
+
+    stream = TrainStream(
+        train_set, cfg.data, seed=cfg.seed, channels=spec.head_channels(arch), dropout=cfg.ocr_head.dropout
+    )
+    engine = open_engine(cfg, arch, world=world, stream=stream)
+    try:
+        run = Run(cfg.save_dir, rank=world.rank)
+        checkpoint.clean(run.checkpoints)
+        progress = Progress(**found.meta["progress"]) if found else Progress()
+        engine.restore(tensors, progress.step)
+        run.cut_metrics(progress.step)
+        run.begin(cfg, core_versions() | dict(engine.versions))
+        for line in [*banner(cfg, arch, engine, len(train_set)), *notes]:
+            run.say(line)
+        fit(cfg, engine, run, stream=stream, val_set=val_set, progress=progress)
+    finally:
+        engine.close()
+
+
+def resolved(cfg: Config, num_classes: int) -> Config:
+    """Return the config with the dataset's number of classes."""
+    return config.with_classes(cfg, num_classes, f"{cfg.data.name} at {cfg.data.dataset_dir}")
+
+
+def arch_of(cfg: Config, num_classes: int) -> Arch:
+    """Return the architecture that a config describes."""
+    return Arch(
+        width=cfg.backbone.width,
+        blocks=cfg.backbone.blocks,
+        modules=cfg.backbone.modules,
+        num_classes=num_classes,
+        channels=cfg.ocr_head.channels,
+        key_channels=cfg.ocr_head.key_channels,
+        dropout=cfg.ocr_head.dropout,
+        variant=cfg.ocr_head.variant,
+        align_corners=cfg.ocr_head.align_corners,
+    )
+
+
+def find_resume(cfg: Config, resume: str | None) -> tuple[Checkpoint | None, list[str]]:
+    """Return the checkpoint to go on from and what to say about the choice; never a silent fresh start.
+
+    No flag: a fresh start, refused where the run folder has checkpoints. ``auto``: the newest valid checkpoint of the
+    run folder, or a fresh start that is said. Anything else: that file, or that folder's newest valid one.
+    """
+    folder = Path(cfg.save_dir) / "checkpoint"
+    if resume is None:
+        if checkpoint.steps(folder):
+            raise OcrnetError(
+                f"save_dir '{cfg.save_dir}' holds checkpoints of an earlier run; "
+                "go on from them with --resume_ckpt auto, or give another --save_dir"
+            )
+        return None, []
+    if resume == "auto":
+        if not checkpoint.steps(folder):
+            return None, [f"resume: no checkpoint in {folder}, a fresh start"]
+        newest = checkpoint.newest_valid(folder)
+        notes = [f"resume: passed over: {why}" for _, why in newest.passed_over]
+        if newest.checkpoint is None:
+            raise OcrnetError(f"no checkpoint in {folder} is valid: {'; '.join(why for _, why in newest.passed_over)}")
+        found = newest.checkpoint
+    else:
+        path, meaning = checkpoint.resolve(resume)
+        notes = [f"resume: {meaning}"] if meaning else []
+        found = checkpoint.load(path)
+    return found, [*notes, f"resume: from {found.path}, step {found.meta['step']}", *_changes(cfg, found)]
+
+
+def _changes(cfg: Config, found: Checkpoint) -> list[str]:
+    """Say which keys and versions differ from the run that wrote the checkpoint."""
+    before, now = dict(_flat(found.meta["config"])), dict(_flat(config.as_dict(cfg)))
+    recorded, versions = found.meta["versions"], core_versions()
+    return [
+        f"resume: {name} is {new[name]}, was {old[name]}{consequence}"
+        for old, new, consequence in (
+            (before, now, ""),
+            (recorded, versions, "; numbers may differ in their last digits"),
+        )
+        for name in new
+        if name in old and old[name] != new[name]
+    ]
+
+
+def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, node in tree.items():
+        if isinstance(node, dict):
+            yield from _flat(node, f"{prefix}{name}.")
+        else:
+            yield prefix + name, node
+
+
+def starting_state(cfg: Config, arch: Arch, found: Checkpoint | None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the first state of the run and what to say about it: the checkpoint's, ImageNet's, or a fresh one."""
+    if found is not None:
+        shapes = {name: array.shape for name, array in found.tensors.items() if "/" not in name}
+        spec.check(shapes, arch, str(found.path))
+        return found.tensors, []
+    state = spec.init(arch, cfg.seed, cfg.backbone.initializer)
+    if not cfg.backbone.pretrained:
+        return state, [
+            "backbone: fresh weights; the published figures need ImageNet weights "
+            "(backbone.pretrained: True, backbone.backbone_ckpt: FILE)"
+        ]
+    loaded, report = weights.read_backbone(cfg.backbone.backbone_ckpt, arch)
+    return state | loaded, [report]
+
+
+def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
+    """Return the lines that say what was decided."""
+    global_batch = cfg.batch_size * cfg.accumulate_steps * engine.world.size
+    return [
+        f"ocrnet {core_versions()['ocrnet']}, run folder {cfg.save_dir}",
+        *engine.decisions,
+        f"network: OCRNet-HRNet-W{arch.width}, {spec.num_parameters(arch) / 1e6:.2f} M parameters, "
+        f"{arch.num_classes} classes, variant {arch.variant}",
+        f"data: {images} training images of {cfg.data.name} at {cfg.data.dataset_dir}, "
+        f"crops {cfg.data.crop_size[0]}x{cfg.data.crop_size[1]}",
+        f"batch: {global_batch} crops a step (batch_size {cfg.batch_size} x accumulate_steps {cfg.accumulate_steps} x "
+        f"{engine.world.size} cards), {cfg.total_step} steps, {global_batch * cfg.total_step / images:.1f} epochs",
+    ]

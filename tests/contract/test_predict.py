@@ -1,0 +1,95 @@
+"""What every engine promises about prediction: passes are averaged, mirrored and windowed exactly as described."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conftest import ARCH, MemoryStream
+
+from ocrnet.config import Eval
+from ocrnet.errors import OcrnetError
+from ocrnet.passes import Pass, make_passes
+
+ALL = ("labels", "confidence", "probabilities")
+SIZE = (75, 101)
+
+
+@pytest.fixture
+def engine(make_engine):
+    engine = make_engine(MemoryStream())
+    engine.train(2)  # so that BN statistics are not those of a fresh network
+    return engine
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(3).integers(0, 256, (2, *SIZE, 3), np.uint8)
+
+
+def look(engine, images, **how):
+    return engine.predict(images, make_passes(Eval(**how), SIZE), ALL)
+
+
+def test_outputs_and_their_types(engine, images):
+    found = look(engine, images)
+    assert {name: (array.shape, array.dtype.name) for name, array in found.items()} == {
+        "labels": ((2, *SIZE), "uint8"),
+        "confidence": ((2, *SIZE), "float32"),
+        "probabilities": ((2, 5, *SIZE), "float32"),
+    }
+    np.testing.assert_allclose(found["probabilities"].sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(found["labels"], found["probabilities"].argmax(axis=1))
+    np.testing.assert_array_equal(found["confidence"], found["probabilities"].max(axis=1))
+    np.testing.assert_array_equal(engine.predict(images, make_passes(Eval(), SIZE))["labels"], found["labels"])
+    with pytest.raises(OcrnetError, match="lables"):
+        engine.predict(images, make_passes(Eval(), SIZE), ("lables",))
+
+
+def test_a_batch_is_its_images(engine, images):
+    both, one = look(engine, images), look(engine, images[1:])
+    np.testing.assert_allclose(both["probabilities"][1:], one["probabilities"], atol=1e-5)
+
+
+def test_passes_are_averaged_after_the_softmax(engine, images):
+    alone = [look(engine, images, scales=(scale,))["probabilities"] for scale in (0.5, 1.0, 1.75)]
+    together = look(engine, images, scales=(0.5, 1.0, 1.75))["probabilities"]
+    np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)
+    assert np.abs(together - alone[1]).max() > 1e-3
+
+
+def test_the_mirrored_pass_is_the_mirror_image_of_the_pass(engine, images):
+    whole = ((0, 0, *SIZE),)
+    mirrored = engine.predict(images, [Pass(SIZE, True, whole)], ALL)["probabilities"]
+    by_hand = engine.predict(np.ascontiguousarray(images[:, :, ::-1]), [Pass(SIZE, False, whole)], ALL)["probabilities"]
+    np.testing.assert_allclose(mirrored, by_hand[..., ::-1], atol=1e-5)
+
+
+def test_one_window_of_the_whole_image_is_the_whole_image(engine, images):
+    np.testing.assert_array_equal(
+        look(engine, images, slide=(200, 200))["probabilities"], look(engine, images)["probabilities"]
+    )
+
+
+def test_windows_agree_with_the_whole_image_where_they_should(engine, images):
+    found = look(engine, images, slide=(64, 64))
+    np.testing.assert_allclose(found["probabilities"].sum(axis=1), 1, rtol=1e-5)
+    left = engine.predict(images[:, :64, :64], [Pass((64, 64), False, ((0, 0, 64, 64),))], ALL)["probabilities"]
+    corner = slice(0, 11), slice(0, 21)  # seen by the first window alone: the next ones begin at row 11, column 37
+    np.testing.assert_allclose(found["probabilities"][(..., *corner)], left[(..., *corner)], atol=1e-5)
+
+
+def test_logits_are_a_quarter_of_the_size_rounded_up(engine):
+    x = np.random.default_rng(0).standard_normal((2, 3, *SIZE)).astype(np.float32)
+    for head in engine.logits(x):
+        assert (head.shape, head.dtype) == ((2, 5, 19, 26), np.float32)
+
+
+def test_the_resize_rule_of_the_architecture_is_obeyed(make_engine, images):
+    other = dataclasses.replace(ARCH, align_corners=False)
+    a, b = look(make_engine(), images), look(make_engine(arch=other), images)
+    assert np.abs(a["probabilities"] - b["probabilities"]).max() > 1e-4
+
+
+def test_sum_over_one_rank_is_the_array(engine):
+    array = np.array([[2**53 + 1]], np.int64)
+    np.testing.assert_array_equal(engine.sum(array), array)

@@ -1,0 +1,166 @@
+"""What every engine promises about training: state, steps, skipped steps, decay groups, one mean over micro-batches."""
+
+import numpy as np
+import pytest
+from conftest import ARCH, MemoryStream
+
+from ocrnet import schedule, spec
+
+
+def weights(state):
+    return {name: array for name, array in state.items() if "/" not in name and not spec.is_buffer(name)}
+
+
+def gradients(state):
+    """The momentum, which after one step from zero is the gradient, as one vector."""
+    return np.concatenate([array.ravel() for name, array in state.items() if name.startswith("momentum/")])
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_state_has_the_canonical_names_and_shapes(make_engine):
+    state = make_engine(MemoryStream()).state()
+    shapes = spec.shapes(ARCH)
+    parameters = {name: shape for name, shape in shapes.items() if not spec.is_buffer(name)}
+    wanted = shapes | {f"momentum/{name}": shape for name, shape in parameters.items()}
+    assert {name: array.shape for name, array in state.items()} == wanted
+    assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
+
+
+def test_state_goes_out_and_in_unchanged(make_engine):
+    engine = make_engine(MemoryStream())
+    engine.train(2)
+    state = engine.state()
+    other = make_engine(MemoryStream(), fresh=False)
+    other.restore(state, 2)
+    assert same(other.state(), state)
+
+
+def test_a_restored_run_goes_on_bit_for_bit(make_engine):
+    whole = make_engine(MemoryStream())
+    first = whole.train(3)
+    middle = whole.state()
+    rest = whole.train(3)
+    resumed = make_engine(MemoryStream(), fresh=False)
+    resumed.restore(middle, 3)
+    np.testing.assert_array_equal(resumed.train(3).loss, rest.loss)
+    assert same(resumed.state(), whole.state())
+    assert not np.array_equal(first.loss, rest.loss)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_change_nothing(make_engine, num_workers):
+    alone, helped = make_engine(MemoryStream()), make_engine(MemoryStream(), num_workers=num_workers)
+    np.testing.assert_array_equal(alone.train(3).loss, helped.train(3).loss)
+    helped.close()
+
+
+def test_stats_describe_the_segment(make_engine):
+    stats = make_engine(MemoryStream(), accumulate_steps=2).train(3)
+    assert stats.loss.shape == (3, 2)
+    assert stats.loss.dtype == np.float64
+    assert stats.finite.all()
+    assert stats.samples == 3 * 2 * 2
+    assert 0 <= stats.data_seconds <= stats.seconds
+    assert stats.memory_bytes > 0
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_is_counted(make_engine):
+    engine = make_engine(MemoryStream())
+    engine.train(2)
+    good = engine.state()
+    engine.restore(good | {"cls_head.bias": np.full(5, np.inf, np.float32)}, 2)
+    before = engine.state()
+    stats = engine.train(2)
+    assert not stats.finite.any()
+    assert same(engine.state(), before)
+    engine.restore(good, 4)
+    assert engine.train(1).finite.all()
+    after = engine.state()
+    assert all(not np.array_equal(after[name], good[name]) for name in good if spec.is_buffer(name))
+
+
+def test_without_any_valid_pixel_loss_and_gradient_are_zero(make_engine):
+    engine = make_engine(MemoryStream(label=255), weight_decay=0.0)
+    before = weights(engine.state())
+    stats = engine.train(1)
+    assert stats.finite.all()
+    assert (stats.loss == 0).all()
+    assert same(weights(engine.state()), before)
+
+
+@pytest.mark.parametrize("mode", spec.DECAYS)
+def test_decay_acts_on_its_group_alone(make_engine, mode):
+    engine = make_engine(MemoryStream(label=255), weight_decay=0.1, decay=mode, momentum=0.0, lr_init=0.5)
+    before = weights(engine.state())
+    for array in before.values():
+        array += 0.25  # so that no parameter is zero, which decay would leave as it is
+    engine.restore(engine.state() | before, 0)
+    engine.train(1)
+    for name, array in weights(engine.state()).items():
+        factor = 1 - 0.5 * 0.1 if spec.decays(name, mode) else 1.0
+        np.testing.assert_allclose(array, before[name] * factor, rtol=1e-6, err_msg=name)
+
+
+def test_momentum_and_learning_rate_are_those_of_sgd(make_engine):
+    engine = make_engine(MemoryStream(), weight_decay=0.0, momentum=0.9, lr_init=0.02)
+    rate = schedule.table(engine.cfg)
+    states = [engine.state()]
+    for _ in range(2):
+        engine.train(1)
+        states.append(engine.state())
+    for name in weights(states[0]):
+        for step in (0, 1):
+            moved = states[step][name] - rate[step] * states[step + 1][f"momentum/{name}"]
+            np.testing.assert_allclose(states[step + 1][name], moved, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_clip_grad_bounds_the_step(make_engine):
+    def first_momentum(clip_grad):
+        engine = make_engine(MemoryStream(), weight_decay=0.0, momentum=0.9, clip_grad=clip_grad)
+        engine.train(1)
+        return gradients(engine.state())
+
+    free, clipped, unbound = first_momentum(None), first_momentum(0.5), first_momentum(1e6)
+    norm = np.linalg.norm(free)
+    assert norm > 0.5
+    np.testing.assert_allclose(clipped, free * 0.5 / norm, rtol=1e-4, atol=1e-9)
+    np.testing.assert_array_equal(unbound, free)
+
+
+def test_micro_batches_give_the_mean_of_the_whole_batch(make_engine):
+    """The image is the same throughout, so that batch norm sees the same statistics; only the labels differ."""
+    options = {"weight_decay": 0.0, "momentum": 0.9}
+    whole = make_engine(MemoryStream(same_image=True), batch_size=2, **options)
+    parts = make_engine(MemoryStream(same_image=True), batch_size=1, accumulate_steps=2, **options)
+    wanted, found = whole.train(1).loss, parts.train(1).loss
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    gradient = gradients(whole.state())
+    assert np.linalg.norm(gradients(parts.state()) - gradient) < 5e-3 * np.linalg.norm(gradient)
+    # The negative control: the mean of the local means is another number, because 5 % and 70 % of the pixels count.
+    single = make_engine(MemoryStream(same_image=True), batch_size=1, lr_init=0.0, end_lr=0.0, **options)
+    losses, momenta = [], [np.zeros_like(gradient)]
+    for _ in range(2):
+        losses.append(single.train(1).loss[0])
+        momenta.append(gradients(single.state()) - 0.9 * momenta[-1])
+    assert np.abs(np.mean(losses, axis=0) / wanted[0] - 1).min() > 1e-4
+    assert np.linalg.norm(np.mean(momenta[1:], axis=0) - gradient) > 5e-2 * np.linalg.norm(gradient)
+
+
+def test_dropout_masks_of_the_stream_are_used(make_engine):
+    class Dropping(MemoryStream):
+        def __getitem__(self, number):
+            return super().__getitem__(number)._replace(keep=np.zeros(16, bool))
+
+    kept, dropped = make_engine(MemoryStream()), make_engine(Dropping())
+    assert kept.train(1).loss[0, 1] != dropped.train(1).loss[0, 1]
+
+
+def test_ohem_changes_the_ocr_head_alone_in_its_pixels(make_engine):
+    from ocrnet.config import Loss
+
+    plain = make_engine(MemoryStream())
+    mined = make_engine(MemoryStream(), loss=Loss(ohem=True, ohem_min_kept=100, ohem_threshold=0.3))
+    assert mined.train(1).loss[0, 1] > plain.train(1).loss[0, 1]

@@ -1,0 +1,210 @@
+"""Checkpoints in a folder: crashes and full disks while saving, names, listing, and what a given path means."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ocrnet import checkpoint
+from ocrnet.errors import OcrnetError
+
+
+def saved(folder, step, width=18):
+    path = folder / checkpoint.file_name(width, step)
+    checkpoint.save(path, {"x": np.arange(4.0)}, {"step": step})
+    return path
+
+
+def run_python(code, *args, **kwargs):
+    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **kwargs)
+
+
+def test_kill_in_the_middle_of_saving_leaves_a_checkpoint_that_loads(tmp_path):
+    code = """
+        import sys
+        import numpy as np
+        from ocrnet import checkpoint
+        step = 0
+        while True:
+            checkpoint.save(sys.argv[1], {"x": np.full(1_000_000, step, np.float32)}, {"step": step})
+            print(step, flush=True)
+            step += 1
+    """
+    path = tmp_path / checkpoint.file_name(18, "best")
+    moments, strays = random.Random(5), 0
+    for _ in range(10):
+        process = run_python(code, path)
+        process.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=moments.uniform(0.0, 0.08))
+        process.kill()
+        last = [0, *map(int, process.communicate()[0].split())][-1]
+        assert process.returncode == -signal.SIGKILL
+        read = checkpoint.load(path)
+        assert read.meta["step"] in (last, last + 1)
+        assert (read.tensors["x"] == read.meta["step"]).all()
+        strays += len(checkpoint.clean(tmp_path))
+        assert os.listdir(tmp_path) == [path.name]
+    assert strays > 0, "no kill hit a save under way: this test has lost its meaning"
+
+
+SAVE_UNDER_A_LIMIT = """
+    import resource, signal, sys
+    import numpy as np
+    from ocrnet import checkpoint
+    from ocrnet.errors import OcrnetError
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    if sys.argv[2] == "die":
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    try:
+        checkpoint.save(sys.argv[1], {"x": np.zeros(100_000)}, {"step": 2})
+    except OcrnetError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["new", "old"])
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, name):
+    old = saved(tmp_path, 1)
+    before = old.read_bytes()
+    path = old if name == "old" else tmp_path / "new.safetensors"
+    message, _ = run_python(SAVE_UNDER_A_LIMIT, path, "report").communicate()
+    assert message == f"cannot write checkpoint {path}: File too large; make room there or choose another save_dir\n"
+    assert os.listdir(tmp_path) == [old.name]
+    assert old.read_bytes() == before
+
+
+def test_death_inside_a_write_leaves_the_old_file_and_a_stray_that_clean_removes(tmp_path):
+    old = saved(tmp_path, 1)
+    process = run_python(SAVE_UNDER_A_LIMIT, old, "die")
+    process.communicate()
+    assert process.returncode == -signal.SIGXFSZ
+    assert checkpoint.load(old).meta["step"] == 1
+    (stray,) = set(tmp_path.iterdir()) - {old}
+    assert 0 < stray.stat().st_size <= 100_000
+    assert checkpoint.steps(tmp_path) == [old]
+    assert checkpoint.clean(tmp_path) == [stray]
+    assert list(tmp_path.iterdir()) == [old]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_no_space_left_on_device_is_said(tmp_path):
+    path = tmp_path / "a.safetensors"
+    temporary = tmp_path / f".a.safetensors.{os.getpid()}.ocrnet-tmp"
+    temporary.symlink_to("/dev/full")
+    with pytest.raises(OcrnetError, match=r"a\.safetensors: No space left on device"):
+        checkpoint.save(path, {"x": np.zeros(9)}, {})
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_mode_of_the_file_follows_the_umask(tmp_path):
+    reference = tmp_path / "reference"
+    reference.touch()
+    assert saved(tmp_path, 1).stat().st_mode == reference.stat().st_mode
+
+
+def test_file_names_are_the_documented_ones():
+    assert checkpoint.file_name(48, 160000) == "OCRNet_hrnet_seg_w48_160000_rank0.safetensors"
+    assert checkpoint.file_name(18, "best") == "OCRNet_hrnet_seg_w18_best_rank0.safetensors"
+    assert checkpoint.step_of(f"run/checkpoint/{checkpoint.file_name(32, 0)}") == 0
+    assert checkpoint.step_of(Path(checkpoint.file_name(32, 123))) == 123
+    for other in (
+        checkpoint.file_name(48, "best"),
+        "x.safetensors",
+        checkpoint.file_name(48, 5) + ".tmp",
+        "w48_5_rank0",
+    ):
+        assert checkpoint.step_of(other) is None
+
+
+def test_steps_sort_as_numbers(tmp_path):
+    assert checkpoint.steps(tmp_path / "missing") == []
+    paths = [saved(tmp_path, step) for step in (1000, 20, 3)]
+    saved(tmp_path, "best")
+    assert checkpoint.steps(tmp_path) == paths[::-1]
+
+
+def test_newest_valid_passes_over_what_is_damaged(tmp_path):
+    assert checkpoint.newest_valid(tmp_path).checkpoint is None
+    one, two, three = (saved(tmp_path, step) for step in (9, 10, 11))
+    assert checkpoint.newest_valid(tmp_path).checkpoint.path == three
+    three.write_bytes(three.read_bytes()[:-1])
+    two.write_bytes(b"")
+    newest = checkpoint.newest_valid(tmp_path)
+    assert newest.checkpoint.meta["step"] == 9
+    assert [path for path, _ in newest.passed_over] == [three, two]
+    assert all("truncated or altered" in reason for _, reason in newest.passed_over)
+    one.write_bytes(b"")
+    newest = checkpoint.newest_valid(tmp_path)
+    assert newest.checkpoint is None
+    assert len(newest.passed_over) == 3
+
+
+def test_prune_keeps_the_newest_and_the_best(tmp_path):
+    paths = [saved(tmp_path, step) for step in (8, 9, 10, 11)]
+    best = saved(tmp_path, "best")
+    twin = paths[0].with_suffix(".ckpt")
+    twin.touch()
+    paths[3].with_suffix(".ckpt").touch()
+    assert checkpoint.prune(tmp_path, 0) == []
+    assert checkpoint.prune(tmp_path, 9) == []
+    assert checkpoint.prune(tmp_path, 2) == [paths[0], twin, paths[1]]
+    assert set(tmp_path.iterdir()) == {paths[2], paths[3], paths[3].with_suffix(".ckpt"), best}
+
+
+def test_resolve_a_file_is_that_file(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.touch()
+    assert checkpoint.resolve(str(path)) == (path, None)
+
+
+def test_resolve_a_folder_is_its_newest_valid_checkpoint(tmp_path):
+    folder = tmp_path / "run" / "checkpoint"
+    old, new = saved(folder, 9), saved(folder, 10)
+    for given in (folder, folder.parent):
+        found, said = checkpoint.resolve(given)
+        assert found == new
+        assert said == f"{given} is a folder: its newest valid checkpoint {new} is used."
+    new.write_bytes(new.read_bytes()[:50])
+    found, said = checkpoint.resolve(folder.parent)
+    assert found == old
+    assert f"Passed over: {new} is truncated or altered" in said
+
+
+def test_resolve_a_folder_without_a_valid_checkpoint_lists_what_is_there(tmp_path):
+    with pytest.raises(OcrnetError, match="no valid numbered checkpoint; in it there is nothing"):
+        checkpoint.resolve(tmp_path)
+    best = saved(tmp_path / "checkpoint", "best")
+    bad = saved(tmp_path, 4)
+    bad.write_bytes(b"")
+    with pytest.raises(OcrnetError) as caught:
+        checkpoint.resolve(tmp_path)
+    for part in (str(tmp_path), f"{bad} is truncated or altered", f"checkpoint/{best.name}"):
+        assert part in str(caught.value)
+
+
+def test_resolve_a_missing_ckpt_is_the_safetensors_beside_it(tmp_path):
+    path = saved(tmp_path, 5, width=48)
+    asked = path.with_suffix(".ckpt")
+    assert checkpoint.resolve(asked) == (path, f"{asked} does not exist: {path.name} beside it is used.")
+    asked.touch()
+    assert checkpoint.resolve(asked) == (asked, None)
+
+
+def test_resolve_a_wrong_path_names_what_is_near(tmp_path):
+    path = saved(tmp_path, 16000, width=48)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(OcrnetError, match=f"does not exist; in its folder there is {path.name}$"):
+        checkpoint.resolve(tmp_path / "OCRNet_hrnet_seg_w48_1600_rank0.safetensors")
+    with pytest.raises(OcrnetError, match=f"there is {path.name}, notes.txt"):
+        checkpoint.resolve(tmp_path / "zzz")
+    with pytest.raises(OcrnetError, match="does not exist, nor does its folder"):
+        checkpoint.resolve(tmp_path / "no" / "such")

@@ -1,0 +1,116 @@
+"""The public flags: frozen as a table; given values win; an unknown or doubled one is an error with a remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from ocrnet import flags
+from ocrnet.errors import OcrnetError
+from ocrnet.flags import load_config, parse
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "config/ocrnet/config_ocrnet_hrw32_16k.yml")
+
+# A change here is a change of what users type: update README.md, README_CN.md and CHANGELOG.md with it.
+FROZEN = {
+    ("config", "train eval", None, None),
+    ("device_target", "train eval", "device_target", None),
+    ("engine", "train eval", "engine", None),
+    ("mix", "train eval", "mix", None),
+    ("save_dir", "train eval", "save_dir", None),
+    ("checkpoint_path", "eval", None, "ckpt_path"),
+    ("multi_scale", "eval", "eval.scales", None),
+    ("flip", "eval", "eval.flip", None),
+    ("visualize", "eval", None, None),
+    ("resume_ckpt", "train", None, None),
+    ("batch_size", "train", "batch_size", None),
+    ("seed", "train", "seed", None),
+    ("log_interval", "train", "log_interval", None),
+    ("run_eval", "train", "run_eval", None),
+    ("lr_init", "train", "lr_init", None),
+}
+
+
+def train(*argv: str):
+    return load_config(parse("train", ["--config", CONFIG, *argv]))
+
+
+def test_flag_table_is_frozen():
+    assert {(f.name, " ".join(f.commands), f.key, f.alias) for f in flags.FLAGS} == FROZEN
+
+
+def test_given_flags_win_and_defaults_do_not(tmp_path):
+    path = tmp_path / "c.yml"
+    path.write_text("batch_size: 8\nseed: 5\n")
+    cfg, _ = load_config(parse("train", ["--config", str(path), "--seed", "7"]))
+    assert (cfg.batch_size, cfg.seed) == (8, 7)
+
+
+def test_set_takes_several_and_repeats_and_ends_at_the_next_flag():
+    cfg, _ = train("--set", "data.crop_size=[64,128]", "lr_init=1e-3", "--mix", "True", "--set", "total_step=20")
+    assert cfg.data.crop_size == (64, 128)
+    assert (cfg.lr_init, cfg.mix, cfg.total_step) == (1e-3, True, 20)
+
+
+def test_set_keeps_text_keys_as_text():
+    assert train("--set", "data.dataset_dir=2024")[0].data.dataset_dir == "2024"
+    assert train("--save_dir", "1e3")[0].save_dir == "1e3"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--bach_size", "2"], r"unknown flag '--bach_size'; did you mean '--batch_size'\?"),
+        (["--multi_scale", "True"], r"unknown flag '--multi_scale'"),
+        (["oops"], r"unexpected argument 'oops'"),
+        (["--set", "seed=1", "oops"], r"unexpected argument 'oops'"),
+        (["--set"], r"--set needs KEY=VALUE"),
+        (["--set", "sed=1"], r"--set: unknown key 'sed'; did you mean 'seed'"),
+        (["--batch_size", "two"], r"--batch_size: batch_size is 'two', but must be a whole number"),
+        (
+            ["--batch_size", "2", "--set", "batch_size=4"],
+            r"batch_size is given twice: 4 by --set and 2 by --batch_size",
+        ),
+        (["--set", "seed=1", "seed=2"], r"seed is given twice"),
+        (["--seed", "1", "--seed", "2"], r"--seed is given twice"),
+        (["--mix"], r"expected"),
+        (["--device_target", "NPU"], r"device_target is 'NPU', but must be one of CPU, GPU, Ascend"),
+        (["--mi", "True"], r"unknown flag '--mi'; did you mean '--mix'"),
+    ],
+)
+def test_a_wrong_command_line_is_named(argv, message):
+    with pytest.raises(OcrnetError, match=message):
+        train(*argv)
+
+
+def test_equal_values_given_twice_are_no_contradiction():
+    assert train("--batch_size", "4", "--set", "batch_size=4")[0].batch_size == 4
+
+
+def test_config_is_required():
+    with pytest.raises(OcrnetError, match="--config is required"):
+        load_config(parse("train", []))
+
+
+def test_a_shortened_run_shortens_warmup_and_says_so():
+    cfg, notes = train("--set", "total_step=40")
+    assert (cfg.total_step, cfg.warmup_step) == (40, 4)
+    assert any("warmup_step: 4 instead of 500" in note for note in notes)
+    assert any(note.startswith("save_interval: 2000 is longer than the run") for note in notes)
+    with pytest.raises(OcrnetError, match="warmup_step 500 is more than total_step 40"):
+        train("--set", "total_step=40", "warmup_step=500")
+
+
+def test_multi_scale_means_the_seeds_six_scales():
+    def scales(*argv: str):
+        return load_config(parse("eval", ["--config", CONFIG, *argv]))[0].eval.scales
+
+    assert scales() == (1.0,)
+    assert scales("--multi_scale", "True") == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    assert scales("--multi_scale", "False") == (1.0,)
+    with pytest.raises(OcrnetError, match=r"eval\.scales is given twice"):
+        scales("--multi_scale", "True", "--set", "eval.scales=[1.0]")
+
+
+def test_checkpoint_path_has_its_alias():
+    assert parse("eval", ["--ckpt_path", "x"]).options == {"checkpoint_path": "x"}

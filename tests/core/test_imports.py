@@ -1,0 +1,35 @@
+"""The core imports no framework: with torch and mindspore blocked, every core module still imports."""
+
+import pkgutil
+import subprocess
+import sys
+
+import ocrnet
+
+BLOCK = """
+import importlib, sys
+for name in ("torch", "mindspore"):
+    sys.modules[name] = None  # importing it now raises ImportError
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+
+
+def core_modules() -> list[str]:
+    found = [m.name for m in pkgutil.walk_packages(ocrnet.__path__, "ocrnet.")]
+    return ["ocrnet", *(name for name in found if not name.startswith("ocrnet.engines.") and name != "ocrnet.__main__")]
+
+
+def run(*modules: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", BLOCK, *modules], capture_output=True, text=True, check=False)
+
+
+def test_the_core_imports_no_framework():
+    names = core_modules()
+    assert {"ocrnet.config", "ocrnet.loop", "ocrnet.engine", "ocrnet.cli", "ocrnet.spec"} <= set(names)
+    found = run(*names)
+    assert found.returncode == 0, found.stderr
+
+
+def test_the_block_works():
+    assert run("ocrnet.engines.torch.engine").returncode != 0

@@ -1,0 +1,30 @@
+"""Ranks from the launchers' variables."""
+
+import pytest
+
+from ocrnet.errors import OcrnetError
+from ocrnet.world import World, read_world
+
+OMPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("env", "world"),
+    [
+        ({}, World()),
+        (OMPI, World(1, 4, 1, "mpirun")),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, World(5, 8, 1, "torchrun")),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, World(0, 2, 0, "srun")),
+        ({"RANK_ID": "3", "RANK_SIZE": "8", "DEVICE_ID": "3"}, World(3, 8, 3, "rank table")),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, World(1, 2, 0, "mpirun")),
+        ({"RANK": "0"}, World()),
+    ],
+)  # fmt: skip
+def test_launchers(env, world):
+    assert read_world(env) == world
+
+
+@pytest.mark.parametrize("env", [{"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "x", "WORLD_SIZE": "2"}])
+def test_nonsense_is_refused(env):
+    with pytest.raises(OcrnetError):
+        read_world(env)

@@ -1,0 +1,285 @@
+"""The torch network against the authors' numbers (tests/data/official_w6) and against the variants' definitions."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ocrnet import spec
+from ocrnet.engines.torch.hrnet import Conv, Norm, resize
+from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
+from ocrnet.engines.torch.ocr import OCRNet
+from ocrnet.spec import Arch
+
+DATA = Path(__file__).parents[1] / "data" / "official_w6"
+# fmt: off
+CITYSCAPES = (0.8373, 0.918, 0.866, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023,
+              0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507)
+# fmt: on
+ZERO_GRADIENT = {"conv3x3_ocr.0.bias", "aux_head.0.bias"}
+cases = pytest.mark.parametrize("case", ["a", "b"])
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+
+
+@functools.cache
+def read(name):
+    return torch.load(DATA / f"{name}.pth", weights_only=True)
+
+
+@functools.cache
+def summary(case):
+    return json.loads((DATA / "summary.json").read_text())[f"case_{case}"]
+
+
+def network(dtype=torch.float32, **arch):
+    """The authors' weights in a network of ours."""
+    model = OCRNet(Arch(width=6, channels=48, key_channels=24, **arch))
+    weights = {k: v for k, v in read("state_dict").items() if not k.endswith("num_batches_tracked")}
+    model.load_state_dict(weights)
+    return model.to(dtype)
+
+
+@torch.no_grad()
+def outputs(case, dtype=torch.float32, **arch):
+    return network(dtype, **arch).eval()(read(f"case_{case}")["x"].to(dtype))
+
+
+def apart(found, wanted):
+    return (found.double() - wanted.double()).abs().max().item()
+
+
+@cases
+@dtypes
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_eval_outputs(case, dtype, align_corners):
+    found = outputs(case, dtype, align_corners=align_corners)
+    suffix = "" if align_corners else "_align_corners_false"
+    sample, exact = read(f"case_{case}"), summary(case)["eval" + suffix]
+    for name, logits in zip(("aux", "ocr"), found, strict=True):
+        assert apart(logits, sample[name + suffix]) < 1e-5
+        at = torch.tensor(exact["positions_chw"]).T
+        wanted = torch.tensor(exact[f"{name}_at_fp64"], dtype=torch.float64)
+        assert apart(logits[0][tuple(at)], wanted) < (1e-5 if dtype == torch.float32 else 1e-10)
+
+
+@cases
+def test_full_size_prediction(case):
+    sample = read(f"case_{case}")
+    logits = resize(outputs(case)[1], tuple(sample["label"].shape[1:]), True)
+    assert torch.equal(logits.argmax(1).to(torch.uint8), sample["pred_full_res"])
+
+
+@cases
+@dtypes
+def test_train_forward(case, dtype):
+    sample, model = read(f"case_{case}"), network(dtype).train()
+    with torch.no_grad():
+        aux, ocr = model(sample["x"].to(dtype))
+    # Held values come from float64. Batch statistics over the 19 regions amplify float32's rounding: 5.5e-5 here.
+    bounds = (1e-5, 1e-4) if dtype == torch.float32 else (3e-7, 3e-7)
+    assert apart(aux, sample["train_aux"]) < bounds[0]
+    assert apart(ocr, sample["train_ocr"]) < bounds[1]
+    state, untouched = model.state_dict(), read("state_dict")
+    for name, wanted in sample["running_after_train"].items():
+        assert apart(state[name], wanted) < 1e-5
+        assert apart(state[name], untouched[name]) > 1e-4  # an update that is left out shows
+
+
+@functools.cache
+def gradients(case, dtype, aux=0.4):
+    sample, model = read(f"case_{case}"), network(dtype).train()
+    class_weight = torch.tensor(CITYSCAPES).to(dtype)  # the authors' are float32 numbers, in float64 too
+    loss = SegmentationLoss(class_weight, align_corners=True, aux=aux)
+    total, _ = loss(model(sample["x"].to(dtype)), sample["label"], label_weight(sample["label"], class_weight))
+    total.backward()
+    return total.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def norm_differences(case, dtype, **loss):
+    """Relative differences of all gradient norms from the authors' float64 ones, but for the two that are zero."""
+    _, found = gradients(case, dtype, **loss)
+    wanted = summary(case)["grad_norm_fp64"]
+    assert found.keys() == wanted.keys()
+    names = [name for name in wanted if name not in ZERO_GRADIENT]
+    return torch.tensor([abs(found[name].double().norm().item() / wanted[name] - 1) for name in names])
+
+
+@cases
+def test_loss_and_gradients_in_float64(case):
+    total, found = gradients(case, torch.float64)
+    assert total == pytest.approx(summary(case)["train_loss_fp64"], rel=1e-12)
+    assert norm_differences(case, torch.float64).max() < 1e-6
+    assert all(found[name].abs().max() < 1e-12 for name in ZERO_GRADIENT)
+
+
+@cases
+def test_loss_and_gradients_in_float32(case):
+    total, found = gradients(case, torch.float32)
+    assert total == pytest.approx(summary(case)["train_loss_fp32"], rel=1e-5)
+    differences = norm_differences(case, torch.float32)
+    assert differences.median() < 2e-3
+    assert differences.max() < 5e-2
+    assert all(found[name].abs().max() < 1e-6 for name in ZERO_GRADIENT)
+
+
+@cases
+@dtypes
+def test_gradient_values(case, dtype):
+    _, found = gradients(case, dtype)
+    bound = 5e-2 if dtype == torch.float32 else 1e-6
+    for name, wanted in read(f"case_{case}")["grads"].items():
+        if name not in ZERO_GRADIENT:
+            assert (found[name] - wanted).double().norm() < bound * wanted.double().norm()
+
+
+def test_another_loss_weight_fails_the_bounds():
+    assert norm_differences("a", torch.float64, aux=0.4001).max() > 1e-5
+    differences = norm_differences("a", torch.float32, aux=0.5)
+    assert differences.median() > 2e-3
+    assert differences.max() > 5e-2
+
+
+@cases
+def test_every_layer(case):
+    model, found = network(torch.float64).eval(), {}
+
+    def record(name, _, __, y):
+        found[name] = y.mean().item(), y.abs().mean().item()
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, Norm))}
+    whole = ("layer1", "conv3x3_ocr", "aux_head", "ocr_distri_head")
+    for name, module in (layers | {name: model.get_submodule(name) for name in whole}).items():
+        module.register_forward_hook(functools.partial(record, name))
+    with torch.no_grad():
+        model(read(f"case_{case}")["x"].double())
+    wanted = summary(case)["layer_out_mean_absmean_fp64"]
+    assert len(layers) == 316 + 314
+    assert len(found) == len(layers) + len(whole)
+    for name, values in found.items():
+        assert values == pytest.approx(wanted[name], rel=1e-9, abs=1e-10), name
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        ("a", {"align_corners": False}),
+        ("a", {"fuse_resize": "nearest"}),
+        ("b", {"double_resize": True}),
+        ("a", {"same_padding": True}),
+        ("a", {"head_eps": 1e-4}),
+        ("a", {"head_activation_slope": 0.01}),
+    ],
+    ids=str,
+)
+def test_another_rule_moves_the_outputs(case, change, monkeypatch):
+    monkeypatch.setitem(spec.VARIANTS, "changed", spec.Variant(**change))
+    sample = read(f"case_{case}")
+    aux, ocr = outputs(case, variant="changed")
+    assert max(apart(aux, sample["aux"]), apart(ocr, sample["ocr"])) > 1e-4  # ten times the bound
+
+
+def test_mmseg_differs_where_sizes_are_odd():
+    even, odd = read("case_a"), read("case_b")
+    for name, logits in zip(("aux", "ocr"), outputs("a", variant="mmseg"), strict=True):
+        assert apart(logits, even[f"{name}_align_corners_false"]) < 1e-5
+    aux, ocr = outputs("b", variant="mmseg")  # bounds: what mmsegmentation 1.2.2 itself gave with these weights
+    assert apart(aux, odd["aux_align_corners_false"]) == pytest.approx(0.16, abs=0.01)
+    assert apart(ocr, odd["ocr_align_corners_false"]) == pytest.approx(0.06, abs=0.01)
+
+
+def test_paddleseg_differs_where_sizes_are_even():
+    even, odd = read("case_a"), read("case_b")
+    for name, logits in zip(("aux", "ocr"), outputs("b", variant="paddleseg"), strict=True):
+        assert apart(logits, odd[f"{name}_align_corners_false"]) < 1e-5
+    aux, ocr = outputs("a", variant="paddleseg")  # bounds: what PaddleSeg 2.8 itself gave with these weights
+    assert apart(aux, even["aux_align_corners_false"]) == pytest.approx(3.2, abs=0.1)
+    assert apart(ocr, even["ocr_align_corners_false"]) == pytest.approx(1.2, abs=0.1)
+
+
+@pytest.mark.parametrize("size", [(32, 64), (33, 64), (32, 65), (33, 65)])
+def test_same_padding_is_tensorflows(size):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, *size, generator=generator)
+    conv = Conv(3, 4, 3, stride=2, same=True)
+    conv.weight.data = torch.randn(4, 3, 3, 3, generator=generator)
+    pads = []
+    for length in reversed(size):  # total = (ceil(length / 2) - 1) * 2 + 3 - length, its smaller half first
+        total = (-(-length // 2) - 1) * 2 + 3 - length
+        pads += [total // 2, total - total // 2]
+    wanted = nn.functional.conv2d(nn.functional.pad(x, pads), conv.weight, stride=2)
+    assert wanted.shape[2:] == tuple(-(-length // 2) for length in size)
+    assert torch.equal(conv(x), wanted)
+    symmetric = nn.functional.conv2d(x, conv.weight, stride=2, padding=1)
+    assert torch.equal(symmetric, wanted) == (size == (33, 65))
+
+
+def test_names_shapes_and_order_are_the_authors():
+    theirs = {k: tuple(v.shape) for k, v in read("state_dict").items() if not k.endswith("num_batches_tracked")}
+    table = spec.shapes(Arch(width=6, channels=48, key_channels=24))
+    assert list(table.items()) == list(theirs.items())
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        *(Arch(width=width) for width in (18, 32, 48)),
+        *(Arch(width=18, blocks=2, modules=(1, 3, 2), num_classes=11, variant=variant) for variant in spec.VARIANTS),
+    ],
+    ids=str,
+)
+def test_state_is_the_specs(arch):
+    with torch.device("meta"):
+        model = OCRNet(arch)
+    assert [(name, tuple(value.shape)) for name, value in model.state_dict().items()] == [*spec.shapes(arch).items()]
+    assert {name for name, _ in model.named_parameters()} == {n for n in spec.shapes(arch) if not spec.is_buffer(n)}
+    assert {name for name, _ in model.named_buffers()} == {n for n in spec.shapes(arch) if spec.is_buffer(n)}
+
+
+@pytest.mark.parametrize("variant", spec.VARIANTS)
+def test_no_python_branch_looks_at_values(variant):
+    """On the meta device there are none: a forward and backward that ran there can be captured or compiled."""
+    arch = Arch(width=6, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8, variant=variant)
+    with torch.device("meta"):
+        model = OCRNet(arch)
+        keep = torch.ones(2, spec.head_channels(arch), dtype=torch.bool)
+        label, weight = torch.zeros(2, 45, 70, dtype=torch.uint8), torch.ones(5)
+        found = model(torch.zeros(2, 3, 45, 70), keep)
+        for ohem in (None, (0.9, 1000)):
+            loss = SegmentationLoss(weight, arch.rule.align_corners, ohem=ohem)
+            loss(found, label, label_weight(label, weight))[0].backward(retain_graph=True)
+    assert [tuple(y.shape) for y in found] == [(2, 5, 12, 18)] * 2
+
+
+def test_dropout_scales_the_kept_channels_of_the_ocr_head():
+    model, x = network(dropout=0.25).eval(), read("case_b")["x"]
+    features = []
+    model.cls_head.register_forward_hook(lambda _, inputs, __: features.append(inputs[0]))
+    keep = torch.arange(48)[None] % 3 > 0
+    with torch.no_grad():
+        whole_aux, whole = model(x)
+        aux, dropped = model(x, keep)
+        _, all_kept = model(x, torch.ones(1, 48))
+    assert torch.equal(aux, whole_aux)
+    assert not torch.equal(dropped, whole)
+    assert torch.allclose(features[1], features[0] * keep[:, :, None, None] / 0.75)
+    assert torch.allclose(features[2], features[0] / 0.75)
+    assert not torch.equal(all_kept, whole)
+
+
+def test_a_new_network_draws_nothing():
+    before = torch.get_rng_state()
+    model = OCRNet(Arch(width=6, blocks=1, modules=(1, 1, 1), channels=16, key_channels=8))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not model.conv1.weight.any()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 47), (65, 33)])
+def test_any_size_from_32(size):
+    x = torch.zeros(1, 3, *size)
+    with torch.no_grad():
+        aux, ocr = network().eval()(x)
+    assert aux.shape == ocr.shape == (1, 19, -(-size[0] // 4), -(-size[1] // 4))
+    assert ocr.isfinite().all()
