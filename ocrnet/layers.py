@@ -97,8 +97,8 @@ def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, Given]:
     return given | _flatten(tree, str(path))
 
 
-def load_yaml(path: Path, *, like: str = "") -> dict[str, Any]:
-    """Read one YAML file that must hold a mapping; a missing file's error names its nearest neighbour."""
+def load_yaml(path: Path, *, like: str = "", kinds: tuple[type, ...] = (dict,)) -> Any:
+    """Read one YAML file that must hold one of ``kinds``; a missing file's error names its nearest neighbour."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -118,7 +118,7 @@ def load_yaml(path: Path, *, like: str = "") -> dict[str, Any]:
         loader.dispose()
     if tree is None:
         return {}
-    if not isinstance(tree, dict):
+    if not isinstance(tree, kinds):
         raise OcrnetError(f"config file '{path}' must hold 'key: value' lines, not {type(tree).__name__}")
     return tree
 

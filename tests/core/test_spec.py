@@ -83,6 +83,29 @@ def test_variants_change_the_shapes_that_they_say():
     assert spec.head_channels(Arch()) == 512
 
 
+def test_variants_are_the_families():
+    changed = {
+        name: {key: value for key, value in dataclasses.asdict(rule).items() if value != getattr(spec.Variant(), key)}
+        for name, rule in spec.VARIANTS.items()
+    }
+    assert dataclasses.astuple(spec.Variant()) == (True, "bilinear", False, False, 1e-5, 1, 1, None, 0.0)
+    assert changed == {
+        "hrnet": {},
+        "openseg": {"aux_kernel": 3},
+        "openseg_inplace": {"aux_kernel": 3, "head_activation_slope": 0.01},
+        "nvidia": {"align_corners": False},
+        "mmseg": {"align_corners": False, "double_resize": True},
+        "paddleseg": {"align_corners": False, "same_padding": True},
+        "mindspore": {
+            "align_corners": False,
+            "fuse_resize": "nearest",
+            "head_eps": 1e-4,
+            "bottleneck_kernel": 3,
+            "bottleneck_out": 256,
+        },
+    }
+
+
 def test_rule_takes_the_archs_own_align_corners():
     assert Arch().rule.align_corners
     assert not Arch(align_corners=False).rule.align_corners
@@ -118,6 +141,8 @@ def test_init_draws_by_name_and_seed():
     assert all(np.array_equal(state[name], again[name]) for name in state)
     drawn = [name for name in state if not spec.is_norm(name)]
     assert not any(np.array_equal(state[name], other[name]) for name in drawn)
+    same_shape = [f"stage4.0.branches.3.0.conv{i}.weight" for i in (1, 2)]
+    assert not np.array_equal(*(state[name] for name in same_shape))
     more_classes = spec.init(dataclasses.replace(SMALL, num_classes=9), 1)
     assert np.array_equal(
         state["stage4.0.branches.3.0.conv2.weight"], more_classes["stage4.0.branches.3.0.conv2.weight"]
@@ -130,6 +155,9 @@ def test_init_spreads():
     name = "stage4.0.branches.3.0.conv1.weight"  # 144, 144, 3, 3
     assert kaiming[name].std() == pytest.approx(math.sqrt(2 / (144 * 9)), rel=0.01)
     assert normal[name].std() == pytest.approx(0.001, rel=0.01)
+    assert kaiming["transition1.1.0.0.weight"].std() == pytest.approx(
+        math.sqrt(2 / (36 * 9)), rel=0.01
+    )  # 36, 256, 3, 3
     for name, fan_in in (("conv3x3_ocr.0.weight", 270 * 9), ("conv3x3_ocr.0.bias", 270 * 9), ("cls_head.bias", 512)):
         bound = 1 / math.sqrt(fan_in)
         assert np.array_equal(kaiming[name], normal[name])

@@ -1,4 +1,4 @@
-"""The torch network against the authors' numbers (tests/data/official_w6) and against the variants' definitions."""
+"""The torch network against the authors' numbers (tests/data/official_w6) and against the spec."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ocrnet import spec
-from ocrnet.engines.torch.hrnet import Conv, Norm, resize
+from ocrnet.engines.torch.hrnet import Norm, resize
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
 from ocrnet.engines.torch.ocr import OCRNet
 from ocrnet.spec import Arch
@@ -197,23 +197,6 @@ def test_paddleseg_differs_where_sizes_are_even():
     aux, ocr = outputs("a", variant="paddleseg")  # bounds: what PaddleSeg 2.8 itself gave with these weights
     assert apart(aux, even["aux_align_corners_false"]) == pytest.approx(3.2, abs=0.1)
     assert apart(ocr, even["ocr_align_corners_false"]) == pytest.approx(1.2, abs=0.1)
-
-
-@pytest.mark.parametrize("size", [(32, 64), (33, 64), (32, 65), (33, 65)])
-def test_same_padding_is_tensorflows(size):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 3, *size, generator=generator)
-    conv = Conv(3, 4, 3, stride=2, same=True)
-    conv.weight.data = torch.randn(4, 3, 3, 3, generator=generator)
-    pads = []
-    for length in reversed(size):  # total = (ceil(length / 2) - 1) * 2 + 3 - length, its smaller half first
-        total = (-(-length // 2) - 1) * 2 + 3 - length
-        pads += [total // 2, total - total // 2]
-    wanted = nn.functional.conv2d(nn.functional.pad(x, pads), conv.weight, stride=2)
-    assert wanted.shape[2:] == tuple(-(-length // 2) for length in size)
-    assert torch.equal(conv(x), wanted)
-    symmetric = nn.functional.conv2d(x, conv.weight, stride=2, padding=1)
-    assert torch.equal(symmetric, wanted) == (size == (33, 65))
 
 
 def test_names_shapes_and_order_are_the_authors():

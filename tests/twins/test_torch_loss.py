@@ -48,10 +48,10 @@ def test_authors_cross_entropy(case):
 
 
 def test_authors_ohem(case):
+    """Nearly all pixels are below 0.9 here: this pins the two means; the mining itself is checked by hand below."""
     sample, wanted, outputs = case
     exact = wanted["ohem_thres0.9_keep1000_fp64"]
     assert value(outputs, sample["label"], ohem=(0.9, 1000)) == pytest.approx(exact, rel=1e-12)
-    assert value(outputs, sample["label"], ohem=(0.9, 10**6)) != pytest.approx(exact, rel=1e-5)
     assert value(outputs, sample["label"], ohem=(0.1, 1)) != pytest.approx(exact, rel=1e-5)
     assert value(outputs, sample["label"]) != pytest.approx(exact, rel=1e-5)
 

@@ -43,8 +43,7 @@ def ohem(
     nll = F.nll_loss(F.log_softmax(logits, 1), target, ignore_index=IGNORE, reduction="none")
     weighted = nll * _pixel_weight(label, class_weight.to(logits.dtype))
     valid = target != IGNORE
-    # 2 is above every probability: ignored pixels sort last and are never kept.
-    probability = torch.where(valid, torch.exp(-nll.detach()), 2.0)
+    probability = torch.exp(-nll.detach())  # 1 where ignored, so these sort last
     ranked = probability.flatten().sort().values
     rank = (valid.sum() - 1).clamp(0, min_kept)
     bound = ranked.gather(0, rank[None]).clamp_min(threshold)

@@ -1,0 +1,76 @@
+"""A trained network from Python: `ocrnet.load(path)`, then labels, probabilities or logits as NumPy arrays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ocrnet import config, weights
+from ocrnet.config import Config, Data, Eval
+from ocrnet.engine import Engine, open_engine
+from ocrnet.errors import OcrnetError
+from ocrnet.passes import make_passes
+from ocrnet.spec import Arch
+from ocrnet.world import World
+
+
+class Model:
+    """A network ready to predict; `arch` tells what it is."""
+
+    def __init__(self, engine: Engine, arch: Arch) -> None:
+        self._engine, self.arch = engine, arch
+
+    def predict(
+        self,
+        image: np.ndarray,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        slide: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """Return class indices uint8 H,W for an image uint8 H,W,3 RGB of any size.
+
+        Probabilities are averaged over ``scales`` and, with ``flip``, over the mirrored image; ``slide`` (height, width)
+        looks through windows, for images too large to look at whole.
+        """
+        return self._predict(image, Eval(scales=tuple(scales), flip=flip, slide=slide), "labels")
+
+    def probabilities(
+        self,
+        image: np.ndarray,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        slide: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """Return probabilities float32 num_classes,H,W for an image uint8 H,W,3 RGB; arguments as for `predict`."""
+        return self._predict(image, Eval(scales=tuple(scales), flip=flip, slide=slide), "probabilities")
+
+    def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalised float32 N,3,H,W."""
+        return self._engine.logits(np.ascontiguousarray(x, dtype=np.float32))
+
+    def _predict(self, image: np.ndarray, how: Eval, output: str) -> np.ndarray:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise OcrnetError(f"an image must be uint8 H,W,3 in RGB order, not {image.dtype} {image.shape}")
+        passes = make_passes(how, (image.shape[0], image.shape[1]))
+        return self._engine.predict(np.ascontiguousarray(image)[None], passes, (output,))[output][0]
+
+
+def load(
+    path: str | Path,
+    engine: Literal["auto", "torch", "mindspore"] = "auto",
+    device_target: Literal["CPU", "GPU", "Ascend"] | None = None,
+    mix: bool = False,
+) -> Model:
+    """Return the network in a checkpoint of ours, or in a weights file of the HRNet-OCR authors.
+
+    The architecture comes from the file. Raise `OcrnetError` where the file is missing, damaged or not an OCRNet.
+    """
+    found = weights.read(path)
+    data = found.meta.get("config", {}).get("data", {})
+    given = {name: tuple(data[name]) for name in ("mean", "std") if name in data}
+    cfg = Config(engine=engine, device_target=device_target, mix=mix, data=Data(**given))
+    config.check(cfg)
+    opened = open_engine(cfg, found.arch, world=World())
+    opened.restore(found.tensors, 0)
+    return Model(opened, found.arch)

@@ -1,0 +1,98 @@
+"""Every mistake ends in one error on stderr that names it, exit status 2, and nothing written."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import SMALL, run
+from ocrnet.images import write_png
+
+W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
+CPU = ("--device_target", "CPU")
+
+
+def fails(*argv, status=2) -> str:
+    found = run(*argv, ok=False)
+    assert found.returncode == status, found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stderr.startswith("error: ")
+    return found.stderr
+
+
+def test_unedited_dataset_dir_says_where_to_set_it(tmp_path):
+    said = fails("train.py", "--config", W48, *CPU, "--save_dir", tmp_path / "out")
+    assert "your cityscapes" in said
+    assert "config/cityscapes.yml" in said
+    assert "--set data.dataset_dir=" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("train.py",), "--config is required"),
+        (("train.py", "--config", "config/nowhere.yml"), "does not exist"),
+        (("train.py", "--config", W48, "--bacth_size", "2"), "did you mean '--batch_size'"),
+        (("eval.py", "--config", W48), "--checkpoint_path is required"),
+        (("eval.py", "--config", W48, "--checkpoint_path", "output/nothing.safetensors"), "does not exist"),
+        (("-m", "ocrnet", "trian"), "did you mean 'train'"),
+        (("train.py", "--config", W48, "--engine", "torch", "--device_target", "Ascend"), "Ascend"),
+    ],
+)
+def test_wrong_command_lines(argv, said, cityscapes, tmp_path):
+    if "--config" in argv and argv[0] == "train.py":
+        argv = (*argv, "--set", f"data.dataset_dir={cityscapes}", f"save_dir={tmp_path / 'out'}")
+    assert said in fails(*argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_device_target_gpu_without_one(cityscapes, tmp_path):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    said = fails("train.py", "--config", W48, "--device_target", "GPU", "--save_dir", tmp_path / "out",
+                 "--set", f"data.dataset_dir={cityscapes}", *SMALL)  # fmt: skip
+    assert "sees no GPU" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_checkpoints(w48_run, cityscapes, tmp_path):
+    whole = w48_run / "checkpoint" / "OCRNet_hrnet_seg_w48_4_rank0.safetensors"
+    cut, altered = tmp_path / "cut.safetensors", tmp_path / "altered.safetensors"
+    content = whole.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    altered.write_bytes(content[:-7] + bytes([content[-7] ^ 1]) + content[-6:])
+    dataset = ("--set", f"data.dataset_dir={cityscapes}", f"save_dir={tmp_path / 'out'}")
+    for path in (cut, altered):
+        assert str(path) in fails("eval.py", "--config", W48, *CPU, "--checkpoint_path", path, *dataset)
+        assert "truncated or altered" in fails(
+            "train.py", "--config", W48, *CPU, "--resume_ckpt", path, *dataset, *SMALL
+        )
+    other = fails("train.py", "--config", W48.replace("48", "32"), *CPU, "--resume_ckpt", whole, *dataset, *SMALL)
+    assert "width 32" in other
+    missing = fails("train.py", "--config", W48, *CPU, "--resume_ckpt", tmp_path / "no.safetensors", *dataset, *SMALL)
+    assert "no.safetensors does not exist" in missing
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_breaks_while_training_is_named(cityscapes, tmp_path):
+    broken = tmp_path / "data"
+    shutil.copytree(cityscapes, broken)
+    victim = next((broken / "leftImg8bit/train").rglob("*.png"))
+    victim.write_bytes(victim.read_bytes()[:500])
+    for workers in (0, 2):
+        said = fails("train.py", "--config", W48, *CPU, "--save_dir", tmp_path / f"out{workers}",
+                     "--set", f"data.dataset_dir={broken}", *SMALL[:2], *SMALL[4:], "eval_interval=4",
+                     f"num_workers={workers}")  # fmt: skip
+        assert victim.name in said
+
+
+def test_weights_for_other_classes_are_not_scored(w48_run, tmp_path):
+    for split in ("train", "val"):
+        write_png(tmp_path / f"own/images/{split}/a.png", np.zeros((64, 64, 3), np.uint8))
+        write_png(tmp_path / f"own/labels/{split}/a.png", np.zeros((64, 64), np.uint8))
+    (tmp_path / "own/classes.yml").write_text("[road, sky]")
+    said = fails("eval.py", "--config", W48, *CPU, "--checkpoint_path", w48_run, "--save_dir", tmp_path / "out",
+                 "--set", "data.name=folder", f"data.dataset_dir={tmp_path / 'own'}", "num_classes=2",
+                 "data.class_weights=none")  # fmt: skip
+    assert "19 classes" in said

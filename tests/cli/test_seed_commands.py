@@ -1,0 +1,120 @@
+"""The seed's single-card commands, typed as on its page, with the data's place and, for time, a few steps."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from conftest import SMALL, run
+
+from ocrnet import checkpoint
+from ocrnet.config import Config, as_dict
+
+W32 = "config/ocrnet/config_ocrnet_hrw32_16k.yml"
+W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_training_leaves_what_the_design_promises(w48_run):
+    names = sorted(p.name for p in (w48_run / "checkpoint").iterdir())
+    assert names == [f"OCRNet_hrnet_seg_w48_{tag}_rank0.safetensors" for tag in ("2", "4", "best")]
+    resolved = yaml.safe_load((w48_run / "config.yml").read_text())
+    assert resolved.keys() == as_dict(Config()).keys()
+    assert (resolved["total_step"], resolved["backbone"]["width"], resolved["num_classes"]) == (4, 48, 19)
+    (start,) = rows(w48_run / "starts.jsonl")
+    assert start["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", start["commit"])
+    assert {"ocrnet", "python", "numpy", "torch"} <= start["versions"].keys()
+    assert start["command"][0] == "train.py"
+    metrics = rows(w48_run / "metrics.jsonl")
+    assert [(row["kind"], row["step"]) for row in metrics] == [("train", 2), ("train", 4), ("eval", 4)]
+    assert all(np.isfinite(row["loss"]) for row in metrics if row["kind"] == "train")
+    log = (w48_run / "logs" / "train.log").read_text()
+    for wanted in (
+        "network: OCRNet-HRNet-W48",
+        "mix: ",
+        "warmup_step: 0 instead of 500",
+        "eta",
+        "img/s",
+        "mem",
+    ):
+        assert wanted in log, wanted
+
+
+def test_the_seeds_eval_of_a_w48_file_under_the_w32_config(w48_run, cityscapes, tmp_path):
+    """The seed's own example, down to the .ckpt that stands for the .safetensors beside it."""
+    path = w48_run / "checkpoint" / "OCRNet_hrnet_seg_w48_4_rank0.ckpt"
+    found = run("eval.py", "--config", W32, "--device_target", "CPU", "--mix", "True", "--checkpoint_path", path,
+                "--save_dir", tmp_path / "out", "--set", f"data.dataset_dir={cityscapes}", "num_workers=0")  # fmt: skip
+    assert "width: the config says 32" in found.stdout
+    assert "holds 48; the file wins" in found.stdout
+    assert "OCRNet_hrnet_seg_w48_4_rank0.safetensors" in found.stdout
+    assert "mIoU" in found.stdout
+    (row,) = rows(tmp_path / "out" / "eval.jsonl")
+    in_training = rows(w48_run / "metrics.jsonl")[-1]
+    assert row["mean_iou"] == in_training["mean_iou"]
+
+
+def test_multi_scale_flip_and_visualize(w48_run, cityscapes, tmp_path):
+    found = run("eval.py", "--config", W48, "--device_target", "CPU", "--ckpt_path", w48_run, "--multi_scale", "True",
+                "--flip", "True", "--visualize", "True", "--save_dir", tmp_path,
+                "--set", f"data.dataset_dir={cityscapes}", "eval.slide=[64,128]")  # fmt: skip
+    assert "scales: [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], flip: True, windows of 64x128" in found.stdout
+    assert len(list((tmp_path / "visualize").glob("*.png"))) == 3
+
+
+def test_w32_trains_on_one_card(cityscapes, tmp_path):
+    run("train.py", "--config", W32, "--device_target", "CPU", "--mix", "True", "--save_dir", tmp_path / "out",
+        "--set", f"data.dataset_dir={cityscapes}", *SMALL)  # fmt: skip
+    assert (tmp_path / "out/checkpoint/OCRNet_hrnet_seg_w32_4_rank0.safetensors").is_file()
+
+
+def test_resume_goes_on_and_ends_like_the_run_never_stopped(w48_run, cityscapes, tmp_path):
+    middle = w48_run / "checkpoint" / "OCRNet_hrnet_seg_w48_2_rank0.safetensors"
+    found = run("train.py", "--config", W48, "--device_target", "CPU", "--mix", "True", "--save_dir", tmp_path / "out",
+                "--resume_ckpt", middle, "--set", f"data.dataset_dir={cityscapes}", *SMALL)  # fmt: skip
+    assert "step 2" in found.stdout
+    name = "OCRNet_hrnet_seg_w48_4_rank0.safetensors"
+    whole, resumed = checkpoint.load(w48_run / "checkpoint" / name), checkpoint.load(tmp_path / "out/checkpoint" / name)
+    assert whole.tensors.keys() == resumed.tensors.keys()
+    for key, array in whole.tensors.items():
+        np.testing.assert_array_equal(array, resumed.tensors[key], err_msg=key)
+    assert resumed.meta["progress"] == whole.meta["progress"]
+
+
+def test_auto_resume_cuts_the_rows_after_the_restored_step(cityscapes, tmp_path):
+    def train(*more):
+        return run("train.py", "--config", W48, "--device_target", "CPU", "--save_dir", tmp_path / "out",
+                   "--log_interval", "1", *more, "--set", f"data.dataset_dir={cityscapes}", *SMALL)  # fmt: skip
+
+    assert "a fresh start" in train("--resume_ckpt", "auto").stdout
+    before = rows(tmp_path / "out/metrics.jsonl")
+    last = tmp_path / "out/checkpoint/OCRNet_hrnet_seg_w48_4_rank0.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    found = train("--resume_ckpt", "auto")
+    assert "passed over" in found.stdout
+    assert "truncated" in found.stdout
+    after = rows(tmp_path / "out/metrics.jsonl")
+    timings = {"images_per_second", "seconds_per_step", "data_seconds_per_step", "memory_bytes"}
+
+    def untimed(table):
+        return [{k: v for k, v in row.items() if k not in timings} for row in table]
+
+    assert untimed(after) == untimed(before)
+
+
+def test_a_run_folder_with_checkpoints_is_not_overwritten(w48_run, cityscapes):
+    found = run("train.py", "--config", W48, "--device_target", "CPU", "--save_dir", w48_run,
+                "--set", f"data.dataset_dir={cityscapes}", *SMALL, ok=False)  # fmt: skip
+    assert found.returncode == 2
+    assert "--resume_ckpt auto" in found.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_console_command_and_script_are_the_same(command):
+    script = run(f"{command}.py", "--help").stdout
+    assert script == run("-m", "ocrnet", command, "--help").stdout
+    assert "--config" in script
