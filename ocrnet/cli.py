@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ocrnet import checkpoint, flags, weights
 from ocrnet.config import Config
-from ocrnet.datasets import Dataset, open_dataset
+from ocrnet.datasets import Dataset, open_dataset, synthetic
 from ocrnet.engine import open_engine
 from ocrnet.errors import OcrnetError, nearest
 from ocrnet.evaluate import evaluate

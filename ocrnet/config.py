@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -220,8 +221,16 @@ def as_dict(cfg: Config) -> dict[str, Any]:
 
 def table() -> str:
     """Return the schema as a Markdown table: key, default, help."""
-    rows = [f"| `{name}` | `{_shown(item.default)}` | {item.metadata['help']} |" for name, item in schema()]
+    rows = [
+        f"| `{name}` | `{_shown(item.default)}` | {item.metadata['help']}{_choices(item)} |" for name, item in schema()
+    ]
     return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+def _choices(item: dataclasses.Field) -> str:
+    kinds = (item.type, *typing.get_args(item.type))
+    names = [name for kind in kinds if typing.get_origin(kind) is Literal for name in typing.get_args(kind)]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _shown(default: Any) -> str:

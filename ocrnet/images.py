@@ -1,7 +1,10 @@
-"""Reading and writing image files: the one place that does it."""
+"""Image files, read and written in one place: a damaged file is an error that names it, never half a picture."""
 
 import io
 import os
+import struct
+import threading
+import zlib
 from pathlib import Path
 
 import cv2
@@ -10,63 +13,106 @@ from PIL import Image
 
 from ocrnet.errors import OcrnetError
 
-# What a whole file ends with; OpenCV may return a half-grey picture for one cut short by a few bytes.
-ENDINGS = {b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_LABELS = "a label is a PNG of one channel, 8 bits a pixel, whose values are the class ids"
+_DAMAGED = "is damaged or no image; write it again or take it out of the dataset"
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Return a picture as uint8 H,W,3 RGB, whatever its depth or colours; EXIF rotation is ignored, as labels have none."""
-    content = _read(path)
+    """Read an image file as uint8 H,W,3 RGB, whatever its channels and depth; EXIF orientation is not applied.
+
+    Raises `OcrnetError` naming a file that is missing, empty, truncated or undecodable.
+    """
+    data = _read(path)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # labels have no orientation
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise OcrnetError(f"image '{path}' cannot be decoded: {error.err}") from None
+        raise OcrnetError(f"{path} {_DAMAGED} ({error.err})") from None
     if image is None:
-        raise OcrnetError(f"image '{path}' is not an image that OpenCV can decode, or is damaged; replace or remove it")
+        raise OcrnetError(f"{path} {_DAMAGED}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """Return a label file's ids as stored, uint8 H,W: grey levels, or the indices of a palette."""
-    content = _read(path)
+    """Read a label file as uint8 H,W of the ids stored in it: grey values, or the indices of a palette PNG.
+
+    Raises `OcrnetError` naming a file that is missing, empty, damaged, coloured, or holds a value above 255.
+    """
+    data = _read(path)
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OcrnetError(f"label '{path}' cannot be decoded: {error}; replace or remove it") from None
-    if picture.mode not in ("L", "P", "1") and not picture.mode.startswith("I"):
-        raise OcrnetError(
-            f"label '{path}' is a {picture.mode} picture, but a label has one channel with the class id of each pixel"
-        )
-    ids = np.asarray(picture)
-    if ids.min() < 0 or ids.max() > 255:
-        raise OcrnetError(f"label '{path}' has ids from {ids.min()} to {ids.max()}, but they must be in 0..255")
-    return ids.astype(np.uint8)
+        with Image.open(io.BytesIO(data)) as image:
+            mode, ids = image.mode, np.asarray(image)
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise OcrnetError(f"{path} {_DAMAGED} ({error})") from None
+    if mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
+        raise OcrnetError(f"{path} has mode {mode}; {_LABELS}, not colours: convert it")
+    if ids.max(initial=0) > 255 or ids.min(initial=0) < 0:
+        raise OcrnetError(f"{path} holds values from {ids.min()} to {ids.max()}; {_LABELS}, 0 to 255")
+    ids = ids.astype(np.uint8)
+    # Pillow spreads grey of 2 and 4 bits over 0 to 255.
+    stretch = {2: 85, 4: 17}.get(data[24], 1) if mode == "L" and data.startswith(_PNG) else 1
+    return ids // stretch if stretch > 1 else ids
 
 
 def write_png(path: str | Path, array: np.ndarray) -> None:
-    """Write uint8 H,W or H,W,3 RGB as PNG, whole or not at all; makes the folder if need be."""
+    """Write uint8 H,W (grey) or H,W,3 (RGB) as PNG; whoever reads ``path`` sees the old file or the whole new one.
+
+    Folders are made as needed. Raises `OcrnetError` where the file cannot be written.
+    """
+    assert array.dtype == np.uint8, f"{array.dtype}, not uint8"
+    assert array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3), f"shape {array.shape}, not H,W or H,W,3"
     path = Path(path)
-    pixels = array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
-    done, content = cv2.imencode(".png", pixels)
-    assert done, f"OpenCV did not encode {array.dtype} {array.shape}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    done, data = cv2.imencode(".png", array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR))
+    assert done, f"OpenCV could not encode an array of shape {array.shape}"
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        draft.write_bytes(content.tobytes())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_bytes(data.tobytes())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise OcrnetError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _read(path: str | Path) -> bytes:
+    """Return a file's bytes after checking that it ends where its format says, which the decoders do not all do."""
     try:
-        content = Path(path).read_bytes()
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise OcrnetError(f"{path} does not exist") from None
     except OSError as error:
-        raise OcrnetError(f"file '{path}' cannot be read: {error.strerror}") from None
-    if not content:
-        raise OcrnetError(f"file '{path}' is empty; replace or remove it")
-    for beginning, ending in ENDINGS.items():
-        if content.startswith(beginning) and ending not in content[-64:]:
-            raise OcrnetError(f"file '{path}' is cut short (its end is missing); replace or remove it")
-    return content
+        raise OcrnetError(f"{path} cannot be read: {error.strerror}") from None
+    if not data:
+        raise OcrnetError(f"{path} is empty; write it again or take it out of the dataset")
+    if data.startswith(_PNG):
+        _check_png(path, data)
+    # The last scan must be followed by an end-of-image marker; what cameras append after that does no harm.
+    elif data.startswith(_JPEG) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise OcrnetError(f"{path} is truncated: the JPEG has no end; write it again or take it out of the dataset")
+    return data
+
+
+def _check_png(path: str | Path, data: bytes) -> None:
+    """Walk the chunks of a PNG, each with its length and CRC, up to IEND."""
+    position, kind = len(_PNG), b""
+    while kind != b"IEND":
+        if position + 12 > len(data):
+            raise OcrnetError(f"{path} is truncated: the PNG has no end; write it again or take it out of the dataset")
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if end + 4 > len(data):
+            raise OcrnetError(f"{path} is truncated in a PNG chunk; write it again or take it out of the dataset")
+        if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise OcrnetError(f"{path} is damaged: a PNG chunk fails its checksum; write it again")
+        position = end + 4

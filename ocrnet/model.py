@@ -30,8 +30,8 @@ class Model:
     ) -> np.ndarray:
         """Return class indices uint8 H,W for an image uint8 H,W,3 RGB of any size.
 
-        Probabilities are averaged over ``scales`` and, with ``flip``, over the mirrored image; ``slide`` (height, width)
-        looks through windows, for images too large to look at whole.
+        Probabilities are averaged over ``scales`` and, with ``flip``, over the mirrored image; ``slide`` (height,
+        width) looks through windows, for images too large to look at whole.
         """
         return self._predict(image, Eval(scales=tuple(scales), flip=flip, slide=slide), "labels")
 
@@ -68,8 +68,8 @@ def load(
     """
     found = weights.read(path)
     data = found.meta.get("config", {}).get("data", {})
-    given = {name: tuple(data[name]) for name in ("mean", "std") if name in data}
-    cfg = Config(engine=engine, device_target=device_target, mix=mix, data=Data(**given))
+    normal = Data(mean=tuple(data.get("mean", Data.mean)), std=tuple(data.get("std", Data.std)))
+    cfg = Config(engine=engine, device_target=device_target, mix=mix, data=normal)
     config.check(cfg)
     opened = open_engine(cfg, found.arch, world=World())
     opened.restore(found.tensors, 0)

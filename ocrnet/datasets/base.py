@@ -1,6 +1,6 @@
-"""What every dataset is: a table of classes, and a list of image and label files that one class reads."""
+"""What every dataset is: a table of classes and a list of image and label files, read into class indices."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,58 +11,78 @@ from ocrnet.errors import OcrnetError
 from ocrnet.images import read_image, read_label
 
 IGNORE = 255
-UNKNOWN = 254  # only inside the table below; a class index never reaches it
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The classes of a dataset: names, colours, the label id that stands for each in files, and the ids left out."""
+    """The classes of a dataset, by class index: names, RGB colours, the ids that label files hold, categories.
+
+    ``ignored`` are the file ids that become class index 255; ``ignored_id`` is the id written to files for 255.
+    """
 
     names: tuple[str, ...]
-    palette: tuple[Colour, ...]
+    palette: tuple[tuple[int, int, int], ...]
     ids: tuple[int, ...]
-    ignored: frozenset[int] = frozenset({IGNORE})
+    ignored: frozenset[int]
     categories: tuple[str, ...] = ()
-    void_id: int = IGNORE  # what 255 becomes in a file
+    ignored_id: int = IGNORE
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        assert 1 <= count <= IGNORE, f"{count} classes, not 1 to {IGNORE}"
+        assert len(self.palette) == len(set(self.ids)) == count, "names, palette and ids differ in number"
+        assert len(self.categories) in (0, count), f"{len(self.categories)} categories for {count} classes"
+        assert not self.ignored.intersection(self.ids), "an id is both a class and ignored"
 
     def __len__(self) -> int:
         return len(self.names)
 
-    @cached_property
-    def _table(self) -> np.ndarray:
-        table = np.full(256, UNKNOWN, np.uint8)
-        table[list(self.ignored)] = IGNORE
-        table[list(self.ids)] = np.arange(len(self), dtype=np.uint8)
-        return table
-
-    def to_indices(self, ids: np.ndarray, source: Path) -> np.ndarray:
-        """Turn label ids uint8 H,W into class indices, 255 where left out; an unknown id is an error naming ``source``."""
-        indices = self._table[ids]
-        if len(self) < UNKNOWN and (indices == UNKNOWN).any():
-            strangers = np.unique(ids[indices == UNKNOWN]).tolist()
+    def to_indices(self, ids: np.ndarray, source: str | Path) -> np.ndarray:
+        """Turn the uint8 H,W ids of a label file into uint8 H,W class indices; an unknown id is an error with it."""
+        unknown = self._unknown[ids]
+        if unknown.any():
+            found = ", ".join(map(str, np.unique(ids[unknown])))
             raise OcrnetError(
-                f"label '{source}' has ids {strangers}, which are no class; the classes are {_ranges(self.ids)}, "
-                f"left out are {_ranges(self.ignored)}"
+                f"{source} holds the id {found}; known are {_ranges(self.ids)} (classes) and "
+                f"{_ranges(self.ignored) or 'none'} (ignored)"
             )
-        return indices
+        return self._index_of_id[ids]
 
     def to_ids(self, indices: np.ndarray) -> np.ndarray:
-        """Turn class indices uint8 into the label ids of files."""
-        table = np.full(256, self.void_id, np.uint8)
+        """Turn uint8 H,W class indices into the uint8 H,W ids of label files; 255 becomes ``ignored_id``."""
+        self._check(indices)
+        table = np.full(256, self.ignored_id, np.uint8)
         table[: len(self)] = self.ids
         return table[indices]
 
     def colour(self, indices: np.ndarray) -> np.ndarray:
-        """Paint class indices uint8 H,W as uint8 H,W,3 RGB, black where left out."""
+        """Turn uint8 H,W class indices into uint8 H,W,3 RGB; 255 is black."""
+        self._check(indices)
         table = np.zeros((256, 3), np.uint8)
         table[: len(self)] = self.palette
         return table[indices]
 
+    def _check(self, indices: np.ndarray) -> None:
+        highest = int(indices[indices != IGNORE].max(initial=0))
+        if highest >= len(self):
+            raise ValueError(f"class index {highest}; allowed are 0 to {len(self) - 1} and {IGNORE}")
+
+    @cached_property
+    def _index_of_id(self) -> np.ndarray:
+        table = np.full(256, IGNORE, np.uint8)
+        table[list(self.ids)] = np.arange(len(self))
+        return table
+
+    @cached_property
+    def _unknown(self) -> np.ndarray:
+        table = np.ones(256, bool)
+        table[[*self.ids, *self.ignored]] = False
+        return table
+
 
 @dataclass(frozen=True)
 class Pair:
-    """One sample's files; ``name`` is unique within its split."""
+    """One sample's files; ``name`` is unique within its split, e.g. ``aachen/aachen_000000_000019``."""
 
     name: str
     image: Path
@@ -70,59 +90,54 @@ class Pair:
 
 
 class Dataset:
-    """A split of a dataset; indices run from 0 in the order of the names."""
+    """One split: ``read(i)`` gives image and label in memory, class indices 0 to num_classes - 1 and 255 (ignored)."""
 
-    def __init__(self, classes: ClassTable, pairs: Sequence[Pair], root: Path) -> None:
-        self.classes, self.pairs, self.root = classes, tuple(pairs), root
+    def __init__(self, classes: ClassTable, pairs: Sequence[Pair], root: str | Path) -> None:
+        self.classes, self.pairs, self.root = classes, tuple(pairs), Path(root)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def name(self, index: int) -> str:
-        """Return the name of a sample."""
-        return self.pairs[index].name
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return all(pair.label is not None for pair in self.pairs)
 
-    def image(self, index: int) -> np.ndarray:
-        """Return an image uint8 H,W,3 RGB."""
-        return read_image(self.pairs[index].image)
+    def name(self, i: int) -> str:
+        """Return the name of sample ``i``."""
+        return self.pairs[i].name
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return an image uint8 H,W,3 RGB and its class indices uint8 H,W, 255 where left out."""
-        pair = self.pairs[index]
-        assert pair.label is not None, f"{pair.name} was opened without labels"
+    def path(self, i: int) -> Path:
+        """Return the path of image ``i``."""
+        return self.pairs[i].image
+
+    def image(self, i: int) -> np.ndarray:
+        """Return image ``i``, uint8 H,W,3 RGB; an unreadable file raises `OcrnetError` with its name."""
+        return read_image(self.path(i))
+
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return image ``i``, uint8 H,W,3 RGB, and its class indices, uint8 H,W.
+
+        Raises `OcrnetError` naming a file that is unreadable, holds an unknown id, or differs from its pair in size.
+        """
+        pair = self.pairs[i]
+        if pair.label is None:
+            raise OcrnetError(f"{pair.image} was opened without a label; labels are needed to train and to score")
         image, ids = read_image(pair.image), read_label(pair.label)
         if image.shape[:2] != ids.shape:
             raise OcrnetError(
-                f"image '{pair.image}' is {image.shape[0]}x{image.shape[1]} (height x width), but its label "
-                f"'{pair.label}' is {ids.shape[0]}x{ids.shape[1]}; they must be of one size"
+                f"{pair.image} is {image.shape[0]}x{image.shape[1]} (height x width), "
+                f"its label {pair.label} {ids.shape[0]}x{ids.shape[1]}; they must agree"
             )
         return image, self.classes.to_indices(ids, pair.label)
 
 
-def pair_up(
-    images: dict[str, Path], labels: dict[str, Path], *, where: tuple[Path, Path], labelled: bool
-) -> list[Pair]:
-    """Match images and labels by name, sorted; with ``labelled``, each must have its counterpart."""
-    if not images:
-        raise OcrnetError(f"no images in '{where[0]}'; look at data.dataset_dir")
-    if labelled:
-        missing, surplus = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
-        problems = [
-            f"{len(names)} {what} ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})"
-            for names, what in ((missing, "images without a label"), (surplus, "labels without an image"))
-            if names
-        ]
-        if problems:
-            raise OcrnetError(f"'{where[0]}' and '{where[1]}' do not match: {'; '.join(problems)}")
-    return [Pair(name, images[name], labels.get(name) if labelled else None) for name in sorted(images)]
-
-
-def _ranges(ids: Iterable[int]) -> str:
-    """Return sorted ids with runs joined: 0-3, 7."""
+def _ranges(ids: Sequence[int] | frozenset[int]) -> str:
+    """Write ids shortly: ``0-3, 7, 9-10``."""
     runs: list[list[int]] = []
-    for number in sorted(ids):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
+    for value in sorted(ids):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
         else:
-            runs.append([number, number])
+            runs.append([value, value])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,97 +1,104 @@
-"""Own data without code: images/SPLIT, labels/SPLIT with the same names, and classes.yml."""
+"""A dataset of one's own without code: images/, labels/ and a classes.yml that names the classes."""
 
-import colorsys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ocrnet import layers
-from ocrnet.datasets.base import IGNORE, ClassTable, Colour, Pair, pair_up
+from ocrnet.datasets.base import IGNORE, ClassTable, Pair
+from ocrnet.datasets.files import listing, scan_trees
 from ocrnet.errors import OcrnetError, nearest
+from ocrnet.layers import load_yaml
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MOST = 254  # class indices 0..253; 255 is ignored, 254 marks an unknown id while reading
+CLASSES_YML = """classes.yml is a list of names, whose positions are the ids in the label files: [road, car, sky]
+or, where ids, colours or ignored ids are needed:
+  classes:
+    - {name: road, id: 7, color: [128, 64, 128]}   # id and color may be left out
+    - {name: car, id: 26}
+  ignore: [0, 1]   # 255 is always ignored"""
+
+LAYOUT = """the layout of a folder dataset is
+  DATASET_DIR/classes.yml
+  DATASET_DIR/images/SPLIT/.../NAME.png (or .jpg .jpeg .bmp .tif .tiff .webp)
+  DATASET_DIR/labels/SPLIT/.../NAME.png   one channel, values are class ids"""
 
 
 def classes(root: Path) -> ClassTable:
-    """Read classes.yml: a list of names, or ``classes: [{name, id, color}]`` and ``ignore: [ids]``."""
+    """Read ROOT/classes.yml; raises `OcrnetError` naming the file and the entry that is wrong."""
     path = root / "classes.yml"
-    tree = layers.load_yaml(path, like=".yml", kinds=(dict, list))
-    if isinstance(tree, list):
-        tree = {"classes": tree}
-    _known(path, "the file", tree, ("classes", "ignore"))
-    rows = tree.get("classes")
-    if not isinstance(rows, list) or not 2 <= len(rows) <= MOST:
-        raise OcrnetError(f"{path}: needs a list of 2 to {MOST} classes, like [road, sky]")
-    found = [_entry(path, index, row) for index, row in enumerate(rows)]
-    names, ids, palette = zip(*found, strict=True)
-    ignored = tree.get("ignore", [])
-    if not isinstance(ignored, list) or not all(_is_byte(number) for number in ignored):
-        raise OcrnetError(f"{path}: ignore is {ignored!r}, but must be a list of ids from 0 to 255")
+    if not path.is_file():
+        raise OcrnetError(f"{path} is not there; {root} holds {listing(root)}\n{LAYOUT}\n{CLASSES_YML}")
+    tree = load_yaml(path, kinds=(dict, list))
+    tree = {"classes": tree} if isinstance(tree, list) else tree
+    _known_keys(path, "the file", tree, ("classes", "ignore"))
+    entries = tree.get("classes")
+    if not isinstance(entries, list) or not entries:
+        raise _wrong(path, f"classes is {entries!r}, not a list of at least one class")
+    if len(entries) > IGNORE:
+        raise _wrong(path, f"{len(entries)} classes; at most {IGNORE} fit")
+    names, ids, given = zip(*(_entry(path, i, entry) for i, entry in enumerate(entries)), strict=True)
+    ignored = _ignored(path, tree.get("ignore", []))
     for what, values in (("name", names), ("id", ids)):
-        doubled = {value for value in values if values.count(value) > 1}
-        if doubled:
-            raise OcrnetError(f"{path}: {what} {sorted(doubled)[0]!r} is given to two classes")
-    both = sorted({*ignored, IGNORE} & set(ids))
-    if both:
-        raise OcrnetError(f"{path}: id {both[0]} is a class and ignored; 255 is always ignored")
-    return ClassTable(names, palette, ids, frozenset({*ignored, IGNORE}))
+        _once(path, what, values)
+    for i, value in enumerate(ids):
+        if value in ignored:
+            raise _wrong(path, f"class {i} ({names[i]}) has the id {value}, which is ignored")
+    free = (colour for colour in _colours() if colour not in given)
+    palette = tuple(colour or next(free) for colour in given)
+    return ClassTable(names=names, palette=palette, ids=ids, ignored=ignored)
 
 
-def scan(root: Path, split: str, *, labelled: bool) -> list[Pair]:
-    """List a split; with ``labelled``, each image needs its label."""
-    return scan_split(root, split, labelled=labelled)
+def scan(root: Path, split: str, *, labels: bool = True) -> list[Pair]:
+    """Return the pairs of a split, sorted by path; raises `OcrnetError` on another layout or an odd file."""
+    return scan_trees(root, split, layout=LAYOUT, labels=labels)
 
 
-def scan_split(root: Path, split: str, *, labelled: bool) -> list[Pair]:
-    """Match images/SPLIT and labels/SPLIT by their path without its ending."""
-    image_dir, label_dir = root / "images" / split, root / "labels" / split
-    for folder in (image_dir, label_dir) if labelled else (image_dir,):
-        if not folder.is_dir():
-            raise OcrnetError(f"'{folder}' does not exist; '{root}' must hold images/{split}/ and labels/{split}/")
-    labels = _by_stem(label_dir, (".png",)) if labelled else {}
-    return pair_up(_by_stem(image_dir, ENDINGS), labels, where=(image_dir, label_dir), labelled=labelled)
+def _entry(path: Path, i: int, entry: Any) -> tuple[str, int, tuple[int, ...] | None]:
+    entry = entry if isinstance(entry, dict) else {"name": entry}
+    _known_keys(path, f"class {i}", entry, ("name", "id", "color"))
+    name, value, colour = entry.get("name"), entry.get("id", i), entry.get("color")
+    if not isinstance(name, str) or not name.strip():
+        raise _wrong(path, f"class {i} has the name {name!r}, which is no text (quote yes, no, on, off and numbers)")
+    if not _is_byte(value) or value == IGNORE:
+        raise _wrong(path, f"class {i} ({name}) has the id {value!r}, not a whole number from 0 to {IGNORE - 1}")
+    if colour is None:
+        return name, value, None
+    if not isinstance(colour, list) or len(colour) != 3 or not all(map(_is_byte, colour)):
+        raise _wrong(path, f"class {i} ({name}) has the color {colour!r}, not [red, green, blue] from 0 to 255")
+    return name, value, tuple(colour)
 
 
-def _by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in endings and not path.name.startswith("."):
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            if stem in found:
-                raise OcrnetError(f"'{found[stem]}' and '{path}' have the same name; rename or remove one")
-            found[stem] = path
-    return found
+def _ignored(path: Path, ids: Any) -> frozenset[int]:
+    if not isinstance(ids, list) or not all(map(_is_byte, ids)):
+        raise _wrong(path, f"ignore is {ids!r}, not a list of ids from 0 to 255")
+    return frozenset({*ids, IGNORE})
 
 
-def _entry(path: Path, index: int, row: Any) -> tuple[str, int, Colour]:
-    row = {"name": row} if isinstance(row, str) else row
-    where = f"class {index}"
-    if not isinstance(row, dict):
-        raise OcrnetError(f"{path}: {where} is {row!r}, but must be a name or {{name, id, color}}")
-    _known(path, where, row, ("name", "id", "color"))
-    name, number, colour = row.get("name"), row.get("id", index), row.get("color", _colour(index))
-    if not isinstance(name, str) or not name:
-        raise OcrnetError(f"{path}: {where} has name {name!r}, but needs text (quote yes, no, on, off)")
-    if not _is_byte(number):
-        raise OcrnetError(f"{path}: {where} ({name}) has id {number!r}, but must be from 0 to 254")
-    if not isinstance(colour, (list, tuple)) or len(colour) != 3 or not all(_is_byte(part) for part in colour):
-        raise OcrnetError(f"{path}: {where} ({name}) has color {colour!r}, but must be [r, g, b] from 0 to 255")
-    return name, number, (colour[0], colour[1], colour[2])
+def _once(path: Path, what: str, values: tuple) -> None:
+    first: dict[Any, int] = {}
+    for i, value in enumerate(values):
+        if value in first:
+            raise _wrong(path, f"classes {first[value]} and {i} have the same {what}, {value}")
+        first[value] = i
 
 
-def _known(path: Path, where: str, row: dict, names: tuple[str, ...]) -> None:
-    for name in row:
-        if name not in names:
-            raise OcrnetError(f"{path}: {where} has unknown key '{name}'{nearest(str(name), names)}")
+def _known_keys(path: Path, where: str, tree: dict, known: tuple[str, ...]) -> None:
+    for key in tree:
+        if key not in known:
+            raise _wrong(path, f"{where} has the unknown key {key!r}{nearest(str(key), known)} ({', '.join(known)})")
 
 
-def _is_byte(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= 255
+def _is_byte(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
 
 
-def _colour(index: int) -> Colour:
-    """Return a colour of its own for every index: hues by the golden angle, in three brightnesses."""
-    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, (0.95, 0.7, 0.5)[index // 12 % 3])
-    return tuple(np.round(np.array([red, green, blue]) * 255).astype(int).tolist())  # type: ignore[return-value]
+def _wrong(path: Path, what: str) -> OcrnetError:
+    return OcrnetError(f"{path}: {what}\n{CLASSES_YML}")
+
+
+def _colours() -> Iterator[tuple[int, int, int]]:
+    """Yield the colours of the Pascal VOC colour map without black: the bits of the number, spread over R, G, B."""
+    for number in range(1, 1 << 10):
+        colour = [0, 0, 0]
+        for bit in range(10):
+            colour[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
+        yield colour[0], colour[1], colour[2]

@@ -144,3 +144,8 @@ def test_every_key_has_help_and_a_default_that_fits_itself():
 def test_the_config_cannot_be_written_to():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 2
+
+
+def test_the_documented_table_is_the_schema():
+    """After a change of the schema, paste there what `config.table()` returns."""
+    assert (ROOT / "docs/config.md").read_text().endswith("\n" + config.table() + "\n")

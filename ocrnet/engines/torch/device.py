@@ -50,17 +50,26 @@ def _autocast(device_type: str, dtype: torch.dtype) -> Callable[[], contextlib.A
     return lambda: torch.autocast(device_type, dtype)
 
 
+def configure(device: torch.device, *, deterministic: bool) -> None:
+    """Set the framework's switches for a run: bit-equal repeats, or the fastest convolutions for fixed shapes."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
 def describe(device: torch.device, why: str, precision: Precision, cfg: Config) -> tuple[list[str], dict[str, str]]:
-    """Return the banner's lines and the versions for the checkpoint; set what a deterministic run needs."""
+    """Return the banner's lines, and the versions for the checkpoint."""
     versions = {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
-    lines = [f"engine: torch {torch.__version__}, {torch.get_num_threads()} threads", f"device: {why}"]
-    lines.append(f"mix: {precision.text}")
     if device.type == "cuda":
         versions |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name(device)}
-        torch.backends.cudnn.benchmark = not cfg.deterministic
+    lines = [
+        f"engine: torch {torch.__version__}, {torch.get_num_threads()} threads",
+        f"device: {why}",
+        f"mix: {precision.text}",
+    ]
     if cfg.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
         lines.append("deterministic: on")
     if cfg.max_rowsize != type(cfg).max_rowsize:
         lines.append("max_rowsize: no effect on the torch engine, whose loader has no such limit")

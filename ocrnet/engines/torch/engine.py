@@ -11,7 +11,7 @@ from torch import nn
 from ocrnet import schedule, spec
 from ocrnet.config import Config
 from ocrnet.engine import OUTPUTS, Stats
-from ocrnet.engines.torch.device import Precision, choose_device, choose_precision, describe
+from ocrnet.engines.torch.device import Precision, choose_device, choose_precision, configure, describe
 from ocrnet.engines.torch.hrnet import Size, resize
 from ocrnet.engines.torch.loader import Batch, batches
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
@@ -38,6 +38,7 @@ class TorchEngine:
         self.precision: Precision = choose_precision(self.device, cfg.mix)
         self.decisions: Sequence[str]
         self.versions: Mapping[str, str]
+        configure(self.device, deterministic=cfg.deterministic)
         self.decisions, self.versions = describe(self.device, why, self.precision, cfg)
         self.model = OCRNet(arch).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.running = _flatten_buffers(self.model)
@@ -88,7 +89,8 @@ class TorchEngine:
         if self.stream is None:
             raise OcrnetError("this engine was opened without a training stream")
         if self._batches is None:
-            self._batches = batches(self.stream, self.cfg, world=self.world, step=self.step)
+            pinned = self.device.type == "cuda"
+            self._batches = batches(self.stream, self.cfg, world=self.world, step=self.step, pinned=pinned)
         self.model.train()
         heads = torch.zeros(steps, 2, dtype=torch.float64, device=self.device)
         finite = torch.zeros(steps, dtype=torch.bool, device=self.device)

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ocrnet.config import Config
+from ocrnet.errors import OcrnetError
 from ocrnet.stream import Sample, TrainStream, numbers
 from ocrnet.world import World
 
@@ -27,24 +28,48 @@ class StepNumbers:
             )
 
 
-def batches(stream: TrainStream, cfg: Config, *, world: World, step: int) -> Iterator[Batch]:
-    """Yield micro-batches from ``step`` on: images uint8 N,H,W,3, labels uint8 N,H,W, dropout masks bool N,channels."""
+def batches(stream: TrainStream, cfg: Config, *, world: World, step: int, pinned: bool = False) -> Iterator[Batch]:
+    """Yield micro-batches from ``step`` on: images uint8 N,H,W,3, labels uint8 N,H,W, dropout masks bool N,channels.
+
+    An unreadable file raises the `OcrnetError` that names it, also where a worker met it. ``pinned`` memory copies to a
+    GPU without waiting.
+    """
     workers = cfg.num_workers
     loader: DataLoader = DataLoader(
-        stream,  # type: ignore[arg-type]  # it has __getitem__ by number, which is all that is used
+        Guarded(stream),
         batch_sampler=StepNumbers(cfg, world, step),
         num_workers=workers,
         prefetch_factor=cfg.prefetch_size if workers else None,
         collate_fn=collate,
         worker_init_fn=one_thread,
-        pin_memory=cfg.device_target == "GPU",
+        pin_memory=pinned,
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, OcrnetError):
+            raise batch
+        yield batch
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """Stack samples into the three tensors of a micro-batch."""
-    images, labels, keeps = (torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
+class Guarded(Dataset):
+    """The stream with errors as values, because a DataLoader wraps what a worker raises into a traceback's text."""
+
+    def __init__(self, stream: TrainStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, number: int) -> Sample | OcrnetError:
+        """Return sample ``number``, or the error that names its file."""
+        try:
+            return self.stream[number]
+        except OcrnetError as error:
+            return error
+
+
+def collate(samples: list[Sample | OcrnetError]) -> Batch | OcrnetError:
+    """Stack samples into the three tensors of a micro-batch; hand an error on."""
+    good = [sample for sample in samples if isinstance(sample, Sample)]
+    if len(good) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, OcrnetError))
+    images, labels, keeps = (torch.from_numpy(np.stack(part)) for part in zip(*good, strict=True))
     return images, labels, keeps
 
 

@@ -1,0 +1,137 @@
+"""One GPU, correctness first, then speed; prints one JSON document to keep under benchmarks/results/.
+
+    python benchmarks/gpu.py --camvid FOLDER [--out FILE]
+
+1. The network against the authors' outputs (tests/data/official_w6) in float32 without TF32 and in float64.
+2. `--mix True` training on CamVid with config/camvid_quick.yml, then evaluation, single scale and ms + flip.
+3. W48 and W18 at 512x1024: images per second of training and prediction, float32 and mixed, the median of rounds.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ocrnet import spec
+from ocrnet.config import Config, Eval
+from ocrnet.engines.torch.engine import TorchEngine
+from ocrnet.engines.torch.ocr import OCRNet
+from ocrnet.passes import make_passes
+from ocrnet.run import core_versions, git_commit
+from ocrnet.spec import Arch
+from ocrnet.stream import Sample
+from ocrnet.world import World
+
+ROOT = Path(__file__).parents[1]
+FIXTURE = ROOT / "tests/data/official_w6"
+SIZE = (512, 1024)
+
+
+class Made:
+    """Samples of the benchmark's size, made once: the loader is not what is measured here."""
+
+    def __init__(self, channels: int) -> None:
+        rng = np.random.default_rng(0)
+        image = rng.integers(0, 256, (*SIZE, 3), np.uint8)
+        self.sample = Sample(image, rng.integers(0, 19, SIZE).astype(np.uint8), np.ones(channels, bool))
+
+    def __getitem__(self, number: int) -> Sample:
+        """Return the one sample."""
+        return self.sample
+
+
+def check_network() -> dict[str, float]:
+    """Return the largest differences from the authors' eval outputs, per precision."""
+    state = torch.load(FIXTURE / "state_dict.pth", weights_only=True)
+    arch = Arch(width=6, channels=48, key_channels=24)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        model = OCRNet(arch).to("cuda", dtype).eval()
+        model.load_state_dict({name: state[name].to(dtype) for name in spec.shapes(arch)})
+        for case in ("case_a", "case_b"):
+            wanted = torch.load(FIXTURE / f"{case}.pth", weights_only=True)
+            with torch.inference_mode():
+                aux, ocr = model(wanted["x"].to("cuda", dtype))
+            for name, head in (("aux", aux), ("ocr", ocr)):
+                found[f"{case} {name} {dtype}"] = (head.cpu().double() - wanted[name].double()).abs().max().item()
+    worst = max(found.values())
+    assert worst < 1e-4, f"the GPU's outputs are off by {worst}"
+    return found
+
+
+def train_camvid(folder: str) -> dict[str, object]:
+    """Train and evaluate config/camvid_quick.yml through the public commands; return its time and scores."""
+    with tempfile.TemporaryDirectory() as out:
+        base = ["--config", str(ROOT / "config/camvid_quick.yml"), "--device_target", "GPU", "--mix", "True"]
+        data = ["--save_dir", out, "--set", f"data.dataset_dir={folder}"]
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "train.py", *base, *data], cwd=ROOT, check=True)
+        seconds = time.perf_counter() - begun
+        for more in ([], ["--multi_scale", "True", "--flip", "True"]):
+            command = [sys.executable, "eval.py", *base, "--checkpoint_path", out, *more, *data]
+            subprocess.run(command, cwd=ROOT, check=True)
+        rows = [json.loads(line) for line in (Path(out) / "eval.jsonl").read_text().splitlines()]
+    return {"seconds": seconds, "mean_iou": rows[0]["mean_iou"], "mean_iou_ms_flip": rows[1]["mean_iou"]}
+
+
+def measure(width: int, *, mix: bool, batch_size: int, rounds: int = 5, steps: int = 10) -> dict[str, float]:
+    """Return median images per second of training and of prediction (argmax at full size), and the peak memory."""
+    arch = Arch(width=width)
+    cfg = Config(device_target="GPU", mix=mix, batch_size=batch_size, num_workers=0, total_step=10_000)
+    engine = TorchEngine(cfg, arch, world=World(), stream=Made(arch.channels))  # type: ignore[arg-type]
+    engine.restore(spec.init(arch, 1), 0)
+    engine.train(steps)
+    trained, predicted = [], []
+    images = np.repeat(Made(1).sample.image[None], batch_size, axis=0)
+    passes = make_passes(Eval(), SIZE)
+    for _ in range(rounds):
+        stats = engine.train(steps)
+        trained.append(stats.samples / (stats.seconds - stats.data_seconds))
+        begun = time.perf_counter()
+        for _ in range(steps):
+            engine.predict(images, passes)
+        predicted.append(steps * batch_size / (time.perf_counter() - begun))
+    memory = engine.train(1).memory_bytes / 2**30
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return {"train": statistics.median(trained), "predict": statistics.median(predicted), "memory_gib": memory}
+
+
+def main() -> None:
+    """Run the three parts in order; a failed check ends it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--camvid", required=True)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    report: dict[str, object] = {
+        "device": torch.cuda.get_device_name(),
+        "versions": core_versions() | {"torch": torch.__version__, "cuda": str(torch.version.cuda)},
+        "python": platform.python_version(),
+        "commit": git_commit(),
+        "network_max_difference": check_network(),
+        "camvid": train_camvid(args.camvid),
+    }
+    torch.backends.cudnn.allow_tf32 = True
+    report["images_per_second_512x1024"] = {
+        f"w{width} batch {batch_size} {'mix' if mix else 'float32'}": measure(width, mix=mix, batch_size=batch_size)
+        for width in (48, 18)
+        for mix in (True, False)
+        for batch_size in (2, 8)
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if args.out:
+        Path(args.out).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The loop, driven by an engine made of NumPy: when it logs, evaluates and saves, and what it does about bad steps."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ocrnet import checkpoint
+from ocrnet.config import Config, Data
+from ocrnet.datasets.base import ClassTable, Dataset, Pair
+from ocrnet.engine import Stats
+from ocrnet.errors import OcrnetError
+from ocrnet.images import write_png
+from ocrnet.loop import Progress, duration, fit
+from ocrnet.run import Run
+from ocrnet.stream import TrainStream
+from ocrnet.world import World
+
+CONFIG = Config(
+    num_classes=2, total_step=10, log_interval=4, save_interval=5, eval_interval=6, keep_checkpoint=1, num_workers=0,
+    batch_size=1, max_skipped=3, data=Data(crop_size=(32, 32)),
+)  # fmt: skip
+
+
+class CountingEngine:
+    """An engine whose weights count its steps; ``bad`` steps are not finite; it answers class 1 from ``good`` on."""
+
+    world, decisions, versions = World(), (), {"counting": "1"}
+
+    def __init__(self, *, bad: tuple[int, ...] = (), good: int = 0) -> None:
+        self.step, self.bad, self.good, self.segments = 0, bad, good, []
+
+    def train(self, steps: int) -> Stats:
+        self.segments.append(steps)
+        finite = np.array([self.step + i not in self.bad for i in range(steps)])
+        self.step += steps
+        loss = np.where(finite[:, None], [0.5, 1.0], np.nan)
+        return Stats(loss, finite, steps, 2.0, 0.1, 2**30)
+
+    def predict(self, images, passes, outputs=("labels",)):
+        return {"labels": np.full(images.shape[:3], int(self.step >= self.good), np.uint8)}
+
+    def state(self):
+        return {"count": np.array([self.step])}
+
+    def sum(self, array):
+        return array
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    pairs = []
+    for name in ("a", "b", "c"):
+        write_png(tmp_path / f"{name}.png", np.zeros((40, 40, 3), np.uint8))
+        write_png(tmp_path / f"{name}_label.png", np.ones((40, 40), np.uint8))
+        pairs.append(Pair(name, tmp_path / f"{name}.png", tmp_path / f"{name}_label.png"))
+    classes = ClassTable(("zero", "one"), ((0, 0, 0), (9, 9, 9)), (0, 1), frozenset({255}))
+    return Dataset(classes, pairs, tmp_path)
+
+
+def drive(engine, dataset, folder, *, progress=None, **changes):
+    cfg = dataclasses.replace(CONFIG, save_dir=str(folder), **changes)
+    run = Run(folder)
+    run.begin(cfg, {})
+    stream = TrainStream(dataset, cfg.data, seed=cfg.seed, channels=4, dropout=0.0)
+    progress = progress or Progress()
+    fit(cfg, engine, run, stream=stream, val_set=dataset if cfg.run_eval else None, progress=progress)
+    return run, progress
+
+
+def rows(run):
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def test_segments_stop_where_something_is_due(dataset, tmp_path):
+    engine = CountingEngine()
+    run, progress = drive(engine, dataset, tmp_path / "out")
+    assert engine.segments == [4, 1, 1, 2, 2]  # 4 log, 5 save, 6 evaluate, 8 log, 10 the end: all three
+    assert progress.step == 10
+    assert [row["step"] for row in rows(run) if row["kind"] == "eval"] == [6, 10]
+    assert [checkpoint.step_of(path) for path in checkpoint.steps(run.checkpoints)] == [10]
+
+
+def test_an_interval_longer_than_the_run_means_at_its_end(dataset, tmp_path):
+    engine = CountingEngine()
+    run, _ = drive(engine, dataset, tmp_path / "out", log_interval=99, save_interval=99, eval_interval=99)
+    assert engine.segments == [10]
+    assert [(row["kind"], row["step"]) for row in rows(run)] == [("train", 10), ("eval", 10)]
+
+
+def test_the_best_is_kept_and_remembered(dataset, tmp_path):
+    engine = CountingEngine(good=6)
+    run, progress = drive(engine, dataset, tmp_path / "out", eval_interval=2, save_interval=99)
+    best = checkpoint.load(run.checkpoints / checkpoint.file_name(CONFIG.backbone.width, "best"))
+    assert (progress.best_step, progress.best_mean_iou) == (6, 1.0)
+    assert best.meta["step"] == 6
+    assert best.tensors["count"].tolist() == [6]
+    last = checkpoint.load(checkpoint.steps(run.checkpoints)[-1])
+    assert last.meta["progress"] == dataclasses.asdict(progress)
+
+
+def test_a_worse_model_after_a_resume_does_not_replace_the_best(dataset, tmp_path):
+    engine = CountingEngine(good=99)
+    engine.step = 6
+    before = Progress(step=6, best_step=6, best_mean_iou=0.9)
+    run, progress = drive(engine, dataset, tmp_path / "out", progress=before)
+    assert (progress.best_step, progress.best_mean_iou) == (6, 0.9)
+    assert not (run.checkpoints / checkpoint.file_name(CONFIG.backbone.width, "best")).exists()
+
+
+def test_a_bad_step_is_counted_and_its_images_named(dataset, tmp_path):
+    run, progress = drive(CountingEngine(bad=(2, 6)), dataset, tmp_path / "out")
+    assert (progress.skipped, progress.skipped_in_row) == (2, 0)
+    said = [line for line in run.log.read_text().splitlines() if "not finite" in line]
+    assert len(said) == 2
+    stream = TrainStream(dataset, CONFIG.data, seed=CONFIG.seed, channels=4, dropout=0.0)
+    assert said[0].endswith(f"step 3: loss or gradient is not finite; the step is skipped; images: {stream.name(2)}")
+    losses = [row["loss"] for row in rows(run) if row["kind"] == "train"]
+    np.testing.assert_allclose(losses, 0.4 * 0.5 + 1.0)
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(dataset, tmp_path):
+    with pytest.raises(OcrnetError, match="3 steps in a row had a loss or gradient that is not finite"):
+        drive(CountingEngine(bad=(3, 4, 5)), dataset, tmp_path / "out")  # across the segments' borders
+    drive(CountingEngine(bad=(3, 4, 6)), dataset, tmp_path / "other")
+
+
+def test_without_evaluation_nothing_is_evaluated(dataset, tmp_path):
+    engine = CountingEngine()
+    run, _ = drive(engine, dataset, tmp_path / "out", run_eval=False)
+    assert engine.segments == [4, 1, 3, 2]
+    assert {row["kind"] for row in rows(run)} == {"train"}
+
+
+def test_duration():
+    assert duration(59.6) == "0:01:00"
+    assert duration(3723) == "1:02:03"
+    assert duration(2 * 86400 + 5) == "2 d 0:00:05"

@@ -1,0 +1,87 @@
+"""`ocrnet.load`: our checkpoints and the authors' files, used from Python."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ocrnet
+from ocrnet import checkpoint, config, spec
+from ocrnet.config import Backbone, Config, Data, OcrHead
+from ocrnet.engine import open_engine
+from ocrnet.passes import make_passes
+from ocrnet.spec import Arch
+from ocrnet.world import World
+
+FIXTURE = Path(__file__).parents[1] / "data/official_w6"
+ARCH = Arch(width=4, blocks=1, modules=(1, 2, 1), num_classes=7, channels=16, key_channels=8, align_corners=False)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    cfg = Config(
+        backbone=Backbone(width=4, blocks=1, modules=(1, 2, 1)),
+        ocr_head=OcrHead(channels=16, key_channels=8, align_corners=False),
+        data=Data(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)),
+    )
+    path = tmp_path_factory.mktemp("saved") / "x.safetensors"
+    tensors = spec.init(ARCH, 5)
+    tensors["bn1.running_mean"] += 0.1
+    checkpoint.save(path, tensors, {"config": config.as_dict(cfg), "step": 3})
+    return path
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+
+
+def test_the_architecture_and_normalisation_come_from_the_file(saved, image):
+    model = ocrnet.load(saved, device_target="CPU")
+    assert model.arch == ARCH
+    cfg = Config(device_target="CPU", data=Data(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)))
+    engine = open_engine(cfg, ARCH, world=World())
+    engine.restore(checkpoint.load(saved).tensors, 0)
+    passes = make_passes(cfg.eval, (70, 90))
+    wanted = engine.predict(image[None], passes, ("probabilities",))["probabilities"][0]
+    np.testing.assert_array_equal(model.probabilities(image), wanted)
+    np.testing.assert_array_equal(model.predict(image), wanted.argmax(axis=0))
+    other = open_engine(dataclasses.replace(cfg, data=Data()), ARCH, world=World())
+    other.restore(checkpoint.load(saved).tensors, 0)
+    assert np.abs(other.predict(image[None], passes, ("probabilities",))["probabilities"][0] - wanted).max() > 1e-3
+
+
+def test_scales_flip_and_windows(saved, image):
+    model = ocrnet.load(saved)
+    for how in ({"scales": (0.5, 1.5)}, {"flip": True}, {"slide": (48, 48)}):
+        found = model.probabilities(image, **how)
+        assert found.shape == (7, 70, 90)
+        np.testing.assert_allclose(found.sum(axis=0), 1, rtol=1e-5)
+        assert np.abs(found - model.probabilities(image)).max() > 1e-4
+
+
+def test_the_authors_file_gives_the_authors_logits():
+    model = ocrnet.load(FIXTURE / "state_dict.pth", device_target="CPU")
+    assert (model.arch.width, model.arch.channels, model.arch.key_channels) == (6, 48, 24)
+    for case in ("case_a", "case_b"):
+        wanted = torch.load(FIXTURE / f"{case}.pth", weights_only=True)
+        aux, ocr = model.logits(wanted["x"].numpy())
+        np.testing.assert_allclose(aux, wanted["aux"].numpy(), atol=1e-5)
+        np.testing.assert_allclose(ocr, wanted["ocr"].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((1, 8, 8, 3), np.uint8)]
+)
+def test_an_image_of_another_kind_is_refused(saved, wrong):
+    with pytest.raises(ocrnet.OcrnetError, match="uint8 H,W,3"):
+        ocrnet.load(saved).predict(wrong)
+
+
+def test_a_file_that_is_no_network_is_refused(tmp_path):
+    path = tmp_path / "no.pth"
+    torch.save({"fc.weight": torch.zeros(3, 3)}, path)
+    with pytest.raises(ocrnet.OcrnetError, match=r"no\.pth: .*not an OCRNet"):
+        ocrnet.load(path)
