@@ -4,7 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import SMALL, run
+from commands import SMALL, run
+
 from ocrnet.images import write_png
 
 W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import yaml
-from conftest import SMALL, run
+from commands import SMALL, run
 
 from ocrnet import checkpoint
 from ocrnet.config import Config, as_dict

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import ARCH, MemoryStream
+from tiny import ARCH, MemoryStream
 
 from ocrnet.config import Eval
 from ocrnet.errors import OcrnetError

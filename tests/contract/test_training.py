@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import ARCH, MemoryStream
+from tiny import ARCH, MemoryStream
 
 from ocrnet import schedule, spec
 
