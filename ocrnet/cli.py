@@ -12,7 +12,7 @@ from ocrnet.engine import open_engine
 from ocrnet.errors import OcrnetError, nearest
 from ocrnet.evaluate import evaluate
 from ocrnet.images import write_png
-from ocrnet.metrics import as_dict, table
+from ocrnet.metrics import as_dict, constant_answer, table
 from ocrnet.run import Run, core_versions
 from ocrnet.spec import Arch
 from ocrnet.training import arch_of, train
@@ -84,6 +84,8 @@ def run_eval(argv: Sequence[str]) -> None:
     row = {"kind": "eval", "step": found.meta.get("step", 0), "checkpoint": str(path), **how, **as_dict(scores)}
     run.record(row | {"versions": core_versions() | dict(engine.versions)})
     run.say(table(scores))
+    answer, mean_iou = constant_answer(scores)
+    run.say(f"for comparison: always answering '{dataset.classes.names[answer]}' has mIoU {100 * mean_iou:.2f}")
 
 
 def _what(cfg: Config, path: Path, dataset: Dataset) -> list[str]:

@@ -85,24 +85,22 @@ def scores(confusion: np.ndarray, names: Sequence[str], categories: Sequence[str
     )
 
 
-def constant_answer(confusion: np.ndarray) -> tuple[int, float]:
-    """Return the most frequent truth class and the mean IoU of answering it everywhere: what a model has to beat."""
-    in_truth = confusion.sum(axis=1)
-    best = int(in_truth.argmax())
-    share = float(_ratio(in_truth[best], in_truth.sum()))
-    return best, share / max(np.count_nonzero(in_truth), 1)
+def constant_answer(scores: Scores) -> tuple[int, float]:
+    """Return the most frequent truth class and the mIoU of answering it everywhere: what a model has to beat."""
+    best = int(scores.share.argmax())
+    return best, float(scores.share[best]) / max(np.count_nonzero(scores.share), 1)
 
 
 def table(scores: Scores) -> str:
     """Lay the scores out as plain text in per cent: classes, categories where there are any, then the means."""
     means = {
-        "mean IoU": scores.mean_iou,
+        "mIoU": scores.mean_iou,
         "mean accuracy": scores.mean_accuracy,
         "pixel accuracy": scores.pixel_accuracy,
         "frequency-weighted IoU": scores.frequency_weighted_iou,
     }
     if scores.category_iou:
-        means["mean category IoU"] = scores.mean_category_iou
+        means["category mIoU"] = scores.mean_category_iou
     width = max(map(len, (*scores.names, *scores.category_iou, *means)))
     lines = [f"{'class':<{width}}   IoU %  accuracy %  pixels %"]
     rule = "-" * len(lines[0])

@@ -7,7 +7,7 @@ import numpy as np
 
 from ocrnet.datasets.street import actors
 from ocrnet.datasets.street.canvas import ID, Camera, Canvas
-from ocrnet.datasets.street.surroundings import Street, ground, row, sky, skyline
+from ocrnet.datasets.street.surroundings import Street, ground, row, sky, skyline, street_tree
 
 Actor = tuple[float, float, Callable]  # x, z, what draws it
 
@@ -47,7 +47,8 @@ def draw(size: tuple[int, int], rng: np.random.Generator, *, index: int) -> tupl
 
 def _weather(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return the colours of the zenith and the haze: clear, grey or evening."""
-    clear, grey, evening = ((72, 122, 190), (206, 220, 232)), ((158, 166, 176), (214, 216, 218)), ((84, 96, 150), (240, 204, 170))  # fmt: skip # noqa: E501
+    clear, grey = ((72, 122, 190), (206, 220, 232)), ((158, 166, 176), (214, 216, 218))
+    evening = (84, 96, 150), (240, 204, 170)
     zenith, haze = (clear, grey, evening)[rng.choice(3, p=(0.5, 0.35, 0.15))]
     return zenith + rng.uniform(-10, 10, 3), haze + rng.uniform(-8, 8, 3)
 
@@ -55,7 +56,7 @@ def _weather(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def _street(rng: np.random.Generator, *, with_tracks: bool) -> Street:
     left, right = -rng.uniform(4.5, 7.0) - 3 * with_tracks, rng.uniform(3.6, 5.2)
     walk = left - rng.uniform(2.0, 3.4), right + rng.uniform(2.0, 3.4)
-    green = rng.uniform(0.6, 3.0, 2) * (rng.random(2) < 0.75)
+    green = np.where(rng.random(2) < 0.3, rng.uniform(4, 9, 2), rng.uniform(0.3, 2.5, 2))
     tracks = (left + 2.4, left + 5.4) if with_tracks else None
     return Street(road=(left, right), walk=walk, line=(walk[0] - green[0], walk[1] + green[1]), tracks=tracks)
 
@@ -93,9 +94,9 @@ def _near(other: Actor, x: float, z: float, metres: float) -> bool:
 def _walkers(rng: np.random.Generator, street: Street) -> list[Actor]:
     cast: list[Actor] = []
     for side in (0, 1):
-        inner, outer, _ = sorted(street.edges(side))[::-1] if not side else street.edges(side)
+        inner, outer, _ = street.edges(side)
         for _ in range(int(rng.integers(2, 7))):
-            cast.append((rng.uniform(inner, outer), rng.uniform(8, 34), actors.person))
+            cast.append((inner + (outer - inner) * rng.random(), rng.uniform(8, 34), actors.person))
         if rng.random() < 0.6:
             cast.append((inner * 0.85 + outer * 0.15, rng.uniform(8, 18), actors.bicycle))
     for _ in range(int(rng.integers(1, 4))):
@@ -111,6 +112,8 @@ def _posts(rng: np.random.Generator, street: Street) -> list[Actor]:
     for side, out in ((0, -1), (1, 1)):
         kerb = street.road[side] + out * 0.45
         cast += [(kerb, z, actors.lamp_post) for z in np.arange(rng.uniform(9, 18), 80, 20)]
+        lawn = (street.walk[side] + street.line[side]) / 2
+        cast += [(lawn, z, street_tree) for z in rng.uniform(8, 60, int(rng.integers(0, 4)))]
         cast += [(kerb, rng.uniform(9, 30), actors.traffic_light)]
         cast += [(kerb + out * 0.2, z, actors.sign) for z in rng.uniform(8, 36, int(rng.integers(1, 4)))]
     return cast

@@ -118,8 +118,9 @@ def house(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, fl
     top = 3.1 * floors + rng.uniform(0.6, 1.2)
     brush.plate((x, x + out * 11), (0, top), z[0], facade * 0.72)
     if rng.random() < 0.6:
-        ridge = [(x, top, z[0]), (x + out * 4, top + 3.2, z[0]), (x + out * 4, top + 3.2, z[1]), (x, top, z[1])]
-        brush.polygon(ridge, rng.choice(ROOFS))
+        ridge, tiles = (x + out * 4, top + 3.2), rng.choice(ROOFS)
+        brush.polygon([(x, top, z[0]), (*ridge, z[0]), (*ridge, z[1]), (x, top, z[1])], tiles)
+        brush.upright([x, ridge[0], x + out * 8], [top, ridge[1], top], z[0], facade * 0.72)
     brush.panel(x, (0, top), z, facade)
     brush.panel(x, (0, 0.5), z, facade * 0.7)
     brush.panel(x, (top - 0.35, top), z, facade * 1.15)
@@ -178,3 +179,8 @@ def tree(canvas: Canvas, rng: np.random.Generator, where: tuple[float, float], h
             dx, dy = rng.normal(0, 0.45, 2) * radius
             spot = (x + dx, height * 0.68 + dy + (shade - 0.9) * radius, z)
             brush.disc(spot, radius * rng.uniform(0.3, 0.62), leaf * shade * rng.uniform(0.94, 1.06))
+
+
+def street_tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
+    """Plant a tree of the size that streets have."""
+    tree(canvas, rng, (x, z), rng.uniform(4.5, 7.5))

@@ -73,4 +73,9 @@ def describe(device: torch.device, why: str, precision: Precision, cfg: Config) 
         lines.append("deterministic: on")
     if cfg.max_rowsize != type(cfg).max_rowsize:
         lines.append("max_rowsize: no effect on the torch engine, whose loader has no such limit")
+    cores = os.cpu_count() or 1
+    if cfg.num_workers > cores:
+        lines.append(
+            f"num_workers: {cfg.num_workers} on {cores} cores; lower it where training waits or memory is short"
+        )
     return lines, versions

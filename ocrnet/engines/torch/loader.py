@@ -1,5 +1,6 @@
 """The training stream in a torch DataLoader: worker processes read and augment, batches come out in order."""
 
+import warnings
 from collections.abc import Iterator
 
 import cv2
@@ -35,16 +36,19 @@ def batches(stream: TrainStream, cfg: Config, *, world: World, step: int, pinned
     GPU without waiting.
     """
     workers = cfg.num_workers
-    loader: DataLoader = DataLoader(
-        Guarded(stream),
-        batch_sampler=StepNumbers(cfg, world, step),
-        num_workers=workers,
-        prefetch_factor=cfg.prefetch_size if workers else None,
-        collate_fn=collate,
-        worker_init_fn=one_thread,
-        pin_memory=pinned,
-    )
-    for batch in loader:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # said in the banner, once
+        loader: DataLoader = DataLoader(
+            Guarded(stream),
+            batch_sampler=StepNumbers(cfg, world, step),
+            num_workers=workers,
+            prefetch_factor=cfg.prefetch_size if workers else None,
+            collate_fn=collate,
+            worker_init_fn=one_thread,
+            pin_memory=pinned,
+        )
+        ready = iter(loader)
+    for batch in ready:
         if isinstance(batch, OcrnetError):
             raise batch
         yield batch
