@@ -8,8 +8,9 @@ import pytest
 import yaml
 from commands import SMALL, run
 
-from ocrnet import checkpoint
+from ocrnet import checkpoint, spec
 from ocrnet.config import Config, as_dict
+from ocrnet.spec import Arch
 
 W32 = "config/ocrnet/config_ocrnet_hrw32_16k.yml"
 W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
@@ -118,3 +119,33 @@ def test_console_command_and_script_are_the_same(command):
     script = run(f"{command}.py", "--help").stdout
     assert script == run("-m", "ocrnet", command, "--help").stdout
     assert "--config" in script
+
+
+def test_a_run_begins_with_imagenet_weights(cityscapes, tmp_path):
+    torch = pytest.importorskip("torch")
+    arch = Arch(width=32, blocks=1, modules=(1, 1, 1))
+    backbone = {n: torch.from_numpy(a) + 1 for n, a in spec.init(arch, 7).items() if spec.is_backbone(n)}
+    file = tmp_path / "hrnet_w32.pth"
+    torch.save(backbone | {"classifier.weight": torch.zeros(10, 4), "bn1.num_batches_tracked": torch.tensor(3)}, file)
+    argv = ("train.py", "--config", W32, "--device_target", "CPU", "--lr_init", "1e-6", "--save_dir", tmp_path / "out",
+            "--set", f"data.dataset_dir={cityscapes}", "backbone.pretrained=True", *SMALL)  # fmt: skip
+    found = run(*argv, f"backbone.backbone_ckpt={file}")
+    assert f"{len(backbone)} tensors loaded from {file}, 0 missing, 1 not used (classifier)" in found.stdout
+    saved = checkpoint.load(tmp_path / "out/checkpoint/OCRNet_hrnet_seg_w32_4_rank0.safetensors").tensors
+    np.testing.assert_allclose(saved["conv1.weight"], backbone["conv1.weight"].numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("width", "name", "said"),
+    [(48, "hrnet.pth", "does not fit backbone.width 48"), (32, "no.pth", "no.pth' does not exist")],
+)
+def test_wrong_imagenet_weights_are_refused(cityscapes, tmp_path, width, name, said):
+    torch = pytest.importorskip("torch")
+    state = spec.init(Arch(width=32, blocks=1, modules=(1, 1, 1)), 7)
+    torch.save({n: torch.from_numpy(a) for n, a in state.items()}, tmp_path / "hrnet.pth")
+    found = run("train.py", "--config", W32, "--device_target", "CPU", "--save_dir", tmp_path / "out",
+                "--set", f"data.dataset_dir={cityscapes}", "backbone.pretrained=True", f"backbone.width={width}",
+                f"backbone.backbone_ckpt={tmp_path / name}", *SMALL, ok=False)  # fmt: skip
+    assert found.returncode == 2
+    assert said in found.stderr
+    assert not (tmp_path / "out").exists()

@@ -157,3 +157,23 @@ def test_colour_spreads_as_the_recipe_says():
     assert 0.2 < untouched < 0.3  # neither brightness nor contrast, each with probability one half
     assert greys.min() >= 20
     assert greys.max() <= 230
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_evaluation_reads_ahead_by_its_workers_and_no_further(workers):
+    """What is in memory does not grow with the number of images."""
+
+    class Counting:
+        started = 0
+
+        def __len__(self):
+            return 50
+
+        def read(self, index):
+            self.started += 1
+            return np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8)
+
+    counting = Counting()
+    for taken, _ in enumerate(val_stream(counting, World(), workers), 1):
+        assert counting.started <= taken + workers
+    assert counting.started == 50

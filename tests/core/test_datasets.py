@@ -1,0 +1,243 @@
+"""Datasets: the tables, the layouts, and what is said about every way in which they can be wrong."""
+
+import pickle
+import typing
+
+import numpy as np
+import pytest
+
+from ocrnet import config
+from ocrnet.datasets import NAMES, ClassTable, Dataset, Pair, camvid, cityscapes, open_dataset
+from ocrnet.errors import OcrnetError
+from ocrnet.images import write_png
+
+IMAGE, LABEL = np.full((6, 8, 3), 90, np.uint8), np.zeros((6, 8), np.uint8)
+
+
+@pytest.fixture
+def streets(tmp_path):
+    """A Cityscapes of two cities with three images each in train and val, and a test split without labels."""
+    root = tmp_path / "streets"
+    for split in ("train", "val", "test"):
+        for city in ("ulm", "aachen"):
+            for i in (2, 0, 1):
+                name = f"{split}/{city}/{city}_{i:06d}_000019"
+                write_png(root / f"leftImg8bit/{name}_leftImg8bit.png", IMAGE)
+                if split != "test":
+                    write_png(root / f"gtFine/{name}_gtFine_labelIds.png", LABEL + 7)
+                    write_png(root / f"gtFine/{name}_gtFine_color.png", IMAGE)
+    return root
+
+
+@pytest.fixture
+def own(tmp_path):
+    root = tmp_path / "own"
+    for split in ("train", "val"):
+        for name in ("deep/down/b", "a"):
+            write_png(root / f"images/{split}/{name}.png", IMAGE)
+            write_png(root / f"labels/{split}/{name}.png", LABEL)
+    (root / "classes.yml").write_text("[road, sky]")
+    return root
+
+
+def fails(name, root, split="train", **options) -> str:
+    with pytest.raises(OcrnetError) as caught:
+        open_dataset(name, root, split, **options)
+    return str(caught.value)
+
+
+def test_the_names_are_those_of_the_config():
+    assert typing.get_args(config.Data.__dataclass_fields__["name"].type) == NAMES
+
+
+# -- the table of classes
+
+
+TABLE = ClassTable(
+    names=("road", "sky"), palette=((1, 2, 3), (4, 5, 6)), ids=(7, 23), ignored=frozenset({0, 255}), ignored_id=0
+)
+
+
+def test_ids_become_indices_and_go_back():
+    ids = np.array([[7, 23, 0, 255]], np.uint8)
+    indices = TABLE.to_indices(ids, "file")
+    assert indices.dtype == np.uint8
+    np.testing.assert_array_equal(indices, [[0, 1, 255, 255]])
+    np.testing.assert_array_equal(TABLE.to_ids(indices), [[7, 23, 0, 0]])
+    np.testing.assert_array_equal(TABLE.colour(indices), [[(1, 2, 3), (4, 5, 6), (0, 0, 0), (0, 0, 0)]])
+    assert TABLE.to_ids(indices).dtype == TABLE.colour(indices).dtype == np.uint8
+    assert len(TABLE) == 2
+
+
+def test_an_unknown_id_is_named_with_its_file():
+    with pytest.raises(OcrnetError, match=r"the_file.png holds the id 8, 99; known are 7, 23 .* 0, 255"):
+        TABLE.to_indices(np.array([[7, 8], [99, 8]], np.uint8), "the_file.png")
+
+
+def test_an_index_without_a_class_is_refused():
+    for turn in (TABLE.to_ids, TABLE.colour):
+        with pytest.raises(ValueError, match="class index 2; allowed are 0 to 1 and 255"):
+            turn(np.array([[0, 2, 255]], np.uint8))
+
+
+def test_a_table_travels_to_worker_processes():
+    TABLE.to_indices(np.array([[7]], np.uint8), "file")
+    assert pickle.loads(pickle.dumps(TABLE)) == TABLE
+
+
+def test_255_classes_fit():
+    table = ClassTable(tuple(map(str, range(255))), ((0, 0, 0),) * 255, tuple(range(255)), frozenset({255}))
+    ids = np.arange(256, dtype=np.uint8)[None]
+    np.testing.assert_array_equal(table.to_indices(ids, "file"), ids)
+    np.testing.assert_array_equal(table.to_ids(ids), ids)
+
+
+# -- Cityscapes
+
+
+def test_the_table_is_the_official_one():
+    official = pytest.importorskip("cityscapesscripts.helpers.labels").labels
+    rows = [(x.name, x.id, x.trainId % 256, x.category, x.color) for x in official]
+    assert [tuple(label) for label in cityscapes.LABELS] == rows
+    table = cityscapes.classes(None)
+    trained = sorted((x for x in official if 0 <= x.trainId < 255), key=lambda x: x.trainId)
+    assert table.names == tuple(x.name for x in trained)
+    assert table.categories == tuple(x.category for x in trained)
+    assert table.palette == tuple(x.color for x in trained)
+    written = table.to_ids(np.array([[*range(19), 255]], np.uint8))
+    np.testing.assert_array_equal(written, [[*(x.id for x in trained), 0]])
+
+
+def test_every_id_of_a_label_file_has_a_meaning():
+    table = cityscapes.classes(None)
+    indices = table.to_indices(np.array([[*range(34), 255]], np.uint8), "file")[0]
+    expected = {label.id % 256: label.train_id for label in cityscapes.LABELS}
+    assert dict(zip([*range(34), 255], indices.tolist(), strict=True)) == expected
+    with pytest.raises(OcrnetError, match="holds the id 34"):
+        table.to_indices(np.array([[34]], np.uint8), "file")
+
+
+def test_cityscapes_is_read_in_order(streets):
+    for root in (streets, str(streets)):
+        train = open_dataset("cityscapes", root, "train")
+        assert len(train) == 6
+        assert train.labelled
+        assert [train.name(i) for i in (0, 2, 3)] == [
+            "aachen/aachen_000000_000019", "aachen/aachen_000002_000019", "ulm/ulm_000000_000019",
+        ]  # fmt: skip
+    assert train.path(0) == streets / "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png"
+    image, label = train.read(0)
+    np.testing.assert_array_equal(image, IMAGE)
+    np.testing.assert_array_equal(label, LABEL)  # road: id 7, index 0
+
+
+def test_a_split_without_labels_opens_without_them(streets):
+    test = open_dataset("cityscapes", streets, "test", labels=False)
+    assert len(test) == 6
+    assert not test.labelled
+    np.testing.assert_array_equal(test.image(5), IMAGE)
+    with pytest.raises(OcrnetError, match=r"aachen_000000_000019_leftImg8bit.png was opened without a label"):
+        test.read(0)
+    assert "gtFine/test is not there; " in fails("cityscapes", streets, "test")
+
+
+def test_missing_and_surplus_files_are_all_named_at_once(streets):
+    (streets / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png").unlink()
+    (streets / "gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png").unlink()
+    (streets / "leftImg8bit/train/aachen/aachen_000002_000019_leftImg8bit.png").unlink()
+    said = fails("cityscapes", streets)
+    assert "2 of 5 images have no label" in said
+    assert str(streets / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png") in said
+    assert "ulm_000001_000019_gtFine_labelIds.png" in said
+    assert "1 of 4 labels have no image" in said
+    assert "aachen_000002_000019_gtFine_labelIds.png" in said
+
+
+def test_a_long_list_of_missing_files_is_cut(streets):
+    for i in range(10, 30):
+        write_png(streets / f"leftImg8bit/train/ulm/ulm_{i:06d}_000019_leftImg8bit.png", IMAGE)
+    said = fails("cityscapes", streets)
+    assert "20 of 26 images have no label" in said
+    assert said.count("_gtFine_labelIds.png") == 10
+    assert "and 10 more" in said
+
+
+def test_a_hidden_file_is_no_sample(streets):
+    (streets / "leftImg8bit/train/ulm/._ulm_000000_000019_leftImg8bit.png").write_bytes(b"left by a Mac")
+    assert len(open_dataset("cityscapes", streets, "train")) == 6
+
+
+def test_a_wrong_root_is_told_what_is_expected(streets, tmp_path):
+    for root in (tmp_path / "nowhere", "your cityscapes", ""):
+        said = fails("cityscapes", root)
+        assert f"data.dataset_dir: '{root}' does not exist" in said
+        assert "config/cityscapes.yml" in said
+        assert "--set data.dataset_dir=" in said
+        assert "leftImg8bit/SPLIT/CITY" in said
+    (tmp_path / "file").write_text("")
+    assert "file' is no folder" in fails("cityscapes", tmp_path / "file")
+    assert "config/cityscapes.yml" not in fails("camvid", tmp_path / "nowhere")
+
+
+def test_a_root_one_step_off_is_told_the_right_one(streets):
+    for wrong in (streets / "leftImg8bit", streets.parent, streets / "leftImg8bit/train"):
+        said = fails("cityscapes", wrong)
+        assert f"{wrong}/leftImg8bit is not there; {wrong} holds " in said
+        assert f"did you mean data.dataset_dir={streets}?" in said
+        assert "gtFine/SPLIT/CITY" in said
+
+
+def test_a_wrong_or_empty_split_is_told_what_is_there(streets):
+    assert "leftImg8bit holds test/, train/, val/" in fails("cityscapes", streets, "valid")
+    (streets / "leftImg8bit/none").mkdir()
+    (streets / "gtFine/none").mkdir()
+    said = fails("cityscapes", streets, "none")
+    assert "leftImg8bit/none holds no CITY/*_leftImg8bit.png; it holds nothing" in said
+    write_png(streets / "leftImg8bit/none/lost_leftImg8bit.png", IMAGE)
+    assert "it holds lost_leftImg8bit.png" in fails("cityscapes", streets, "none", labels=False)
+
+
+def test_an_unknown_dataset_suggests_the_nearest(tmp_path):
+    assert "'cityscape' is no dataset; did you mean 'cityscapes'?" in fails("cityscape", tmp_path)
+
+
+# -- one sample
+
+
+def test_sizes_that_differ_are_named(tmp_path):
+    write_png(tmp_path / "image.png", IMAGE)
+    write_png(tmp_path / "label.png", LABEL.T)
+    dataset = Dataset(TABLE, [Pair("one", tmp_path / "image.png", tmp_path / "label.png")], tmp_path)
+    with pytest.raises(OcrnetError, match=r"image.png is 6x8 .*label.png 8x6"):
+        dataset.read(0)
+
+
+def test_an_unknown_id_in_a_file_is_named(streets):
+    path = streets / "gtFine/val/ulm/ulm_000002_000019_gtFine_labelIds.png"
+    write_png(path, LABEL + 77)
+    with pytest.raises(OcrnetError, match=r"ulm_000002_000019_gtFine_labelIds.png holds the id 77"):
+        open_dataset("cityscapes", streets, "val").read(5)
+
+
+# -- CamVid
+
+
+def test_camvid_ignores_its_last_id(own):
+    write_png(own / "labels/train/a.png", np.arange(12, dtype=np.uint8).repeat(4).reshape(6, 8))
+    train = open_dataset("camvid", own, "train")
+    assert train.classes.names[:3] == ("sky", "building", "pole")
+    assert len(train.classes) == 11
+    label = train.read(0)[1]
+    assert sorted(np.unique(label)) == [*range(11), 255]
+    assert train.classes.to_ids(label).max() == camvid.UNLABELLED
+    write_png(own / "labels/train/a.png", LABEL + 12)
+    with pytest.raises(OcrnetError, match=r"holds the id 12; known are 0-10 .* 11"):
+        train.read(0)
+
+
+def test_camvid_says_its_layout(tmp_path):
+    (tmp_path / "CamVid").mkdir()
+    said = fails("camvid", tmp_path / "CamVid")
+    assert "CamVid/images is not there" in said
+    assert "images/SPLIT/NAME.jpg" in said
+    assert "classes.yml" not in said
