@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ocrnet.errors import OcrnetError
 
@@ -42,17 +42,13 @@ def read_label(path: str | Path) -> np.ndarray:
     data = _read(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            mode, ids = image.mode, np.asarray(image)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise OcrnetError(f"{path} {_DAMAGED} ({error})") from None
+            kind, mode, ids = image.format, image.mode, np.asarray(image)
+    except UnidentifiedImageError:
+        raise OcrnetError(f"{path} {_DAMAGED}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as why:
+        raise OcrnetError(f"{path} {_DAMAGED} ({why})") from None
+    if kind == "JPEG":
+        raise OcrnetError(f"{path} is a JPEG, which changes ids; {_LABELS}: write it again from its source")
     if mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
         raise OcrnetError(f"{path} has mode {mode}; {_LABELS}, not colours: convert it")
     if ids.max(initial=0) > 255 or ids.min(initial=0) < 0:

@@ -92,7 +92,13 @@ def find_resume(cfg: Config, resume: str | None) -> tuple[Checkpoint | None, lis
         path, meaning = checkpoint.resolve(resume)
         notes = [f"resume: {meaning}"] if meaning else []
         found = checkpoint.load(path)
-    return found, [*notes, f"resume: from {found.path}, step {found.meta['step']}", *_changes(cfg, found)]
+    step = found.meta["step"]
+    if step > cfg.total_step:
+        raise OcrnetError(
+            f"{found.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to go on"
+        )
+    done = ": the run is complete" if step == cfg.total_step else ""
+    return found, [*notes, f"resume: from {found.path}, step {step}{done}", *_changes(cfg, found)]
 
 
 def _changes(cfg: Config, found: Checkpoint) -> list[str]:

@@ -148,11 +148,13 @@ def grey_png(ids: np.ndarray, *, bits: int) -> bytes:
     return bytes(data)
 
 
-def test_coloured_and_too_deep_labels_are_refused(tmp_path):
+def test_coloured_lossy_and_too_deep_labels_are_refused(tmp_path):
     for mode in ("RGB", "RGBA", "LA"):
         path = stored(tmp_path, encoded("PNG", mode=mode), f"{mode}.png")
         with pytest.raises(OcrnetError, match=f"{mode}.png has mode {mode}; a label is a PNG of one channel"):
             read_label(path)
+    with pytest.raises(OcrnetError, match=r"lossy.png is a JPEG, which changes ids"):
+        read_label(stored(tmp_path, encoded("JPEG", IDS), "lossy.png"))
     path = stored(tmp_path, encoded("PNG", IDS.astype(np.uint16) * 100), "deep.png")
     with pytest.raises(OcrnetError, match=r"deep.png holds values from 0 to 1500"):
         read_label(path)
