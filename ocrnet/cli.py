@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ocrnet import checkpoint, flags, weights
 from ocrnet.config import Config
-from ocrnet.datasets import Dataset, open_dataset, synthetic
+from ocrnet.datasets import Dataset, synthetic
 from ocrnet.engine import open_engine
 from ocrnet.errors import OcrnetError, nearest
 from ocrnet.evaluate import evaluate
@@ -15,7 +15,7 @@ from ocrnet.images import write_png
 from ocrnet.metrics import as_dict, constant_answer, table
 from ocrnet.run import Run, core_versions
 from ocrnet.spec import Arch
-from ocrnet.training import arch_of, train
+from ocrnet.training import arch_of, open_split, train
 from ocrnet.visual import side_by_side
 from ocrnet.world import read_world
 
@@ -62,7 +62,7 @@ def run_eval(argv: Sequence[str]) -> None:
     world = read_world()
     path, meaning = checkpoint.resolve(args.options["checkpoint_path"])
     found = weights.read(path)
-    dataset = open_dataset(cfg.data.name, cfg.data.dataset_dir, "val")
+    dataset = open_split(cfg, "val")
     notes += [meaning] if meaning else []
     notes += _differences(cfg, found.arch, path)
     if found.arch.num_classes != len(dataset.classes):

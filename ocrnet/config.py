@@ -35,7 +35,9 @@ class Data:
     scale_range: tuple[float, float] = key((0.5, 2.0), "range of the random scale", low=0.05, high=20)
     flip: bool = key(True, "flip half of the crops left to right")
     color: bool = key(True, "vary brightness, contrast, saturation and hue")
-    ignore_label: int = key(255, "label id in the files of a `folder` dataset that is left out", low=0, high=255)
+    ignore_label: int = key(
+        255, "an id in label files that is left out, beside those that the layout leaves out itself", low=0, high=255
+    )
     class_weights: tuple[float, ...] | None = key(None, "weight of each class in the loss; none: all equal", low=0)
     mean: tuple[float, float, float] = key((0.485, 0.456, 0.406), "mean of R, G, B in 0..1")
     std: tuple[float, float, float] = key((0.229, 0.224, 0.225), "standard deviation of R, G, B in 0..1", low=1e-6)

@@ -53,10 +53,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
-            name = self.construct_object(key_node, deep=True)
+            name, place = self.construct_object(key_node, deep=True), key_node.start_mark
+            if isinstance(name, (list, dict)):
+                raise OcrnetError(f"{place.name}, line {place.line + 1}: a key must be a word, not {name}")
             if name in seen:
-                line = key_node.start_mark.line + 1
-                raise OcrnetError(f"{key_node.start_mark.name}, line {line}: '{name}' is given twice; keep one")
+                raise OcrnetError(f"{place.name}, line {place.line + 1}: '{name}' is given twice; keep one")
             seen.add(name)
         return super().construct_mapping(node, deep)
 
@@ -105,21 +106,21 @@ def load_yaml(path: Path, *, like: str = "", kinds: tuple[type, ...] = (dict,)) 
         names = [p.name for p in path.parent.glob(f"*{like}")] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, names, n=1)
         hint = f"; did you mean '{path.parent / close[0]}'?" if close else ""
-        raise OcrnetError(f"config file '{path}' does not exist{hint}") from None
+        raise OcrnetError(f"'{path}' does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise OcrnetError(f"config file '{path}' cannot be read: {error}") from None
+        raise OcrnetError(f"'{path}' cannot be read: {error}") from None
     loader = _Loader(text)
     loader.name = str(path)
     try:
         tree = loader.get_single_data()
     except yaml.YAMLError as error:
-        raise OcrnetError(f"config file '{path}' is not valid YAML: {error}") from None
+        raise OcrnetError(f"'{path}' is not valid YAML: {error}") from None
     finally:
         loader.dispose()
     if tree is None:
         return {}
     if not isinstance(tree, kinds):
-        raise OcrnetError(f"config file '{path}' must hold 'key: value' lines, not {type(tree).__name__}")
+        raise OcrnetError(f"'{path}' must hold 'key: value' lines, not {type(tree).__name__}")
     return tree
 
 

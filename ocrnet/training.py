@@ -8,7 +8,7 @@ import numpy as np
 from ocrnet import checkpoint, config, spec, weights
 from ocrnet.checkpoint import Checkpoint
 from ocrnet.config import Config
-from ocrnet.datasets import open_dataset
+from ocrnet.datasets import Dataset, open_dataset
 from ocrnet.engine import Engine, open_engine
 from ocrnet.errors import OcrnetError
 from ocrnet.loop import Progress, fit
@@ -20,8 +20,8 @@ from ocrnet.world import World
 
 def train(cfg: Config, *, notes: list[str], resume: str | None, world: World) -> None:
     """Train as ``cfg`` says, from the start or from ``resume`` (a checkpoint, or ``auto``)."""
-    train_set = open_dataset(cfg.data.name, cfg.data.dataset_dir, "train")
-    val_set = open_dataset(cfg.data.name, cfg.data.dataset_dir, "val") if cfg.run_eval else None
+    train_set = open_split(cfg, "train")
+    val_set = open_split(cfg, "val") if cfg.run_eval else None
     cfg = resolved(cfg, len(train_set.classes))
     arch = arch_of(cfg, len(train_set.classes))
     found, note = find_resume(cfg, resume)
@@ -44,6 +44,11 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World) ->
         fit(cfg, engine, run, stream=stream, val_set=val_set, progress=progress)
     finally:
         engine.close()
+
+
+def open_split(cfg: Config, split: str) -> Dataset:
+    """Open a labelled split of the config's dataset."""
+    return open_dataset(cfg.data.name, cfg.data.dataset_dir, split, ignore_label=cfg.data.ignore_label)
 
 
 def resolved(cfg: Config, num_classes: int) -> Config:

@@ -82,6 +82,7 @@ BAD = [
     ("seed: 1\nseed: 2", r"'seed' is given twice"),
     ("[1, 2]", r"must hold 'key: value' lines"),
     ("a: [", r"not valid YAML"),
+    ("{[a]: 1}", r"c\.yml, line 1: a key must be a word"),
     ("warmup_step: 20\ntotal_step: 10", r"warmup_step 20 is more than total_step 10"),
     ("num_classes: 3\ndata: {class_weights: [1.0, 2.0]}", r"class_weights has 2 values but num_classes is 3"),
     ("loss: {aux: 0.0, ocr: 0.0}", r"loss\.aux and loss\.ocr are both 0"),

@@ -241,3 +241,15 @@ def test_camvid_says_its_layout(tmp_path):
     assert "CamVid/images is not there" in said
     assert "images/SPLIT/NAME.jpg" in said
     assert "classes.yml" not in said
+
+
+def test_ignore_label_is_left_out_beside_the_layouts_own(tmp_path):
+    for split_file in ("images/train/a.png", "labels/train/a.png"):
+        write_png(tmp_path / split_file, np.array([[0, 1, 9, 255]], np.uint8))
+    (tmp_path / "classes.yml").write_text("[road, sky]")
+    with pytest.raises(OcrnetError, match="holds the id 9"):
+        open_dataset("folder", tmp_path, "train").read(0)
+    _, label = open_dataset("folder", tmp_path, "train", ignore_label=9).read(0)
+    assert label.tolist() == [[0, 1, 255, 255]]
+    with pytest.raises(OcrnetError, match=r"data\.ignore_label: 1 is the id of the class 'sky'"):
+        open_dataset("folder", tmp_path, "train", ignore_label=1)
