@@ -1,0 +1,75 @@
+"""Weights from our own files; what is not complete or not of this network is refused by name."""
+
+import numpy as np
+import pytest
+
+from ocrnet import checkpoint, spec, weights
+from ocrnet.config import Backbone, Config, OcrHead, as_dict
+from ocrnet.errors import OcrnetError
+from ocrnet.spec import Arch
+from ocrnet.weights import hrnet
+
+ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
+
+
+@pytest.fixture
+def state():
+    return spec.init(ARCH, 3)
+
+
+def saved(path, tensors, **config):
+    checkpoint.save(path, tensors, {"config": config, "step": 0})
+    return path
+
+
+def test_our_checkpoint_tells_its_network(tmp_path, state):
+    head = OcrHead(channels=16, key_channels=8, variant="mmseg", align_corners=True)
+    cfg = as_dict(Config(backbone=Backbone(width=4), ocr_head=head))
+    found = weights.read(
+        saved(tmp_path / "a.safetensors", state | {"momentum/conv1.weight": state["conv1.weight"]}, **cfg)
+    )
+    assert found.arch == Arch(**{**ARCH.__dict__, "variant": "mmseg", "align_corners": True})
+    assert "momentum/conv1.weight" in found.tensors
+    assert found.meta["step"] == 0
+
+
+def test_an_incomplete_checkpoint_is_refused(tmp_path, state):
+    del state["stage3.0.branches.1.0.bn2.weight"]
+    with pytest.raises(OcrnetError, match=r"1 missing: stage3\.0\.branches\.1\.0\.bn2\.weight"):
+        weights.read(saved(tmp_path / "a.safetensors", state))
+
+
+def test_something_else_is_refused(tmp_path):
+    with pytest.raises(OcrnetError, match=r"b\.safetensors: .*not an OCRNet"):
+        weights.read(saved(tmp_path / "b.safetensors", {"fc.weight": np.zeros((3, 3), np.float32)}))
+    (tmp_path / "c.bin").write_bytes(b"hello, world, I am no weights file")
+    with pytest.raises(OcrnetError, match=r"c\.bin"):
+        weights.read(tmp_path / "c.bin")
+    with pytest.raises(OcrnetError, match=r"nowhere\.safetensors"):
+        weights.read(tmp_path / "nowhere.safetensors")
+
+
+def test_the_backbone_alone_is_taken_and_the_rest_is_counted(tmp_path, state):
+    path = saved(tmp_path / "a.safetensors", state)
+    found, report = weights.read_backbone(path, ARCH)
+    assert set(found) == {name for name in state if spec.is_backbone(name)}
+    unused = len(state) - len(found)
+    assert f"{len(found)} tensors loaded from {path}, 0 missing, {unused} not used" in report
+    assert "cls_head" in report
+
+
+def test_a_backbone_that_does_not_fit_is_refused(tmp_path, state):
+    path = saved(tmp_path / "a.safetensors", state)
+    with pytest.raises(OcrnetError, match=r"does not fit backbone\.width 6: .* of another shape"):
+        weights.read_backbone(path, Arch(width=6, blocks=1, modules=(1, 1, 1)))
+    with pytest.raises(OcrnetError, match=r"1 missing|missing"):
+        weights.read_backbone(path, Arch(width=4, blocks=2, modules=(1, 1, 1)))
+    with pytest.raises(OcrnetError, match=r"backbone\.backbone_ckpt: '.*none\.pth' does not exist"):
+        weights.read_backbone(tmp_path / "none.pth", ARCH)
+
+
+def test_wrappers_are_peeled_and_counters_left_out():
+    one = np.zeros(1, np.float32)
+    names = ["module.model.conv1.weight", "model.bn1.weight", "bn1.bias"]
+    dropped = ["model.bn1.num_batches_tracked", "loss.criterion.weight", "module.loss.criterion.weight"]
+    assert set(hrnet.canonical(dict.fromkeys([*names, *dropped], one))) == {"conv1.weight", "bn1.weight", "bn1.bias"}
