@@ -14,6 +14,7 @@ from ocrnet.evaluate import evaluate
 from ocrnet.images import write_png
 from ocrnet.metrics import as_dict, constant_answer, table
 from ocrnet.run import Run, core_versions
+from ocrnet.signals import Stopped
 from ocrnet.spec import Arch
 from ocrnet.training import arch_of, open_split, train
 from ocrnet.visual import side_by_side
@@ -30,7 +31,10 @@ ocrnet COMMAND --help lists the flags of a command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0, or 2 after an error of the user's, which is said on stderr."""
+    """Run one command; return the exit status.
+
+    0; 2 after an error of the user's, which is said on stderr; 143 or 130 after SIGTERM or SIGINT.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if not argv or argv[0] in ("-h", "--help"):
@@ -42,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OcrnetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        return stop.status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

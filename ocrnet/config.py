@@ -39,6 +39,9 @@ class Data:
         255, "an id in label files that is left out, beside those that the layout leaves out itself", low=0, high=255
     )
     class_weights: tuple[float, ...] | None = key(None, "weight of each class in the loss; none: all equal", low=0)
+    on_error: Literal["fail", "skip"] = key(
+        "fail", "an unreadable training file ends the run, or another takes its place, counted, at most 1 in 100"
+    )
     mean: tuple[float, float, float] = key((0.485, 0.456, 0.406), "mean of R, G, B in 0..1")
     std: tuple[float, float, float] = key((0.229, 0.224, 0.225), "standard deviation of R, G, B in 0..1", low=1e-6)
 

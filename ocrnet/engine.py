@@ -1,7 +1,7 @@
 """The door between core and frameworks: what an engine offers, and the one place that imports an engine."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,7 @@ class Stats:
     seconds: float
     data_seconds: float  # of which: waiting for the loader
     memory_bytes: int  # GPU: the device's peak; CPU: resident now
+    unreadable: tuple[str, ...] = ()  # with data.on_error: skip, what was wrong with each file that was passed over
 
 
 class Engine(Protocol):
@@ -37,8 +38,8 @@ class Engine(Protocol):
     decisions: Sequence[str]  # what was chosen for this device, and why: for the start banner
     versions: Mapping[str, str]  # of the framework and of what it computes with: for the checkpoint
 
-    def train(self, steps: int) -> Stats:
-        """Take ``steps`` optimizer attempts from where the state stands."""
+    def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
+        """Take ``steps`` optimizer attempts from where the state stands; fewer where ``stopped`` says so after one."""
 
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)

@@ -1,10 +1,9 @@
 """The one training loop: a segment of steps, then log, evaluate, save, each when due."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,36 +19,206 @@ from ocrnet.run import Run, core_versions
 from ocrnet.stream import TrainStream, numbers
 from ocrnet.world import World
 
+# Of the training images, how many may be unreadable before data.on_error: skip gives up (one always may).
+UNREADABLE_SHARE = 0.01
+
 
 @dataclass
 class Progress:
-    """All of the loop's own state: what a checkpoint holds beside the engine's."""
+    """All of the loop's own state: what a checkpoint holds beside the engine's, so that a resumed run goes on."""
 
     step: int = 0
+    evaluated_step: int = 0
     best_step: int | None = None
     best_mean_iou: float | None = None
     skipped: int = 0
     skipped_in_row: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)  # aux, ocr of the finite steps since the last log line
 
 
-def fit(
-    cfg: Config, engine: Engine, run: Run, *, stream: TrainStream, val_set: Dataset | None, progress: Progress
-) -> None:
-    """Train from ``progress`` to ``cfg.total_step``."""
-    learning_rate = schedule.table(cfg)
-    while progress.step < cfg.total_step:
-        end = _next_stop(progress.step, cfg)
-        stats = engine.train(end - progress.step)
-        name_images = functools.partial(_names, cfg=cfg, stream=stream, ranks=engine.world.size)
-        _note_skipped(stats, cfg, run, name_images=name_images, progress=progress)
-        progress.step = end
-        _log(stats, cfg, run, learning_rate=learning_rate[end - 1], progress=progress)
-        if val_set is not None and _due(end, cfg.eval_interval, cfg):
-            scores = evaluate(engine, val_set, cfg, how=quick(cfg.eval))
-            _note_scores(scores, cfg, run, engine=engine, progress=progress)
-        if _due(end, cfg.save_interval, cfg):
-            save(end, cfg, run, engine=engine, progress=progress)
-            checkpoint.prune(run.checkpoints, cfg.keep_checkpoint)
+class _AbandonedError(Exception):
+    """A stop came in the middle of an evaluation."""
+
+
+@dataclass
+class Pace:
+    """What the steps since the last log line took: measured, and so not part of the run's state."""
+
+    steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+    memory_bytes: int = 0
+
+    def add(self, stats: Stats) -> None:
+        """Add a segment."""
+        self.steps += len(stats.finite)
+        self.samples += stats.samples
+        self.seconds += stats.seconds
+        self.data_seconds += stats.data_seconds
+        self.memory_bytes = stats.memory_bytes
+
+
+@dataclass
+class Loop:
+    """One training run. ``stopped`` tells whether to end early: after a step, with a checkpoint."""
+
+    cfg: Config
+    engine: Engine
+    run: Run
+    stream: TrainStream
+    val_set: Dataset | None
+    progress: Progress
+    stopped: Callable[[], bool]
+
+    def fit(self) -> None:
+        """Train from ``progress`` to the config's total_step, or until stopped."""
+        self._pace = Pace()
+        self._learning_rate = schedule.table(self.cfg)
+        if self._evaluation_is_due():  # a stop came between the step and its evaluation
+            self._evaluate_and_save_if_due()
+        while self.progress.step < self.cfg.total_step and not self.stopped():
+            stats = self.engine.train(self._next_stop() - self.progress.step, self.stopped)
+            self._take_note(stats)
+            self._log_if_due()
+            self._evaluate_and_save_if_due()
+        if self.stopped():
+            self._save(self.progress.step)
+
+    def _due(self, interval: int) -> bool:
+        return self.progress.step % interval == 0 or self.progress.step == self.cfg.total_step
+
+    def _next_stop(self) -> int:
+        cfg, step = self.cfg, self.progress.step
+        intervals = [cfg.log_interval, cfg.save_interval, *([cfg.eval_interval] if self.val_set else [])]
+        return min(cfg.total_step, *((step // interval + 1) * interval for interval in intervals))
+
+    def _take_note(self, stats: Stats) -> None:
+        """Add a segment to the loop's state; end the run where too many steps or images are bad."""
+        progress = self.progress
+        self._pace.add(stats)
+        for offset, finite in enumerate(stats.finite):
+            if finite:
+                progress.skipped_in_row = 0
+                progress.losses.append(stats.loss[offset].tolist())
+            else:
+                self._note_skipped(progress.step + offset)
+        progress.step += len(stats.finite)
+        for error in stats.unreadable:
+            self._note_unreadable(error)
+
+    def _note_skipped(self, step: int) -> None:
+        progress, cfg = self.progress, self.cfg
+        progress.skipped += 1
+        progress.skipped_in_row += 1
+        # The images of all ranks: together they see what one rank with a larger batch sees.
+        batch_size = cfg.batch_size * self.engine.world.size
+        batches = numbers(step, batch_size=batch_size, accumulate_steps=cfg.accumulate_steps, world=World())
+        names = ", ".join(self.stream.name(number) for batch in batches for number in batch)
+        self.run.say(f"step {step + 1}: loss or gradient is not finite; the step is skipped; images: {names}")
+        if progress.skipped_in_row >= cfg.max_skipped:
+            raise OcrnetError(
+                f"{progress.skipped_in_row} steps in a row had a loss or gradient that is not finite, the last with "
+                f"{names}; look at these images, lower lr_init, set clip_grad, or train with --mix False"
+            )
+
+    def _note_unreadable(self, error: str) -> None:
+        if error in self.progress.unreadable:
+            return
+        self.progress.unreadable.append(error)
+        self.run.say(f"unreadable, another image takes its place: {error}")
+        found, images = len(self.progress.unreadable), len(self.stream.dataset)
+        if found > max(1, UNREADABLE_SHARE * images):
+            raise OcrnetError(
+                f"{found} of {images} training images are unreadable, more than data.on_error: skip allows (1 in 100); "
+                f"the last: {error}"
+            )
+
+    def _log_if_due(self) -> None:
+        """Say and record the steps since the last line; losses are means over the finite ones."""
+        cfg, progress, pace = self.cfg, self.progress, self._pace
+        if not self._due(cfg.log_interval):
+            return
+        losses = np.array(progress.losses).reshape(-1, 2)
+        aux, ocr = losses.mean(axis=0).tolist() if len(losses) else (math.nan, math.nan)
+        row = {
+            "kind": "train",
+            "step": progress.step,
+            "loss": cfg.loss.aux * aux + cfg.loss.ocr * ocr,
+            "loss_aux": aux,
+            "loss_ocr": ocr,
+            "learning_rate": float(self._learning_rate[progress.step - 1]),
+            "skipped": progress.skipped,
+            "images_per_second": pace.samples / pace.seconds,
+            "seconds_per_step": pace.seconds / pace.steps,
+            "data_seconds_per_step": pace.data_seconds / pace.steps,
+            "memory_bytes": pace.memory_bytes,
+        }
+        self.run.record({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+        self.run.say(log_line(row, cfg))
+        progress.losses, self._pace = [], Pace()
+
+    def _evaluation_is_due(self) -> bool:
+        progress = self.progress
+        new = progress.evaluated_step < progress.step
+        return self.val_set is not None and new and self._due(self.cfg.eval_interval)
+
+    def _evaluate_and_save_if_due(self) -> None:
+        progress = self.progress
+        if self._evaluation_is_due():
+            assert self.val_set is not None
+            how = quick(self.cfg.eval)
+            try:
+                scores = evaluate(self.engine, self.val_set, self.cfg, how=how, show=self._abandon_if_stopped)
+            except _AbandonedError:
+                return  # the resumed run begins with this evaluation
+            progress.evaluated_step = progress.step
+            self._note_scores(scores)
+        if self._due(self.cfg.save_interval):
+            self._save(progress.step)
+            checkpoint.prune(self.run.checkpoints, self.cfg.keep_checkpoint)
+
+    def _abandon_if_stopped(self, *image_and_labels: object) -> None:
+        if self.stopped():
+            raise _AbandonedError
+
+    def _note_scores(self, scores: Scores) -> None:
+        """Say and record an evaluation; keep the best weights so far."""
+        progress = self.progress
+        self.run.record({"kind": "eval", "step": progress.step, **as_dict(scores)})
+        best = -math.inf if progress.best_mean_iou is None else progress.best_mean_iou
+        better = scores.mean_iou > best
+        self.run.say(
+            f"step {progress.step}: mIoU {scores.mean_iou:.4f}, pixel accuracy {scores.pixel_accuracy:.4f}"
+            + (" (best so far)" if better else f" (best: {best:.4f} at step {progress.best_step})")
+        )
+        if better:
+            progress.best_step, progress.best_mean_iou = progress.step, scores.mean_iou
+            self._save("best")
+
+    def _save(self, tag: int | str) -> None:
+        """Write one checkpoint: the engine's state, and everything that resuming or using it needs to know."""
+        tensors = self.engine.state()
+        if not self.run.writes:
+            return
+        for name, array in tensors.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise OcrnetError(
+                    f"after step {self.progress.step}, {name} is not finite; nothing is saved, the checkpoints in "
+                    f"{self.run.checkpoints} are from before; lower lr_init, set clip_grad, or train with --mix False"
+                )
+        classes = self.stream.dataset.classes
+        meta: dict[str, Any] = {
+            "config": config.as_dict(self.cfg),
+            "classes": {"names": list(classes.names), "palette": [list(colour) for colour in classes.palette]},
+            "step": self.progress.step,
+            "progress": dataclasses.asdict(self.progress),
+            "versions": core_versions() | dict(self.engine.versions),
+        }
+        path = self.run.checkpoints / checkpoint.file_name(self.cfg.backbone.width, tag)
+        checkpoint.save(path, tensors, meta)
+        self.run.say(f"saved {path}")
 
 
 def quick(how: Eval) -> Eval:
@@ -57,98 +226,16 @@ def quick(how: Eval) -> Eval:
     return dataclasses.replace(how, scales=(1.0,), flip=False)
 
 
-def save(tag: int | str, cfg: Config, run: Run, *, engine: Engine, progress: Progress) -> None:
-    """Write one checkpoint: the engine's state, and everything that resuming or using it needs to know."""
-    tensors = engine.state()
-    if not run.writes:
-        return
-    meta: dict[str, Any] = {
-        "config": config.as_dict(cfg),
-        "step": progress.step,
-        "progress": dataclasses.asdict(progress),
-        "versions": core_versions() | dict(engine.versions),
-    }
-    path = run.checkpoints / checkpoint.file_name(cfg.backbone.width, tag)
-    checkpoint.save(path, tensors, meta)
-    run.say(f"saved {path}")
-
-
-def _due(step: int, interval: int, cfg: Config) -> bool:
-    return step % interval == 0 or step == cfg.total_step
-
-
-def _next_stop(step: int, cfg: Config) -> int:
-    intervals = [cfg.log_interval, cfg.save_interval, *([cfg.eval_interval] if cfg.run_eval else [])]
-    return min(cfg.total_step, *((step // interval + 1) * interval for interval in intervals))
-
-
-def _note_skipped(
-    stats: Stats, cfg: Config, run: Run, *, name_images: Callable[[int], str], progress: Progress
-) -> None:
-    """Count the steps that were not finite and name their images; stop after too many in a row."""
-    for offset, finite in enumerate(stats.finite):
-        if finite:
-            progress.skipped_in_row = 0
-            continue
-        progress.skipped += 1
-        progress.skipped_in_row += 1
-        step = progress.step + offset
-        names = name_images(step)
-        run.say(f"step {step + 1}: loss or gradient is not finite; the step is skipped; images: {names}")
-        if progress.skipped_in_row >= cfg.max_skipped:
-            raise OcrnetError(
-                f"{progress.skipped_in_row} steps in a row had a loss or gradient that is not finite, the last with "
-                f"{names}; look at these images, lower lr_init, set clip_grad, or train with --mix False"
-            )
-
-
-def _names(step: int, cfg: Config, stream: TrainStream, ranks: int) -> str:
-    """Return the names of a step's images; ranks together see what one rank with a larger batch sees."""
-    batches = numbers(step, batch_size=cfg.batch_size * ranks, accumulate_steps=cfg.accumulate_steps, world=World())
-    return ", ".join(stream.name(number) for batch in batches for number in batch)
-
-
-def _log(stats: Stats, cfg: Config, run: Run, *, learning_rate: float, progress: Progress) -> None:
-    """Say and record what a segment did; losses are means over its finite steps."""
-    steps = len(stats.finite)
-    taken = stats.loss[stats.finite]
-    aux, ocr = (taken.mean(axis=0) if len(taken) else np.full(2, np.nan)).tolist()
-    loss = cfg.loss.aux * aux + cfg.loss.ocr * ocr
-    pace, speed = stats.seconds / steps, stats.samples / stats.seconds
-    row = {
-        "kind": "train",
-        "step": progress.step,
-        "loss": loss,
-        "loss_aux": aux,
-        "loss_ocr": ocr,
-        "learning_rate": float(learning_rate),
-        "skipped": progress.skipped,
-        "images_per_second": speed,
-        "seconds_per_step": pace,
-        "data_seconds_per_step": stats.data_seconds / steps,
-        "memory_bytes": stats.memory_bytes,
-    }
-    run.record({name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()})
-    run.say(
-        f"step {progress.step}/{cfg.total_step}  loss {loss:.4f} (aux {aux:.4f}, ocr {ocr:.4f})  "
-        f"lr {learning_rate:.3e}  {speed:.2f} img/s  {pace * 1000:.0f} ms/step "
-        f"(data {stats.data_seconds / steps * 1000:.0f})  "
-        f"mem {stats.memory_bytes / 2**30:.2f} GiB  eta {duration(pace * (cfg.total_step - progress.step))}"
+def log_line(row: dict[str, Any], cfg: Config) -> str:
+    """Return a row of metrics.jsonl as people read it."""
+    pace = row["seconds_per_step"]
+    return (
+        f"step {row['step']}/{cfg.total_step}  loss {row['loss']:.4f} "
+        f"(aux {row['loss_aux']:.4f}, ocr {row['loss_ocr']:.4f})  lr {row['learning_rate']:.3e}  "
+        f"{row['images_per_second']:.2f} img/s  {pace * 1000:.0f} ms/step "
+        f"(data {row['data_seconds_per_step'] * 1000:.0f})  mem {row['memory_bytes'] / 2**30:.2f} GiB  "
+        f"eta {duration(pace * (cfg.total_step - row['step']))}"
     )
-
-
-def _note_scores(scores: Scores, cfg: Config, run: Run, *, engine: Engine, progress: Progress) -> None:
-    """Say and record an evaluation; keep the best weights so far."""
-    run.record({"kind": "eval", "step": progress.step, **as_dict(scores)})
-    best = -math.inf if progress.best_mean_iou is None else progress.best_mean_iou
-    better = scores.mean_iou > best
-    run.say(
-        f"step {progress.step}: mIoU {scores.mean_iou:.4f}, pixel accuracy {scores.pixel_accuracy:.4f}"
-        + (" (best so far)" if better else f" (best: {best:.4f} at step {progress.best_step})")
-    )
-    if better:
-        progress.best_step, progress.best_mean_iou = progress.step, scores.mean_iou
-        save("best", cfg, run, engine=engine, progress=progress)
 
 
 def duration(seconds: float) -> str:

@@ -45,8 +45,8 @@ class Run:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the rows after ``step``, and a last row cut short: a resumed run will write them again."""
+    def cut_metrics(self, *, step: int, evaluated_step: int) -> None:
+        """Drop what a run resumed at ``step`` will write again: later rows, and a last row cut short."""
         if not self.writes or not self.metrics.exists():
             return
         kept = []
@@ -55,7 +55,7 @@ class Run:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if row["step"] <= step:
+            if row["step"] <= (evaluated_step if row["kind"] == "eval" else step):
                 kept.append(line + "\n")
         draft = self.metrics.with_suffix(".tmp")
         draft.write_text("".join(kept), encoding="utf-8")

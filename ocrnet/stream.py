@@ -11,18 +11,26 @@ import numpy as np
 from ocrnet import augment
 from ocrnet.config import Data
 from ocrnet.datasets.base import Dataset
+from ocrnet.errors import OcrnetError
 from ocrnet.world import World
 
 # The two uses of the seed, kept apart: the order of an epoch, and what happens to one sample.
 ORDER, SAMPLE = 0, 1
 
+# Unreadable files that one sample passes over before it gives up.
+MOST_PASSED_OVER = 10
+
 
 class Sample(NamedTuple):
-    """One training sample: image uint8 H,W,3, label uint8 H,W, and which channels dropout keeps, bool (channels,)."""
+    """One training sample: image uint8 H,W,3, label uint8 H,W, and which channels dropout keeps, bool (channels,).
+
+    ``unreadable`` says what was wrong with each file that was passed over to make it (``data.on_error: skip``).
+    """
 
     image: np.ndarray
     label: np.ndarray
     keep: np.ndarray
+    unreadable: tuple[str, ...] = ()
 
 
 class TrainStream:
@@ -33,11 +41,26 @@ class TrainStream:
         self.channels, self.dropout = channels, dropout
 
     def __getitem__(self, number: int) -> Sample:
-        """Return sample ``number``; an unreadable file raises `OcrnetError` with its name."""
+        """Return sample ``number``.
+
+        An unreadable file raises `OcrnetError` with its name or, with ``data.on_error: skip``, gives its place to the
+        next readable image of the dataset, in this sample alone: all others stay as they are.
+        """
         rng = np.random.default_rng((self.seed, SAMPLE, number))
         keep = rng.random(self.channels) >= self.dropout
-        image, label = self.dataset.read(self.index(number))
-        return Sample(*augment.train(image, label, rng, self.data), keep)
+        image, label, unreadable = self._read(self.index(number))
+        return Sample(*augment.train(image, label, rng, self.data), keep, unreadable)
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        unreadable: list[str] = []
+        while True:
+            try:
+                return *self.dataset.read(index), tuple(unreadable)
+            except OcrnetError as error:
+                if self.data.on_error == "fail" or len(unreadable) == MOST_PASSED_OVER:
+                    raise
+                unreadable.append(str(error))
+                index = (index + 1) % len(self.dataset)
 
     def index(self, number: int) -> int:
         """Return the dataset's index of sample ``number``: each epoch is a permutation of its own."""

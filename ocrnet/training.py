@@ -11,8 +11,9 @@ from ocrnet.config import Config
 from ocrnet.datasets import Dataset, open_dataset
 from ocrnet.engine import Engine, open_engine
 from ocrnet.errors import OcrnetError
-from ocrnet.loop import Progress, fit
+from ocrnet.loop import Loop, Progress
 from ocrnet.run import Run, core_versions
+from ocrnet.signals import Stopped, StopRequest
 from ocrnet.spec import Arch
 from ocrnet.stream import TrainStream
 from ocrnet.world import World
@@ -37,11 +38,15 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World) ->
         checkpoint.clean(run.checkpoints)
         progress = Progress(**found.meta["progress"]) if found else Progress()
         engine.restore(tensors, progress.step)
-        run.cut_metrics(progress.step)
+        run.cut_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
         run.begin(cfg, core_versions() | dict(engine.versions))
         for line in [*banner(cfg, arch, engine, len(train_set)), *notes]:
             run.say(line)
-        fit(cfg, engine, run, stream=stream, val_set=val_set, progress=progress)
+        with StopRequest() as stopped:
+            Loop(cfg, engine, run, stream, val_set, progress, stopped).fit()
+        if stopped.number is not None:
+            run.say(f"stopped after step {progress.step}; go on with --resume_ckpt auto")
+            raise Stopped(stopped.number)
     finally:
         engine.close()
 

@@ -13,7 +13,7 @@ from ocrnet.datasets.base import ClassTable, Dataset, Pair
 from ocrnet.engine import Stats
 from ocrnet.errors import OcrnetError
 from ocrnet.images import write_png
-from ocrnet.loop import Progress, duration, fit
+from ocrnet.loop import Loop, Progress, duration
 from ocrnet.run import Run
 from ocrnet.stream import TrainStream
 from ocrnet.world import World
@@ -29,14 +29,16 @@ class CountingEngine:
 
     world, decisions, versions = World(), (), {"counting": "1"}
 
-    def __init__(self, *, bad: tuple[int, ...] = (), good: int = 0) -> None:
-        self.step, self.bad, self.good, self.segments = 0, bad, good, []
+    def __init__(self, *, bad: tuple[int, ...] = (), good: int = 0, stops: tuple[int, ...] = ()) -> None:
+        self.step, self.bad, self.good, self.stops, self.segments = 0, bad, good, stops, []
 
-    def train(self, steps: int) -> Stats:
+    def train(self, steps: int, stopped=lambda: False) -> Stats:
+        steps = next((i for i in range(1, steps) if self.step + i in self.stops), steps)
         self.segments.append(steps)
         finite = np.array([self.step + i not in self.bad for i in range(steps)])
         self.step += steps
-        loss = np.where(finite[:, None], [0.5, 1.0], np.nan)
+        numbers = np.arange(self.step - steps, self.step)[:, None]
+        loss = np.where(finite[:, None], numbers * 0.1 + [0.5, 1.0], np.nan)
         return Stats(loss, finite, steps, 2.0, 0.1, 2**30)
 
     def predict(self, images, passes, outputs=("labels",)):
@@ -60,13 +62,13 @@ def dataset(tmp_path: Path) -> Dataset:
     return Dataset(classes, pairs, tmp_path)
 
 
-def drive(engine, dataset, folder, *, progress=None, **changes):
+def drive(engine, dataset, folder, *, progress=None, stopped=lambda: False, **changes):
     cfg = dataclasses.replace(CONFIG, save_dir=str(folder), **changes)
     run = Run(folder)
     run.begin(cfg, {})
     stream = TrainStream(dataset, cfg.data, seed=cfg.seed, channels=4, dropout=0.0)
     progress = progress or Progress()
-    fit(cfg, engine, run, stream=stream, val_set=dataset if cfg.run_eval else None, progress=progress)
+    Loop(cfg, engine, run, stream, dataset if cfg.run_eval else None, progress, stopped).fit()
     return run, progress
 
 
@@ -117,14 +119,79 @@ def test_a_bad_step_is_counted_and_its_images_named(dataset, tmp_path):
     assert len(said) == 2
     stream = TrainStream(dataset, CONFIG.data, seed=CONFIG.seed, channels=4, dropout=0.0)
     assert said[0].endswith(f"step 3: loss or gradient is not finite; the step is skipped; images: {stream.name(2)}")
-    losses = [row["loss"] for row in rows(run) if row["kind"] == "train"]
-    np.testing.assert_allclose(losses, 0.4 * 0.5 + 1.0)
+    losses = {row["step"]: row["loss_aux"] for row in rows(run) if row["kind"] == "train"}
+    wanted = {4: [0, 1, 3], 8: [4, 5, 7], 10: [8, 9]}  # the mean over the finite steps since the last line
+    assert losses == pytest.approx({step: 0.5 + 0.1 * np.mean(steps) for step, steps in wanted.items()})
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run(dataset, tmp_path):
     with pytest.raises(OcrnetError, match="3 steps in a row had a loss or gradient that is not finite"):
         drive(CountingEngine(bad=(3, 4, 5)), dataset, tmp_path / "out")  # across the segments' borders
     drive(CountingEngine(bad=(3, 4, 6)), dataset, tmp_path / "other")
+
+
+def stop_at(engine, step):
+    return lambda: engine.step >= step
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 6, 7])
+def test_a_run_stopped_anywhere_ends_like_the_run_never_stopped(dataset, tmp_path, step):
+    """Also where the stop comes before the evaluation that is due at its step (6)."""
+    whole, progress = drive(CountingEngine(good=8, bad=(2,)), dataset, tmp_path / "whole")
+    engine = CountingEngine(good=8, bad=(2,), stops=(step,))
+    folder = tmp_path / "out"
+    run, _ = drive(engine, dataset, folder, stopped=stop_at(engine, step))
+    found = checkpoint.load(checkpoint.steps(run.checkpoints)[-1])
+    resumed = Progress(**found.meta["progress"])
+    assert (resumed.step, found.tensors["count"].tolist()) == (step, [step])
+    assert (resumed.evaluated_step == 0) == (step <= 6)
+    run.cut_metrics(step=resumed.step, evaluated_step=resumed.evaluated_step)
+    again = CountingEngine(good=8, bad=(2,))
+    again.step = step
+    run, _ = drive(again, dataset, folder, progress=resumed)
+    assert rows(run) == [
+        {k: pytest.approx(v) if k.endswith(("second", "per_step")) else v for k, v in row.items()} | timings(mine)
+        for row, mine in zip(rows(whole), rows(run), strict=True)
+    ]
+    assert resumed == progress
+    for name in (10, "best"):
+        files = [r.checkpoints / checkpoint.file_name(CONFIG.backbone.width, name) for r in (whole, run)]
+        metas = [checkpoint.load(path).meta for path in files]
+        for meta in metas:
+            meta["config"].pop("save_dir")
+        assert metas[0] == metas[1]
+
+
+def timings(row):
+    return {
+        name: row[name] for name in ("images_per_second", "seconds_per_step", "data_seconds_per_step") if name in row
+    }
+
+
+def test_a_state_that_is_not_finite_is_never_saved(dataset, tmp_path):
+    class Overflowing(CountingEngine):
+        def state(self):
+            return {"count": np.array([self.step]), "cls_head.bias": np.array([1.0, np.inf])}
+
+    with pytest.raises(OcrnetError, match=r"after step 5, cls_head\.bias is not finite"):
+        drive(Overflowing(), dataset, tmp_path / "out")
+    assert list((tmp_path / "out/checkpoint").iterdir()) == []
+
+
+def test_unreadable_images_are_said_once_counted_and_capped(dataset, tmp_path):
+    class Reading(CountingEngine):
+        errors: tuple = ("a.png is damaged",)
+
+        def train(self, steps, stopped=lambda: False):
+            return dataclasses.replace(super().train(steps), unreadable=self.errors)
+
+    run, progress = drive(Reading(), dataset, tmp_path / "out")
+    assert progress.unreadable == ["a.png is damaged"]
+    assert run.log.read_text().count("a.png is damaged") == 1
+    many = Reading()
+    many.errors = ("a.png is damaged", "b.png is damaged")
+    with pytest.raises(OcrnetError, match="2 of 3 training images are unreadable"):
+        drive(many, dataset, tmp_path / "other")
 
 
 def test_without_evaluation_nothing_is_evaluated(dataset, tmp_path):

@@ -40,7 +40,8 @@ def test_a_sample_is_the_same_whenever_it_is_asked(dataset):
 
 
 def test_a_sample_has_the_shapes_and_types_of_the_door(dataset):
-    image, label, keep = stream(dataset)[0]
+    image, label, keep, unreadable = stream(dataset)[0]
+    assert unreadable == ()
     assert (image.shape, image.dtype) == ((64, 96, 3), np.uint8)
     assert (label.shape, label.dtype) == ((64, 96), np.uint8)
     assert (keep.shape, keep.dtype) == ((16,), np.bool_)

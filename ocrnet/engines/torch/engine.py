@@ -1,7 +1,7 @@
 """The torch engine: optimizer attempts that the device itself skips where not finite, and prediction by passes."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 import numpy as np
 import psutil
@@ -13,7 +13,7 @@ from ocrnet.config import Config
 from ocrnet.engine import OUTPUTS, Stats
 from ocrnet.engines.torch.device import Precision, choose_device, choose_precision, configure, describe
 from ocrnet.engines.torch.hrnet import Size, resize
-from ocrnet.engines.torch.loader import Batch, batches
+from ocrnet.engines.torch.loader import Batch, batches, worker_deaths_told
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
 from ocrnet.engines.torch.ocr import OCRNet
 from ocrnet.engines.torch.scaler import LossScaler
@@ -46,7 +46,7 @@ class TorchEngine:
         self.mean = torch.tensor(cfg.data.mean, device=self.device).mul(255).view(1, 3, 1, 1)
         self.std = torch.tensor(cfg.data.std, device=self.device).mul(255).view(1, 3, 1, 1)
         self.step = 0
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Generator[Batch, None, None] | None = None
         if stream is not None:
             self._prepare_training()
 
@@ -84,8 +84,9 @@ class TorchEngine:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
 
-    def train(self, steps: int) -> Stats:
-        """Take ``steps`` optimizer attempts; nothing is copied from the device until the last is under way."""
+    @worker_deaths_told()
+    def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
+        """Take up to ``steps`` optimizer attempts; nothing is copied from the device until the last is under way."""
         if self.stream is None:
             raise OcrnetError("this engine was opened without a training stream")
         if self._batches is None:
@@ -94,21 +95,31 @@ class TorchEngine:
         self.model.train()
         heads = torch.zeros(steps, 2, dtype=torch.float64, device=self.device)
         finite = torch.zeros(steps, dtype=torch.bool, device=self.device)
-        begun, waited = time.perf_counter(), 0.0
-        for i in range(steps):
+        ready = self._batches
+        begun, waited, taken = time.perf_counter(), 0.0, 0
+        unreadable: list[str] = []
+        while taken < steps and not (taken and stopped()):
             asked = time.perf_counter()
-            micro_batches = [next(self._batches) for _ in range(self.cfg.accumulate_steps)]
+            micro_batches = [next(ready) for _ in range(self.cfg.accumulate_steps)]
             waited += time.perf_counter() - asked
-            heads[i], finite[i] = self._take_step(micro_batches)
+            unreadable += [error for batch in micro_batches for error in batch.unreadable]
+            heads[taken], finite[taken] = self._take_step(micro_batches)
+            taken += 1
             self.step += 1
-        loss = heads.cpu().numpy()
-        samples = steps * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size
-        return Stats(loss, finite.cpu().numpy(), samples, time.perf_counter() - begun, waited, self._memory())
+        return Stats(
+            loss=heads[:taken].cpu().numpy(),
+            finite=finite[:taken].cpu().numpy(),
+            samples=taken * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size,
+            seconds=time.perf_counter() - begun,
+            data_seconds=waited,
+            memory_bytes=self._memory(),
+            unreadable=tuple(unreadable),
+        )
 
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
         """Take one optimizer attempt; return the two heads' losses and whether it was finite, both on the device."""
         before = self.running.clone()
-        on_device = [[part.to(self.device, non_blocking=True) for part in batch] for batch in micro_batches]
+        on_device = [[part.to(self.device, non_blocking=True) for part in batch[:3]] for batch in micro_batches]
         denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in on_device]).sum()
         heads = torch.zeros(2, device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
@@ -144,6 +155,7 @@ class TorchEngine:
         """Turn uint8 N,H,W,3 into normalised float N,3,H,W in channels-last order (which the bytes already have)."""
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
+    @worker_deaths_told()
     @torch.inference_mode()
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
@@ -219,7 +231,8 @@ class TorchEngine:
                     given = state.get(MOMENTUM + name)
                     buffer.copy_(torch.from_numpy(given)) if given is not None else buffer.zero_()
             self.scaler.restore(state)
-        self.step, self._batches = step, None
+        self.close()
+        self.step = step
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         """Return the array: there is one rank."""
@@ -227,7 +240,9 @@ class TorchEngine:
 
     def close(self) -> None:
         """Stop the loader's workers."""
-        self._batches = None
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
 
     def _memory(self) -> int:
         if self.device.type == "cuda":

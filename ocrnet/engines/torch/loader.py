@@ -1,7 +1,12 @@
 """The training stream in a torch DataLoader: worker processes read and augment, batches come out in order."""
 
+import atexit
+import contextlib
+import signal
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,7 +18,14 @@ from ocrnet.errors import OcrnetError
 from ocrnet.stream import Sample, TrainStream, numbers
 from ocrnet.world import World
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+class Batch(NamedTuple):
+    """A micro-batch: images uint8 N,H,W,3, labels uint8 N,H,W, dropout masks bool N,channels; files passed over."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    keeps: torch.Tensor
+    unreadable: tuple[str, ...]
 
 
 class StepNumbers:
@@ -29,12 +41,30 @@ class StepNumbers:
             )
 
 
-def batches(stream: TrainStream, cfg: Config, *, world: World, step: int, pinned: bool = False) -> Iterator[Batch]:
-    """Yield micro-batches from ``step`` on: images uint8 N,H,W,3, labels uint8 N,H,W, dropout masks bool N,channels.
+_OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
 
-    An unreadable file raises the `OcrnetError` that names it, also where a worker met it. ``pinned`` memory copies to a
-    GPU without waiting.
+
+@atexit.register
+def close_all() -> None:
+    """End the workers of loaders left open, before multiprocessing waits for them: they ignore its SIGTERM."""
+    for made in list(_OPEN):
+        made.close()
+
+
+def batches(
+    stream: TrainStream, cfg: Config, *, world: World, step: int, pinned: bool = False
+) -> Generator[Batch, None, None]:
+    """Return a generator of micro-batches from ``step`` on, whose ``close`` ends its workers.
+
+    ``pinned`` memory copies to a GPU without waiting. An unreadable file raises the `OcrnetError` that names it, also
+    where a worker met it.
     """
+    made = _make(stream, cfg, world, step, pinned)
+    _OPEN.add(made)
+    return made
+
+
+def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: bool) -> Generator[Batch, None, None]:
     workers = cfg.num_workers
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # said in the banner, once
@@ -44,14 +74,18 @@ def batches(stream: TrainStream, cfg: Config, *, world: World, step: int, pinned
             num_workers=workers,
             prefetch_factor=cfg.prefetch_size if workers else None,
             collate_fn=collate,
-            worker_init_fn=one_thread,
+            worker_init_fn=begin_worker,
             pin_memory=pinned,
         )
         ready = iter(loader)
-    for batch in ready:
-        if isinstance(batch, OcrnetError):
-            raise batch
-        yield batch
+    del loader
+    try:
+        for batch in ready:
+            if isinstance(batch, OcrnetError):
+                raise batch
+            yield batch
+    finally:
+        del ready  # ends the workers, also where a traceback keeps this frame
 
 
 class Guarded(Dataset):
@@ -73,10 +107,30 @@ def collate(samples: list[Sample | OcrnetError]) -> Batch | OcrnetError:
     good = [sample for sample in samples if isinstance(sample, Sample)]
     if len(good) < len(samples):
         return next(sample for sample in samples if isinstance(sample, OcrnetError))
-    images, labels, keeps = (torch.from_numpy(np.stack(part)) for part in zip(*good, strict=True))
-    return images, labels, keeps
+    images, labels, keeps = (torch.from_numpy(np.stack([sample[i] for sample in good])) for i in range(3))
+    return Batch(images, labels, keeps, tuple(error for sample in good for error in sample.unreadable))
 
 
-def one_thread(_: int) -> None:
-    """Keep a worker to one thread: the workers themselves are the parallelism."""
+def begin_worker(_: int) -> None:
+    """Keep a worker to one thread, as the workers are the parallelism, and to its work when the run is asked to stop.
+
+    A terminal's Ctrl-C and a scheduler's SIGTERM reach every process of the run; the run itself answers them, and its
+    end ends the workers.
+    """
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def worker_deaths_told() -> Iterator[None]:
+    """Turn the RuntimeError by which torch tells of a dead worker, at any moment, into an `OcrnetError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OcrnetError(
+            f"a loader worker died: {str(error).splitlines()[0]} Where memory or /dev/shm is short, lower num_workers "
+            "or prefetch_size (without workers: --set num_workers=0); go on with --resume_ckpt auto"
+        ) from error

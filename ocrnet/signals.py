@@ -1,0 +1,45 @@
+"""SIGTERM and SIGINT as a request to stop at the next safe place; a second one ends the process at once."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A run that a signal ended after saving; ``status`` is the exit status by which shells know it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+class StopRequest:
+    """Within ``with``, calling it tells whether a signal asked the run to stop; outside, signals do what they did."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        """Return whether to stop at the next safe place."""
+        return self.number is not None
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            os._exit(128 + number)
+        self.number = number
+        name = signal.Signals(number).name
+        os.write(2, f"{name}: stopping after this step, with a checkpoint; once more to exit at once\n".encode())

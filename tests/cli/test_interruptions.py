@@ -1,0 +1,129 @@
+"""Real processes, real signals: whatever ends a run, the same command goes on and ends like the run never stopped."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from commands import ROOT, run
+
+from ocrnet import checkpoint
+
+LAST = "checkpoint/OCRNet_hrnet_seg_w6_14_rank0.safetensors"
+TIMINGS = {"images_per_second", "seconds_per_step", "data_seconds_per_step", "memory_bytes"}
+SETTINGS = (
+    "save_interval=3", "log_interval=4", "eval_interval=7", "num_workers=2", "data.crop_size=[64,64]",
+    "backbone.width=6", "backbone.blocks=1", "backbone.modules=[1,1,1]", "ocr_head.channels=16",
+    "ocr_head.key_channels=8",
+)  # fmt: skip
+
+
+def command(cityscapes, folder, *more: str, steps: int = 14) -> list[str]:
+    config = "config/ocrnet/config_ocrnet_hrw18_8k.yml"
+    settings = (f"data.dataset_dir={cityscapes}", f"total_step={steps}", *SETTINGS, *more)
+    return ["train.py", "--config", config, "--device_target", "CPU", "--save_dir", str(folder),
+            "--resume_ckpt", "auto", "--set", *settings]  # fmt: skip
+
+
+def start(*argv: str) -> subprocess.Popen:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, *argv], cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+
+
+def wait_for(process: subprocess.Popen, text: str) -> None:
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"ended without saying {text!r}: {process.stderr.read()}")
+
+
+def rows(folder):
+    table = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in table]
+
+
+def assert_same_end(folder, whole):
+    mine, theirs = checkpoint.load(folder / LAST), checkpoint.load(whole / LAST)
+    assert mine.tensors.keys() == theirs.tensors.keys()
+    for name, array in theirs.tensors.items():
+        np.testing.assert_array_equal(mine.tensors[name], array, err_msg=name)
+    assert mine.meta["progress"] == theirs.meta["progress"]
+    assert rows(folder) == rows(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(cityscapes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    run(*command(cityscapes, folder))
+    return folder
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_every_process_ends_with_a_checkpoint(cityscapes, tmp_path, whole, number, status):
+    process = start(*command(cityscapes, tmp_path / "out"))
+    wait_for(process, "step 4/14")
+    os.killpg(process.pid, number)  # as a terminal or a scheduler does: the workers too
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == status, said + errors
+    assert "stopped after step" in said
+    assert "Traceback" not in errors
+    run(*command(cityscapes, tmp_path / "out"))
+    assert_same_end(tmp_path / "out", whole)
+
+
+def test_a_second_signal_exits_at_once(cityscapes, tmp_path):
+    process = start(*command(cityscapes, tmp_path / "out", steps=100_000))
+    wait_for(process, "step 4/")
+    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode in (143, -signal.SIGTERM)
+
+
+def test_kill_9_at_random_moments(cityscapes, tmp_path, whole):
+    moments = random.Random(5)
+    folder = tmp_path / "out"
+    for _ in range(4):
+        process = start(*command(cityscapes, folder))
+        time.sleep(moments.uniform(2.0, 5.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+    run(*command(cityscapes, folder))
+    assert_same_end(folder, whole)
+    assert not list((folder / "checkpoint").glob(".*"))
+
+
+def test_a_killed_worker_ends_the_run_with_a_message(cityscapes, tmp_path):
+    process = start(*command(cityscapes, tmp_path / "out", steps=100_000))
+    wait_for(process, "step 4/")
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 2
+    workers[0].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith("error: a loader worker died")
+    assert str(workers[0].pid) in errors
+
+
+def test_a_broken_image_can_be_passed_over(cityscapes, tmp_path):
+    broken = tmp_path / "data"
+    shutil.copytree(cityscapes, broken)
+    victim = sorted((broken / "leftImg8bit/train").rglob("*.png"))[2]
+    victim.write_bytes(victim.read_bytes()[:500])
+    found = run(*command(broken, tmp_path / "out", "data.on_error=skip"))
+    assert found.stdout.count(f"another image takes its place: {victim}") == 1
+    assert checkpoint.load(tmp_path / "out" / LAST).meta["progress"]["unreadable"][0].startswith(str(victim))
+    second = sorted((broken / "leftImg8bit/train").rglob("*.png"))[4]
+    second.write_bytes(b"")
+    found = run(*command(broken, tmp_path / "more", "data.on_error=skip"), ok=False)
+    assert found.returncode == 2
+    assert "2 of 6 training images are unreadable" in found.stderr
