@@ -186,6 +186,12 @@ def _contradictions(cfg: Config) -> Iterator[str]:
             "backbone.pretrained is True but backbone.backbone_ckpt is empty; download HRNet ImageNet weights of this "
             "width from the authors' HRNet-Image-Classification page and give the file as backbone.backbone_ckpt"
         )
+    height, width = cfg.data.crop_size
+    if cfg.batch_size * math.ceil(height / 32) * math.ceil(width / 32) == 1:
+        yield (
+            f"data.crop_size [{height}, {width}] with batch_size 1 leaves batch norm a single value a channel at the "
+            "coarsest branch, a 32nd of the size; raise one of them"
+        )
     yield from _class_weight_problems(cfg)
 
 

@@ -72,6 +72,9 @@ def parse(command: str, argv: Sequence[str]) -> Args:
         what = "unknown flag" if stray.startswith("-") else "unexpected argument"
         raise OcrnetError(f"{what} '{stray}'{hint} (all flags: ocrnet {command} --help)")
     texts = {flag.name: _once(flag.name, values) for flag in flags if (values := getattr(known, flag.name))}
+    for name, text in texts.items():
+        if not text:
+            raise OcrnetError(f"--{name} is empty; give a value, or leave the flag out")
     given = _from_sets(known.set)
     for flag in flags:
         if flag.key and flag.name in texts:

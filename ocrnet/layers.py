@@ -53,6 +53,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             name, place = self.construct_object(key_node, deep=True), key_node.start_mark
             if isinstance(name, (list, dict)):
                 raise OcrnetError(f"{place.name}, line {place.line + 1}: a key must be a word, not {name}")
@@ -75,7 +77,7 @@ def parse_value(text: str) -> Any:
     """Read one command-line value as YAML, so that 1e-3 is a number, True a bool and [1, 2] a list."""
     try:
         return yaml.load(text, _Loader)  # _Loader is a SafeLoader
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text
 
 
@@ -113,7 +115,7 @@ def load_yaml(path: Path, *, like: str = "", kinds: tuple[type, ...] = (dict,)) 
     loader.name = str(path)
     try:
         tree = loader.get_single_data()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise OcrnetError(f"'{path}' is not valid YAML: {error}") from None
     finally:
         loader.dispose()

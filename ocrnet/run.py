@@ -16,6 +16,7 @@ import yaml
 import ocrnet
 from ocrnet import config
 from ocrnet.config import Config
+from ocrnet.errors import OcrnetError
 
 PACKAGES = ("numpy", "opencv-python-headless", "pillow", "safetensors")
 
@@ -29,21 +30,19 @@ class Run:
         self.metrics = self.folder / ("metrics.jsonl" if name == "train" else f"{name}.jsonl")
         self.log = self.folder / "logs" / f"{name}.log"
         if self.writes:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(self.log.parent)
 
     def say(self, line: str) -> None:
         """Print a line and keep it in the log."""
         if not self.writes:
             return
         print(line, flush=True)
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        self._append(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Append one JSON row to metrics.jsonl."""
         if self.writes:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._append(self.metrics, json.dumps(row, allow_nan=False))
 
     def cut_metrics(self, *, step: int, evaluated_step: int) -> None:
         """Drop what a run resumed at ``step`` will write again: later rows, and a last row cut short."""
@@ -65,7 +64,7 @@ class Run:
         """Write the resolved ``config.yml``, and one line a start to ``starts.jsonl``: command, commit, versions."""
         if not self.writes:
             return
-        self.checkpoints.mkdir(exist_ok=True)
+        self._make_folder(self.checkpoints)
         text = yaml.safe_dump(config.as_dict(cfg), sort_keys=False, default_flow_style=None)
         (self.folder / "config.yml").write_text(text, encoding="utf-8")
         start = {
@@ -74,8 +73,22 @@ class Run:
             "commit": git_commit(),
             "versions": dict(versions),
         }
-        with (self.folder / "starts.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(start) + "\n")
+        self._append(self.folder / "starts.jsonl", json.dumps(start))
+
+    def _make_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OcrnetError(f"save_dir '{self.folder}' cannot be used: {error}; give another --save_dir") from None
+
+    def _append(self, path: Path, line: str) -> None:
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise OcrnetError(
+                f"'{path}' cannot be written: {error.strerror}; make room, then --resume_ckpt auto"
+            ) from None
 
 
 def core_versions() -> dict[str, str]:

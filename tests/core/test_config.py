@@ -89,13 +89,19 @@ BAD = [
     ("backbone: {pretrained: True}", r"backbone_ckpt is empty; download"),
     ("data: {scale_range: [2.0, 0.5]}", r"scale_range"),
     ("eval: {scales: []}", r"eval\.scales is empty"),
+    ("batch_size: 1\ndata: {crop_size: [32, 32]}", r"crop_size \[32, 32\] with batch_size 1"),
+    ("seed: " + "[" * 5000, r"not valid YAML"),
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), BAD, ids=[text[:30] for text, _ in BAD])
+@pytest.mark.parametrize(("text", "message"), BAD, ids=[text[:30].replace("\n", " ") for text, _ in BAD])
 def test_a_mistake_is_named(tmp_path, text, message):
     with pytest.raises(OcrnetError, match=message):
         load(tmp_path, text)
+
+
+def test_merge_keys_work_and_do_not_count_as_given_twice(tmp_path):
+    assert load(tmp_path, "<<: {seed: 1, batch_size: 3}\nseed: 2\n") == Config(seed=2, batch_size=3)
 
 
 def test_number_of_classes_comes_from_the_dataset_or_contradicts_it():

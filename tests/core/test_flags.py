@@ -74,6 +74,7 @@ def test_set_keeps_text_keys_as_text():
         (["--set", "seed=1", "seed=2"], r"seed is given twice"),
         (["--seed", "1", "--seed", "2"], r"--seed is given twice"),
         (["--mix"], r"expected"),
+        (["--resume_ckpt", ""], r"--resume_ckpt is empty"),
         (["--device_target", "NPU"], r"device_target is 'NPU', but must be one of CPU, GPU, Ascend"),
         (["--mi", "True"], r"unknown flag '--mi'; did you mean '--mix'"),
     ],

@@ -9,6 +9,7 @@ import yaml
 
 from ocrnet import run as run_module
 from ocrnet.config import Config, as_dict
+from ocrnet.errors import OcrnetError
 from ocrnet.run import Run, core_versions, git_commit
 
 
@@ -31,6 +32,20 @@ def test_other_ranks_write_nothing(tmp_path, capsys):
     run.cut_metrics(step=0, evaluated_step=0)
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OcrnetError, match=r"save_dir '.*file' cannot be used"):
+        Run(tmp_path / "file")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    run = Run(tmp_path)
+    run.metrics.symlink_to("/dev/full")
+    with pytest.raises(OcrnetError, match=r"metrics\.jsonl' cannot be written: No space left"):
+        run.record({"step": 1})
 
 
 def test_an_evaluation_has_files_of_its_own(tmp_path):
