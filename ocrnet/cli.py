@@ -1,11 +1,13 @@
-"""The console command `ocrnet`: train, evaluate, write synthetic data."""
+"""The console command `ocrnet`: its commands, and how they end."""
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ocrnet import checkpoint, flags, weights
+import ocrnet
+from ocrnet import check, checkpoint, config, doctor, flags, layers, predict, weights
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, synthetic
 from ocrnet.engine import open_engine
@@ -16,7 +18,7 @@ from ocrnet.metrics import as_dict, constant_answer, table
 from ocrnet.run import Run, core_versions
 from ocrnet.signals import Stopped
 from ocrnet.spec import Arch
-from ocrnet.training import arch_of, open_split, train
+from ocrnet.training import arch_of, open_split, rehearse, train
 from ocrnet.visual import side_by_side
 from ocrnet.world import read_world
 
@@ -25,25 +27,32 @@ USAGE = """usage: ocrnet COMMAND [FLAGS]
 commands:
   train      train a network             ocrnet train --config config/ocrnet/config_ocrnet_hrw48_16k.yml --mix True
   eval       score a checkpoint          ocrnet eval --config CONFIG --checkpoint_path output
-  synthetic  write a small made-up Cityscapes to try things on
+  predict    segment images              ocrnet predict photo.jpg --checkpoint_path output
+  check      look through a dataset      ocrnet check --config CONFIG --set data.dataset_dir=FOLDER
+  doctor     look at this machine        ocrnet doctor
+  synthetic  write a made-up Cityscapes  ocrnet synthetic scenes
 
-ocrnet COMMAND --help lists the flags of a command."""
+ocrnet COMMAND --help lists the flags of a command. --debug shows the traceback of an error."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status.
 
-    0; 2 after an error of the user's, which is said on stderr; 143 or 130 after SIGTERM or SIGINT.
+    0; 1 where something that was looked at is not as it should be; 2 after a mistake, which is said on stderr; 143 or
+    130 after SIGTERM or SIGINT.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    argv = [token for token in given if token != "--debug"]
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(USAGE)
             return 0 if argv else 2
         if argv[0] not in COMMANDS:
             raise OcrnetError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)} ({', '.join(COMMANDS)})")
-        COMMANDS[argv[0]](argv[1:])
+        return COMMANDS[argv[0]](argv[1:])
     except OcrnetError as error:
+        if "--debug" in given:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stop:
@@ -51,23 +60,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
-def run_train(argv: Sequence[str]) -> None:
+def run_train(argv: Sequence[str]) -> int:
     """Train as the command line says."""
     args = flags.parse("train", argv)
     cfg, notes = flags.load_config(args)
+    if flags.as_bool(args, "dry_run"):
+        return int(bool(rehearse(cfg, notes=notes, world=read_world())))
     train(cfg, notes=notes, resume=args.options.get("resume_ckpt"), world=read_world())
+    return 0
 
 
-def run_eval(argv: Sequence[str]) -> None:
+def run_eval(argv: Sequence[str]) -> int:
     """Score a checkpoint on the validation split; the architecture comes from the file."""
     args = flags.parse("eval", argv)
     cfg, notes = flags.load_config(args)
-    if "checkpoint_path" not in args.options:
-        raise OcrnetError("--checkpoint_path is required: a checkpoint file, or the folder of a run")
-    show = flags.as_bool("visualize", args.options.get("visualize", "False"))
+    flags.required(args, "checkpoint_path")
+    show = flags.as_bool(args, "visualize")
     world = read_world()
     path, meaning = checkpoint.resolve(args.options["checkpoint_path"])
     found = weights.read(path)
@@ -95,6 +105,11 @@ def run_eval(argv: Sequence[str]) -> None:
     run.say(table(scores))
     answer, mean_iou = constant_answer(scores)
     run.say(f"for comparison: always answering '{dataset.classes.names[answer]}' has mIoU {100 * mean_iou:.2f}")
+    if cfg.expect is None:
+        return 0
+    verdict = "reached" if scores.mean_iou >= cfg.expect else "NOT reached"
+    run.say(f"expect: mIoU of at least {100 * cfg.expect:.2f}: {verdict}")
+    return int(not scores.mean_iou >= cfg.expect)
 
 
 def _what(cfg: Config, path: Path, dataset: Dataset) -> list[str]:
@@ -127,7 +142,61 @@ def _shower(dataset: Dataset, folder: Path) -> Callable:
     return show
 
 
-def run_synthetic(argv: Sequence[str]) -> None:
+def run_predict(argv: Sequence[str]) -> int:
+    """Segment an image or a folder of images into files."""
+    args = flags.parse("predict", argv)
+    cfg = layers.build(args.given)
+    config.check(cfg)
+    path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
+    source, output = args.options["input"], args.options.get("output", "predictions")
+    predict.find(source)  # a wrong path is told before weights are read
+    model = ocrnet.load(path, engine=cfg.engine, device_target=cfg.device_target, mix=cfg.mix)
+    for line in [*model.decisions, *([meaning] if meaning else []), f"checkpoint: {path}"]:
+        print(line)
+    report = predict.predict(model, source, output, how=cfg.eval, say=lambda line: print(line, flush=True))
+    print(predict.text(report, model.names))
+    print(f"{report.written} predicted into {output}: overlay/, indices/ (the class of each pixel), color/, legend.png")
+    if report.problems:
+        print(f"{len(report.problems)} not readable:\n  " + "\n  ".join(report.problems), file=sys.stderr)
+    return int(bool(report.problems))
+
+
+def run_check(argv: Sequence[str]) -> int:
+    """Read every image and label of the training and validation split, and say what they hold."""
+    cfg, _ = flags.load_config(flags.parse("check", argv))
+    wrong = 0
+    for split in ("train", "val"):
+        print(f"{split}: {cfg.data.name} at {cfg.data.dataset_dir}", flush=True)
+        try:
+            dataset = open_split(cfg, split)
+        except OcrnetError as error:
+            if split == "train" and "data.dataset_dir" in str(error):
+                raise
+            print(f"problem: {error}\n")
+            wrong += 1
+            continue
+        report = check.inspect(
+            dataset, range(len(dataset)), workers=cfg.num_workers, say=lambda line: print(line, flush=True)
+        )
+        print(f"{report.read} of {len(dataset)} images are sound\n{check.text(report, dataset.classes)}\n")
+        wrong += len(report.problems)
+    print(f"{wrong} problems" if wrong else "no problems")
+    return int(wrong > 0)
+
+
+def run_doctor(argv: Sequence[str]) -> int:
+    """Look at this machine: versions, memory, devices, and one real step on each."""
+    parser = argparse.ArgumentParser(prog="ocrnet doctor", description=run_doctor.__doc__, allow_abbrev=False)
+    parser.parse_args(argv)
+    ill = False
+    for finding in doctor.examine():
+        print(doctor.text(finding), flush=True)
+        ill = ill or finding.ok is False
+    print("something needs mending: see !! above" if ill else "all is well")
+    return int(ill)
+
+
+def run_synthetic(argv: Sequence[str]) -> int:
     """Write procedural street scenes in the layout of Cityscapes."""
     parser = argparse.ArgumentParser(prog="ocrnet synthetic", description=run_synthetic.__doc__, allow_abbrev=False)
     parser.add_argument("folder", metavar="DIR", help="where to write; must be empty or new")
@@ -138,10 +207,14 @@ def run_synthetic(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     synthetic.write(args.folder, train=args.train, val=args.val, test=args.test, size=tuple(args.size), seed=args.seed)
     print(f"wrote {args.train} train, {args.val} val and {args.test} test scenes to {args.folder}")
+    return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "eval": run_eval,
+    "predict": run_predict,
+    "check": run_check,
+    "doctor": run_doctor,
     "synthetic": run_synthetic,
 }

@@ -104,6 +104,9 @@ class Eval:
     slide: tuple[int, int] | None = key(
         None, "height and width of sliding windows, which overlap by a third; none: whole image", low=32
     )
+    max_memory: float = key(
+        4.0, "GiB that `ocrnet predict` may use for one image; a larger one is cut into overlapping tiles", low=0.1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +133,11 @@ class Config:
     log_interval: int = key(100, "steps between log lines", low=1)
     run_eval: bool = key(True, "evaluate while training")
     eval_interval: int = key(4000, "steps between evaluations", low=1)
+    eval_samples: int = key(3, "validation images drawn into samples/ at every evaluation; 0: none", low=0)
     save_interval: int = key(2000, "steps between checkpoints", low=1)
     keep_checkpoint: int = key(5, "numbered checkpoints kept; 0: all", low=0)
+    tensorboard: bool = key(True, "write TensorBoard files to SAVE_DIR/tensorboard")
+    expect: float | None = key(None, "mIoU that `eval` must reach, or it exits with 1; none: any", low=0, high=1)
     num_workers: int = key(4, "processes that read and augment; 0: the training process itself", low=0)
     prefetch_size: int = key(2, "batches that each worker prepares ahead", low=1)
     max_rowsize: int = key(16, "memory of one sample in MB (mindspore engine only)", low=1)

@@ -11,28 +11,41 @@ from ocrnet.errors import OcrnetError, nearest
 from ocrnet.layers import KEYS, Given
 
 RUN = ("train", "eval")
+ENGINE = (*RUN, "predict")
+
+# What a command takes without a flag before it.
+POSITIONAL = {"predict": ("input", "an image, or a folder of images")}
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: the commands that take it, the config key it sets (none: its own meaning), its help."""
+    """One flag: the commands that take it, the config key it sets (none: its own meaning), its help.
+
+    A ``bare`` flag may stand alone, which means True.
+    """
 
     name: str
     commands: tuple[str, ...]
     key: str | None
     help: str
     alias: str | None = None
+    bare: bool = False
 
 
 FLAGS = (
-    Flag("config", RUN, None, "YAML file of the run (required)"),
-    Flag("device_target", RUN, "device_target", "CPU, GPU or Ascend; default: what is there"),
-    Flag("engine", RUN, "engine", "auto, torch or mindspore"),
-    Flag("mix", RUN, "mix", "mixed precision, True or False"),
+    Flag(
+        "config", (*RUN, "check"), None, "YAML file of the run, for example config/ocrnet/config_ocrnet_hrw48_16k.yml"
+    ),
+    Flag("device_target", ENGINE, "device_target", "CPU, GPU or Ascend; default: what is there"),
+    Flag("engine", ENGINE, "engine", "auto, torch or mindspore"),
+    Flag("mix", ENGINE, "mix", "mixed precision, True or False"),
     Flag("save_dir", RUN, "save_dir", "folder of the run"),
-    Flag("checkpoint_path", ("eval",), None, "checkpoint file, or a folder: its newest valid one", alias="ckpt_path"),
-    Flag("multi_scale", ("eval",), "eval.scales", "True: average over scales 0.5 0.75 1 1.25 1.5 1.75"),
-    Flag("flip", ("eval",), "eval.flip", "True: average with the mirrored image"),
+    Flag(
+        "checkpoint_path", ("eval", "predict"), None, "checkpoint file, or a folder: its newest valid one", "ckpt_path"
+    ),
+    Flag("output", ("predict",), None, "folder for the results (default: predictions)"),
+    Flag("multi_scale", ("eval", "predict"), "eval.scales", "True: average over scales 0.5 0.75 1 1.25 1.5 1.75"),
+    Flag("flip", ("eval", "predict"), "eval.flip", "True: average with the mirrored image"),
     Flag("visualize", ("eval",), None, "True: write overlays beside the truth to SAVE_DIR/visualize"),
     Flag("resume_ckpt", ("train",), None, "checkpoint to go on from, or auto: the newest valid one in save_dir"),
     Flag("batch_size", ("train",), "batch_size", "crops per card"),
@@ -40,6 +53,7 @@ FLAGS = (
     Flag("log_interval", ("train",), "log_interval", "steps between log lines"),
     Flag("run_eval", ("train",), "run_eval", "evaluate while training, True or False"),
     Flag("lr_init", ("train",), "lr_init", "highest learning rate"),
+    Flag("dry_run", ("train",), None, "say what would be done, at what cost, check the data, and stop", bare=True),
 )
 
 
@@ -57,13 +71,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(command: str, argv: Sequence[str]) -> Args:
-    """Read the arguments of ``train`` or ``eval``; an unknown flag is an `OcrnetError` that names the nearest one."""
+    """Read the arguments of a command; an unknown flag is an `OcrnetError` that names the nearest one."""
     flags = [flag for flag in FLAGS if command in flag.commands]
-    parser = _Parser(prog=f"ocrnet {command}", allow_abbrev=False)
-    for flag in flags:
-        names = [f"--{name}" for name in (flag.name, flag.alias) if name]
-        parser.add_argument(*names, dest=flag.name, help=flag.help, action="append", metavar="VALUE")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key; repeatable")
+    parser = _parser(command, flags)
     names = [action for flag in flags for action in (flag.name, flag.alias) if action] + ["set"]
     known, unknown = parser.parse_known_args(_spread_sets(argv))
     if unknown:
@@ -79,22 +89,50 @@ def parse(command: str, argv: Sequence[str]) -> Args:
     for flag in flags:
         if flag.key and flag.name in texts:
             _merge(given, flag.key, Given(_flag_value(flag, texts[flag.name]), f"--{flag.name}"))
-    return Args(given, {flag.name: texts[flag.name] for flag in flags if not flag.key and flag.name in texts})
+    options = {flag.name: texts[flag.name] for flag in flags if not flag.key and flag.name in texts}
+    if command in POSITIONAL:
+        name = POSITIONAL[command][0]
+        options[name] = getattr(known, name)
+    return Args(given, options)
 
 
-def as_bool(name: str, text: str) -> bool:
-    """Read a True / False flag that is not a config key."""
+def _parser(command: str, flags: Sequence[Flag]) -> _Parser:
+    parser = _Parser(prog=f"ocrnet {command}", allow_abbrev=False, epilog="--debug: show the traceback of an error")
+    if command in POSITIONAL:
+        name, text = POSITIONAL[command]
+        parser.add_argument(name, help=text, metavar=name.upper())
+    for flag in flags:
+        names = [f"--{name}" for name in (flag.name, flag.alias) if name]
+        bare: dict[str, Any] = {"nargs": "?", "const": "True"} if flag.bare else {}
+        parser.add_argument(*names, dest=flag.name, help=flag.help, action="append", metavar="VALUE", **bare)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key; repeatable")
+    return parser
+
+
+def as_bool(args: Args, name: str) -> bool:
+    """Return the value of a True / False flag that is not a config key; not given, it is False."""
+    text = args.options.get(name, "False")
+    return _bool(name, text)
+
+
+def _bool(name: str, text: str) -> bool:
     value = layers.parse_value(text)
     if not isinstance(value, bool):
         raise OcrnetError(f"--{name} is {text!r}, but must be True or False")
     return value
 
 
+def required(args: Args, name: str) -> str:
+    """Return the value of a flag that must be given."""
+    if name not in args.options:
+        what = next(flag.help for flag in FLAGS if flag.name == name)
+        raise OcrnetError(f"--{name} is required: {what}")
+    return args.options[name]
+
+
 def load_config(args: Args) -> tuple[Config, list[str]]:
     """Return the config of YAML and command line, and the sentences to say about what was adjusted."""
-    if "config" not in args.options:
-        raise OcrnetError("--config is required: a YAML file, for example config/ocrnet/config_ocrnet_hrw48_16k.yml")
-    given = layers.read_yaml(args.options["config"]) | args.given
+    given = layers.read_yaml(required(args, "config")) | args.given
     cfg = layers.build(given)
     notes = []
     if "total_step" in args.given and "warmup_step" not in args.given and cfg.warmup_step > cfg.total_step // 10:
@@ -140,7 +178,7 @@ def _text_or_value(name: str, text: str) -> Any:
 
 def _flag_value(flag: Flag, text: str) -> Any:
     if flag.name == "multi_scale":
-        return list(config.EVAL_SCALES) if as_bool(flag.name, text) else [1.0]
+        return list(config.EVAL_SCALES) if _bool(flag.name, text) else [1.0]
     return _text_or_value(flag.key or "", text)
 
 

@@ -18,13 +18,14 @@ _LABELS = "a label is a PNG of one channel, 8 bits a pixel, whose values are the
 _DAMAGED = "is damaged or no image; write it again or take it out of the dataset"
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as uint8 H,W,3 RGB, whatever its channels and depth; EXIF orientation is not applied.
+def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
+    """Read an image file as uint8 H,W,3 RGB, whatever its channels and depth.
 
+    ``upright`` turns it as its EXIF orientation says; datasets leave that out, because labels have no orientation.
     Raises `OcrnetError` naming a file that is missing, empty, truncated or undecodable.
     """
     data = _read(path)
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # labels have no orientation
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:

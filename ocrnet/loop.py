@@ -9,18 +9,23 @@ from typing import Any
 import numpy as np
 
 from ocrnet import checkpoint, config, schedule
+from ocrnet.bar import Bar
 from ocrnet.config import Config, Eval
 from ocrnet.datasets.base import Dataset
 from ocrnet.engine import Engine, Stats
 from ocrnet.errors import OcrnetError
-from ocrnet.evaluate import evaluate
+from ocrnet.evaluate import Show, evaluate
 from ocrnet.metrics import Scores, as_dict
 from ocrnet.run import Run, core_versions
 from ocrnet.stream import TrainStream, numbers
+from ocrnet.visual import side_by_side, thumbnail
 from ocrnet.world import World
 
 # Of the training images, how many may be unreadable before data.on_error: skip gives up (one always may).
 UNREADABLE_SHARE = 0.01
+
+# The longer side of a sample picture's panels, in pixels.
+SAMPLE_SIDE = 640
 
 
 @dataclass
@@ -76,15 +81,22 @@ class Loop:
         """Train from ``progress`` to the config's total_step, or until stopped."""
         self._pace = Pace()
         self._learning_rate = schedule.table(self.cfg)
-        if self._evaluation_is_due():  # a stop came between the step and its evaluation
-            self._evaluate_and_save_if_due()
-        while self.progress.step < self.cfg.total_step and not self.stopped():
-            stats = self.engine.train(self._next_stop() - self.progress.step, self.stopped)
-            self._take_note(stats)
-            self._log_if_due()
-            self._evaluate_and_save_if_due()
-        if self.stopped():
-            self._save(self.progress.step)
+        with Bar(self.cfg.total_step, self.progress.step) as self._bar:
+            if self._evaluation_is_due():  # a stop came between the step and its evaluation
+                self._evaluate_and_save_if_due()
+            while self.progress.step < self.cfg.total_step and not self.stopped():
+                stats = self.engine.train(self._next_stop() - self.progress.step, self._between_steps)
+                self._take_note(stats)
+                self._bar.settle(self.progress.step)
+                self._log_if_due()
+                self._evaluate_and_save_if_due()
+            if self.stopped():
+                self._save(self.progress.step)
+        self.run.draw_curves()
+
+    def _between_steps(self) -> bool:
+        self._bar.advance()
+        return self.stopped()
 
     def _due(self, interval: int) -> bool:
         return self.progress.step % interval == 0 or self.progress.step == self.cfg.total_step
@@ -157,6 +169,7 @@ class Loop:
         }
         self.run.record({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
         self.run.say(log_line(row, cfg))
+        self._bar.figures(row)
         progress.losses, self._pace = [], Pace()
 
     def _evaluation_is_due(self) -> bool:
@@ -170,7 +183,9 @@ class Loop:
             assert self.val_set is not None
             how = quick(self.cfg.eval)
             try:
-                scores = evaluate(self.engine, self.val_set, self.cfg, how=how, show=self._abandon_if_stopped)
+                scores = evaluate(
+                    self.engine, self.val_set, self.cfg, how=how, show=self._sampler(self.val_set), say=self.run.say
+                )
             except _AbandonedError:
                 return  # the resumed run begins with this evaluation
             progress.evaluated_step = progress.step
@@ -179,14 +194,28 @@ class Loop:
             self._save(progress.step)
             checkpoint.prune(self.run.checkpoints, self.cfg.keep_checkpoint)
 
-    def _abandon_if_stopped(self, *image_and_labels: object) -> None:
-        if self.stopped():
-            raise _AbandonedError
+    def _sampler(self, dataset: Dataset) -> Show:
+        """Return what sees each image of an evaluation: it keeps some as pictures, and ends it where a stop came."""
+        share = range(self.engine.world.rank, len(dataset), self.engine.world.size)
+        count = min(self.cfg.eval_samples, len(share)) if self.run.writes else 0
+        chosen = {share[i * len(share) // count] for i in range(count)}
+
+        def show(index: int, image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> None:
+            if self.stopped():
+                raise _AbandonedError
+            if index in chosen:
+                small = [thumbnail(array, SAMPLE_SIDE) for array in (image, prediction, truth)]
+                classes = dataset.classes
+                picture = side_by_side(*small, palette=classes.palette, names=classes.names)
+                self.run.sample(dataset.name(index), self.progress.step, picture)
+
+        return show
 
     def _note_scores(self, scores: Scores) -> None:
         """Say and record an evaluation; keep the best weights so far."""
         progress = self.progress
         self.run.record({"kind": "eval", "step": progress.step, **as_dict(scores)})
+        self.run.draw_curves()
         best = -math.inf if progress.best_mean_iou is None else progress.best_mean_iou
         better = scores.mean_iou > best
         self.run.say(

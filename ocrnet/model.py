@@ -1,5 +1,6 @@
 """A trained network from Python: `ocrnet.load(path)`, then labels, probabilities or logits as NumPy arrays."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -8,18 +9,25 @@ import numpy as np
 
 from ocrnet import config, weights
 from ocrnet.config import Config, Data, Eval
+from ocrnet.datasets import cityscapes
+from ocrnet.datasets.base import colours
 from ocrnet.engine import Engine, open_engine
 from ocrnet.errors import OcrnetError
 from ocrnet.passes import make_passes
-from ocrnet.spec import Arch
+from ocrnet.weights import Weights
 from ocrnet.world import World
 
 
 class Model:
-    """A network ready to predict; `arch` tells what it is."""
+    """A network ready to predict.
 
-    def __init__(self, engine: Engine, arch: Arch) -> None:
-        self._engine, self.arch = engine, arch
+    ``arch`` tells what it is; ``names`` and ``palette`` (RGB) are those of its classes; ``decisions`` say what it
+    computes on, and in which precision.
+    """
+
+    def __init__(self, engine: Engine, found: Weights) -> None:
+        self._engine, self.arch, self.decisions = engine, found.arch, engine.decisions
+        self.names, self.palette = _classes(found)
 
     def predict(
         self,
@@ -73,4 +81,16 @@ def load(
     config.check(cfg)
     opened = open_engine(cfg, found.arch, world=World())
     opened.restore(found.tensors, 0)
-    return Model(opened, found.arch)
+    return Model(opened, found)
+
+
+def _classes(found: Weights) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """Return the names and colours in the file; 19 classes without names are taken as Cityscapes'."""
+    count = found.arch.num_classes
+    if "classes" in found.meta:
+        known = found.meta["classes"]
+        return tuple(known["names"]), tuple(tuple(colour) for colour in known["palette"])
+    table = cityscapes.classes()
+    if count == len(table):
+        return table.names, table.palette
+    return tuple(f"class {i}" for i in range(count)), tuple(itertools.islice(colours(), count))

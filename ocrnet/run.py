@@ -11,24 +11,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from tensorboardX import SummaryWriter
 
 import ocrnet
-from ocrnet import config
+from ocrnet import config, curves
 from ocrnet.config import Config
 from ocrnet.errors import OcrnetError
+from ocrnet.images import write_png
 
 PACKAGES = ("numpy", "opencv-python-headless", "pillow", "safetensors")
 
 
 class Run:
-    """Log lines to the screen and ``logs/``, measurements to ``metrics.jsonl``, checkpoints to ``checkpoint/``."""
+    """Log lines to the screen and ``logs/``, measurements to ``metrics.jsonl``, checkpoints to ``checkpoint/``.
+
+    Pictures go to ``samples/`` and ``curves.png``; measurements and pictures to ``tensorboard/`` too, where opened.
+    """
 
     def __init__(self, folder: str | Path, *, rank: int = 0, name: str = "train") -> None:
         self.folder, self.writes = Path(folder), rank == 0
         self.checkpoints = self.folder / "checkpoint"
         self.metrics = self.folder / ("metrics.jsonl" if name == "train" else f"{name}.jsonl")
         self.log = self.folder / "logs" / f"{name}.log"
+        self._board: SummaryWriter | None = None
         if self.writes:
             self._make_folder(self.log.parent)
 
@@ -41,8 +48,36 @@ class Run:
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Append one JSON row to metrics.jsonl."""
+        if not self.writes:
+            return
+        self._append(self.metrics, json.dumps(row, allow_nan=False))
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+
+    def sample(self, name: str, step: int, picture: np.ndarray) -> None:
+        """Keep a picture, uint8 H,W,3 RGB, of what the network answers after ``step``."""
+        name = name.replace("/", "_")
+        write_png(self.folder / "samples" / f"step_{step}" / f"{name}.png", picture)
+        if self._board is not None:
+            self._board.add_image(f"samples/{name}", picture, step, dataformats="HWC")
+
+    def draw_curves(self) -> None:
+        """Draw metrics.jsonl as curves.png."""
+        if self.writes and self.metrics.exists():
+            curves.draw(self.metrics, self.folder / "curves.png")
+
+    def open_board(self, step: int) -> None:
+        """Write to TensorBoard from here on; what it shows of an earlier start after ``step`` is dropped."""
         if self.writes:
-            self._append(self.metrics, json.dumps(row, allow_nan=False))
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1, flush_secs=30)
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
 
     def cut_metrics(self, *, step: int, evaluated_step: int) -> None:
         """Drop what a run resumed at ``step`` will write again: later rows, and a last row cut short."""

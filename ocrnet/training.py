@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ocrnet import checkpoint, config, spec, weights
+from ocrnet import checkpoint, config, dry_run, spec, weights
 from ocrnet.checkpoint import Checkpoint
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, open_dataset
@@ -29,9 +29,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World) ->
     tensors, report = starting_state(cfg, arch, found)
     notes = [*notes, *note, *report]
 
-    stream = TrainStream(
-        train_set, cfg.data, seed=cfg.seed, channels=spec.head_channels(arch), dropout=cfg.ocr_head.dropout
-    )
+    stream = _stream(cfg, train_set, arch)
     engine = open_engine(cfg, arch, world=world, stream=stream)
     try:
         run = Run(cfg.save_dir, rank=world.rank)
@@ -40,15 +38,45 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World) ->
         engine.restore(tensors, progress.step)
         run.cut_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
         run.begin(cfg, core_versions() | dict(engine.versions))
+        if cfg.tensorboard:
+            run.open_board(progress.step)
         for line in [*banner(cfg, arch, engine, len(train_set)), *notes]:
             run.say(line)
-        with StopRequest() as stopped:
-            Loop(cfg, engine, run, stream, val_set, progress, stopped).fit()
+        try:
+            with StopRequest() as stopped:
+                Loop(cfg, engine, run, stream, val_set, progress, stopped).fit()
+        finally:
+            run.close()
         if stopped.number is not None:
             run.say(f"stopped after step {progress.step}; go on with --resume_ckpt auto")
             raise Stopped(stopped.number)
     finally:
         engine.close()
+
+
+def rehearse(cfg: Config, *, notes: list[str], world: World) -> list[str]:
+    """Print what `train` would do and cost, from two real steps; write nothing. Return what is wrong with the data."""
+    datasets = {split: open_split(cfg, split) for split in (("train", "val") if cfg.run_eval else ("train",))}
+    train_set = datasets["train"]
+    cfg = resolved(cfg, len(train_set.classes))
+    arch = arch_of(cfg, len(train_set.classes))
+    tensors, report = starting_state(cfg, arch, None)
+    seen, problems = dry_run.lines_of_data(datasets, cfg)
+    engine = open_engine(cfg, arch, world=world, stream=_stream(cfg, train_set, arch))
+    try:
+        engine.restore(tensors, 0)
+        lines = [*dry_run.lines_of_config(cfg), *banner(cfg, arch, engine, len(train_set)), *report, *notes, *seen]
+        if not problems:
+            lines += dry_run.lines_of_cost(cfg, arch, engine)
+    finally:
+        engine.close()
+    print("\n".join([*lines, *(f"problem: {problem}" for problem in problems), "dry run: nothing was written"]))
+    return problems
+
+
+def _stream(cfg: Config, train_set: Dataset, arch: Arch) -> TrainStream:
+    channels, dropout = spec.head_channels(arch), cfg.ocr_head.dropout
+    return TrainStream(train_set, cfg.data, seed=cfg.seed, channels=channels, dropout=dropout)
 
 
 def open_split(cfg: Config, split: str) -> Dataset:

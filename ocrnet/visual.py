@@ -36,6 +36,16 @@ def overlay(image: np.ndarray, indices: np.ndarray, palette: Palette, *, alpha: 
     return np.where(known[..., None], blended, image)
 
 
+def thumbnail(array: np.ndarray, side: int) -> np.ndarray:
+    """Return a uint8 H,W,3 image or uint8 H,W index map, made smaller where its longer side exceeds ``side``."""
+    height, width = array.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return array
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(array, size, interpolation=cv2.INTER_AREA if array.ndim == 3 else cv2.INTER_NEAREST_EXACT)
+
+
 def side_by_side(
     image: np.ndarray,
     prediction: np.ndarray,
@@ -64,6 +74,12 @@ def side_by_side(
         [(names[index], tuple(int(part) for part in palette[index])) for index in classes], top.shape[1], size
     )
     return np.concatenate([top, strip])
+
+
+def legend(names: Sequence[str], palette: Palette) -> np.ndarray:
+    """Return a uint8 H,640,3 RGB picture of every class's name and colour."""
+    entries = [(name, tuple(int(part) for part in colour)) for name, colour in zip(names, palette, strict=True)]
+    return _legend(entries, 640, 0.6)
 
 
 def _caption(picture: np.ndarray, title: str, size: float) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What every dataset is: a table of classes and a list of image and label files, read into class indices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,3 +141,12 @@ def _ranges(ids: Sequence[int] | frozenset[int]) -> str:
         else:
             runs.append([value, value])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def colours() -> Iterator[tuple[int, int, int]]:
+    """Yield the colours of the Pascal VOC colour map without black: the bits of the number, spread over R, G, B."""
+    for number in range(1, 1 << 10):
+        colour = [0, 0, 0]
+        for bit in range(10):
+            colour[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
+        yield colour[0], colour[1], colour[2]

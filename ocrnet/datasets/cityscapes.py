@@ -63,7 +63,7 @@ LABELS = (
 )
 
 
-def classes(root: Path) -> ClassTable:
+def classes(root: Path | None = None) -> ClassTable:
     """Return the 19 classes; the other ids of labelIds files are ignored, as is -1, which uint8 stores as 255."""
     trained = sorted((label for label in LABELS if label.train_id != IGNORE), key=lambda label: label.train_id)
     return ClassTable(

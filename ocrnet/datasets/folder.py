@@ -1,10 +1,9 @@
 """A dataset of one's own without code: images/, labels/ and a classes.yml that names the classes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ocrnet.datasets.base import IGNORE, ClassTable, Pair
+from ocrnet.datasets.base import IGNORE, ClassTable, Pair, colours
 from ocrnet.datasets.files import listing, scan_trees
 from ocrnet.errors import OcrnetError, nearest
 from ocrnet.layers import load_yaml
@@ -42,7 +41,7 @@ def classes(root: Path) -> ClassTable:
     for i, value in enumerate(ids):
         if value in ignored:
             raise _wrong(path, f"class {i} ({names[i]}) has the id {value}, which is ignored")
-    free = (colour for colour in _colours() if colour not in given)
+    free = (colour for colour in colours() if colour not in given)
     palette = tuple(colour or next(free) for colour in given)
     return ClassTable(names=names, palette=palette, ids=ids, ignored=ignored)
 
@@ -93,12 +92,3 @@ def _is_byte(value: Any) -> bool:
 
 def _wrong(path: Path, what: str) -> OcrnetError:
     return OcrnetError(f"{path}: {what}\n{CLASSES_YML}")
-
-
-def _colours() -> Iterator[tuple[int, int, int]]:
-    """Yield the colours of the Pascal VOC colour map without black: the bits of the number, spread over R, G, B."""
-    for number in range(1, 1 << 10):
-        colour = [0, 0, 0]
-        for bit in range(10):
-            colour[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
-        yield colour[0], colour[1], colour[2]

@@ -13,14 +13,15 @@ CONFIG = str(ROOT / "config/ocrnet/config_ocrnet_hrw32_16k.yml")
 
 # A change here is a change of what users type: update README.md, README_CN.md and CHANGELOG.md with it.
 FROZEN = {
-    ("config", "train eval", None, None),
-    ("device_target", "train eval", "device_target", None),
-    ("engine", "train eval", "engine", None),
-    ("mix", "train eval", "mix", None),
+    ("config", "train eval check", None, None),
+    ("device_target", "train eval predict", "device_target", None),
+    ("engine", "train eval predict", "engine", None),
+    ("mix", "train eval predict", "mix", None),
     ("save_dir", "train eval", "save_dir", None),
-    ("checkpoint_path", "eval", None, "ckpt_path"),
-    ("multi_scale", "eval", "eval.scales", None),
-    ("flip", "eval", "eval.flip", None),
+    ("checkpoint_path", "eval predict", None, "ckpt_path"),
+    ("output", "predict", None, None),
+    ("multi_scale", "eval predict", "eval.scales", None),
+    ("flip", "eval predict", "eval.flip", None),
     ("visualize", "eval", None, None),
     ("resume_ckpt", "train", None, None),
     ("batch_size", "train", "batch_size", None),
@@ -28,6 +29,7 @@ FROZEN = {
     ("log_interval", "train", "log_interval", None),
     ("run_eval", "train", "run_eval", None),
     ("lr_init", "train", "lr_init", None),
+    ("dry_run", "train", None, None),
 }
 
 
@@ -115,3 +117,13 @@ def test_multi_scale_means_the_seeds_six_scales():
 
 def test_checkpoint_path_has_its_alias():
     assert parse("eval", ["--ckpt_path", "x"]).options == {"checkpoint_path": "x"}
+
+
+def test_a_bare_flag_means_true_and_predict_takes_its_input_first():
+    assert flags.as_bool(parse("train", ["--dry_run"]), "dry_run")
+    assert not flags.as_bool(parse("train", ["--dry_run", "False"]), "dry_run")
+    assert not flags.as_bool(parse("train", []), "dry_run")
+    args = parse("predict", ["photo.jpg", "--checkpoint_path", "run"])
+    assert args.options == {"input": "photo.jpg", "checkpoint_path": "run"}
+    with pytest.raises(OcrnetError, match="required: INPUT"):
+        parse("predict", ["--checkpoint_path", "run"])

@@ -1,0 +1,130 @@
+"""predict, check, doctor, --dry_run and expect, typed as a user types them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from commands import SMALL, run
+
+from ocrnet.images import read_image, read_label, write_png
+
+W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
+CPU = ("--device_target", "CPU")
+
+
+def test_predict_a_folder_with_a_broken_file(w48_run, cityscapes, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(cityscapes / "leftImg8bit/val", photos)
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    found = run("-m", "ocrnet", "predict", photos, "--checkpoint_path", w48_run, *CPU, "--output", tmp_path / "out",
+                ok=False)  # fmt: skip
+    assert found.returncode == 1
+    assert "broken.jpg" in found.stderr
+    assert "3 predicted" in found.stdout
+    image = read_image(next((photos / "demo").glob("*.png")))
+    for kind in ("overlay", "indices", "color"):
+        assert len(list((tmp_path / "out" / kind / "demo").glob("*.png"))) == 3
+    (first, *_) = sorted((tmp_path / "out/indices/demo").glob("*.png"))
+    labels = read_label(first)
+    assert labels.shape == image.shape[:2]
+    assert labels.max() < 19
+    assert (tmp_path / "out/legend.png").is_file()
+
+
+def test_predict_an_image_whole_and_in_tiles(w48_run, tmp_path):
+    write_png(tmp_path / "large.png", np.random.default_rng(0).integers(0, 256, (500, 700, 3), np.uint8))
+    command = ("-m", "ocrnet", "predict", tmp_path / "large.png", "--checkpoint_path", w48_run, *CPU, "--output")
+    assert "tiles" not in run(*command, tmp_path / "whole").stdout
+    assert "500x700, in 6 tiles" in run(*command, tmp_path / "tiles", "--set", "eval.max_memory=0.1").stdout
+    whole, tiles = (read_label(tmp_path / name / "indices/large.png") for name in ("whole", "tiles"))
+    assert whole.shape == tiles.shape == (500, 700)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ((), "required: INPUT"),
+        (("no.jpg", "--checkpoint_path", "output"), "does not exist"),
+        (("train.py",), "--checkpoint_path is required"),
+        (("train.py", "--config", W48), "unknown flag '--config'"),
+    ],
+)
+def test_wrong_predictions(argv, said):
+    found = run("-m", "ocrnet", "predict", *argv, ok=False)
+    assert found.returncode == 2
+    assert said in found.stderr
+
+
+def test_a_single_file_that_is_no_image(w48_run, tmp_path):
+    found = run("-m", "ocrnet", "predict", "train.py", "--checkpoint_path", w48_run, *CPU, "--output",
+                tmp_path / "out", ok=False)  # fmt: skip
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: train.py is damaged or no image")
+
+
+def test_check_counts_and_names(cityscapes, tmp_path):
+    sound = run("-m", "ocrnet", "check", "--config", W48, "--set", f"data.dataset_dir={cityscapes}")
+    assert sound.stdout.count("images are sound") == 2
+    assert "no problems" in sound.stdout
+    broken = tmp_path / "data"
+    shutil.copytree(cityscapes, broken)
+    victim = next((broken / "leftImg8bit/train").rglob("*.png"))
+    victim.write_bytes(victim.read_bytes()[:500])
+    next((broken / "gtFine/val").rglob("*_labelIds.png")).unlink()
+    found = run("-m", "ocrnet", "check", "--config", W48, "--set", f"data.dataset_dir={broken}", ok=False)
+    assert found.returncode == 1
+    assert f"problem: {victim} is truncated" in found.stdout
+    assert "problem: 1 of 3 images have no label" in found.stdout
+    assert "2 problems" in found.stdout
+    wrong = run("-m", "ocrnet", "check", "--config", W48, ok=False)
+    assert wrong.returncode == 2
+    assert "your cityscapes" in wrong.stderr
+
+
+def test_doctor_takes_a_real_step():
+    found = run("-m", "ocrnet", "doctor", ok=False)
+    assert "OK  CPU, float32: " in found.stdout
+    assert "trained and predicted in" in found.stdout
+    assert found.returncode == ("!!" in found.stdout)
+
+
+def test_dry_run_says_the_cost_and_writes_nothing(cityscapes, tmp_path):
+    command = ("train.py", "--config", W48, *CPU, "--save_dir", tmp_path / "out", "--dry_run", "--set", *SMALL)
+    found = run(*command, f"data.dataset_dir={cityscapes}")
+    for said in ("crop_size: [64, 64]", "parameters: ", "GFLOP", "GiB in use", "s a step", "nothing was written"):
+        assert said in found.stdout
+    assert not (tmp_path / "out").exists()
+    broken = tmp_path / "data"
+    shutil.copytree(cityscapes, broken)
+    victim = next((broken / "leftImg8bit/train").rglob("*.png"))
+    victim.write_bytes(victim.read_bytes()[:500])
+    found = run(*command, f"data.dataset_dir={broken}", ok=False)
+    assert found.returncode == 1
+    assert f"problem: {victim} is truncated" in found.stdout
+
+
+def test_an_expectation_not_reached_is_exit_status_1(w48_run, cityscapes, tmp_path):
+    command = ("eval.py", "--config", W48, *CPU, "--checkpoint_path", w48_run, "--save_dir", tmp_path, "--set",
+               f"data.dataset_dir={cityscapes}")  # fmt: skip
+    found = run(*command, "expect=0.99", ok=False)
+    assert found.returncode == 1
+    assert "expect: mIoU of at least 99.00: NOT reached" in found.stdout
+    assert "reached" in run(*command, "expect=0").stdout
+    (first, _) = (json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines())
+    assert first["mean_iou"] < 0.99
+
+
+def test_a_run_keeps_samples_curves_and_tensorboard(w48_run):
+    assert len(list((w48_run / "samples/step_4").glob("*.png"))) == 3
+    assert (w48_run / "curves.png").is_file()
+    assert list((w48_run / "tensorboard").iterdir())
+
+
+def test_debug_shows_the_traceback():
+    plain = run("train.py", "--config", "no.yml", ok=False)
+    debug = run("train.py", "--config", "no.yml", "--debug", ok=False)
+    assert plain.returncode == debug.returncode == 2
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in debug.stderr
+    assert debug.stderr.endswith(plain.stderr)

@@ -1,0 +1,87 @@
+"""What a run shows: progress bar, curves, TensorBoard, thumbnails."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+from ocrnet import curves
+from ocrnet.bar import Bar
+from ocrnet.run import Run
+from ocrnet.visual import legend, thumbnail
+
+ROW = {"kind": "train", "step": 5, "loss": 2.5, "loss_aux": 1.0, "loss_ocr": 2.1, "learning_rate": 0.01}
+SCORE = {"kind": "eval", "step": 5, "mean_iou": 0.25, "pixel_accuracy": 0.5}
+
+ON_A_TERMINAL = """
+from ocrnet.bar import Bar
+with Bar(10, 2) as bar:
+    bar.advance()
+    bar.figures({"loss": 1.5, "learning_rate": 0.01, "images_per_second": 3.0, "memory_bytes": 2**30})
+    bar.settle(7)
+    print("a log line")
+"""
+
+
+def test_no_bar_where_there_is_no_terminal(capsys):
+    with Bar(10, 0) as bar:
+        bar.advance()
+        bar.figures(ROW | {"images_per_second": 1.0, "memory_bytes": 1})
+        bar.settle(5)
+        print("a log line")
+    assert capsys.readouterr().out.strip() == "a log line"
+
+
+def test_a_bar_on_a_terminal():
+    inner = [sys.executable, "-c", ON_A_TERMINAL]
+    outer = [sys.executable, "-c", f"import pty; pty.spawn({inner!r})"]
+    env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "140", "NO_COLOR": "1"}
+    done = subprocess.run(
+        outer, capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL, env=env
+    )
+    assert "7/10" in done.stdout
+    assert "loss 1.500" in done.stdout
+    assert "a log line" in done.stdout
+
+
+def test_curves_are_drawn_from_the_metrics(tmp_path):
+    rows = [ROW, ROW | {"step": 10, "loss": None, "loss_aux": None, "loss_ocr": None}, SCORE]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curves.draw(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size[0] > 1000
+    (tmp_path / "none.jsonl").write_text("")
+    curves.draw(tmp_path / "none.jsonl", tmp_path / "none.png")
+    assert (tmp_path / "none.png").read_bytes() != (tmp_path / "curves.png").read_bytes()
+
+
+def test_measurements_and_samples_reach_tensorboard(tmp_path):
+    run = Run(tmp_path / "out")
+    run.open_board(0)
+    run.record(ROW)
+    run.sample("city/scene", 5, np.zeros((8, 16, 3), np.uint8))
+    run.close()
+    (events,) = (tmp_path / "out/tensorboard").iterdir()
+    content = events.read_bytes()
+    assert b"train/learning_rate" in content
+    assert b"samples/city_scene" in content
+    assert (tmp_path / "out/samples/step_5/city_scene.png").is_file()
+
+
+def test_thumbnails_keep_the_classes():
+    labels = np.zeros((100, 200), np.uint8)
+    labels[:, 100:] = 255
+    small = thumbnail(labels, 50)
+    assert small.shape == (25, 50)
+    assert set(np.unique(small)) == {0, 255}
+    assert thumbnail(labels, 200) is labels
+    assert thumbnail(np.zeros((100, 200, 3), np.uint8), 50).shape == (25, 50, 3)
+
+
+def test_a_legend_shows_every_colour():
+    picture = legend(["road", "sky"], [(128, 64, 128), (70, 130, 180)])
+    colours = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+    assert {(128, 64, 128), (70, 130, 180)} <= colours
