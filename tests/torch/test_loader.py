@@ -3,7 +3,11 @@
 import dataclasses
 import hashlib
 import itertools
+import os
+import signal
+import time
 
+import psutil
 import pytest
 import torch
 
@@ -82,3 +86,33 @@ def test_a_broken_file_is_named(stream, tmp_path, workers):
     broken = TrainStream(dataset, CONFIG.data, seed=9, channels=32, dropout=0.1)
     with pytest.raises(OcrnetError, match=victim.name):
         digests(broken, workers=workers)
+
+
+def begin_endless(stream, workers):
+    """Return batches that do not end for long, after the first, and the workers that make them."""
+    others = set(psutil.Process().children())
+    cfg = dataclasses.replace(CONFIG, num_workers=workers, total_step=100_000)
+    made = batches(stream, cfg, world=ALONE, step=0)
+    next(made)
+    return made, [child for child in psutil.Process().children() if child not in others]
+
+
+def test_a_dead_worker_is_told_where_its_batch_is_asked_for_and_nowhere_else(stream):
+    made, (first, second) = begin_endless(stream, 2)
+    first.kill()
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        time.sleep(0.01)  # the death of a child must not raise here
+    with pytest.raises(OcrnetError, match=f"loader worker {first.pid} was killed by SIGKILL"):
+        for _ in made:
+            pass
+    assert not second.is_running()
+
+
+def test_closing_ends_a_worker_that_hangs(stream):
+    made, (worker,) = begin_endless(stream, 1)
+    os.kill(worker.pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    made.close()
+    assert time.monotonic() - begun < 30
+    assert not worker.is_running()

@@ -13,7 +13,7 @@ from ocrnet.config import Config
 from ocrnet.engine import OUTPUTS, Stats
 from ocrnet.engines.torch.device import Precision, choose_device, choose_precision, configure, describe
 from ocrnet.engines.torch.hrnet import Size, resize
-from ocrnet.engines.torch.loader import Batch, batches, worker_deaths_told
+from ocrnet.engines.torch.loader import Batch, batches
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
 from ocrnet.engines.torch.ocr import OCRNet
 from ocrnet.engines.torch.scaler import LossScaler
@@ -84,7 +84,6 @@ class TorchEngine:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
 
-    @worker_deaths_told()
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
         """Take up to ``steps`` optimizer attempts; nothing is copied from the device until the last is under way."""
         if self.stream is None:
@@ -155,7 +154,6 @@ class TorchEngine:
         """Turn uint8 N,H,W,3 into normalised float N,3,H,W in channels-last order (which the bytes already have)."""
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
-    @worker_deaths_told()
     @torch.inference_mode()
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)

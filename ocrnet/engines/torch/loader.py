@@ -2,7 +2,10 @@
 
 import atexit
 import contextlib
+import multiprocessing.connection
+import multiprocessing.process
 import signal
+import threading
 import warnings
 import weakref
 from collections.abc import Generator, Iterator
@@ -66,7 +69,8 @@ def batches(
 
 def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: bool) -> Generator[Batch, None, None]:
     workers = cfg.num_workers
-    with warnings.catch_warnings():
+    others = set(multiprocessing.active_children())
+    with warnings.catch_warnings(), _sigchld_left_alone():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # said in the banner, once
         loader: DataLoader = DataLoader(
             Guarded(stream),
@@ -79,13 +83,56 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
         )
         ready = iter(loader)
     del loader
+    processes = [process for process in multiprocessing.active_children() if process not in others]
     try:
         for batch in ready:
             if isinstance(batch, OcrnetError):
                 raise batch
             yield batch
+    except OcrnetError:
+        raise
+    except Exception as error:
+        deaths = _deaths(processes)
+        if not deaths:
+            raise
+        ready._shutdown = True  # type: ignore[attr-defined]  # its orderly end may wait for a lock that the dead held
+        raise OcrnetError(
+            f"{deaths}; where memory or /dev/shm is short, lower num_workers or prefetch_size (without workers: "
+            "--set num_workers=0); go on with --resume_ckpt auto"
+        ) from error
     finally:
         del ready  # ends the workers, also where a traceback keeps this frame
+        for process in processes:
+            process.kill()  # one that hangs in a read, or waits for what a dead one held
+            process.join()
+
+
+@contextlib.contextmanager
+def _sigchld_left_alone() -> Iterator[None]:
+    """Undo torch's SIGCHLD handler, which raises a worker's death at whatever the main thread is doing just then.
+
+    Without it the death is told where the next batch is asked for, at most five seconds later.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _deaths(processes: list[multiprocessing.process.BaseProcess]) -> str:
+    """Return which workers died of what, after a moment for a death that is just happening; empty where none did."""
+    multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
+    told = []
+    for process in processes:
+        code = process.exitcode
+        if code is not None:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            told.append(f"loader worker {process.pid} {how}")
+    return ", ".join(told)
 
 
 class Guarded(Dataset):
@@ -120,17 +167,3 @@ def begin_worker(_: int) -> None:
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def worker_deaths_told() -> Iterator[None]:
-    """Turn the RuntimeError by which torch tells of a dead worker, at any moment, into an `OcrnetError`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise OcrnetError(
-            f"a loader worker died: {str(error).splitlines()[0]} Where memory or /dev/shm is short, lower num_workers "
-            "or prefetch_size (without workers: --set num_workers=0); go on with --resume_ckpt auto"
-        ) from error
