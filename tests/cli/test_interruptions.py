@@ -110,8 +110,7 @@ def test_a_killed_worker_ends_the_run_with_a_message(cityscapes, tmp_path):
     workers[0].kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert errors.startswith("error: a loader worker died")
-    assert str(workers[0].pid) in errors
+    assert errors.startswith(f"error: loader worker {workers[0].pid} was killed by SIGKILL")
 
 
 def test_a_broken_image_can_be_passed_over(cityscapes, tmp_path):
@@ -127,3 +126,17 @@ def test_a_broken_image_can_be_passed_over(cityscapes, tmp_path):
     found = run(*command(broken, tmp_path / "more", "data.on_error=skip"), ok=False)
     assert found.returncode == 2
     assert "2 of 6 training images are unreadable" in found.stderr
+
+
+def test_weights_that_are_not_finite_end_the_run_naming_the_images(cityscapes, tmp_path, whole):
+    good = checkpoint.load(whole / LAST)
+    poisoned = good.tensors | {"cls_head.bias": np.full_like(good.tensors["cls_head.bias"], np.inf)}
+    file = tmp_path / "poisoned.safetensors"
+    checkpoint.save(file, poisoned, good.meta | {"step": 3, "progress": good.meta["progress"] | {"step": 3}})
+    argv = command(cityscapes, tmp_path / "out", "max_skipped=2")
+    argv[argv.index("auto")] = str(file)
+    found = run(*argv, ok=False)
+    assert found.returncode == 2
+    assert "2 steps in a row had a loss or gradient that is not finite" in found.stderr
+    assert found.stdout.count("the step is skipped; images: demo/demo_0000") == 2
+    assert not list((tmp_path / "out").rglob("*.safetensors"))

@@ -28,25 +28,6 @@ def test_unedited_dataset_dir_says_where_to_set_it(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (("train.py",), "--config is required"),
-        (("train.py", "--config", "config/nowhere.yml"), "does not exist"),
-        (("train.py", "--config", W48, "--bacth_size", "2"), "did you mean '--batch_size'"),
-        (("eval.py", "--config", W48), "--checkpoint_path is required"),
-        (("eval.py", "--config", W48, "--checkpoint_path", "output/nothing.safetensors"), "does not exist"),
-        (("-m", "ocrnet", "trian"), "did you mean 'train'"),
-        (("train.py", "--config", W48, "--engine", "torch", "--device_target", "Ascend"), "Ascend"),
-    ],
-)
-def test_wrong_command_lines(argv, said, cityscapes, tmp_path):
-    if "--config" in argv and argv[0] == "train.py":
-        argv = (*argv, "--set", f"data.dataset_dir={cityscapes}", f"save_dir={tmp_path / 'out'}")
-    assert said in fails(*argv)
-    assert not (tmp_path / "out").exists()
-
-
 def test_device_target_gpu_without_one(cityscapes, tmp_path):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

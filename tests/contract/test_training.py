@@ -82,6 +82,23 @@ def test_a_step_that_is_not_finite_changes_nothing_but_is_counted(make_engine):
     assert all(not np.array_equal(after[name], good[name]) for name in good if spec.is_buffer(name))
 
 
+def test_a_sample_that_is_not_finite_costs_its_step_and_nothing_else(make_engine):
+    class Poisoned(MemoryStream):
+        def __getitem__(self, number):
+            sample = super().__getitem__(number)
+            image = sample.image.astype(np.float32)
+            image[3, 5] = np.nan if number == 5 else image[3, 5]  # samples 4 and 5 are the third step
+            return sample._replace(image=image)
+
+    engine = make_engine(Poisoned(), schedule="poly")
+    engine.train(2)
+    before = engine.state()
+    assert engine.train(1).finite.tolist() == [False]
+    assert same(engine.state(), before)
+    assert engine.train(2).finite.all()
+    assert all(np.isfinite(array).all() for array in engine.state().values())
+
+
 def test_without_any_valid_pixel_loss_and_gradient_are_zero(make_engine):
     engine = make_engine(MemoryStream(label=255), weight_decay=0.0)
     before = weights(engine.state())

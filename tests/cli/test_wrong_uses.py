@@ -1,0 +1,187 @@
+"""A table of wrong flags, wrong configs and wrong files: exit status 2 and one line that says what to do."""
+
+import shutil
+
+import numpy as np
+import pytest
+from commands import ROOT
+
+from ocrnet.cli import main
+from ocrnet.images import write_png
+
+W48 = str(ROOT / "config/ocrnet/config_ocrnet_hrw48_16k.yml")
+OWN = str(ROOT / "config/own.yml")
+
+# What is typed after `ocrnet train --config W48 --device_target CPU --save_dir OUT`, and what the error must hold.
+FLAGS = [
+    (["--bacth_size", "2"], ["'--bacth_size'", "did you mean '--batch_size'"]),
+    (["--batch_size", "0"], ["batch_size", "at least 1"]),
+    (["--batch_size", "two"], ["batch_size is 'two'", "whole number"]),
+    (["--batch_size", "2.5"], ["batch_size", "whole number"]),
+    (["--mix", "maybe"], ["mix", "True or False"]),
+    (["--mix"], ["--mix", "expected"]),
+    (["--device_target", "TPU"], ["device_target is 'TPU'", "CPU, GPU, Ascend"]),
+    (["--engine", "tensorflow"], ["engine is 'tensorflow'", "auto, torch, mindspore"]),
+    (["--engine", "torch", "--device_target", "Ascend"], ["--engine torch does not run on Ascend"]),
+    (["--seed", "-1"], ["seed", "at least 0"]),
+    (["--seed", "1", "--seed", "2"], ["--seed is given twice", "keep one"]),
+    (["--lr_init", "fast"], ["lr_init is 'fast'", "number"]),
+    (["--lr_init", "nan"], ["lr_init"]),
+    (["--lr_init", "1e-9"], ["end_lr", "above lr_init"]),
+    (["--save_dir", ""], ["--save_dir is empty"]),
+    (["stray"], ["unexpected argument 'stray'"]),
+    (["--set"], ["--set needs KEY=VALUE"]),
+    (["--set", "data.crop_size=[64]"], ["data.crop_size", "2"]),
+    (["--set", "data.crop_size=[16,16]"], ["data.crop_size", "at least 32"]),
+    (["--set", "data.crop_siez=[64,64]"], ["unknown key 'data.crop_siez'", "did you mean 'data.crop_size'"]),
+    (["--set", "crop_size=[64,64]"], ["unknown key 'crop_size'", "data.crop_size"]),
+    (["--set", "data.scale_range=[2.0,0.5]"], ["data.scale_range", "low <= high"]),
+    (["--set", "total_step=10", "warmup_step=20"], ["warmup_step 20 is more than total_step 10"]),
+    (["--set", "clip_grad=0"], ["clip_grad 0", "none"]),
+    (["--set", "loss.aux=0", "loss.ocr=0"], ["loss.aux and loss.ocr are both 0"]),
+    (["--set", "data.class_weights=[1,2]"], ["data.class_weights has 2 values", "num_classes is 19"]),
+    (["--set", "num_classes=7", "data.class_weights=none"], ["num_classes is 7", "has 19 classes"]),
+    (["--set", "backbone.pretrained=True"], ["backbone.backbone_ckpt", "download"]),
+    (["--set", "data.ignore_label=7"], ["data.ignore_label: 7", "'road'"]),
+    (["--set", "data.name=citysacpes"], ["data.name", "cityscapes"]),
+    (["--set", "ocr_head.variant=mmsegmentation"], ["ocr_head.variant", "mmseg"]),
+    (["--set", "img_ratios=[1.0]"], ["img_ratios", "eval.scales"]),
+    (["--set", "optimizer.nesterov=True", "optimizer.momentum=0"], ["optimizer.nesterov needs optimizer.momentum"]),
+    (["--resume_ckpt", "nowhere.safetensors"], ["nowhere.safetensors", "does not exist"]),
+    (["--resume_ckpt", ""], ["--resume_ckpt is empty"]),
+    (["--multi_scale", "True"], ["unknown flag '--multi_scale'"]),
+]  # fmt: skip
+
+# A whole YAML file, and what the error must hold.
+YAMLS = [
+    ("batch_size: 2\nbatch_size: 4\n", ["batch_size", "twice"]),
+    ("bacth_size: 2\n", ["unknown key 'bacth_size'", "did you mean 'batch_size'"]),
+    ("batch_size: [1\n", ["c.yml", "line"]),
+    ("- a\n- b\n", ["c.yml"]),
+    ("data: cityscapes\n", ["data"]),
+    ("__BASE__: missing.yml\n", ["missing.yml", "does not exist"]),
+    ("__BASE__: c.yml\n", ["c.yml", "itself"]),
+    ("mix: 'yes'\n", ["mix is 'yes'", "True or False"]),
+    ("total_step: 1e3.5\n", ["total_step", "whole number"]),
+]
+
+
+def fails(capsys, argv: list[str], *parts: str) -> None:
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    for part in parts:
+        assert part in said, said
+
+
+@pytest.mark.parametrize(("argv", "parts"), FLAGS, ids=[" ".join(argv) for argv, _ in FLAGS])
+def test_wrong_flags(capsys, cityscapes, tmp_path, argv, parts):
+    usual = {"--config": W48, "--device_target": "CPU", "--save_dir": str(tmp_path / "out")}
+    given = [word for flag, value in usual.items() if flag not in argv for word in (flag, value)]
+    fails(capsys, ["train", *given, "--set", f"data.dataset_dir={cityscapes}", *argv], *parts)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "parts"), YAMLS, ids=[text.splitlines()[0] for text, _ in YAMLS])
+def test_wrong_yaml(capsys, tmp_path, text, parts):
+    (tmp_path / "c.yml").write_text(text)
+    fails(capsys, ["train", "--config", str(tmp_path / "c.yml"), "--save_dir", str(tmp_path / "out")], *parts)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        ([], None),
+        (["trian"], "did you mean 'train'"),
+        (["train"], "--config is required"),
+        (["train", "--config", "no.yml"], "no.yml"),
+        (["train", "--config", "config"], "config"),
+        (["eval", "--config", W48], "--checkpoint_path is required"),
+        (["check"], "--config is required"),
+        (["predict"], "required: INPUT"),
+        (["predict", "no.jpg", "--checkpoint_path", "train.py"], "'no.jpg' does not exist"),
+        (["predict", "docs", "--checkpoint_path", "train.py"], "holds no images"),
+        (["synthetic", "train.py"], "not an empty folder"),
+    ],
+)
+def test_wrong_commands(capsys, monkeypatch, argv, part):
+    monkeypatch.chdir(ROOT)
+    if part is None:
+        assert main(argv) == 2
+        return
+    fails(capsys, argv, part)
+
+
+def own(root):
+    """Make a sound dataset of one's own: two classes, one pair a split."""
+    for split in ("train", "val"):
+        write_png(root / f"images/{split}/a.png", np.zeros((64, 64, 3), np.uint8))
+        write_png(root / f"labels/{split}/a.png", np.zeros((64, 64), np.uint8))
+    (root / "classes.yml").write_text("[road, sky]")
+
+
+def lose_the_label(root):
+    (root / "labels/train/a.png").unlink()
+
+
+def add_a_label(root):
+    shutil.copy(root / "labels/train/a.png", root / "labels/train/b.png")
+
+
+def lose_the_classes(root):
+    (root / "classes.yml").unlink()
+
+
+def name_a_class_twice(root):
+    (root / "classes.yml").write_text("[road, road]")
+
+
+def misspell_a_key(root):
+    (root / "classes.yml").write_text("classes: [{nmae: road}]")
+
+
+def lose_val(root):
+    shutil.rmtree(root / "images/val")
+
+
+def empty_train(root):
+    (root / "images/train/a.png").unlink()
+
+
+def use_another_id(root):
+    write_png(root / "labels/train/a.png", np.full((64, 64), 9, np.uint8))
+
+
+def colour_the_label(root):
+    write_png(root / "labels/train/a.png", np.zeros((64, 64, 3), np.uint8))
+
+
+def cut_the_image(root):
+    path = root / "images/train/a.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (lose_the_label, ["1 of 1 images have no label", "a.png"]),
+        (add_a_label, ["1 of 2 labels have no image", "b.png"]),
+        (lose_the_classes, ["classes.yml is not there"]),
+        (name_a_class_twice, ["classes 0 and 1 have the same name, road"]),
+        (misspell_a_key, ["unknown key 'nmae'", "did you mean 'name'"]),
+        (lose_val, ["images/val is not there"]),
+        (empty_train, ["holds no images"]),
+        (use_another_id, ["holds the id 9", "a.png"]),
+        (colour_the_label, ["a.png has mode RGB", "one channel"]),
+        (cut_the_image, ["a.png is truncated"]),
+    ],
+)
+def test_wrong_files(capsys, tmp_path, spoil, parts):
+    own(tmp_path / "data")
+    spoil(tmp_path / "data")
+    settings = ["data.crop_size=[64,64]", "num_workers=0", "backbone.blocks=1", "backbone.modules=[1,1,1]"]
+    argv = ["train", "--config", OWN, "--device_target", "CPU", "--save_dir", str(tmp_path / "out")]
+    fails(capsys, [*argv, "--set", f"data.dataset_dir={tmp_path / 'data'}", *settings], *parts)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
