@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cpu import Noise
 
 from ocrnet import spec
 from ocrnet.config import Config, Eval
@@ -28,24 +29,10 @@ from ocrnet.engines.torch.ocr import OCRNet
 from ocrnet.passes import make_passes
 from ocrnet.run import core_versions, git_commit
 from ocrnet.spec import Arch
-from ocrnet.stream import Sample
 from ocrnet.world import World
 
 ROOT = Path(__file__).parents[1]
 FIXTURE = ROOT / "tests/data/official_w6"
-
-
-class Made:
-    """Samples of the benchmark's size, made once: the loader is not what is measured here."""
-
-    def __init__(self, size: tuple[int, int], channels: int) -> None:
-        rng = np.random.default_rng(0)
-        image = rng.integers(0, 256, (*size, 3), np.uint8)
-        self.sample = Sample(image, rng.integers(0, 19, size).astype(np.uint8), np.ones(channels, bool))
-
-    def __getitem__(self, number: int) -> Sample:
-        """Return the one sample."""
-        return self.sample
 
 
 def check_network(device: str) -> dict[str, float]:
@@ -87,11 +74,11 @@ def measure(args: argparse.Namespace, width: int, *, mix: bool, batch_size: int)
     arch = Arch(width=width)
     size, steps = tuple(args.size), args.steps
     cfg = Config(device_target=args.device_target, mix=mix, batch_size=batch_size, num_workers=0, total_step=10_000)
-    engine = TorchEngine(cfg, arch, world=World(), stream=Made(size, arch.channels))  # type: ignore[arg-type]
+    engine = TorchEngine(cfg, arch, world=World(), stream=Noise(size, arch.channels))  # type: ignore[arg-type]
     engine.restore(spec.init(arch, 1), 0)
     engine.train(steps)
     trained, predicted = [], []
-    images = np.repeat(Made(size, 1).sample.image[None], batch_size, axis=0)
+    images = np.repeat(Noise(size, 1).sample.image[None], batch_size, axis=0)
     passes = make_passes(Eval(), size)
     for _ in range(args.rounds):
         stats = engine.train(steps)
@@ -113,6 +100,7 @@ def main() -> None:
     parser.add_argument("--camvid", help="folder of CamVid; without it that part is left out")
     parser.add_argument("--device_target", default="GPU", choices=("GPU", "CPU"))
     parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--widths", type=int, nargs="+", default=(48, 18))
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out")
@@ -131,7 +119,7 @@ def main() -> None:
         f"w{width} batch {batch_size} {'mix' if mix else 'float32'}": measure(
             args, width, mix=mix, batch_size=batch_size
         )
-        for width in (48, 18)
+        for width in args.widths
         for mix in (True, False)
         for batch_size in (2, 8)
     }

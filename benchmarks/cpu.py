@@ -1,0 +1,112 @@
+"""Ours against the plain baseline (plain.py) on this CPU, A B A B in one run; prints a table and one JSON document.
+
+python benchmarks/cpu.py [--out FILE]
+python benchmarks/cpu.py --width 8 --train_size 64 128 --predict_size 64 128 --rounds 1      (to try the script)
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from plain import Plain
+
+from ocrnet import spec
+from ocrnet.config import Config, Eval
+from ocrnet.engines.torch.engine import TorchEngine
+from ocrnet.passes import make_passes
+from ocrnet.run import core_versions, git_commit
+from ocrnet.spec import Arch
+from ocrnet.stream import Sample
+from ocrnet.world import World
+
+Size = tuple[int, int]
+
+
+class Noise:
+    """A training stream of one sample of noise, made once: the loader is not what is measured."""
+
+    def __init__(self, size: Size, channels: int) -> None:
+        rng = np.random.default_rng(0)
+        image = rng.integers(0, 256, (*size, 3), np.uint8)
+        self.sample = Sample(image, rng.integers(0, 19, size).astype(np.uint8), np.ones(channels, bool))
+
+    def __getitem__(self, number: int) -> Sample:
+        """Return the one sample."""
+        return self.sample
+
+
+def ours(arch: Arch, size: Size) -> TorchEngine:
+    """Return our engine as `--mix True --batch_size 1` opens it."""
+    cfg = Config(device_target="CPU", mix=True, batch_size=1, num_workers=0, total_step=10_000)
+    engine = TorchEngine(cfg, arch, world=World(), stream=Noise(size, arch.channels))  # type: ignore[arg-type]
+    engine.restore(spec.init(arch, 1), 0)
+    return engine
+
+
+def alternate(plain: Callable[[], object], other: Callable[[], object], rounds: int) -> dict[str, object]:
+    """Time both in turn, after one call of each to warm up; return seconds, medians and the ratio."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for round_ in range(rounds + 1):
+        for kept, call in zip(seconds, (plain, other), strict=True):
+            begun = time.perf_counter()
+            call()
+            if round_:
+                kept.append(time.perf_counter() - begun)
+    medians = [statistics.median(kept) for kept in seconds]
+    return {
+        "plain_seconds": seconds[0],
+        "ours_seconds": seconds[1],
+        "plain_median": medians[0],
+        "ours_median": medians[1],
+        "ratio": medians[0] / medians[1],
+    }
+
+
+def main() -> None:
+    """Measure a training step of one crop, and the prediction of one image."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=48)
+    parser.add_argument("--train_size", type=int, nargs=2, default=(256, 512), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--predict_size", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    arch, train_size, predict_size = Arch(width=args.width), tuple(args.train_size), tuple(args.predict_size)
+    rival, engine = Plain(arch), ours(arch, train_size)
+    sample = Noise(train_size, 1).sample
+    image = Noise(predict_size, 1).sample.image[None]
+    passes = make_passes(Eval(), predict_size)
+    report = {
+        "network": f"W{args.width}",
+        "threads": torch.get_num_threads(),
+        "cpu": platform.processor() or platform.machine(),
+        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        "versions": core_versions() | dict(engine.versions),
+        "commit": git_commit(),
+        "load_before": load,
+        f"train step {train_size[0]}x{train_size[1]}": alternate(
+            lambda: rival.train(sample.image[None], sample.label[None]), lambda: engine.train(1), args.rounds
+        ),
+        f"predict {predict_size[0]}x{predict_size[1]}": alternate(
+            lambda: rival.predict(image), lambda: engine.predict(image, passes), args.rounds
+        ),
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    for name, row in report.items():
+        if isinstance(row, dict) and "ratio" in row:
+            print(f"{name}: plain {row['plain_median']:.3f} s, ours {row['ours_median']:.3f} s, {row['ratio']:.2f} x")
+    if args.out:
+        Path(args.out).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Peak memory of evaluating one image on the CPU, each case in a process of its own; prints one JSON document.
+
+python benchmarks/memory.py [--width 48] [--size 1024 2048] [--out FILE]
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ocrnet import spec
+from ocrnet.config import EVAL_SCALES, Config, Eval
+from ocrnet.engine import open_engine
+from ocrnet.passes import make_passes
+from ocrnet.run import core_versions, git_commit
+from ocrnet.spec import Arch
+from ocrnet.world import World
+
+CASES = {"single scale": Eval(), "six scales + flip": Eval(scales=EVAL_SCALES, flip=True)}
+
+
+def one(width: int, size: tuple[int, int], case: str, mix: bool) -> dict[str, float]:
+    """Evaluate one image of noise; return the process's peak memory before and after, and the seconds."""
+    arch = Arch(width=width)
+    engine = open_engine(Config(device_target="CPU", mix=mix), arch, world=World())
+    engine.restore(spec.init(arch, 1), 0)
+    before = _peak()
+    image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+    begun = time.perf_counter()
+    engine.predict(image, make_passes(CASES[case], size))
+    return {"before_gib": before, "peak_gib": _peak(), "seconds": time.perf_counter() - begun}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    """Run every case in a fresh process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=48)
+    parser.add_argument("--size", type=int, nargs=2, default=(1024, 2048), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--one", nargs=2, metavar=("CASE", "MIX"), help=argparse.SUPPRESS)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(one(args.width, tuple(args.size), args.one[0], args.one[1] == "True")))
+        return
+    base = [sys.executable, __file__, "--width", str(args.width), "--size", *map(str, args.size), "--one"]
+    report: dict[str, object] = {
+        "network": f"W{args.width}",
+        "image_size": list(args.size),
+        "versions": core_versions(),
+        "commit": git_commit(),
+    }
+    for case in CASES:
+        for mix in (False, True):
+            done = subprocess.run([*base, case, str(mix)], capture_output=True, text=True, check=True)
+            report[f"{case}, {'mix' if mix else 'float32'}"] = json.loads(done.stdout)
+    text = json.dumps(report, indent=2)
+    print(text)
+    if args.out:
+        Path(args.out).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
