@@ -31,10 +31,13 @@ fix: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The lock takes PyTorch without what CUDA needs, so a CUDA build does not even load; the last line says what then helps.
 .venv/ready: requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python -c "import torch" || { echo "PyTorch does not load: take its CPU build, from PyTorch's CPU index \
+	(the selector on pytorch.org shows its address): make clean; PIP_EXTRA_INDEX_URL=ADDRESS make quickstart"; exit 1; }
 	touch $@
 
 .venv-core/ready: requirements-core.lock pyproject.toml

@@ -29,6 +29,12 @@ def run(*argv: str) -> None:
         sys.exit(status)
 
 
+def _typed(command: str) -> str:
+    """Return how a command of this environment is typed in the repository's root, whether it is activated or not."""
+    folder = Path(sys.executable).parent
+    return str(folder.relative_to(ROOT) / command) if folder.is_relative_to(ROOT) else command
+
+
 def summary(seconds: float) -> str:
     """Return what the run reached, as Markdown."""
     run_folder = ROOT / OUT / "run"
@@ -56,7 +62,7 @@ def summary(seconds: float) -> str:
             "",
             "Next, your own photo:",
             "",
-            f"    ocrnet predict PHOTO.jpg --checkpoint_path {OUT}/run",
+            f"    {_typed('ocrnet')} predict PHOTO.jpg --checkpoint_path {OUT}/run",
             "",
         ]
     )

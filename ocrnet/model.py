@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from ocrnet import config, weights
+from ocrnet import checkpoint, config, weights
 from ocrnet.config import Config, Data, Eval
 from ocrnet.datasets import cityscapes
 from ocrnet.datasets.base import colours
@@ -70,11 +70,12 @@ def load(
     device_target: Literal["CPU", "GPU", "Ascend"] | None = None,
     mix: bool = False,
 ) -> Model:
-    """Return the network in a checkpoint of ours, or in a weights file of the HRNet-OCR authors.
+    """Return the network in a checkpoint of ours, in a run's folder, or in a weights file of the HRNet-OCR authors.
 
-    The architecture comes from the file. Raise `OcrnetError` where the file is missing, damaged or not an OCRNet.
+    The architecture comes from the file; a folder means its newest valid checkpoint. Raise `OcrnetError` where the
+    file is missing, damaged or not an OCRNet.
     """
-    found = weights.read(path)
+    found = weights.read(checkpoint.resolve(path)[0])
     data = found.meta.get("config", {}).get("data", {})
     normal = Data(mean=tuple(data.get("mean", Data.mean)), std=tuple(data.get("std", Data.std)))
     cfg = Config(engine=engine, device_target=device_target, mix=mix, data=normal)

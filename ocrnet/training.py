@@ -1,6 +1,6 @@
 """Setting a training run up: check everything, then open the folder and the engine, then hand over to the loop."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,12 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World) ->
     try:
         run = Run(cfg.save_dir, rank=world.rank)
         checkpoint.clean(run.checkpoints)
+        versions = core_versions() | dict(engine.versions)
+        notes += _changed_versions(found, versions) if found else []
         progress = Progress(**found.meta["progress"]) if found else Progress()
         engine.restore(tensors, progress.step)
         run.cut_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
-        run.begin(cfg, core_versions() | dict(engine.versions))
+        run.begin(cfg, versions)
         if cfg.tensorboard:
             run.open_board(progress.step)
         for line in [*banner(cfg, arch, engine, len(train_set)), *notes]:
@@ -136,21 +138,22 @@ def find_resume(cfg: Config, resume: str | None) -> tuple[Checkpoint | None, lis
             f"{found.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to go on"
         )
     done = ": the run is complete" if step == cfg.total_step else ""
-    return found, [*notes, f"resume: from {found.path}, step {step}{done}", *_changes(cfg, found)]
+    return found, [*notes, f"resume: from {found.path}, step {step}{done}", *_changed_keys(cfg, found)]
 
 
-def _changes(cfg: Config, found: Checkpoint) -> list[str]:
-    """Say which keys and versions differ from the run that wrote the checkpoint."""
+def _changed_keys(cfg: Config, found: Checkpoint) -> list[str]:
+    """Say which keys differ from the run that wrote the checkpoint."""
     before, now = dict(_flat(found.meta["config"])), dict(_flat(config.as_dict(cfg)))
-    recorded, versions = found.meta["versions"], core_versions()
+    return [f"resume: {name} is {now[name]}, was {old}" for name, old in before.items() if now.get(name, old) != old]
+
+
+def _changed_versions(found: Checkpoint, versions: Mapping[str, str]) -> list[str]:
+    """Say which versions, and which number of threads, differ from those that the checkpoint's run computed with."""
+    before = found.meta["versions"]
     return [
-        f"resume: {name} is {new[name]}, was {old[name]}{consequence}"
-        for old, new, consequence in (
-            (before, now, ""),
-            (recorded, versions, "; numbers may differ in their last digits"),
-        )
-        for name in new
-        if name in old and old[name] != new[name]
+        f"resume: {name} is {new}, was {before[name]}; numbers may differ in their last digits"
+        for name, new in versions.items()
+        if before.get(name, new) != new
     ]
 
 

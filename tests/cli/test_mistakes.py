@@ -38,15 +38,6 @@ def test_device_target_gpu_without_one(cityscapes, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_several_processes_are_refused_not_ignored(cityscapes, tmp_path, monkeypatch):
-    for name, value in (("RANK", "1"), ("SIZE", "2"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
-    said = fails("train.py", "--config", W48, *CPU, "--save_dir", tmp_path / "out",
-                 "--set", f"data.dataset_dir={cityscapes}", *SMALL)  # fmt: skip
-    assert "mpirun started 2 processes" in said
-    assert not (tmp_path / "out").exists()
-
-
 def test_wrong_checkpoints(w48_run, cityscapes, tmp_path):
     whole = w48_run / "checkpoint" / "OCRNet_hrnet_seg_w48_4_rank0.safetensors"
     cut, altered = tmp_path / "cut.safetensors", tmp_path / "altered.safetensors"

@@ -59,7 +59,9 @@ def configure(device: torch.device, *, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def describe(device: torch.device, why: str, precision: Precision, cfg: Config) -> tuple[list[str], dict[str, str]]:
+def describe(
+    device: torch.device, why: str, precision: Precision, cfg: Config, *, training: bool
+) -> tuple[list[str], dict[str, str]]:
     """Return the banner's lines, and the versions for the checkpoint."""
     versions = {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
     if device.type == "cuda":
@@ -71,10 +73,10 @@ def describe(device: torch.device, why: str, precision: Precision, cfg: Config) 
     ]
     if cfg.deterministic:
         lines.append("deterministic: on")
-    if cfg.max_rowsize != type(cfg).max_rowsize:
+    if training and cfg.max_rowsize != type(cfg).max_rowsize:
         lines.append("max_rowsize: no effect on the torch engine, whose loader has no such limit")
     cores = os.cpu_count() or 1
-    if cfg.num_workers > cores:
+    if training and cfg.num_workers > cores:
         lines.append(
             f"num_workers: {cfg.num_workers} on {cores} cores; lower it where training waits or memory is short"
         )

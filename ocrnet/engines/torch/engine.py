@@ -39,7 +39,7 @@ class TorchEngine:
         self.decisions: Sequence[str]
         self.versions: Mapping[str, str]
         configure(self.device, deterministic=cfg.deterministic)
-        self.decisions, self.versions = describe(self.device, why, self.precision, cfg)
+        self.decisions, self.versions = describe(self.device, why, self.precision, cfg, training=stream is not None)
         self.model = OCRNet(arch).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.running = _flatten_buffers(self.model)
         self.parameters = dict(self.model.named_parameters())
