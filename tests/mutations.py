@@ -159,10 +159,10 @@ MUTATIONS = (
         f"{REAL}::test_a_broken_image_can_be_passed_over",
     ),
     Mutation(
-        "golden losses: weight decay of 4e-4 instead of 5e-4 would be seen",
-        "ocrnet/config.py",
-        'weight_decay: float = key(4e-4, "weight decay", low=0)',
-        'weight_decay: float = key(5e-4, "weight decay", low=0)',
+        "golden losses: weight decay that is not applied would be seen",
+        ENGINE,
+        "how.weight_decay if decays else 0.0",
+        "0.0",
         "tests/contract/test_golden.py::test_losses_are_the_stored_ones",
     ),
     Mutation(

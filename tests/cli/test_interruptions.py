@@ -27,9 +27,10 @@ SETTINGS = (
 
 def command(cityscapes, folder, *more: str, steps: int = 14) -> list[str]:
     config = "config/ocrnet/config_ocrnet_hrw18_8k.yml"
-    settings = (f"data.dataset_dir={cityscapes}", f"total_step={steps}", *SETTINGS, *more)
+    pairs = (f"data.dataset_dir={cityscapes}", f"total_step={steps}", *SETTINGS, *more)
+    settings = dict(pair.split("=") for pair in pairs)  # the last one of a key
     return ["train.py", "--config", config, "--device_target", "CPU", "--save_dir", str(folder),
-            "--resume_ckpt", "auto", "--set", *settings]  # fmt: skip
+            "--resume_ckpt", "auto", "--set", *("=".join(pair) for pair in settings.items())]  # fmt: skip
 
 
 def start(*argv: str) -> subprocess.Popen:
@@ -81,22 +82,31 @@ def test_a_signal_to_every_process_ends_with_a_checkpoint(cityscapes, tmp_path, 
 
 
 def test_a_second_signal_exits_at_once(cityscapes, tmp_path):
-    process = start(*command(cityscapes, tmp_path / "out", steps=100_000))
-    wait_for(process, "step 4/")
+    slow = ("data.crop_size=[384,768]", "batch_size=4", "log_interval=1", "num_workers=0")  # seconds a step
+    process = start(*command(cityscapes, tmp_path / "out", *slow, steps=100_000))
+    wait_for(process, "step 1/")
     os.kill(process.pid, signal.SIGTERM)
+    assert "once more to exit at once" in process.stderr.readline()
     os.kill(process.pid, signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode in (143, -signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "stopped after step" not in said
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
 def test_kill_9_at_random_moments(cityscapes, tmp_path, whole):
     moments = random.Random(5)
     folder = tmp_path / "out"
-    for _ in range(4):
+    killed = 0
+    for begun in range(4):
         process = start(*command(cityscapes, folder))
-        time.sleep(moments.uniform(2.0, 5.0))
+        # First right after a save between two log lines, then anywhere from the start banner on.
+        wait_for(process, "w6_3_rank0" if begun == 0 else "network:")
+        time.sleep(0 if begun == 0 else moments.uniform(0, 1.5))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=30)
+        killed += process.returncode == -signal.SIGKILL
+    assert killed >= 2
     run(*command(cityscapes, folder))
     assert_same_end(folder, whole)
     assert not list((folder / "checkpoint").glob(".*"))
