@@ -57,6 +57,8 @@ def inspect(
                 report.unlabelled.append(dataset.name(index))
         if say is not None and done % 250 == 0:
             say(f"checked {done}/{len(indices)} images")
+    if not report.problems and not report.pixels.any():
+        report.problems.append(f"no pixel of the {report.read} images is labelled; every one is left out")
     return report
 
 
@@ -87,6 +89,8 @@ def _look(dataset: Dataset, index: int) -> Found:
 
 def text(report: Report, classes: ClassTable) -> str:
     """Return the report as people read it, with the class weights as a line for the YAML."""
+    if not report.read:
+        return "\n".join(_problems(report))
     width = max(len("class"), *(len(name) for name in classes.names))
     lines = [f"{'class':<{width}}   id  pixels %  in images  weight"]
     rows = zip(classes.names, classes.ids, report.shares, report.images, report.class_weights, strict=True)
@@ -104,8 +108,14 @@ def text(report: Report, classes: ClassTable) -> str:
         f"class_weights: [{weights}]",
     ]
     absent = [name for name, images in zip(classes.names, report.images, strict=True) if not images]
-    lines += [f"warning: no pixel of {', '.join(absent)}"] if absent and report.read else []
+    lines += [f"warning: no pixel of {', '.join(absent)}"] if absent else []
+    if absent and report.ignored and len(absent) == len(classes.names) - 1:
+        lines.append("warning: one class alone; 255 is left out, so a mask of 0 and 255 needs 1 in place of 255")
     lines += [f"warning: {name} has no labelled pixel" for name in report.unlabelled[:SHOWN]]
-    lines += [f"problem: {problem}" for problem in report.problems[:SHOWN]]
+    return "\n".join(lines + _problems(report))
+
+
+def _problems(report: Report) -> list[str]:
+    lines = [f"problem: {problem}" for problem in report.problems[:SHOWN]]
     beyond = len(report.problems) - SHOWN
-    return "\n".join(lines + ([f"problem: ... and {beyond} more files"] if beyond > 0 else []))
+    return lines + ([f"problem: ... and {beyond} more files"] if beyond > 0 else [])

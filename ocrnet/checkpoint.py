@@ -30,6 +30,9 @@ from ocrnet.errors import OcrnetError
 
 FORMAT = 1
 
+# What files of weights, ours and others, are called.
+WEIGHTS = (".safetensors", ".ckpt", ".pth")
+
 _KEY = "ocrnet"
 _TEMPORARY = ".ocrnet-tmp"
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
@@ -104,7 +107,7 @@ def read_meta(path: AnyPath) -> dict[str, Any]:
     if not isinstance(document, str):
         raise OcrnetError(
             f"{path} is a safetensors file, but no checkpoint of ocrnet: its metadata has no '{_KEY}' entry; "
-            "to use the weights of another project, see 'ocrnet convert'"
+            "beside its own checkpoints this version reads .pth files of the HRNet authors"
         )
     sealed = _SEAL.fullmatch(document)
     if not sealed or _text_digest(sealed[1] + "}") != sealed[2]:
@@ -182,9 +185,11 @@ def resolve(path: AnyPath) -> tuple[Path, str | None]:
         return twin, f"{path} does not exist: {twin.name} beside it is used."
     if not path.parent.is_dir():
         raise OcrnetError(f"checkpoint {path} does not exist, nor does its folder; check the path")
-    names = _names(path.parent)
+    names = [name for name in _names(path.parent) if Path(name).suffix in WEIGHTS]
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or names
-    raise OcrnetError(f"checkpoint {path} does not exist; in its folder there is {_listing(close)}")
+    raise OcrnetError(
+        f"checkpoint {path} does not exist; in its folder there is {_listing(close or ['no checkpoint'])}"
+    )
 
 
 def _resolve_folder(folder: Path) -> tuple[Path, str]:

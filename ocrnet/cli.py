@@ -147,9 +147,12 @@ def run_predict(argv: Sequence[str]) -> int:
     args = flags.parse("predict", argv)
     cfg = layers.build(args.given)
     config.check(cfg)
+    without = [name for name in args.given if name not in ("device_target", "engine", "mix") and name[:5] != "eval."]
+    if without:
+        raise OcrnetError(f"--set {without[0]}: no effect on predict; the network comes from the checkpoint")
     path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
     source, output = args.options["input"], args.options.get("output", "predictions")
-    predict.find(source)  # a wrong path is told before weights are read
+    predict.find(source, output)  # a wrong path is told before weights are read
     model = ocrnet.load(path, engine=cfg.engine, device_target=cfg.device_target, mix=cfg.mix)
     for line in [*model.decisions, *([meaning] if meaning else []), f"checkpoint: {path}"]:
         print(line)
@@ -180,7 +183,7 @@ def run_check(argv: Sequence[str]) -> int:
         )
         print(f"{report.read} of {len(dataset)} images are sound\n{check.text(report, dataset.classes)}\n")
         wrong += len(report.problems)
-    print(f"{wrong} problems" if wrong else "no problems")
+    print(f"{wrong} problem{'s' if wrong > 1 else ''}" if wrong else "no problems")
     return int(wrong > 0)
 
 

@@ -65,7 +65,7 @@ def versions() -> Iterator[Finding]:
     for name, installed in found.items():
         yield Finding(name, None, installed or "not installed")
     if not any(found.values()):
-        yield Finding("framework", False, "neither torch nor mindspore is installed", "pip install 'ocrnet[torch]'")
+        yield Finding("framework", False, "neither torch nor mindspore is installed", "pip install -r requirements.txt")
     if found["mindspore"] and not np.__version__.startswith("1."):
         mend = "pip install 'numpy<2' 'opencv-python-headless<5'"
         yield Finding("mindspore", False, f"it needs NumPy below 2, {np.__version__} is installed", mend)

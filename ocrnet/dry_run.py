@@ -1,4 +1,4 @@
-"""`train --dry_run`: what a run would do and cost, measured on two real steps; nothing is written."""
+"""`train --dry_run`: what a run would do and cost, measured on real steps; nothing is written."""
 
 import yaml
 
@@ -9,7 +9,7 @@ from ocrnet.engine import Engine
 from ocrnet.loop import duration
 from ocrnet.spec import Arch
 
-STEPS = 2
+STEPS = 3
 LOOKED_AT = 50
 
 
@@ -35,21 +35,27 @@ def lines_of_data(datasets: dict[str, Dataset], cfg: Config) -> tuple[list[str],
     return lines, problems
 
 
-def lines_of_cost(cfg: Config, arch: Arch, engine: Engine) -> list[str]:
-    """Take two steps (the first one warms up) and return what the network and the run cost."""
+def lines_of_size(cfg: Config, arch: Arch, engine: Engine) -> list[str]:
+    """Return what is known of the cost before any step is taken."""
     size = cfg.data.crop_size
     flops = cost.forward_flops(arch, size)
     crops = cfg.batch_size * cfg.accumulate_steps * engine.world.size
-    engine.train(1)
-    stats = engine.train(STEPS - 1)
-    pace = stats.seconds / len(stats.finite)
-    total = pace * cfg.total_step
     return [
         f"parameters: {spec.num_parameters(arch) / 1e6:.2f} M; a checkpoint is about "
         f"{8 * spec.num_parameters(arch) / 1e6:.0f} MB",
         f"forward of one {size[0]}x{size[1]} crop: {flops / 1e9:.1f} GFLOP; "
         f"a step of {crops} crops: {crops * cost.train_flops(arch, size) / 1e12:.2f} TFLOP",
+    ]
+
+
+def lines_of_cost(cfg: Config, engine: Engine) -> list[str]:
+    """Take a step to warm up and two that are measured; return the memory and time that the run needs."""
+    engine.train(1)
+    stats = engine.train(STEPS - 1)
+    pace = stats.seconds / len(stats.finite)
+    total = pace * cfg.total_step
+    return [
         f"memory: {stats.memory_bytes / 2**30:.2f} GiB in use after {STEPS} steps",
-        f"time: {pace:.2f} s a step (measured on one, after one to warm up), "
+        f"time: {pace:.2f} s a step (measured on {STEPS - 1}, after one to warm up), "
         f"so about {duration(total)} for {cfg.total_step} steps, evaluations left out",
     ]

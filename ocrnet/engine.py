@@ -39,7 +39,11 @@ class Engine(Protocol):
     versions: Mapping[str, str]  # of the framework and of what it computes with: for the checkpoint
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
-        """Take ``steps`` optimizer attempts from where the state stands; fewer where ``stopped`` says so after one."""
+        """Take ``steps`` optimizer attempts from where the state stands; fewer where ``stopped`` says so after one.
+
+        Where a step fails (an unreadable file, no memory), the steps before it are returned and the next call raises
+        its `OcrnetError`: a raise always finds the state as the last return left it.
+        """
 
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
@@ -68,40 +72,31 @@ class Engine(Protocol):
 
 def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | None = None) -> Engine:
     """Return the engine that the config chooses, importing its framework alone; ``stream`` is what it trains on."""
-    name = choose_engine(cfg)
-    if name == "torch":
-        from ocrnet.engines.torch.engine import TorchEngine
+    choose_engine(cfg)
+    from ocrnet.engines.torch.engine import TorchEngine
 
-        return TorchEngine(cfg, arch, world=world, stream=stream)
-    raise OcrnetError(f"engine {name} is not part of this version; use --engine torch with --device_target CPU or GPU")
+    return TorchEngine(cfg, arch, world=world, stream=stream)
 
 
 def choose_engine(cfg: Config) -> str:
-    """Return ``torch`` or ``mindspore``: what was asked for, or what fits the device and is installed."""
-    has_torch = importlib.util.find_spec("torch") is not None
-    if cfg.engine != "auto":
-        name = cfg.engine
-    elif cfg.device_target == "Ascend":
-        name = "mindspore"
-    else:
-        name = "torch" if has_torch else "mindspore"
-    if name == "torch" and not has_torch:
-        raise OcrnetError("engine torch needs PyTorch, which is not installed: pip install 'ocrnet[torch]'")
-    if name == "torch" and cfg.device_target == "Ascend":
-        raise OcrnetError("--engine torch does not run on Ascend; use --engine mindspore")
-    if name == "mindspore" and importlib.util.find_spec("mindspore") is None:
+    """Return the engine's name: what was asked for, or what fits the device; raise where it is not to be had."""
+    if cfg.engine == "torch" and cfg.device_target == "Ascend":
+        raise OcrnetError("--engine torch does not run on Ascend; use --device_target CPU or GPU")
+    if cfg.engine == "mindspore" or cfg.device_target == "Ascend":
+        asked = "--engine mindspore" if cfg.engine == "mindspore" else "--device_target Ascend"
         raise OcrnetError(
-            "neither PyTorch nor MindSpore is installed: pip install 'ocrnet[torch]'"
-            if cfg.engine == "auto" and cfg.device_target != "Ascend"
-            else "engine mindspore needs MindSpore, which is not installed: pip install 'ocrnet[mindspore]'"
+            f"{asked}: the MindSpore engine is not part of this version; "
+            "use --engine torch with --device_target CPU or GPU"
         )
-    return name
+    if importlib.util.find_spec("torch") is None:
+        raise OcrnetError("PyTorch is not installed: pip install -r requirements.txt")
+    return "torch"
 
 
 def read_pth(path: Path) -> dict[str, np.ndarray]:
     """Read the tensors of a PyTorch weights file; no code in it is run. Needs torch."""
     if importlib.util.find_spec("torch") is None:
-        raise OcrnetError(f"{path}: reading a .pth file needs PyTorch: pip install 'ocrnet[torch]'")
+        raise OcrnetError(f"{path}: reading a .pth file needs PyTorch: pip install -r requirements.txt")
     from ocrnet.engines.torch.pth import read
 
     return read(path)

@@ -9,6 +9,7 @@ from ocrnet import metrics
 from ocrnet.config import Config, Eval
 from ocrnet.datasets.base import Dataset
 from ocrnet.engine import Engine
+from ocrnet.errors import OcrnetError
 from ocrnet.metrics import Scores
 from ocrnet.passes import make_passes
 from ocrnet.stream import val_stream
@@ -39,4 +40,7 @@ def evaluate(
         if say is not None and time.monotonic() - said > 10:
             said = time.monotonic()
             say(f"evaluated {done}/{share} images, {done / (said - begun):.2f} img/s")
-    return metrics.scores(engine.sum(total), dataset.classes.names, dataset.classes.categories)
+    total = engine.sum(total)
+    if not total.any():
+        raise OcrnetError(f"no pixel of the validation images at {dataset.root} is labelled; see ocrnet check")
+    return metrics.scores(total, dataset.classes.names, dataset.classes.categories)

@@ -1,6 +1,7 @@
 """The public flags as one table, and how they become values of the config. A test freezes the table."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -80,6 +81,8 @@ def parse(command: str, argv: Sequence[str]) -> Args:
         stray = unknown[0]
         hint = nearest(stray.split("=")[0].lstrip("-"), names).replace("'", "'--", 1) if stray.startswith("-") else ""
         what = "unknown flag" if stray.startswith("-") else "unexpected argument"
+        if stray.endswith("]"):
+            hint = "; a value with spaces needs quotes: --set 'data.crop_size=[512, 1024]'"
         raise OcrnetError(f"{what} '{stray}'{hint} (all flags: ocrnet {command} --help)")
     texts = {flag.name: _once(flag.name, values) for flag in flags if (values := getattr(known, flag.name))}
     for name, text in texts.items():
@@ -89,10 +92,10 @@ def parse(command: str, argv: Sequence[str]) -> Args:
     for flag in flags:
         if flag.key and flag.name in texts:
             _merge(given, flag.key, Given(_flag_value(flag, texts[flag.name]), f"--{flag.name}"))
-    options = {flag.name: texts[flag.name] for flag in flags if not flag.key and flag.name in texts}
+    options = {flag.name: os.path.expanduser(texts[flag.name]) for flag in flags if not flag.key and flag.name in texts}
     if command in POSITIONAL:
         name = POSITIONAL[command][0]
-        options[name] = getattr(known, name)
+        options[name] = os.path.expanduser(getattr(known, name))
     return Args(given, options)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
@@ -36,6 +37,7 @@ RENAMED = {
 }
 
 KEYS = dict(config.schema())
+PATHS = ("save_dir", "data.dataset_dir", "backbone.backbone_ckpt")  # a leading ~ is one's home folder
 GROUPS = {name.split(".")[0] for name in KEYS if "." in name}
 
 
@@ -116,13 +118,15 @@ def load_yaml(path: Path, *, like: str = "", kinds: tuple[type, ...] = (dict,)) 
     try:
         tree = loader.get_single_data()
     except (yaml.YAMLError, RecursionError) as error:
-        raise OcrnetError(f"'{path}' is not valid YAML: {error}") from None
+        hint = "; indent with spaces, not tabs" if "'\\t'" in str(error) else ""
+        raise OcrnetError(f"'{path}' is not valid YAML: {error}{hint}") from None
     finally:
         loader.dispose()
     if tree is None:
         return {}
     if not isinstance(tree, kinds):
-        raise OcrnetError(f"'{path}' must hold 'key: value' lines, not {type(tree).__name__}")
+        wanted = "a list or 'key: value' lines" if list in kinds else "'key: value' lines"
+        raise OcrnetError(f"'{path}' must hold {wanted}, not {type(tree).__name__}")
     return tree
 
 
@@ -157,6 +161,7 @@ def known(name: str, source: str) -> None:
 def build(given: dict[str, Given]) -> Config:
     """Make the `Config` from given values over the defaults; raise `OcrnetError` naming key, value and source."""
     values = {name: convert(name, item) for name, item in given.items()}
+    values |= {name: os.path.expanduser(values[name]) for name in PATHS if name in values}
 
     def make(node: type, prefix: str) -> Any:
         chosen = {}

@@ -1,8 +1,9 @@
 """The one training loop: a segment of steps, then log, evaluate, save, each when due."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,19 +81,42 @@ class Loop:
     def fit(self) -> None:
         """Train from ``progress`` to the config's total_step, or until stopped."""
         self._pace = Pace()
+        self._saved_step: int | None = None
         self._learning_rate = schedule.table(self.cfg)
         with Bar(self.cfg.total_step, self.progress.step) as self._bar:
             if self._evaluation_is_due():  # a stop came between the step and its evaluation
                 self._evaluate_and_save_if_due()
             while self.progress.step < self.cfg.total_step and not self.stopped():
-                stats = self.engine.train(self._next_stop() - self.progress.step, self._between_steps)
+                with self._saved_on_failure():
+                    stats = self.engine.train(self._next_stop() - self.progress.step, self._between_steps)
                 self._take_note(stats)
                 self._bar.settle(self.progress.step)
                 self._log_if_due()
                 self._evaluate_and_save_if_due()
             if self.stopped():
-                self._save(self.progress.step)
+                self._save_once()
         self.run.draw_curves()
+
+    @contextlib.contextmanager
+    def _saved_on_failure(self) -> Iterator[None]:
+        """Save what is done before a failure ends the run; what runs within leaves the engine where progress says."""
+        try:
+            yield
+        except OcrnetError as error:
+            if self.progress.step == 0:
+                raise
+            try:
+                self._save_once()
+            except OcrnetError as second:
+                raise OcrnetError(f"{error}; nor could the steps done be saved: {second}") from error
+            raise OcrnetError(
+                f"{error}; step {self.progress.step} is saved, go on from it with --resume_ckpt auto"
+            ) from error
+
+    def _save_once(self) -> None:
+        """Write the checkpoint of this step, unless this run did so already."""
+        if self._saved_step != self.progress.step:
+            self._save(self.progress.step)
 
     def _between_steps(self) -> bool:
         self._bar.advance()
@@ -182,10 +206,10 @@ class Loop:
         if self._evaluation_is_due():
             assert self.val_set is not None
             how = quick(self.cfg.eval)
+            show = self._sampler(self.val_set)
             try:
-                scores = evaluate(
-                    self.engine, self.val_set, self.cfg, how=how, show=self._sampler(self.val_set), say=self.run.say
-                )
+                with self._saved_on_failure():
+                    scores = evaluate(self.engine, self.val_set, self.cfg, how=how, show=show, say=self.run.say)
             except _AbandonedError:
                 return  # the resumed run begins with this evaluation
             progress.evaluated_step = progress.step
@@ -247,6 +271,8 @@ class Loop:
         }
         path = self.run.checkpoints / checkpoint.file_name(self.cfg.backbone.width, tag)
         checkpoint.save(path, tensors, meta)
+        if tag == self.progress.step:
+            self._saved_step = self.progress.step
         self.run.say(f"saved {path}")
 
 

@@ -58,6 +58,8 @@ class Model:
         return self._engine.logits(np.ascontiguousarray(x, dtype=np.float32))
 
     def _predict(self, image: np.ndarray, how: Eval, output: str) -> np.ndarray:
+        if not isinstance(image, np.ndarray):
+            raise OcrnetError(f"an image must be a NumPy array, uint8 H,W,3 in RGB order, not {type(image).__name__}")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OcrnetError(f"an image must be uint8 H,W,3 in RGB order, not {image.dtype} {image.shape}")
         passes = make_passes(how, (image.shape[0], image.shape[1]))

@@ -37,7 +37,9 @@ def predict(model: Model, source: str | Path, output: str | Path, *, how: Eval, 
 
     An unreadable image of a folder is said, counted and passed over; a single one raises `OcrnetError`.
     """
-    images, output = find(source), Path(output)
+    images, output = find(source, output), Path(output)
+    if output.exists() and not output.is_dir():
+        raise OcrnetError(f"--output '{output}' is a file; give a folder")
     report = Report(np.zeros(model.arch.num_classes, np.int64))
     write_png(output / "legend.png", legend(model.names, model.palette))
     for number, (name, path) in enumerate(images.items(), 1):
@@ -58,15 +60,18 @@ def predict(model: Model, source: str | Path, output: str | Path, *, how: Eval, 
     return report
 
 
-def find(source: str | Path) -> dict[str, Path]:
-    """Return the image files that a path means, by the name of their results, which is unique."""
-    source = Path(source)
+def find(source: str | Path, output: str | Path) -> dict[str, Path]:
+    """Return the image files that a path means, by the name of their results, which is unique; none of ``output``'s."""
+    source, results = Path(source), Path(output).resolve()
     if source.is_file():
         return {source.stem: source}
     if not source.is_dir():
         raise OcrnetError(f"'{source}' does not exist; give an image, or a folder of images")
     paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
     paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(source).parts)]
+    if source.resolve() == results:
+        raise OcrnetError(f"--output '{output}' is the folder of the images themselves; give another one")
+    paths = [path for path in paths if results not in path.resolve().parents]
     if not paths:
         raise OcrnetError(f"'{source}' holds no images ({' '.join(IMAGES)}); it holds {listing(source)}")
     stems = [path.relative_to(source).with_suffix("").as_posix() for path in paths]

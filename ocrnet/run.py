@@ -1,5 +1,6 @@
 """The folder of a run: what was decided, what was said, what was measured. Only rank 0 writes."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -7,16 +8,16 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from tensorboardX import SummaryWriter
 
 import ocrnet
 from ocrnet import config, curves
+from ocrnet.board import Board
 from ocrnet.config import Config
 from ocrnet.errors import OcrnetError
 from ocrnet.images import write_png
@@ -35,7 +36,8 @@ class Run:
         self.checkpoints = self.folder / "checkpoint"
         self.metrics = self.folder / ("metrics.jsonl" if name == "train" else f"{name}.jsonl")
         self.log = self.folder / "logs" / f"{name}.log"
-        self._board: SummaryWriter | None = None
+        self._tensorboard = self.folder / "tensorboard"
+        self._board: Board | None = None
         if self.writes:
             self._make_folder(self.log.parent)
 
@@ -52,32 +54,39 @@ class Run:
             return
         self._append(self.metrics, json.dumps(row, allow_nan=False))
         if self._board is not None:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+            with _writing(self._tensorboard):
+                for name, value in row.items():
+                    if isinstance(value, float):
+                        self._board.scalar(f"{row['kind']}/{name}", value, row["step"])
+                self._board.flush()
 
     def sample(self, name: str, step: int, picture: np.ndarray) -> None:
         """Keep a picture, uint8 H,W,3 RGB, of what the network answers after ``step``."""
         name = name.replace("/", "_")
         write_png(self.folder / "samples" / f"step_{step}" / f"{name}.png", picture)
         if self._board is not None:
-            self._board.add_image(f"samples/{name}", picture, step, dataformats="HWC")
+            with _writing(self._tensorboard):
+                self._board.image(f"samples/{name}", picture, step)
 
     def draw_curves(self) -> None:
         """Draw metrics.jsonl as curves.png."""
         if self.writes and self.metrics.exists():
-            curves.draw(self.metrics, self.folder / "curves.png")
+            picture = self.folder / "curves.png"
+            with _writing(picture):
+                curves.draw(self.metrics, picture)
 
     def open_board(self, step: int) -> None:
         """Write to TensorBoard from here on; what it shows of an earlier start after ``step`` is dropped."""
         if self.writes:
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1, flush_secs=30)
+            with _writing(self._tensorboard):
+                self._board = Board(self._tensorboard, step)
 
     def close(self) -> None:
         """Write out what TensorBoard still holds."""
         if self._board is not None:
-            self._board.close()
-            self._board = None
+            board, self._board = self._board, None
+            with _writing(self._tensorboard):
+                board.close()
 
     def cut_metrics(self, *, step: int, evaluated_step: int) -> None:
         """Drop what a run resumed at ``step`` will write again: later rows, and a last row cut short."""
@@ -92,8 +101,9 @@ class Run:
             if row["step"] <= (evaluated_step if row["kind"] == "eval" else step):
                 kept.append(line + "\n")
         draft = self.metrics.with_suffix(".tmp")
-        draft.write_text("".join(kept), encoding="utf-8")
-        os.replace(draft, self.metrics)
+        with _writing(self.metrics):
+            draft.write_text("".join(kept), encoding="utf-8")
+            os.replace(draft, self.metrics)
 
     def begin(self, cfg: Config, versions: Mapping[str, str]) -> None:
         """Write the resolved ``config.yml``, and one line a start to ``starts.jsonl``: command, commit, versions."""
@@ -101,7 +111,8 @@ class Run:
             return
         self._make_folder(self.checkpoints)
         text = yaml.safe_dump(config.as_dict(cfg), sort_keys=False, default_flow_style=None)
-        (self.folder / "config.yml").write_text(text, encoding="utf-8")
+        with _writing(self.folder / "config.yml"):
+            (self.folder / "config.yml").write_text(text, encoding="utf-8")
         start = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
@@ -117,13 +128,19 @@ class Run:
             raise OcrnetError(f"save_dir '{self.folder}' cannot be used: {error}; give another --save_dir") from None
 
     def _append(self, path: Path, line: str) -> None:
-        try:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it under the run
             with path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-        except OSError as error:
-            raise OcrnetError(
-                f"'{path}' cannot be written: {error.strerror}; make room, then --resume_ckpt auto"
-            ) from None
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise OcrnetError(f"'{path}' cannot be written: {why}; make room, then --resume_ckpt auto") from None
 
 
 def core_versions() -> dict[str, str]:

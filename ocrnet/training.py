@@ -1,6 +1,7 @@
 """Setting a training run up: check everything, then open the folder and the engine, then hand over to the loop."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,23 +58,30 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World) ->
 
 
 def rehearse(cfg: Config, *, notes: list[str], world: World) -> list[str]:
-    """Print what `train` would do and cost, from two real steps; write nothing. Return what is wrong with the data."""
+    """Print what `train` would do and cost, from real steps; write nothing. Return what is wrong with the data."""
     datasets = {split: open_split(cfg, split) for split in (("train", "val") if cfg.run_eval else ("train",))}
     train_set = datasets["train"]
     cfg = resolved(cfg, len(train_set.classes))
     arch = arch_of(cfg, len(train_set.classes))
     tensors, report = starting_state(cfg, arch, None)
-    seen, problems = dry_run.lines_of_data(datasets, cfg)
-    engine = open_engine(cfg, arch, world=world, stream=_stream(cfg, train_set, arch))
+    enough = dataclasses.replace(cfg, total_step=max(cfg.total_step, dry_run.STEPS))
+    engine = open_engine(enough, arch, world=world, stream=_stream(cfg, train_set, arch))
     try:
         engine.restore(tensors, 0)
-        lines = [*dry_run.lines_of_config(cfg), *banner(cfg, arch, engine, len(train_set)), *report, *notes, *seen]
+        _print([*dry_run.lines_of_config(cfg), *banner(cfg, arch, engine, len(train_set)), *report, *notes])
+        seen, problems = dry_run.lines_of_data(datasets, cfg)
+        _print([*seen, *(f"problem: {problem}" for problem in problems)])
         if not problems:
-            lines += dry_run.lines_of_cost(cfg, arch, engine)
+            _print(dry_run.lines_of_size(cfg, arch, engine))
+            _print(dry_run.lines_of_cost(cfg, engine))
     finally:
         engine.close()
-    print("\n".join([*lines, *(f"problem: {problem}" for problem in problems), "dry run: nothing was written"]))
+    print("dry run: nothing was written")
     return problems
+
+
+def _print(lines: Sequence[str]) -> None:
+    print("\n".join(lines), flush=True)
 
 
 def _stream(cfg: Config, train_set: Dataset, arch: Arch) -> TrainStream:

@@ -152,6 +152,20 @@ MUTATIONS = (
         "tests/torch/test_loader.py::test_closing_ends_a_worker_that_hangs",
     ),
     Mutation(
+        "the steps before an error are saved",
+        LOOP,
+        "                self._save_once()\n            except OcrnetError as second:",
+        "                pass\n            except OcrnetError as second:",
+        f"{REAL}::test_a_run_that_a_broken_image_ended_goes_on_once_it_is_mended",
+    ),
+    Mutation(
+        "a run folder that was removed is made again",
+        "ocrnet/run.py",
+        "            path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it under the run\n",
+        "",
+        f"{REAL}::test_a_run_folder_removed_under_the_run_is_made_again",
+    ),
+    Mutation(
         "unreadable images are capped",
         LOOP,
         "if found > max(1, UNREADABLE_SHARE * images):",

@@ -44,7 +44,7 @@ class ClassTable:
             found = ", ".join(map(str, np.unique(ids[unknown])))
             raise OcrnetError(
                 f"{source} holds the id {found}; known are {_ranges(self.ids)} (classes) and "
-                f"{_ranges(self.ignored) or 'none'} (ignored)"
+                f"{_ranges(self.ignored) or 'none'} (ignored); to leave out one more: --set data.ignore_label=ID"
             )
         return self._index_of_id[ids]
 

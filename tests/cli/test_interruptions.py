@@ -15,6 +15,9 @@ import pytest
 from commands import ROOT, run
 
 from ocrnet import checkpoint
+from ocrnet.config import Data
+from ocrnet.datasets import open_dataset
+from ocrnet.stream import TrainStream
 
 LAST = "checkpoint/OCRNet_hrnet_seg_w6_14_rank0.safetensors"
 TIMINGS = {"images_per_second", "seconds_per_step", "data_seconds_per_step", "memory_bytes"}
@@ -136,6 +139,37 @@ def test_a_broken_image_can_be_passed_over(cityscapes, tmp_path):
     found = run(*command(broken, tmp_path / "more", "data.on_error=skip"), ok=False)
     assert found.returncode == 2
     assert "2 of 6 training images are unreadable" in found.stderr
+
+
+def test_a_run_that_a_broken_image_ended_goes_on_once_it_is_mended(cityscapes, tmp_path, whole):
+    data = tmp_path / "data"
+    shutil.copytree(cityscapes, data)
+    stream = TrainStream(open_dataset("cityscapes", data, "train"), Data(), seed=1234, channels=1, dropout=0.0)
+    victim = data / f"leftImg8bit/train/{stream.name(5)}_leftImg8bit.png"  # samples 4 and 5 are the third step
+    assert stream.name(5) not in map(stream.name, range(4))
+    sound = victim.read_bytes()
+    victim.write_bytes(sound[:500])
+    found = run(*command(data, tmp_path / "out"), ok=False)
+    assert found.returncode == 2
+    assert f"{victim} is truncated" in found.stderr
+    assert "step 2 is saved, go on from it with --resume_ckpt auto" in found.stderr
+    victim.write_bytes(sound)
+    saved = checkpoint.newest_valid(tmp_path / "out/checkpoint").checkpoint
+    assert saved is not None
+    assert saved.meta["step"] == 2
+    run(*command(data, tmp_path / "out"))
+    assert_same_end(tmp_path / "out", whole)
+
+
+def test_a_run_folder_removed_under_the_run_is_made_again(cityscapes, tmp_path):
+    process = start(*command(cityscapes, tmp_path / "out", steps=100_000))
+    wait_for(process, "step 4/")
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    wait_for(process, "step 24/")
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, said + errors
+    assert checkpoint.newest_valid(tmp_path / "out/checkpoint").checkpoint is not None
 
 
 def test_weights_that_are_not_finite_end_the_run_naming_the_images(cityscapes, tmp_path, whole):

@@ -102,7 +102,15 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
         (["check"], "--config is required"),
         (["predict"], "required: INPUT"),
         (["predict", "no.jpg", "--checkpoint_path", "train.py"], "'no.jpg' does not exist"),
-        (["predict", "docs", "--checkpoint_path", "train.py"], "holds no images"),
+        (["predict", "config", "--checkpoint_path", "train.py"], "holds no images"),
+        (
+            ["predict", "docs/pictures", "--checkpoint_path", "train.py", "--output", "docs/pictures"],
+            "give another one",
+        ),
+        (
+            ["predict", "docs/pictures", "--checkpoint_path", "train.py", "--set", "backbone.width=32"],
+            "no effect on predict",
+        ),
         (["synthetic", "train.py"], "not an empty folder"),
     ],
 )

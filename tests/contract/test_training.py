@@ -5,6 +5,7 @@ import pytest
 from tiny import ARCH, MemoryStream
 
 from ocrnet import schedule, spec
+from ocrnet.errors import OcrnetError
 
 
 def weights(state):
@@ -97,6 +98,21 @@ def test_a_sample_that_is_not_finite_costs_its_step_and_nothing_else(make_engine
     assert same(engine.state(), before)
     assert engine.train(2).finite.all()
     assert all(np.isfinite(array).all() for array in engine.state().values())
+
+
+def test_a_step_that_fails_leaves_the_steps_before_it(make_engine):
+    class Broken(MemoryStream):
+        def __getitem__(self, number):
+            if number == 5:  # samples 4 and 5 are the third step
+                raise OcrnetError("a file is broken")
+            return super().__getitem__(number)
+
+    engine, sound = make_engine(Broken()), make_engine(MemoryStream())
+    assert np.array_equal(engine.train(5).loss, sound.train(2).loss)
+    for _ in range(2):
+        with pytest.raises(OcrnetError, match="a file is broken"):
+            engine.train(5)
+    assert same(engine.state(), sound.state())
 
 
 def test_without_any_valid_pixel_loss_and_gradient_are_zero(make_engine):

@@ -56,6 +56,17 @@ def test_what_is_wrong_is_named_and_the_rest_goes_on(own):
     assert check.text(report, dataset.classes).count("problem: ") == 3
 
 
+def test_masks_of_0_and_255_are_told_that_255_is_left_out(own):
+    for name in range(4):
+        write_png(own / f"labels/train/{name}.png", np.where(np.eye(20, 30) > 0, 0, 255).astype(np.uint8))
+    report, dataset = inspect(own)
+    assert "a mask of 0 and 255 needs 1 in place of 255" in check.text(report, dataset.classes)
+    for name in range(4):
+        write_png(own / f"labels/train/{name}.png", np.full((20, 30), 255, np.uint8))
+    report, _ = inspect(own)
+    assert report.problems == ["no pixel of the 4 images is labelled; every one is left out"]
+
+
 def test_class_weights_are_those_of_the_formula():
     report = check.Report(np.array([9000, 1000]), np.array([1, 1]))
     raw = 1 / np.log(1.02 + np.array([0.9, 0.1]))

@@ -2,14 +2,17 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from ocrnet import curves
 from ocrnet.bar import Bar
+from ocrnet.errors import OcrnetError
 from ocrnet.run import Run
 from ocrnet.visual import legend, thumbnail
 
@@ -69,6 +72,18 @@ def test_measurements_and_samples_reach_tensorboard(tmp_path):
     assert b"train/learning_rate" in content
     assert b"samples/city_scene" in content
     assert (tmp_path / "out/samples/step_5/city_scene.png").is_file()
+
+
+def test_a_full_disk_ends_a_run_that_writes_tensorboard(tmp_path):
+    run = Run(tmp_path / "out")
+    run.open_board(0)
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        with pytest.raises(OcrnetError, match=r"tensorboard' cannot be written: .* make room"):
+            any(run.record(ROW) for _ in range(100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_thumbnails_keep_the_classes():

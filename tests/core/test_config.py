@@ -156,3 +156,14 @@ def test_the_config_cannot_be_written_to():
 def test_the_documented_table_is_the_schema():
     """After a change of the schema, paste there what `config.table()` returns."""
     assert (ROOT / "docs/config.md").read_text().endswith("\n" + config.table() + "\n")
+
+
+def test_a_tilde_is_ones_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    argv = ["--config", str(ROOT / "config/own.yml"), "--save_dir", "~/run", "--set", "data.dataset_dir=~/images"]
+    cfg, _ = load_config(parse("train", argv))
+    assert (cfg.save_dir, cfg.data.dataset_dir) == (str(tmp_path / "run"), str(tmp_path / "images"))
+    assert parse("predict", ["~/a.jpg", "--output", "~/b"]).options == {
+        "input": str(tmp_path / "a.jpg"),
+        "output": str(tmp_path / "b"),
+    }

@@ -29,15 +29,16 @@ def test_a_folders_results_have_unique_names(tmp_path):
     for name in ("a.png", "a.jpg", "deep/b.png", ".hidden.png", "note.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    assert list(predict.find(tmp_path)) == ["a.jpg", "a.png", "deep/b"]
+    assert list(predict.find(tmp_path, tmp_path / "out")) == ["a.jpg", "a.png", "deep/b"]
+    assert list(predict.find(tmp_path, tmp_path / "deep")) == ["a.jpg", "a.png"]
 
 
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(OcrnetError, match="does not exist"):
-        predict.find(tmp_path / "no")
+        predict.find(tmp_path / "no", "out")
     (tmp_path / "note.txt").write_text("x")
     with pytest.raises(OcrnetError, match=r"holds no images .* it holds note.txt"):
-        predict.find(tmp_path)
+        predict.find(tmp_path, "out")
 
 
 def test_a_small_image_is_looked_at_whole():

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,19 @@ def choose_precision(device: torch.device, mix: bool) -> Precision:
 
 def _autocast(device_type: str, dtype: torch.dtype) -> Callable[[], contextlib.AbstractContextManager]:
     return lambda: torch.autocast(device_type, dtype)
+
+
+@contextlib.contextmanager
+def memory_told(remedy: str) -> Iterator[None]:
+    """Turn what PyTorch and NumPy raise where memory ends into an `OcrnetError` with what helps."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
+            raise
+        first = text.splitlines()[0] if text else "no memory is left"
+        raise OcrnetError(f"out of memory ({first}); {remedy}") from error
 
 
 def configure(device: torch.device, *, deterministic: bool) -> None:

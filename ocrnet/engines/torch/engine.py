@@ -11,7 +11,7 @@ from torch import nn
 from ocrnet import schedule, spec
 from ocrnet.config import Config
 from ocrnet.engine import OUTPUTS, Stats
-from ocrnet.engines.torch.device import Precision, choose_device, choose_precision, configure, describe
+from ocrnet.engines.torch.device import Precision, choose_device, choose_precision, configure, describe, memory_told
 from ocrnet.engines.torch.hrnet import Size, resize
 from ocrnet.engines.torch.loader import Batch, batches
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
@@ -47,6 +47,7 @@ class TorchEngine:
         self.std = torch.tensor(cfg.data.std, device=self.device).mul(255).view(1, 3, 1, 1)
         self.step = 0
         self._batches: Generator[Batch, None, None] | None = None
+        self._failure: OcrnetError | None = None
         if stream is not None:
             self._prepare_training()
 
@@ -88,6 +89,8 @@ class TorchEngine:
         """Take up to ``steps`` optimizer attempts; nothing is copied from the device until the last is under way."""
         if self.stream is None:
             raise OcrnetError("this engine was opened without a training stream")
+        if self._failure is not None:
+            raise self._failure
         if self._batches is None:
             pinned = self.device.type == "cuda"
             self._batches = batches(self.stream, self.cfg, world=self.world, step=self.step, pinned=pinned)
@@ -99,10 +102,16 @@ class TorchEngine:
         unreadable: list[str] = []
         while taken < steps and not (taken and stopped()):
             asked = time.perf_counter()
-            micro_batches = [next(ready) for _ in range(self.cfg.accumulate_steps)]
-            waited += time.perf_counter() - asked
+            try:
+                micro_batches = [next(ready) for _ in range(self.cfg.accumulate_steps)]
+                waited += time.perf_counter() - asked
+                heads[taken], finite[taken] = self._take_step(micro_batches)
+            except OcrnetError as error:
+                self._failure = error
+                if not taken:
+                    raise
+                break
             unreadable += [error for batch in micro_batches for error in batch.unreadable]
-            heads[taken], finite[taken] = self._take_step(micro_batches)
             taken += 1
             self.step += 1
         return Stats(
@@ -118,6 +127,19 @@ class TorchEngine:
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
         """Take one optimizer attempt; return the two heads' losses and whether it was finite, both on the device."""
         before = self.running.clone()
+        try:
+            with memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"):
+                heads, norm = self._gradients(micro_batches)
+                finite = torch.isfinite(norm) & torch.isfinite(heads).all()
+        except OcrnetError:
+            self.running.copy_(before)
+            raise
+        self._update(norm, finite)
+        self.running.copy_(torch.where(finite, self.running, before))
+        return heads, finite
+
+    def _gradients(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the gradients of one attempt; return the two heads' losses and the gradient's norm."""
         on_device = [[part.to(self.device, non_blocking=True) for part in batch[:3]] for batch in micro_batches]
         denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in on_device]).sum()
         heads = torch.zeros(2, device=self.device)
@@ -128,11 +150,7 @@ class TorchEngine:
             total, parts = self.loss(outputs, label, denominator, micro_batches=len(on_device))
             self.scaler.scaled(total).backward()
             heads += parts.detach()
-        norm = self._gradient_norm()
-        finite = torch.isfinite(norm) & torch.isfinite(heads).all()
-        self._update(norm, finite)
-        self.running.copy_(torch.where(finite, self.running, before))
-        return heads, finite
+        return heads, self._gradient_norm()
 
     def _gradient_norm(self) -> torch.Tensor:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -154,6 +172,7 @@ class TorchEngine:
         """Turn uint8 N,H,W,3 into normalised float N,3,H,W in channels-last order (which the bytes already have)."""
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
+    @memory_told("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
     @torch.inference_mode()
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
@@ -231,6 +250,7 @@ class TorchEngine:
             self.scaler.restore(state)
         self.close()
         self.step = step
+        self._failure = None
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         """Return the array: there is one rank."""

@@ -98,7 +98,7 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
         ready._shutdown = True  # type: ignore[attr-defined]  # its orderly end may wait for a lock that the dead held
         raise OcrnetError(
             f"{deaths}; where memory or /dev/shm is short, lower num_workers or prefetch_size (without workers: "
-            "--set num_workers=0); go on with --resume_ckpt auto"
+            "--set num_workers=0)"
         ) from error
     finally:
         del ready  # ends the workers, also where a traceback keeps this frame

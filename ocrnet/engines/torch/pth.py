@@ -1,5 +1,6 @@
 """Reading PyTorch weights files without running code from them."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise OcrnetError(f"weights file '{path}' does not exist") from None
+    except pickle.UnpicklingError:
+        raise OcrnetError(
+            f"weights file '{path}' is damaged, or holds more than tensors: reading it could run code, so it is "
+            "refused; save its state_dict() alone, where you trust its source"
+        ) from None
     except Exception as error:  # a damaged pickle can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OcrnetError(f"weights file '{path}' cannot be read as PyTorch weights: {reason}") from None
