@@ -5,16 +5,14 @@ python benchmarks/cpu.py --width 8 --train_size 64 128 --predict_size 64 128 --r
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import torch
+from common import Noise, tell
 from plain import Plain
 
 from ocrnet import spec
@@ -23,23 +21,9 @@ from ocrnet.engines.torch.engine import TorchEngine
 from ocrnet.passes import make_passes
 from ocrnet.run import core_versions, git_commit
 from ocrnet.spec import Arch
-from ocrnet.stream import Sample
 from ocrnet.world import World
 
 Size = tuple[int, int]
-
-
-class Noise:
-    """A training stream of one sample of noise, made once: the loader is not what is measured."""
-
-    def __init__(self, size: Size, channels: int) -> None:
-        rng = np.random.default_rng(0)
-        image = rng.integers(0, 256, (*size, 3), np.uint8)
-        self.sample = Sample(image, rng.integers(0, 19, size).astype(np.uint8), np.ones(channels, bool))
-
-    def __getitem__(self, number: int) -> Sample:
-        """Return the one sample."""
-        return self.sample
 
 
 def ours(arch: Arch, size: Size) -> TorchEngine:
@@ -99,13 +83,10 @@ def main() -> None:
             lambda: rival.predict(image), lambda: engine.predict(image, passes), args.rounds
         ),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
+    tell(report, args.out)
     for name, row in report.items():
         if isinstance(row, dict) and "ratio" in row:
             print(f"{name}: plain {row['plain_median']:.3f} s, ours {row['ours_median']:.3f} s, {row['ratio']:.2f} x")
-    if args.out:
-        Path(args.out).write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cpu import Noise
+from common import Noise, tell
 
 from ocrnet import spec
 from ocrnet.config import Config, Eval
@@ -123,10 +123,7 @@ def main() -> None:
         for mix in (True, False)
         for batch_size in (2, 8)
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.out:
-        Path(args.out).write_text(text + "\n")
+    tell(report, args.out)
 
 
 if __name__ == "__main__":

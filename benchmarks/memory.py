@@ -9,9 +9,9 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
+from common import tell
 
 from ocrnet import spec
 from ocrnet.config import EVAL_SCALES, Config, Eval
@@ -62,10 +62,7 @@ def main() -> None:
         for mix in (False, True):
             done = subprocess.run([*base, case, str(mix)], capture_output=True, text=True, check=True)
             report[f"{case}, {'mix' if mix else 'float32'}"] = json.loads(done.stdout)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.out:
-        Path(args.out).write_text(text + "\n", encoding="utf-8")
+    tell(report, args.out)
 
 
 if __name__ == "__main__":

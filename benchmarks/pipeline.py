@@ -4,7 +4,6 @@ python benchmarks/pipeline.py [--dataset_dir FOLDER] [--out FILE]
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from common import tell
 
 from ocrnet import augment
 from ocrnet.config import Data
@@ -78,10 +78,7 @@ def main() -> None:
         "versions": core_versions(),
         "commit": git_commit(),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.out:
-        Path(args.out).write_text(text + "\n", encoding="utf-8")
+    tell(report, args.out)
 
 
 if __name__ == "__main__":
