@@ -15,7 +15,7 @@ from ocrnet.errors import OcrnetError, nearest
 from ocrnet.evaluate import evaluate
 from ocrnet.images import write_png
 from ocrnet.metrics import as_dict, constant_answer, table
-from ocrnet.run import Run, core_versions
+from ocrnet.run import Run, core_versions, silence
 from ocrnet.signals import Stopped
 from ocrnet.spec import Arch
 from ocrnet.training import arch_of, open_split, rehearse, train
@@ -38,8 +38,8 @@ ocrnet COMMAND --help lists the flags of a command. --debug shows the traceback 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status.
 
-    0; 1 where something that was looked at is not as it should be; 2 after a mistake, which is said on stderr; 143 or
-    130 after SIGTERM or SIGINT.
+    0; 1 where something that was looked at is not as it should be; 2 after a mistake, which is said on stderr; 143, 130
+    or 129 after SIGTERM, SIGINT or SIGHUP; 141 where nobody read on.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     argv = [token for token in given if token != "--debug"]
@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as in `ocrnet check | head`
+        silence()
+        return 128 + 13
     except Stopped as stop:
         return stop.status
     except KeyboardInterrupt:

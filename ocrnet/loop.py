@@ -154,9 +154,11 @@ class Loop:
         names = ", ".join(self.stream.name(number) for batch in batches for number in batch)
         self.run.say(f"step {step + 1}: loss or gradient is not finite; the step is skipped; images: {names}")
         if progress.skipped_in_row >= cfg.max_skipped:
+            first = step + 2 - progress.skipped_in_row
             raise OcrnetError(
                 f"{progress.skipped_in_row} steps in a row had a loss or gradient that is not finite, the last with "
-                f"{names}; look at these images, lower lr_init, set clip_grad, or train with --mix False"
+                f"{names}; go back to a checkpoint from well before step {first}, where it began (--resume_ckpt FILE), "
+                "or begin again in another save_dir, with a lower lr_init, with clip_grad, or with --mix False"
             )
 
     def _note_unreadable(self, error: str) -> None:
@@ -214,7 +216,9 @@ class Loop:
                 return  # the resumed run begins with this evaluation
             progress.evaluated_step = progress.step
             self._note_scores(scores)
-        if self._due(self.cfg.save_interval):
+        # A series of skipped steps leaves the weights as they are, and must not push the sound checkpoints out.
+        in_a_series = progress.skipped_in_row > 1 and progress.step < self.cfg.total_step
+        if self._due(self.cfg.save_interval) and not in_a_series:
             self._save(progress.step)
             checkpoint.prune(self.run.checkpoints, self.cfg.keep_checkpoint)
 

@@ -22,6 +22,11 @@ from ocrnet.config import Config
 from ocrnet.errors import OcrnetError
 from ocrnet.images import write_png
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PACKAGES = ("numpy", "opencv-python-headless", "pillow", "safetensors")
 
 
@@ -41,11 +46,36 @@ class Run:
         if self.writes:
             self._make_folder(self.log.parent)
 
+    def claim(self) -> None:
+        """Make the folder this process's own until it ends, however it ends; raise where another run has it.
+
+        A record lock, which loader workers do not inherit: what a killed run leaves can be resumed at once.
+        """
+        if not self.writes or fcntl is None:
+            return
+        path = self.folder / ".lock"
+        with _writing(path):
+            self._lock = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            raise OcrnetError(
+                f"save_dir '{self.folder}' is in use by a run that is under way ({self._lock.read().strip()}); "
+                "wait for it, stop it, or give another --save_dir"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        self._lock.flush()
+
     def say(self, line: str) -> None:
         """Print a line and keep it in the log."""
         if not self.writes:
             return
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except OSError:  # the terminal or the pipe is gone; the log goes on
+            silence()
         self._append(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def record(self, row: Mapping[str, Any]) -> None:
@@ -132,6 +162,13 @@ class Run:
             path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it under the run
             with path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+
+
+def silence() -> None:
+    """Send what is still printed to nowhere: nobody reads it any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 @contextlib.contextmanager

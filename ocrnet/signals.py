@@ -1,12 +1,13 @@
-"""SIGTERM and SIGINT as a request to stop at the next safe place; a second one ends the process at once."""
+"""SIGTERM, SIGINT and SIGHUP as a request to stop at the next safe place; a second one ends the process at once."""
 
+import contextlib
 import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -30,7 +31,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            chosen = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+            self._before = {number: signal.signal(number, self._handle) for number in chosen}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -42,4 +44,5 @@ class StopRequest:
             os._exit(128 + number)
         self.number = number
         name = signal.Signals(number).name
-        os.write(2, f"{name}: stopping after this step, with a checkpoint; once more to exit at once\n".encode())
+        with contextlib.suppress(OSError):  # a closed terminal
+            os.write(2, f"{name}: stopping after this step, with a checkpoint; once more to exit at once\n".encode())

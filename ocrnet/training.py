@@ -34,6 +34,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World) ->
     engine = open_engine(cfg, arch, world=world, stream=stream)
     try:
         run = Run(cfg.save_dir, rank=world.rank)
+        run.claim()
         checkpoint.clean(run.checkpoints)
         versions = core_versions() | dict(engine.versions)
         notes += _changed_versions(found, versions) if found else []

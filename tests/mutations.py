@@ -84,15 +84,15 @@ MUTATIONS = (
     Mutation(
         "SIGTERM and SIGINT are a request",
         "ocrnet/signals.py",
-        "SIGNALS = (signal.SIGTERM, signal.SIGINT)",
-        "SIGNALS: tuple = ()",
+        "chosen = [number for number in SIGNALS if",
+        "chosen = [number for number in () if",
         f"{REAL}::test_a_signal_to_every_process_ends_with_a_checkpoint",
     ),
     Mutation(
         "workers leave signals to the run",
         "ocrnet/engines/torch/loader.py",
-        "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n",
-        "",
+        "        signal.signal(number, signal.SIG_IGN)\n",
+        "        pass\n",
         f"{REAL}::test_a_signal_to_every_process_ends_with_a_checkpoint",
     ),
     Mutation(
@@ -164,6 +164,13 @@ MUTATIONS = (
         "            path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it under the run\n",
         "",
         f"{REAL}::test_a_run_folder_removed_under_the_run_is_made_again",
+    ),
+    Mutation(
+        "one run at a time has a run folder",
+        "ocrnet/training.py",
+        "        run.claim()\n",
+        "",
+        f"{REAL}::test_a_folder_in_use_is_refused",
     ),
     Mutation(
         "unreadable images are capped",

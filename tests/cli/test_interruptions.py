@@ -71,7 +71,7 @@ def whole(cityscapes, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_to_every_process_ends_with_a_checkpoint(cityscapes, tmp_path, whole, number, status):
     process = start(*command(cityscapes, tmp_path / "out"))
     wait_for(process, "step 4/14")
@@ -113,6 +113,26 @@ def test_kill_9_at_random_moments(cityscapes, tmp_path, whole):
     run(*command(cityscapes, folder))
     assert_same_end(folder, whole)
     assert not list((folder / "checkpoint").glob(".*"))
+
+
+def test_a_folder_in_use_is_refused(cityscapes, tmp_path):
+    process = start(*command(cityscapes, tmp_path / "out", steps=100_000))
+    wait_for(process, "step 4/")
+    found = run(*command(cityscapes, tmp_path / "out", steps=100_000), ok=False)
+    assert found.returncode == 2
+    assert f"is in use by a run that is under way (process {process.pid} on " in found.stderr
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+def test_a_run_goes_on_where_nobody_reads_its_output(cityscapes, tmp_path, whole):
+    process = start(*command(cityscapes, tmp_path / "out"))
+    wait_for(process, "step 4/14")
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert_same_end(tmp_path / "out", whole)
+    assert "step 12/14" in (tmp_path / "out/logs/train.log").read_text()
 
 
 def test_a_killed_worker_ends_the_run_with_a_message(cityscapes, tmp_path):

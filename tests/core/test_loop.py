@@ -125,9 +125,17 @@ def test_a_bad_step_is_counted_and_its_images_named(dataset, tmp_path):
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run(dataset, tmp_path):
-    with pytest.raises(OcrnetError, match="3 steps in a row had a loss or gradient that is not finite"):
+    with pytest.raises(
+        OcrnetError, match=r"3 steps in a row had a loss or gradient that is not finite.* before step 4,"
+    ):
         drive(CountingEngine(bad=(3, 4, 5)), dataset, tmp_path / "out")  # across the segments' borders
     drive(CountingEngine(bad=(3, 4, 6)), dataset, tmp_path / "other")
+
+
+@pytest.mark.parametrize(("bad", "saved"), [((4,), [5, 10]), ((3, 4), [10]), ((8, 9), [5, 10])])
+def test_a_series_of_bad_steps_pushes_no_sound_checkpoint_out(dataset, tmp_path, bad, saved):
+    run, _ = drive(CountingEngine(bad=bad), dataset, tmp_path / "out", keep_checkpoint=0)
+    assert [checkpoint.step_of(path) for path in checkpoint.steps(run.checkpoints)] == saved
 
 
 def stop_at(engine, step):

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ocrnet.config import Config
 from ocrnet.errors import OcrnetError
+from ocrnet.signals import SIGNALS
 from ocrnet.stream import Sample, TrainStream, numbers
 from ocrnet.world import World
 
@@ -165,5 +166,5 @@ def begin_worker(_: int) -> None:
     end ends the workers.
     """
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
