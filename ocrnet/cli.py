@@ -1,6 +1,7 @@
 """The console command `ocrnet`: its commands, and how they end."""
 
 import argparse
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -55,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # as in `ocrnet check | head`
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
         silence()
         return 128 + 13
     except Stopped as stop:
@@ -63,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Say whether the reader of stdout is gone, as in `ocrnet check | head`."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in pipe.poll(0))
 
 
 def run_train(argv: Sequence[str]) -> int:

@@ -93,7 +93,7 @@ MUTATIONS = (
         "ocrnet/engines/torch/loader.py",
         "        signal.signal(number, signal.SIG_IGN)\n",
         "        pass\n",
-        f"{REAL}::test_a_signal_to_every_process_ends_with_a_checkpoint",
+        "tests/torch/test_loader.py::test_workers_leave_the_signals_of_a_terminal_or_a_scheduler_to_the_run",
     ),
     Mutation(
         "a second signal exits at once",

@@ -15,6 +15,7 @@ from ocrnet.config import Config, Data
 from ocrnet.datasets import open_dataset, synthetic
 from ocrnet.engines.torch.loader import batches
 from ocrnet.errors import OcrnetError
+from ocrnet.signals import SIGNALS
 from ocrnet.stream import TrainStream
 from ocrnet.world import World
 
@@ -107,6 +108,17 @@ def test_a_dead_worker_is_told_where_its_batch_is_asked_for_and_nowhere_else(str
         for _ in made:
             pass
     assert not second.is_running()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_workers_leave_the_signals_of_a_terminal_or_a_scheduler_to_the_run(stream, number):
+    made, workers = begin_endless(stream, 2)
+    for worker in workers:
+        worker.send_signal(number)
+    for _ in range(20):
+        next(made)
+    assert all(worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    made.close()
 
 
 def test_closing_ends_a_worker_that_hangs(stream):

@@ -126,9 +126,11 @@ def _sigchld_left_alone() -> Iterator[None]:
 
 def _deaths(processes: list[multiprocessing.process.BaseProcess]) -> str:
     """Return which workers died of what, after a moment for a death that is just happening; empty where none did."""
-    multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
+    ended = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
     told = []
     for process in processes:
+        if process.sentinel in ended:
+            process.join(timeout=5)  # its pipes close a little before its status is to be had
         code = process.exitcode
         if code is not None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
