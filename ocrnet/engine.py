@@ -72,14 +72,14 @@ class Engine(Protocol):
 
 def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | None = None) -> Engine:
     """Return the engine that the config chooses, importing its framework alone; ``stream`` is what it trains on."""
-    choose_engine(cfg)
+    _check_engine(cfg)
     from ocrnet.engines.torch.engine import TorchEngine
 
     return TorchEngine(cfg, arch, world=world, stream=stream)
 
 
-def choose_engine(cfg: Config) -> str:
-    """Return the engine's name: what was asked for, or what fits the device; raise where it is not to be had."""
+def _check_engine(cfg: Config) -> None:
+    """Raise where the engine that was asked for, or that the device needs, is not to be had."""
     if cfg.engine == "torch" and cfg.device_target == "Ascend":
         raise OcrnetError("--engine torch does not run on Ascend; use --device_target CPU or GPU")
     if cfg.engine == "mindspore" or cfg.device_target == "Ascend":
@@ -90,7 +90,6 @@ def choose_engine(cfg: Config) -> str:
         )
     if importlib.util.find_spec("torch") is None:
         raise OcrnetError("PyTorch is not installed: pip install -r requirements.txt")
-    return "torch"
 
 
 def read_pth(path: Path) -> dict[str, np.ndarray]:
