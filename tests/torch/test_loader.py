@@ -1,10 +1,12 @@
 """The DataLoader around the stream: the same bytes for any number of workers and ranks, from any step on."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import os
 import signal
+import threading
 import time
 
 import psutil
@@ -112,11 +114,24 @@ def test_a_dead_worker_is_told_where_its_batch_is_asked_for_and_nowhere_else(str
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_workers_leave_the_signals_of_a_terminal_or_a_scheduler_to_the_run(stream, number):
-    made, workers = begin_endless(stream, 2)
-    for worker in workers:
-        worker.send_signal(number)
-    for _ in range(20):
-        next(made)
+    run, begun = psutil.Process(), threading.Event()
+    before = set(run.children())
+
+    def send() -> None:
+        while not begun.is_set():  # from a worker's first moment on
+            for child in set(run.children()) - before:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.send_signal(number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        made, workers = begin_endless(stream, 2)
+        for _ in range(20):
+            next(made)
+    finally:
+        begun.set()
+        sender.join()
     assert all(worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     made.close()
 

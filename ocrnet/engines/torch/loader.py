@@ -71,7 +71,7 @@ def batches(
 def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: bool) -> Generator[Batch, None, None]:
     workers = cfg.num_workers
     others = set(multiprocessing.active_children())
-    with warnings.catch_warnings(), _sigchld_left_alone():
+    with warnings.catch_warnings(), _sigchld_left_alone(), _signals_held():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # said in the banner, once
         loader: DataLoader = DataLoader(
             Guarded(stream),
@@ -124,6 +124,16 @@ def _sigchld_left_alone() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold the signals that stop a run while workers start: each inherits the hold and lifts it in `begin_worker`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _deaths(processes: list[multiprocessing.process.BaseProcess]) -> str:
     """Return which workers died of what, after a moment for a death that is just happening; empty where none did."""
     ended = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
@@ -170,3 +180,4 @@ def begin_worker(_: int) -> None:
     cv2.setNumThreads(0)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
