@@ -23,8 +23,8 @@ types: .venv/ready
 core: .venv-core/ready
 	$(CORE_BIN)/python -m pytest tests/core
 
-# Everything else, with PyTorch, on NumPy 1.26. One thread a process: the suite runs on both cores.
-engine: .venv/ready
+# Everything else, with both frameworks, on NumPy 1.26. One thread a process: the suite runs on both cores.
+engine: .venv/both
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
 
 fix: .venv/ready
@@ -38,6 +38,11 @@ fix: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@$(BIN)/python -c "import torch" || { echo "PyTorch does not load: take its CPU build, from PyTorch's CPU index \
 	(the selector on pytorch.org shows its address): make clean; PIP_EXTRA_INDEX_URL=ADDRESS make quickstart"; exit 1; }
+	touch $@
+
+# MindSpore comes on top, because the quick start does without its gigabytes.
+.venv/both: .venv/ready requirements-mindspore.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-mindspore.lock
 	touch $@
 
 .venv-core/ready: requirements-core.lock pyproject.toml
