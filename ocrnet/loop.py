@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ocrnet import checkpoint, config, schedule
+from ocrnet import checkpoint, config, ranks, schedule, weights
 from ocrnet.bar import Bar
 from ocrnet.config import Config, Eval
 from ocrnet.datasets.base import Dataset
 from ocrnet.engine import Engine, Stats
 from ocrnet.errors import OcrnetError
-from ocrnet.evaluate import Show, evaluate
+from ocrnet.evaluate import AbandonedError, Show, evaluate
 from ocrnet.metrics import Scores, as_dict
 from ocrnet.run import Run, core_versions
 from ocrnet.stream import TrainStream, numbers
@@ -24,6 +25,9 @@ from ocrnet.world import World
 
 # Of the training images, how many may be unreadable before data.on_error: skip gives up (one always may).
 UNREADABLE_SHARE = 0.01
+
+# Several ranks vote about a stop at least this often, in seconds: well within the grace that schedulers give.
+VOTE_SECONDS = 5.0
 
 # The longer side of a sample picture's panels, in pixels.
 SAMPLE_SIDE = 640
@@ -41,10 +45,6 @@ class Progress:
     skipped_in_row: int = 0
     unreadable: list[str] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)  # aux, ocr of the finite steps since the last log line
-
-
-class _AbandonedError(Exception):
-    """A stop came in the middle of an evaluation."""
 
 
 @dataclass
@@ -68,7 +68,11 @@ class Pace:
 
 @dataclass
 class Loop:
-    """One training run. ``stopped`` tells whether to end early: after a step, with a checkpoint."""
+    """One training run, on each of its ranks.
+
+    ``stopped`` gives the number of the signal that asked this rank to end early, after a step and with a checkpoint; 0
+    while none did. Where one rank is asked, all end.
+    """
 
     cfg: Config
     engine: Engine
@@ -76,37 +80,83 @@ class Loop:
     stream: TrainStream
     val_set: Dataset | None
     progress: Progress
-    stopped: Callable[[], bool]
+    stopped: Callable[[], int]
 
-    def fit(self) -> None:
-        """Train from ``progress`` to the config's total_step, or until stopped."""
+    def fit(self) -> int:
+        """Train from ``progress`` to the config's total_step, or until stopped; return the signal's number, or 0."""
         self._pace = Pace()
+        self._steps_to_vote = 1
         self._saved_step: int | None = None
         self._learning_rate = schedule.table(self.cfg)
-        with Bar(self.cfg.total_step, self.progress.step) as self._bar:
+        shown = None if self.run.writes else False
+        with Bar(self.cfg.total_step, self.progress.step, shown=shown) as self._bar:
             if self._evaluation_is_due():  # a stop came between the step and its evaluation
                 self._evaluate_and_save_if_due()
-            while self.progress.step < self.cfg.total_step and not self.stopped():
-                with self._saved_on_failure():
-                    stats = self.engine.train(self._next_stop() - self.progress.step, self._between_steps)
-                self._take_note(stats)
-                self._bar.settle(self.progress.step)
-                self._log_if_due()
+            while self.progress.step < self.cfg.total_step and not self._vote():
+                stats = self._train_segment()
+                with ranks.together(self.engine):
+                    self._take_note(stats)
+                    self._bar.settle(self.progress.step)
+                    self._log_if_due()
                 self._evaluate_and_save_if_due()
-            if self.stopped():
-                self._save_once()
-        self.run.draw_curves()
+            if self._vote():
+                with ranks.together(self.engine):
+                    self._save_once()
+        with ranks.together(self.engine):
+            self.run.draw_curves()
+        return self._vote()
+
+    def _vote(self) -> int:
+        """Return the number of the signal that asked this rank, or any other, to stop; 0 where none did."""
+        return ranks.vote(self.engine, self.stopped())
+
+    def _train_segment(self) -> Stats:
+        """Train up to where something is due; one rank until it is asked to stop, several until they vote again."""
+        steps = self._next_stop() - self.progress.step
+        alone = self.engine.world.size == 1
+        with self._saved_on_failure(agreed=alone):
+            if alone:
+                return self.engine.train(steps, self._between_steps)
+            steps = min(steps, self._steps_to_vote)
+            stats = self.engine.train(steps)
+            if len(stats.finite) < steps:
+                self._fail_alone(stats)
+        self._agree_on_pace(stats)
+        return self._with_unreadable_of_all(stats)
+
+    def _fail_alone(self, stats: Stats) -> None:
+        """Raise what ended this rank's segment early: the others may wait within that step, so nothing is exchanged."""
+        self._take_note(stats)
+        self.engine.train(1)
+        raise AssertionError("a step failed, but the next call did not raise its error")
+
+    def _agree_on_pace(self, stats: Stats) -> None:
+        """Choose the same number of steps on every rank, by the slowest; no more than double, as a first pace errs."""
+        seconds = max(ranks.gather(self.engine, round(stats.seconds * 1e6))) / 1e6
+        within = int(VOTE_SECONDS * len(stats.finite) / max(seconds, 1e-6))
+        self._steps_to_vote = max(1, min(2 * self._steps_to_vote, within))
+
+    def _with_unreadable_of_all(self, stats: Stats) -> Stats:
+        if self.cfg.data.on_error == "fail":
+            return stats
+        errors = itertools.chain.from_iterable(ranks.gather_texts(self.engine, stats.unreadable))
+        return dataclasses.replace(stats, unreadable=tuple(errors))
 
     @contextlib.contextmanager
-    def _saved_on_failure(self) -> Iterator[None]:
-        """Save what is done before a failure ends the run; what runs within leaves the engine where progress says."""
+    def _saved_on_failure(self, *, agreed: bool) -> Iterator[None]:
+        """Save what is done before a failure ends the run; what runs within leaves the engine where progress says.
+
+        ``agreed``: all ranks fail together, and wait until rank 0 has saved. Otherwise the others may be anywhere, and
+        are not waited for: rank 0 saves by itself, and only rank 0 can say so.
+        """
         try:
             yield
         except OcrnetError as error:
-            if self.progress.step == 0:
+            if self.progress.step == 0 or not (agreed or self.run.writes):
                 raise
             try:
-                self._save_once()
+                with ranks.together(self.engine) if agreed else contextlib.nullcontext():
+                    self._save_once()
             except OcrnetError as second:
                 raise OcrnetError(f"{error}; nor could the steps done be saved: {second}") from error
             raise OcrnetError(
@@ -120,7 +170,7 @@ class Loop:
 
     def _between_steps(self) -> bool:
         self._bar.advance()
-        return self.stopped()
+        return bool(self.stopped())
 
     def _due(self, interval: int) -> bool:
         return self.progress.step % interval == 0 or self.progress.step == self.cfg.total_step
@@ -210,27 +260,30 @@ class Loop:
             how = quick(self.cfg.eval)
             show = self._sampler(self.val_set)
             try:
-                with self._saved_on_failure():
-                    scores = evaluate(self.engine, self.val_set, self.cfg, how=how, show=show, say=self.run.say)
-            except _AbandonedError:
+                with self._saved_on_failure(agreed=True):
+                    scores = evaluate(
+                        self.engine, self.val_set, self.cfg, how=how, show=show, say=self.run.say, stopped=self.stopped
+                    )
+            except AbandonedError:
                 return  # the resumed run begins with this evaluation
             progress.evaluated_step = progress.step
-            self._note_scores(scores)
+            with ranks.together(self.engine):
+                self._note_scores(scores)
         # A series of skipped steps leaves the weights as they are, and must not push the sound checkpoints out.
         in_a_series = progress.skipped_in_row > 1 and progress.step < self.cfg.total_step
         if self._due(self.cfg.save_interval) and not in_a_series:
-            self._save(progress.step)
-            checkpoint.prune(self.run.checkpoints, self.cfg.keep_checkpoint)
+            with ranks.together(self.engine):
+                self._save(progress.step)
+                if self.run.writes:
+                    checkpoint.prune(self.run.checkpoints, self.cfg.keep_checkpoint)
 
     def _sampler(self, dataset: Dataset) -> Show:
-        """Return what sees each image of an evaluation: it keeps some as pictures, and ends it where a stop came."""
+        """Return what sees each image of an evaluation and keeps some as pictures: of rank 0's share."""
         share = range(self.engine.world.rank, len(dataset), self.engine.world.size)
         count = min(self.cfg.eval_samples, len(share)) if self.run.writes else 0
         chosen = {share[i * len(share) // count] for i in range(count)}
 
         def show(index: int, image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> None:
-            if self.stopped():
-                raise _AbandonedError
             if index in chosen:
                 small = [thumbnail(array, SAMPLE_SIDE) for array in (image, prediction, truth)]
                 classes = dataset.classes
@@ -270,6 +323,7 @@ class Loop:
             "config": config.as_dict(self.cfg),
             "classes": {"names": list(classes.names), "palette": [list(colour) for colour in classes.palette]},
             "step": self.progress.step,
+            "cards": self.engine.world.size,
             "progress": dataclasses.asdict(self.progress),
             "versions": core_versions() | dict(self.engine.versions),
         }
@@ -277,7 +331,14 @@ class Loop:
         checkpoint.save(path, tensors, meta)
         if tag == self.progress.step:
             self._saved_step = self.progress.step
+        if self._writes_ckpt():
+            about = {key: value for key, value in meta.items() if key != "progress"}
+            weights.write_ckpt(path.with_suffix(".ckpt"), tensors, about)
         self.run.say(f"saved {path}")
+
+    def _writes_ckpt(self) -> bool:
+        asked = self.cfg.save_ckpt
+        return "mindspore" in self.engine.versions if asked is None else asked
 
 
 def quick(how: Eval) -> Eval:

@@ -19,15 +19,19 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 class StopRequest:
-    """Within ``with``, calling it tells whether a signal asked the run to stop; outside, signals do what they did."""
+    """Within ``with``, calling it tells which signal asked the run to stop; outside, signals do what they did.
 
-    def __init__(self) -> None:
+    Of the ranks of a run, which mostly get a signal all at once, one ``speaks``.
+    """
+
+    def __init__(self, *, speaks: bool = True) -> None:
+        self.speaks = speaks
         self.number: int | None = None
         self._before: dict[int, Any] = {}
 
-    def __call__(self) -> bool:
-        """Return whether to stop at the next safe place."""
-        return self.number is not None
+    def __call__(self) -> int:
+        """Return the number of the signal after which to stop at the next safe place; 0 while there is none."""
+        return self.number or 0
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
@@ -43,6 +47,8 @@ class StopRequest:
         if self.number is not None:
             os._exit(128 + number)
         self.number = number
+        if not self.speaks:
+            return
         name = signal.Signals(number).name
         with contextlib.suppress(OSError):  # a closed terminal
             os.write(2, f"{name}: stopping after this step, with a checkpoint; once more to exit at once\n".encode())

@@ -1,12 +1,13 @@
 """Setting a training run up: check everything, then open the folder and the engine, then hand over to the loop."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ocrnet import checkpoint, config, dry_run, spec, weights
+from ocrnet import checkpoint, config, dry_run, ranks, spec, weights
 from ocrnet.checkpoint import Checkpoint
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, open_dataset
@@ -33,33 +34,52 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World) ->
     stream = _stream(cfg, train_set, arch)
     engine = open_engine(cfg, arch, world=world, stream=stream)
     try:
-        run = Run(cfg.save_dir, rank=world.rank)
-        run.claim()
-        checkpoint.clean(run.checkpoints)
+        ranks.check_same(engine, "checkpoint", _identity(found))  # before rank 0 changes anything in the folder
         versions = core_versions() | dict(engine.versions)
-        notes += _changed_versions(found, versions) if found else []
+        notes += [*_changed_versions(found, versions), *_changed_batch(cfg, found, world)] if found else []
         progress = Progress(**found.meta["progress"]) if found else Progress()
-        engine.restore(tensors, progress.step)
-        run.cut_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
-        run.begin(cfg, versions)
-        if cfg.tensorboard:
-            run.open_board(progress.step)
-        for line in [*banner(cfg, arch, engine, len(train_set)), *notes]:
-            run.say(line)
+        with ranks.together(engine):
+            engine.restore(tensors, progress.step)
+        run = _open_folder(cfg, engine, progress, versions, [*banner(cfg, arch, engine, len(train_set)), *notes])
         try:
-            with StopRequest() as stopped:
-                Loop(cfg, engine, run, stream, val_set, progress, stopped).fit()
+            with StopRequest(speaks=run.writes) as stopped:
+                number = Loop(cfg, engine, run, stream, val_set, progress, stopped).fit()
         finally:
             run.close()
-        if stopped.number is not None:
+        if number:
             run.say(f"stopped after step {progress.step}; go on with --resume_ckpt auto")
-            raise Stopped(stopped.number)
+            raise Stopped(number)
     finally:
         engine.close()
 
 
+def _identity(found: Checkpoint | None) -> str:
+    return f"step {found.meta['step']}, sha256 {found.meta['sha256'][:12]}" if found else "none"
+
+
+def _open_folder(
+    cfg: Config, engine: Engine, progress: Progress, versions: Mapping[str, str], lines: Sequence[str]
+) -> Run:
+    """Make the folder this run's own and begin its record with ``lines``: rank 0's work, for which all wait."""
+    with ranks.together(engine):
+        run = Run(cfg.save_dir, rank=engine.world.rank)
+        run.claim()
+        checkpoint.clean(run.checkpoints)
+        run.cut_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
+        run.begin(cfg, versions)
+        if cfg.tensorboard:
+            run.open_board(progress.step)
+        for line in lines:
+            run.say(line)
+    return run
+
+
 def rehearse(cfg: Config, *, notes: list[str], world: World) -> list[str]:
-    """Print what `train` would do and cost, from real steps; write nothing. Return what is wrong with the data."""
+    """Print what `train` would do and cost, from real steps; write nothing. Return what is wrong with the data.
+
+    Every rank looks at the data and takes the steps; rank 0 prints.
+    """
+    say = _print if world.rank == 0 else _ignore
     datasets = {split: open_split(cfg, split) for split in (("train", "val") if cfg.run_eval else ("train",))}
     train_set = datasets["train"]
     cfg = resolved(cfg, len(train_set.classes))
@@ -68,21 +88,28 @@ def rehearse(cfg: Config, *, notes: list[str], world: World) -> list[str]:
     enough = dataclasses.replace(cfg, total_step=max(cfg.total_step, dry_run.STEPS))
     engine = open_engine(enough, arch, world=world, stream=_stream(cfg, train_set, arch))
     try:
-        engine.restore(tensors, 0)
-        _print([*dry_run.lines_of_config(cfg), *banner(cfg, arch, engine, len(train_set)), *report, *notes])
-        seen, problems = dry_run.lines_of_data(datasets, cfg)
-        _print([*seen, *(f"problem: {problem}" for problem in problems)])
+        with ranks.together(engine):
+            engine.restore(tensors, 0)
+        say([*dry_run.lines_of_config(cfg), *banner(cfg, arch, engine, len(train_set)), *report, *notes])
+        with ranks.together(engine):
+            seen, own = dry_run.lines_of_data(datasets, cfg)
+        problems = list(dict.fromkeys(itertools.chain.from_iterable(ranks.gather_texts(engine, own))))
+        say([*seen, *(f"problem: {problem}" for problem in problems)])
         if not problems:
-            _print(dry_run.lines_of_size(cfg, arch, engine))
-            _print(dry_run.lines_of_cost(cfg, engine))
+            say(dry_run.lines_of_size(cfg, arch, engine))
+            say(dry_run.lines_of_cost(cfg, engine))
     finally:
         engine.close()
-    print("dry run: nothing was written")
+    say(["dry run: nothing was written"])
     return problems
 
 
 def _print(lines: Sequence[str]) -> None:
     print("\n".join(lines), flush=True)
+
+
+def _ignore(lines: Sequence[str]) -> None:
+    pass
 
 
 def _stream(cfg: Config, train_set: Dataset, arch: Arch) -> TrainStream:
@@ -138,7 +165,7 @@ def find_resume(cfg: Config, resume: str | None) -> tuple[Checkpoint | None, lis
             raise OcrnetError(f"no checkpoint in {folder} is valid: {'; '.join(why for _, why in newest.passed_over)}")
         found = newest.checkpoint
     else:
-        path, meaning = checkpoint.resolve(resume)
+        path, meaning = checkpoint.resolve_state(resume)
         notes = [f"resume: {meaning}"] if meaning else []
         found = checkpoint.load(path)
     step = found.meta["step"]
@@ -164,6 +191,18 @@ def _changed_versions(found: Checkpoint, versions: Mapping[str, str]) -> list[st
         for name, new in versions.items()
         if before.get(name, new) != new
     ]
+
+
+def _changed_batch(cfg: Config, found: Checkpoint, world: World) -> list[str]:
+    """Say where the number of cards or the crops of a step differ from those of the checkpoint's run."""
+    old = found.meta["config"]
+    cards = found.meta.get("cards", 1)  # before it was noted, a run had one card
+    was = cards * old["batch_size"] * old["accumulate_steps"]
+    now = world.size * cfg.batch_size * cfg.accumulate_steps
+    lead = f"resume: cards is {world.size}, was {cards}: " if world.size != cards else "resume: "
+    if now != was:
+        return [f"{lead}the global batch changes to {now} crops a step, was {was}; the stream goes on elsewhere"]
+    return [f"{lead}the global batch is the same"] if world.size != cards else []
 
 
 def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
