@@ -1,6 +1,7 @@
 """The console command `ocrnet`: its commands, and how they end."""
 
 import argparse
+import contextlib
 import select
 import sys
 import traceback
@@ -8,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ocrnet
-from ocrnet import check, checkpoint, config, doctor, flags, layers, predict, weights
+from ocrnet import check, checkpoint, config, doctor, flags, layers, predict, ranks, weights
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, synthetic
 from ocrnet.engine import open_engine
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OcrnetError as error:
         if "--debug" in given:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_rank()}{error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         if not _nobody_reads():
@@ -66,6 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _rank() -> str:
+    """Return who speaks, where a launcher started several processes."""
+    with contextlib.suppress(OcrnetError):  # the launcher's variables themselves may be what is wrong
+        world = read_world()
+        if world.size > 1:
+            return f"rank {world.rank}: "
+    return ""
 
 
 def _nobody_reads() -> bool:
@@ -102,13 +112,15 @@ def run_eval(argv: Sequence[str]) -> int:
             f"{path} answers {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
             f"{len(dataset.classes)}; give the dataset it was trained for"
         )
-    run = Run(cfg.save_dir, rank=world.rank, name="eval")
     engine = open_engine(cfg, found.arch, world=world)
     try:
-        engine.restore(found.tensors, found.meta.get("step", 0))
-        for line in [*engine.decisions, *notes, *_what(cfg, path, dataset)]:
-            run.say(line)
-        shower = _shower(dataset, run.folder / "visualize") if show else None
+        ranks.check_same(engine, "checkpoint", str(path))
+        with ranks.together(engine):
+            engine.restore(found.tensors, found.meta.get("step", 0))
+            run = Run(cfg.save_dir, rank=world.rank, name="eval")
+            for line in [*engine.decisions, *notes, *_what(cfg, path, dataset)]:
+                run.say(line)
+            shower = _shower(dataset, run.folder / "visualize") if show else None
         scores = evaluate(engine, dataset, cfg, how=cfg.eval, show=shower, say=run.say)
     finally:
         engine.close()
