@@ -12,12 +12,14 @@ The JSON document is the header's only metadata value (key ``ocrnet``). To what 
 * ``meta_sha256`` is taken over the document's own text without that last member.
 """
 
+import contextlib
 import difflib
 import errno
 import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,7 @@ class Newest:
 def save(path: AnyPath, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Write a checkpoint so that at no moment a damaged file stands under ``path``; makes the folder if need be.
 
+    A ``.ckpt`` of the same name holds an older checkpoint's weights, and is removed first: the two never disagree.
     ``format`` and ``sha256`` in ``meta`` are set here. A failed write raises OcrnetError and leaves an older file of
     that name as it was; a dtype that safetensors lacks or a value that strict JSON lacks (nan) raises ValueError.
     """
@@ -72,12 +75,25 @@ def save(path: AnyPath, tensors: dict[str, np.ndarray], meta: dict[str, Any]) ->
         if tensor.dtype.name not in _DTYPES:
             raise ValueError(f"tensor '{name}' is {tensor.dtype}; a checkpoint holds {', '.join(_DTYPES)}")
     arrays = {name: _plain(tensor) for name, tensor in tensors.items()}
-    document = _seal({**meta, "format": FORMAT, "sha256": _digest(arrays)})
-    data = safetensors.numpy.save(arrays, metadata={_KEY: document})
-    try:
+    data = safetensors.numpy.save(arrays, metadata={_KEY: document(arrays, meta)})
+    with _told(path):
+        if path.suffix == ".safetensors":
+            path.with_suffix(".ckpt").unlink(missing_ok=True)
+    replace(path, [data])
+
+
+def replace(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file in one step or leave it as it was, and make the folder if need be; a failure is OcrnetError."""
+    with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, data)
+        _write(path, parts)
         _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OcrnetError(
             f"cannot write checkpoint {path}: {error.strerror}; make room there or choose another save_dir"
@@ -93,9 +109,14 @@ def load(path: AnyPath) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (safetensors.SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
+    verify(path, tensors, meta)
+    return Checkpoint(path, tensors, meta)
+
+
+def verify(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Raise OcrnetError where the tensors are not those that the document was made with."""
     if _digest(tensors) != meta["sha256"]:
         raise _damaged(path, "its tensors do not have the sha256 that they were saved with")
-    return Checkpoint(path, tensors, meta)
 
 
 def read_meta(path: AnyPath) -> dict[str, Any]:
@@ -103,13 +124,23 @@ def read_meta(path: AnyPath) -> dict[str, Any]:
     path = Path(path)
     header = _read_header(path)
     stored = header.get("__metadata__")
-    document = stored.get(_KEY) if isinstance(stored, dict) else None
-    if not isinstance(document, str):
+    text = stored.get(_KEY) if isinstance(stored, dict) else None
+    if not isinstance(text, str):
         raise OcrnetError(
             f"{path} is a safetensors file, but no checkpoint of ocrnet: its metadata has no '{_KEY}' entry; "
-            "beside its own checkpoints this version reads .pth files of the HRNet authors"
+            "beside its own checkpoints this version reads .pth files of the HRNet authors and MindSpore's .ckpt files"
         )
-    sealed = _SEAL.fullmatch(document)
+    return opened(path, text)
+
+
+def document(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
+    """Return the JSON document of a file, with its format and sha256; ValueError for what strict JSON lacks."""
+    return _seal({**meta, "format": FORMAT, "sha256": _digest(tensors)})
+
+
+def opened(path: Path, text: str) -> dict[str, Any]:
+    """Return what is in a document, verified; OcrnetError that names its file."""
+    sealed = _SEAL.fullmatch(text)
     if not sealed or _text_digest(sealed[1] + "}") != sealed[2]:
         raise _damaged(path, "its metadata does not have the sha256 that it was saved with")
     meta = json.loads(sealed[1] + "}")
@@ -192,6 +223,20 @@ def resolve(path: AnyPath) -> tuple[Path, str | None]:
     )
 
 
+def resolve_state(path: AnyPath) -> tuple[Path, str | None]:
+    """Like `resolve`, for going on: a ``.ckpt`` holds weights alone, so the safetensors file beside it is meant."""
+    found, meaning = resolve(path)
+    if found.suffix != ".ckpt":
+        return found, meaning
+    twin = found.with_suffix(".safetensors")
+    if not twin.is_file():
+        raise OcrnetError(
+            f"{found} holds weights alone, and a run cannot go on without its momentum, step and losses: those are in "
+            f"{twin.name}, which is not beside it; give a .safetensors checkpoint, or the run's folder"
+        )
+    return twin, f"{found} holds weights alone: {twin.name} beside it is used."
+
+
 def _resolve_folder(folder: Path) -> tuple[Path, str]:
     passed_over: list[tuple[Path, str]] = []
     for place in (folder, folder / "checkpoint"):
@@ -267,12 +312,12 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, parts: Iterable[bytes]) -> None:
     """Replace the file in one step, or leave it as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ocrnet import checkpoint, engine, spec
 from ocrnet.errors import OcrnetError
-from ocrnet.weights import hrnet
+from ocrnet.weights import ckpt, hrnet, mindspore
+
+# The tag of our own JSON document in a .ckpt: a tensor of its bytes, which MindSpore reads and does not use.
+DOCUMENT = "ocrnet.meta"
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,11 @@ class Weights:
 def read(path: str | Path) -> Weights:
     """Read a file that holds a whole OCRNet; the architecture comes from its names and shapes."""
     path = Path(path)
-    if is_pickle(path):
-        tensors, meta = hrnet.canonical(engine.read_pth(path)), {}
-    else:
-        found = checkpoint.load(path)
-        tensors, meta = found.tensors, found.meta
+    tensors, meta, variant = _read(path)
     head = meta.get("config", {}).get("ocr_head", {})
     shapes = {name: array.shape for name, array in tensors.items() if "/" not in name}
     try:
-        arch = spec.infer(shapes, variant=head.get("variant", "hrnet"), align_corners=head.get("align_corners"))
+        arch = spec.infer(shapes, variant=head.get("variant", variant), align_corners=head.get("align_corners"))
     except OcrnetError as error:
         raise OcrnetError(f"{path}: {error}") from None
     spec.check(shapes, arch, str(path))
@@ -48,7 +47,7 @@ def read_backbone(path: str | Path, arch: spec.Arch) -> tuple[dict[str, np.ndarr
     path = Path(path)
     if not path.is_file():
         raise OcrnetError(f"backbone.backbone_ckpt: '{path}' does not exist")
-    tensors = hrnet.canonical(engine.read_pth(path)) if is_pickle(path) else checkpoint.load(path).tensors
+    tensors = _read(path)[0]
     wanted = {name: shape for name, shape in spec.shapes(arch).items() if spec.is_backbone(name)}
     missing = [name for name in wanted if name not in tensors]
     differing = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name]]
@@ -65,11 +64,50 @@ def read_backbone(path: str | Path, arch: spec.Arch) -> tuple[dict[str, np.ndarr
     return {name: tensors[name] for name in wanted}, report + (f" ({', '.join(beyond)})" if beyond else "")
 
 
-def is_pickle(path: Path) -> bool:
-    """Say whether a file is a PyTorch one, zipped or bare pickle, by its first bytes."""
+def write_ckpt(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Write a state's weights and statistics as a MindSpore checkpoint under our Cells' names; see `ckpt.write`.
+
+    ``meta`` goes with them, as in our own files: the architecture's rules, the classes, and the tensors' sha256.
+    """
+    plain = {name: array for name, array in tensors.items() if "/" not in name}
+    text = checkpoint.document(plain, meta).encode()
+    cells = {mindspore.cell_name(name): array for name, array in plain.items()}
+    ckpt.write(path, {DOCUMENT: np.frombuffer(text, np.uint8), **cells})
+
+
+def kind(path: Path) -> Literal["pth", "ckpt", "safetensors"]:
+    """Tell a PyTorch file, zipped or bare pickle, from a MindSpore one by its first bytes; safetensors is the rest."""
     try:
         with path.open("rb") as file:
-            head = file.read(4)
+            head = file.read(9)
     except OSError as error:
         raise OcrnetError(f"'{path}' cannot be read: {error.strerror}") from None
-    return head.startswith((b"PK\x03\x04", b"\x80\x02"))
+    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "pth"
+    is_safetensors = head[8:] == b"{"
+    return "ckpt" if not is_safetensors and (ckpt.looks_like(head) or path.suffix == ".ckpt") else "safetensors"
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    """Return a file's tensors under canonical names, its metadata, and the variant that its layout stands for."""
+    what = kind(path)
+    if what == "pth":
+        return hrnet.canonical(engine.read_pth(path)), {}, "hrnet"
+    if what == "safetensors":
+        found = checkpoint.load(path)
+        return found.tensors, found.meta, "hrnet"
+    return _read_ckpt(path)
+
+
+def _read_ckpt(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    stored = ckpt.read(path)
+    text = stored.pop(DOCUMENT, None)
+    try:
+        tensors = mindspore.canonical(stored)
+    except OcrnetError as error:
+        raise OcrnetError(f"{path}: {error}") from None
+    if text is None:
+        return tensors, {}, "mindspore" if mindspore.is_relative(stored) else "hrnet"
+    meta = checkpoint.opened(path, text.tobytes().decode("utf-8", "replace"))
+    checkpoint.verify(path, tensors, meta)
+    return tensors, meta, "hrnet"

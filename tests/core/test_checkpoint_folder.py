@@ -199,6 +199,32 @@ def test_resolve_a_missing_ckpt_is_the_safetensors_beside_it(tmp_path):
     assert checkpoint.resolve(asked) == (asked, None)
 
 
+def test_going_on_from_a_ckpt_means_the_safetensors_beside_it(tmp_path):
+    path = saved(tmp_path, 5, width=48)
+    asked = path.with_suffix(".ckpt")
+    assert checkpoint.resolve_state(path) == (path, None)
+    assert checkpoint.resolve_state(asked)[0] == path
+    asked.touch()
+    assert checkpoint.resolve_state(asked) == (path, f"{asked} holds weights alone: {path.name} beside it is used.")
+    path.unlink()
+    with pytest.raises(
+        OcrnetError, match=rf"{asked.name} holds weights alone, and .* {path.name}, which is not beside"
+    ):
+        checkpoint.resolve_state(asked)
+
+
+def test_an_old_ckpt_never_stands_beside_a_new_checkpoint(tmp_path):
+    path = saved(tmp_path, "best")
+    twin = path.with_suffix(".ckpt")
+    twin.touch()
+    twin.chmod(0o400)  # as MindSpore leaves its own
+    saved(tmp_path, "best")
+    assert not twin.exists()
+    twin.mkdir()
+    with pytest.raises(OcrnetError, match=f"cannot write checkpoint {path}"):
+        saved(tmp_path, "best")
+
+
 def test_resolve_a_wrong_path_names_what_is_near(tmp_path):
     path = saved(tmp_path, 16000, width=48)
     (tmp_path / "notes.txt").touch()
