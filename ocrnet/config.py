@@ -55,7 +55,7 @@ class Backbone:
     modules: tuple[int, int, int] = key((1, 4, 3), "number of modules in stages 2, 3, 4", low=1)
     initializer: Literal["kaiming", "normal"] = key("kaiming", "initial weights; normal: the authors' N(0, 0.001)")
     pretrained: bool = key(False, "start from the ImageNet weights in backbone_ckpt")
-    backbone_ckpt: str = key("", "file with HRNet ImageNet weights under the authors' names")
+    backbone_ckpt: str = key("", "file with HRNet ImageNet weights: the authors' .pth, or mindcv's .ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +136,9 @@ class Config:
     eval_samples: int = key(3, "validation images drawn into samples/ at every evaluation; 0: none", low=0)
     save_interval: int = key(2000, "steps between checkpoints", low=1)
     keep_checkpoint: int = key(5, "numbered checkpoints kept; 0: all", low=0)
+    save_ckpt: bool | None = key(
+        None, "also write each checkpoint's weights as MindSpore's .ckpt; none: with the mindspore engine alone"
+    )
     tensorboard: bool = key(True, "write TensorBoard files to SAVE_DIR/tensorboard")
     expect: float | None = key(None, "mIoU that `eval` must reach, or it exits with 1; none: any", low=0, high=1)
     num_workers: int = key(4, "processes that read and augment; 0: the training process itself", low=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ocrnet import checkpoint
+from ocrnet import checkpoint, weights
 from ocrnet.config import Config, Data
 from ocrnet.datasets.base import ClassTable, Dataset, Pair
 from ocrnet.engine import Stats
@@ -16,6 +16,7 @@ from ocrnet.images import write_png
 from ocrnet.loop import Loop, Progress, duration
 from ocrnet.run import Run
 from ocrnet.stream import TrainStream
+from ocrnet.weights import ckpt
 from ocrnet.world import World
 
 CONFIG = Config(
@@ -101,6 +102,26 @@ def test_the_best_is_kept_and_remembered(dataset, tmp_path):
     assert best.tensors["count"].tolist() == [6]
     last = checkpoint.load(checkpoint.steps(run.checkpoints)[-1])
     assert last.meta["progress"] == dataclasses.asdict(progress)
+
+
+@pytest.mark.parametrize(
+    ("save_ckpt", "framework", "written"),
+    [(None, "counting", False), (None, "mindspore", True), (True, "counting", True), (False, "mindspore", False)],
+)
+def test_weights_for_mindspore_beside_each_checkpoint(dataset, tmp_path, monkeypatch, save_ckpt, framework, written):
+    monkeypatch.setattr(CountingEngine, "versions", {framework: "1"})
+    old = tmp_path / "out/checkpoint" / checkpoint.file_name(CONFIG.backbone.width, "best")
+    old.parent.mkdir(parents=True)
+    old.with_suffix(".ckpt").touch()
+    run, _ = drive(CountingEngine(), dataset, tmp_path / "out", save_ckpt=save_ckpt)
+    stems = {path.stem for path in run.checkpoints.glob("*.safetensors")}
+    assert len(stems) == 2  # the last and the best
+    assert {path.stem for path in run.checkpoints.glob("*.ckpt")} == (stems if written else set())
+    if written:
+        found = ckpt.read(old.with_suffix(".ckpt"))
+        assert found["count"] == checkpoint.load(old).tensors["count"]
+        stored = checkpoint.opened(old, found[weights.DOCUMENT].tobytes().decode())
+        assert (stored["step"], stored["config"]["num_classes"], "progress" in stored) == (6, 2, False)
 
 
 def test_a_worse_model_after_a_resume_does_not_replace_the_best(dataset, tmp_path):
