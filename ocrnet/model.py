@@ -72,7 +72,7 @@ def load(
     device_target: Literal["CPU", "GPU", "Ascend"] | None = None,
     mix: bool = False,
 ) -> Model:
-    """Return the network in a checkpoint of ours, in a run's folder, or in a weights file of the HRNet-OCR authors.
+    """Return the network in a checkpoint of ours, a run's folder, an HRNet-OCR author's .pth, or a MindSpore .ckpt.
 
     The architecture comes from the file; a folder means its newest valid checkpoint. Raise `OcrnetError` where the
     file is missing, damaged or not an OCRNet.

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from commands import SMALL, run
 
-from ocrnet import checkpoint, spec
+from ocrnet import checkpoint, spec, weights
 from ocrnet.config import Config, as_dict
 from ocrnet.spec import Arch
 
@@ -77,8 +77,11 @@ def test_resume_goes_on_and_ends_like_the_run_never_stopped(w48_run, cityscapes,
     middle = tmp_path / "middle.safetensors"
     stored = checkpoint.load(w48_run / "checkpoint/OCRNet_hrnet_seg_w48_2_rank0.safetensors")
     checkpoint.save(middle, stored.tensors, stored.meta | {"versions": stored.meta["versions"] | {"threads": "64"}})
+    weights.write_ckpt(middle.with_suffix(".ckpt"), stored.tensors, {})
     found = run("train.py", "--config", W48, "--device_target", "CPU", "--mix", "True", "--save_dir", tmp_path / "out",
-                "--resume_ckpt", middle, "--set", f"data.dataset_dir={cityscapes}", *SMALL)  # fmt: skip
+                "--resume_ckpt", middle.with_suffix(".ckpt"), "--set", f"data.dataset_dir={cityscapes}",
+                "save_ckpt=True", *SMALL)  # fmt: skip
+    assert f"{middle.with_suffix('.ckpt')} holds weights alone: {middle.name} beside it is used" in found.stdout
     assert f"resume: from {middle}, step 2" in found.stdout
     assert ", was 64; numbers may differ in their last digits" in found.stdout
     name = "OCRNet_hrnet_seg_w48_4_rank0.safetensors"
@@ -87,6 +90,9 @@ def test_resume_goes_on_and_ends_like_the_run_never_stopped(w48_run, cityscapes,
     for key, array in whole.tensors.items():
         np.testing.assert_array_equal(array, resumed.tensors[key], err_msg=key)
     assert resumed.meta["progress"] == whole.meta["progress"]
+    for_mindspore = weights.read((tmp_path / "out/checkpoint" / name).with_suffix(".ckpt"))
+    assert for_mindspore.arch == weights.read(tmp_path / "out/checkpoint" / name).arch
+    assert all(np.array_equal(array, whole.tensors[key]) for key, array in for_mindspore.tensors.items())
 
 
 def test_auto_resume_cuts_the_rows_after_the_restored_step(cityscapes, tmp_path):
