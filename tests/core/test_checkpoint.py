@@ -174,7 +174,8 @@ def header_of(document):
         (header_of("{}"), "no checkpoint of ocrnet"),
         (header_of('{"__metadata__": 3}'), "no checkpoint of ocrnet"),
         (header_of('{"__metadata__": {"ocrnet": "{}"}}'), "metadata does not have the sha256"),
-        (header_of('{"a":' * 5000 + "1" + "}" * 5000), "header is not JSON"),
+        # Too deep to parse, but not where MindSpore is in the process: it raises the recursion limit.
+        (header_of('{"a":' * 5000 + "1" + "}" * 5000), "header is not JSON|no checkpoint of ocrnet"),
     ],
 )
 def test_other_files_are_named_for_what_they_are(tmp_path, content, said):
