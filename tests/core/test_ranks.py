@@ -342,22 +342,27 @@ def test_where_a_broken_image_ends_the_run_no_names_are_exchanged(runs, monkeypa
     assert on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange)) == [0, 0]
 
 
-def test_a_log_line_that_rank_0_cannot_write_ends_all(runs, monkeypatch):
-    def full(run, row):
-        if run.writes:
-            raise OcrnetError("no space left")
-
-    monkeypatch.setattr(Run, "record", full)
-    first, second = on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange))
-    assert (str(first), str(second)[:13]) == ("no space left", "rank 0 failed")
-
-
-def test_a_checkpoint_that_rank_0_cannot_write_ends_all(runs, monkeypatch):
-    def full(path, *rest):
+@pytest.mark.parametrize(
+    ("what", "stop"), [("train", 99), ("eval", 99), ("checkpoint", 99), ("checkpoint", 1), ("curves", 99)]
+)
+def test_what_rank_0_cannot_write_ends_all(runs, monkeypatch, what, stop):
+    def full(*args):
         raise OcrnetError("no space left")
 
-    monkeypatch.setattr(checkpoint, "save", full)
-    first, second = on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange, run_eval=False))
+    def record(run, row):
+        if run.writes and row["kind"] == what:
+            full()
+
+    monkeypatch.setattr(Run, "record", record)
+    if what == "checkpoint":
+        monkeypatch.setattr(checkpoint, "save", full)
+    if what == "curves":
+        monkeypatch.setattr(Run, "draw_curves", lambda run: full() if run.writes else None)
+
+    def work(rank, exchange):
+        return runs.fit(rank, exchange, stopped=asked_at(stop, rank=1), run_eval=what == "eval")
+
+    first, second = on_ranks(2, work)
     assert (str(first), str(second)[:13]) == ("no space left", "rank 0 failed")
 
 
@@ -440,9 +445,16 @@ class Commands:
         monkeypatch.setattr(training, "open_engine", self.open_engine)
         monkeypatch.setattr(cli, "open_engine", self.open_engine)
         monkeypatch.setattr(cli, "read_world", lambda: self.here.world)
+        self.full = False
 
     def open_engine(self, cfg, arch, *, world, stream=None):
-        return RankEngine(world.rank, self.here.exchange)
+        engine = RankEngine(world.rank, self.here.exchange)
+        if self.full and world.rank == 1:
+            engine.restore = self.refuse
+        return engine
+
+    def refuse(self, state, step):
+        raise OcrnetError("no memory")
 
     def enter(self, rank, exchange) -> World:
         self.here.exchange, self.here.world = exchange, World(rank, exchange.size)
@@ -491,6 +503,16 @@ def test_a_folder_that_rank_0_cannot_claim_ends_all(commands, monkeypatch):
     monkeypatch.setattr(Run, "claim", refuse)
     first, second = on_ranks(2, commands.train)
     assert (str(first), str(second)[:13]) == ("in use", "rank 0 failed")
+
+
+@pytest.mark.parametrize("name", ["train", "rehearse", "eval"])
+def test_a_state_that_finds_no_room_on_one_rank_ends_all(commands, tmp_path, name):
+    if name == "eval":
+        on_ranks(2, commands.train)
+    commands.full = True
+    argv = ["--checkpoint_path", str(tmp_path / "out"), "--save_dir", str(tmp_path / "eval")] if name == "eval" else []
+    first, second = on_ranks(2, lambda *rank: getattr(commands, name)(*rank, *argv))
+    assert (str(first)[:13], str(second)) == ("rank 1 failed", "no memory")
 
 
 def test_resuming_with_another_number_of_cards_is_said(commands, tmp_path):
@@ -542,6 +564,15 @@ def test_a_dry_run_is_printed_once_and_any_ranks_problem_counts(commands, monkey
     assert on_ranks(2, commands.rehearse) == [["b.png is damaged"], ["b.png is damaged"]]
     assert capsys.readouterr().out.count("problem: b.png is damaged") == 1
 
+    def breaks_on_rank_1(datasets, cfg):
+        if commands.here.world.rank == 1:
+            raise OcrnetError("no folder")
+        return [], []
+
+    monkeypatch.setattr(training.dry_run, "lines_of_data", breaks_on_rank_1)
+    first, second = on_ranks(2, commands.rehearse)
+    assert (str(first)[:13], str(second)) == ("rank 1 failed", "no folder")
+
 
 def test_an_evaluation_by_many_ranks_is_told_once(commands, tmp_path, capsys):
     on_ranks(2, commands.train)
@@ -555,6 +586,15 @@ def test_an_evaluation_by_many_ranks_is_told_once(commands, tmp_path, capsys):
         tables.append(said[said.index("class") :])
         assert len((folder / "eval.jsonl").read_text().splitlines()) == 1
     assert tables[0] == tables[1]
+
+
+def test_ranks_that_would_score_different_checkpoints_end(commands, tmp_path):
+    on_ranks(1, commands.train)
+    argv = ("--save_dir", str(tmp_path / "eval"), "--checkpoint_path")
+    paths = [str(path) for path in checkpoint.steps(tmp_path / "out/checkpoint")]
+    for outcome in on_ranks(2, lambda *rank: commands.eval(*rank, *argv, paths[rank[0]])):
+        assert "do not see the same checkpoint" in str(outcome)
+    assert not (tmp_path / "eval").exists()
 
 
 def test_an_error_names_its_rank_where_there_are_several(monkeypatch, capsys):
