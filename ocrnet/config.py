@@ -116,6 +116,14 @@ class Config:
     device_target: Literal["CPU", "GPU", "Ascend"] | None = key(None, "where to compute; none: what is there")
     engine: Literal["auto", "torch", "mindspore"] = key("auto", "the framework that computes")
     mix: bool = key(False, "mixed precision")
+    amp_level: Literal["auto", "O0", "O1", "O2", "O3"] = key(
+        "auto", "what mix means on the mindspore engine: O1 convolutions in float16, O2 and O3 all but batch norms"
+    )
+    ms_mode: Literal["graph", "pynative"] = key("graph", "how the mindspore engine runs: compiled, or op by op")
+    loss_scale: float | None = key(
+        None, "a fixed loss scale where mix computes in float16; none: one that adapts", low=1
+    )
+    norm: Literal["sync", "local"] = key("sync", "batch norm over all cards, or each card's own")
     deterministic: bool = key(False, "bit-equal repeats on GPU, at the price of speed")
     save_dir: str = key("output", "folder of the run")
     seed: int = key(1234, "seed of weights, order and augmentation", low=0)
@@ -178,6 +186,8 @@ def check(cfg: Config) -> None:
 def _contradictions(cfg: Config) -> Iterator[str]:
     if cfg.warmup_step > cfg.total_step:
         yield f"warmup_step {cfg.warmup_step} is more than total_step {cfg.total_step}; lower one or raise the other"
+    if cfg.amp_level not in ("auto", "O0") and not cfg.mix:
+        yield f"amp_level {cfg.amp_level} has no effect without mixed precision; add --mix True, or leave it out"
     if cfg.end_lr > cfg.lr_init:
         yield f"end_lr {cfg.end_lr} is above lr_init {cfg.lr_init}; the learning rate falls from lr_init to end_lr"
     if cfg.data.scale_range[0] > cfg.data.scale_range[1]:

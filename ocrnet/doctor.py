@@ -136,6 +136,8 @@ def _nvidia() -> bool:
 class _Stream:
     """A training stream of noise."""
 
+    channels = 16
+
     def __getitem__(self, number: int) -> Sample:
         rng = np.random.default_rng(number)
         image = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)

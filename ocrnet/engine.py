@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from ocrnet.spec import Arch
 from ocrnet.stream import TrainStream
 from ocrnet.world import World
 
+NOT_INSTALLED = {
+    "torch": "PyTorch is not installed: pip install -r requirements.txt",
+    "mindspore": "MindSpore is not installed: pip install 'ocrnet[mindspore]', or from a clone pip install -e '.[mindspore]'",
+}
 OUTPUTS = ("labels", "confidence", "probabilities")
 
 
@@ -72,24 +76,37 @@ class Engine(Protocol):
 
 def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | None = None) -> Engine:
     """Return the engine that the config chooses, importing its framework alone; ``stream`` is what it trains on."""
-    _check_engine(cfg)
-    from ocrnet.engines.torch.engine import TorchEngine
+    if choose_engine(cfg) == "torch":
+        from ocrnet.engines.torch.engine import TorchEngine
 
-    return TorchEngine(cfg, arch, world=world, stream=stream)
+        return TorchEngine(cfg, arch, world=world, stream=stream)
+    from ocrnet.engines.mindspore import ranks
+
+    ranks.prepare(world, cfg.device_target)
+    from ocrnet.engines.mindspore.engine import MindSporeEngine
+
+    return MindSporeEngine(cfg, arch, world=world, stream=stream)
 
 
-def _check_engine(cfg: Config) -> None:
-    """Raise where the engine that was asked for, or that the device needs, is not to be had."""
+def choose_engine(cfg: Config) -> Literal["torch", "mindspore"]:
+    """Return the engine that the config asks for, else the one for its device; raise where it is not installed.
+
+    Ascend means MindSpore. Elsewhere PyTorch goes first, except on a machine with an Ascend and no device asked for.
+    """
     if cfg.engine == "torch" and cfg.device_target == "Ascend":
-        raise OcrnetError("--engine torch does not run on Ascend; use --device_target CPU or GPU")
-    if cfg.engine == "mindspore" or cfg.device_target == "Ascend":
-        asked = "--engine mindspore" if cfg.engine == "mindspore" else "--device_target Ascend"
         raise OcrnetError(
-            f"{asked}: the MindSpore engine is not part of this version; "
-            "use --engine torch with --device_target CPU or GPU"
+            "--engine torch does not run on Ascend; use --device_target CPU or GPU, or --engine mindspore"
         )
-    if importlib.util.find_spec("torch") is None:
-        raise OcrnetError("PyTorch is not installed: pip install -r requirements.txt")
+    installed = [name for name in ("torch", "mindspore") if importlib.util.find_spec(name)]
+    if cfg.engine != "auto" or cfg.device_target == "Ascend":
+        wanted = "mindspore" if cfg.device_target == "Ascend" else cfg.engine
+        if wanted not in installed:
+            raise OcrnetError(f"{NOT_INSTALLED[wanted]}, or leave --engine and --device_target out")
+        return wanted  # type: ignore[return-value]
+    if not installed:
+        raise OcrnetError(NOT_INSTALLED["torch"])
+    ascend = cfg.device_target is None and Path("/dev/davinci_manager").exists()
+    return "mindspore" if installed == ["mindspore"] or (ascend and "mindspore" in installed) else "torch"
 
 
 def read_pth(path: Path) -> dict[str, np.ndarray]:

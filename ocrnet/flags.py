@@ -40,6 +40,8 @@ FLAGS = (
     Flag("device_target", ENGINE, "device_target", "CPU, GPU or Ascend; default: what is there"),
     Flag("engine", ENGINE, "engine", "auto, torch or mindspore"),
     Flag("mix", ENGINE, "mix", "mixed precision, True or False"),
+    Flag("amp_level", ENGINE, "amp_level", "mindspore engine: what mix means, auto, O0, O1, O2 or O3"),
+    Flag("ms_mode", ENGINE, "ms_mode", "mindspore engine: graph (compiled) or pynative (op by op)"),
     Flag("save_dir", RUN, "save_dir", "folder of the run"),
     Flag(
         "checkpoint_path", ("eval", "predict"), None, "checkpoint file, or a folder: its newest valid one", "ckpt_path"

@@ -1,4 +1,8 @@
-"""One behaviour suite, run once for each engine."""
+"""One behaviour suite, run once for each engine.
+
+MindSpore runs op by op here, because compiling takes seconds an engine; tests marked `compiled` run it in graph mode
+too, or with ``only=True`` instead.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,25 +12,37 @@ from tiny import ARCH, CONFIG, MemoryStream
 
 from ocrnet import spec
 from ocrnet.config import Optimizer
-from ocrnet.engine import Engine
+from ocrnet.engine import Engine, open_engine
 from ocrnet.spec import Arch
 from ocrnet.world import World
 
-ENGINES = ("torch",)
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "compiled(only=False): run MindSpore in graph mode too, or in that alone")
 
 
-@pytest.fixture(params=ENGINES)
+def pytest_generate_tests(metafunc):
+    if "make_engine" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("compiled")
+        engines = ["torch"]
+        if marker is None or not marker.kwargs.get("only"):
+            engines.append("mindspore-pynative")
+        if marker is not None:
+            engines.append("mindspore-graph")
+        metafunc.parametrize("make_engine", engines, indirect=True)
+
+
+@pytest.fixture
 def make_engine(request) -> Callable[..., Engine]:
     """Return a function that opens a small engine with fresh weights: keys of the config, and the stream."""
+    name, _, mode = request.param.partition("-")
 
     def make(stream: MemoryStream | None = None, *, fresh: bool = True, arch: Arch = ARCH, **changes) -> Engine:
-        if request.param == "torch":
-            from ocrnet.engines.torch.engine import TorchEngine as Chosen
         if "weight_decay" in changes or "decay" in changes or "momentum" in changes:
             names = ("weight_decay", "decay", "momentum", "nesterov")
             changes["optimizer"] = Optimizer(**{n: changes.pop(n) for n in names if n in changes})
-        cfg = dataclasses.replace(CONFIG, engine=request.param, **changes)
-        engine = Chosen(cfg, arch, world=World(), stream=stream)
+        cfg = dataclasses.replace(CONFIG, engine=name, ms_mode=mode or "graph", **changes)
+        engine = open_engine(cfg, arch, world=World(), stream=stream)
         if fresh:
             engine.restore(spec.init(arch, 1), 0)
         return engine

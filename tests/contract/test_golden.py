@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 from tiny import ARCH
 
@@ -35,12 +36,14 @@ def losses(make_engine, **changes) -> np.ndarray:
     return engine.train(STEPS).loss
 
 
+@pytest.mark.compiled(only=True)
 def test_losses_are_the_stored_ones(make_engine):
     stored = json.loads((FOLDER / "golden_losses.json").read_text())
     found = losses(make_engine)
     np.testing.assert_allclose(found, stored, rtol=TOLERANCE, err_msg=json.dumps(found.tolist()))
 
 
+@pytest.mark.compiled(only=True)
 def test_a_change_of_one_per_cent_in_the_learning_rate_is_seen(make_engine):
     stored = json.loads((FOLDER / "golden_losses.json").read_text())
     assert np.abs(losses(make_engine, lr_init=1.01e-3) / stored - 1).max() > TOLERANCE

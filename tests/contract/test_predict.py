@@ -50,6 +50,7 @@ def test_a_batch_is_its_images(engine, images):
     np.testing.assert_allclose(both["probabilities"][1:], one["probabilities"], atol=1e-5)
 
 
+@pytest.mark.compiled
 def test_passes_are_averaged_after_the_softmax(engine, images):
     alone = [look(engine, images, scales=(scale,))["probabilities"] for scale in (0.5, 1.0, 1.75)]
     together = look(engine, images, scales=(0.5, 1.0, 1.75))["probabilities"]

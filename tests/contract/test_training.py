@@ -39,6 +39,7 @@ def test_state_goes_out_and_in_unchanged(make_engine):
     assert same(other.state(), state)
 
 
+@pytest.mark.compiled
 def test_a_restored_run_goes_on_bit_for_bit(make_engine):
     whole = make_engine(MemoryStream())
     first = whole.train(3)
@@ -68,6 +69,7 @@ def test_stats_describe_the_segment(make_engine):
     assert stats.memory_bytes > 0
 
 
+@pytest.mark.compiled
 def test_a_step_that_is_not_finite_changes_nothing_but_is_counted(make_engine):
     engine = make_engine(MemoryStream())
     engine.train(2)
@@ -150,6 +152,7 @@ def test_momentum_and_learning_rate_are_those_of_sgd(make_engine):
             np.testing.assert_allclose(states[step + 1][name], moved, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.compiled
 def test_clip_grad_bounds_the_step(make_engine):
     def first_momentum(clip_grad):
         engine = make_engine(MemoryStream(), weight_decay=0.0, momentum=0.9, clip_grad=clip_grad)
@@ -163,6 +166,7 @@ def test_clip_grad_bounds_the_step(make_engine):
     np.testing.assert_array_equal(unbound, free)
 
 
+@pytest.mark.compiled
 def test_micro_batches_give_the_mean_of_the_whole_batch(make_engine):
     """The image is the same throughout, so that batch norm sees the same statistics; only the labels differ."""
     options = {"weight_decay": 0.0, "momentum": 0.9}

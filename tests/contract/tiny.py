@@ -23,6 +23,8 @@ CONFIG = Config(
 class MemoryStream:
     """Samples made from their number; some labels are mostly 255, so that valid pixels differ between samples."""
 
+    channels = 16
+
     def __init__(self, *, same_image: bool = False, label: int | None = None) -> None:
         self.same_image, self.label = same_image, label
 

@@ -17,6 +17,8 @@ FROZEN = {
     ("device_target", "train eval predict", "device_target", None),
     ("engine", "train eval predict", "engine", None),
     ("mix", "train eval predict", "mix", None),
+    ("amp_level", "train eval predict", "amp_level", None),
+    ("ms_mode", "train eval predict", "ms_mode", None),
     ("save_dir", "train eval", "save_dir", None),
     ("checkpoint_path", "eval predict", None, "ckpt_path"),
     ("output", "predict", None, None),

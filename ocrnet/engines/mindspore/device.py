@@ -1,0 +1,117 @@
+"""What to compute on and in which precision, chosen once, with the reason."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import mindspore as ms
+
+from ocrnet.config import Config
+from ocrnet.errors import OcrnetError
+
+OUT_OF_MEMORY = ("out of memory", "memory isn't enough", "memory is not enough", "allocate", "bad_alloc", "malloc")
+
+MISSING = {
+    "GPU": (
+        "device_target GPU: MindSpore {version} sees no GPU that it can use; its builds are for CUDA 11.1 and 11.6 with "
+        "cuDNN 8 and GPUs up to compute capability 8.6; on NVIDIA GPUs use --engine torch"
+    ),
+    "Ascend": (
+        "device_target Ascend: MindSpore {version} finds no Ascend; install the driver and the CANN toolkit of this "
+        "MindSpore version and source its set_env.sh, or use --device_target CPU"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The AMP level to compute at, whether the loss needs a scale, and why."""
+
+    level: str
+    scaled: bool
+    text: str
+
+
+def choose_device(target: str | None) -> tuple[str, str]:
+    """Return MindSpore's name of the device for ``--device_target``, and the sentence that says why."""
+    if target is None:
+        found = next((name for name in ("Ascend", "GPU") if _available(name)), "CPU")
+        return found, found if found != "CPU" else "CPU, because MindSpore sees neither Ascend nor GPU"
+    if target != "CPU" and not _available(target):
+        raise OcrnetError(MISSING[target].format(version=ms.__version__))
+    return target, target
+
+
+def _available(name: str) -> bool:
+    with _stderr_dropped():
+        return bool(ms.hal.is_available(name))
+
+
+@contextlib.contextmanager
+def _stderr_dropped() -> Iterator[None]:
+    """Drop what MindSpore prints of libraries that it does not find, which is what was asked."""
+    if os.environ["GLOG_v"] < "3":  # noqa: SIM112 - MindSpore spells it so
+        yield
+        return
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def choose_precision(target: str, cfg: Config) -> Precision:
+    """Return what ``--mix`` means here: float16 with a scaled loss, and batch norms, softmax and loss in float32."""
+    level = ("O2" if cfg.amp_level == "auto" else cfg.amp_level) if cfg.mix else "O0"
+    if level == "O0":
+        return Precision(level, False, "float32" + (", because amp_level is O0" if cfg.mix else ""))
+    what = {
+        "O1": "O1: convolutions in float16",
+        "O2": "O2: float16, batch norms, softmax and loss in float32",
+        "O3": "O3: as O2, for batch norms stay in float32",
+    }[level]
+    why = ", because MindSpore has no bfloat16 convolution on CPU" if target == "CPU" else ""
+    scale = "a dynamic loss scale" if cfg.loss_scale is None else f"loss scale {cfg.loss_scale:g}"
+    return Precision(level, True, f"{what}{why}; {scale}")
+
+
+@contextlib.contextmanager
+def memory_told(remedy: str) -> Iterator[None]:
+    """Turn what MindSpore and NumPy raise where memory ends into an `OcrnetError` with what helps."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError) and not any(word in text.lower() for word in OUT_OF_MEMORY):
+            raise
+        first = next((line for line in text.splitlines() if line.strip()), "no memory is left")
+        raise OcrnetError(f"out of memory ({first}); {remedy}") from error
+
+
+def configure(target: str, cfg: Config) -> None:
+    """Set MindSpore's switches for a run."""
+    mode = ms.GRAPH_MODE if cfg.ms_mode == "graph" else ms.PYNATIVE_MODE
+    ms.set_context(mode=mode, device_target=target)
+    if cfg.deterministic:
+        ms.set_context(deterministic="ON")
+
+
+def describe(target: str, why: str, precision: Precision, cfg: Config, *, training: bool) -> tuple[list[str], dict]:
+    """Return the banner's lines, and the versions for the checkpoint."""
+    threads = ms.get_context("runtime_num_threads")
+    versions = {"mindspore": ms.__version__, "threads": str(threads)}
+    mode = "graph mode" if cfg.ms_mode == "graph" else "PyNative mode"
+    lines = [
+        f"engine: mindspore {ms.__version__}, {mode}, {threads} threads",
+        f"device: {why}",
+        f"mix: {precision.text}",
+    ]
+    if cfg.deterministic:
+        lines.append("deterministic: on")
+    if training and cfg.ms_mode == "graph":
+        lines.append("the first step compiles the network, which takes a minute or more; those after it are fast")
+    return lines, versions

@@ -1,0 +1,284 @@
+"""The MindSpore engine: compiled optimizer attempts that skip where not finite, and prediction by passes."""
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+
+import mindspore as ms
+import numpy as np
+import psutil
+from mindspore import ParameterTuple, Tensor, nn, ops
+
+from ocrnet import schedule, spec
+from ocrnet.config import Config
+from ocrnet.engine import OUTPUTS, Stats
+from ocrnet.engines.mindspore import ranks
+from ocrnet.engines.mindspore.device import Precision, choose_device, choose_precision, configure, describe, memory_told
+from ocrnet.engines.mindspore.hrnet import Size, resize
+from ocrnet.engines.mindspore.loader import Batch, batches
+from ocrnet.engines.mindspore.loss import SegmentationLoss, label_weight, weight_table
+from ocrnet.engines.mindspore.ocr import OCRNet
+from ocrnet.engines.mindspore.scaler import LossScaler
+from ocrnet.engines.mindspore.step import Accumulate, Finish, Forward, Gradients, Step, Update
+from ocrnet.errors import OcrnetError
+from ocrnet.passes import Pass
+from ocrnet.stream import TrainStream
+from ocrnet.weights.mindspore import canonical_name
+from ocrnet.world import World
+
+MOMENTUM = "momentum/"
+
+
+class MindSporeEngine:
+    """OCRNet on Ascend, CPU or GPU by MindSpore; see `ocrnet.engine.Engine` for what each method means."""
+
+    def __init__(self, cfg: Config, arch: spec.Arch, *, world: World, stream: TrainStream | None = None) -> None:
+        self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
+        self.device, why = choose_device(cfg.device_target)
+        self.precision: Precision = choose_precision(self.device, cfg)
+        self.decisions: Sequence[str]
+        self.versions: Mapping[str, str]
+        configure(self.device, cfg)
+        if world.size > 1:
+            ranks.join(world)
+        self.decisions, self.versions = describe(self.device, why, self.precision, cfg, training=stream is not None)
+        self.network = OCRNet(arch)
+        self.network.compute_at(self.precision.level)
+        self.tensors = {canonical_name(p.name): p for p in self.network.get_parameters()}
+        self.mean = Tensor(np.array(cfg.data.mean, np.float32).reshape(1, 3, 1, 1) * 255)
+        self.std = Tensor(np.array(cfg.data.std, np.float32).reshape(1, 3, 1, 1) * 255)
+        self.predictor = Predictor(self.network)
+        self.step = 0
+        self._batches: Generator[Batch, None, None] | None = None
+        self._failure: OcrnetError | None = None
+        if stream is not None:
+            self._prepare_training()
+
+    def _prepare_training(self) -> None:
+        cfg, size = self.cfg, self.world.size
+        self.lr = schedule.table(cfg).astype(np.float32)
+        if cfg.norm == "sync":
+            self.network.synchronise(size)
+        class_weights = cfg.data.class_weights or (1.0,) * self.arch.num_classes
+        self.weight_table = weight_table(class_weights)
+        loss = SegmentationLoss(
+            class_weights,
+            self.arch.rule.align_corners,
+            aux=cfg.loss.aux,
+            ocr=cfg.loss.ocr,
+            ohem=(cfg.loss.ohem_threshold, cfg.loss.ohem_min_kept) if cfg.loss.ohem else None,
+            parts=cfg.accumulate_steps * size,
+        )
+        dynamic = self.precision.scaled and cfg.loss_scale is None
+        self.scaler = LossScaler(dynamic=dynamic, fixed=(cfg.loss_scale or 1.0) if self.precision.scaled else 1.0)
+        names = {name: p for name, p in self.tensors.items() if not spec.is_buffer(name)}
+        statistics = ParameterTuple([p for name, p in self.tensors.items() if spec.is_buffer(name)])
+        weights = ParameterTuple(list(names.values()))
+        how = cfg.optimizer
+        decays = tuple(how.weight_decay if spec.decays(name, how.decay) else 0.0 for name in names)
+        self.update = Update(weights, statistics, decays, self.scaler, cfg, size)
+        self.momenta = dict(zip(names, self.update.momenta, strict=True)) if how.momentum else {}
+        forward = Forward(self.network, loss, self.mean, self.std, self.scaler)
+        gradients = Gradients(forward, weights, size)
+        self.attempt: Step | None = None
+        if cfg.accumulate_steps == 1:
+            self.attempt = Step(gradients, self.update)
+        else:
+            self.accumulate = Accumulate(gradients, weights)
+            self.finish = Finish(self.accumulate, self.update)
+        for cell in (self.attempt,) if self.attempt else (self.accumulate, self.finish):
+            cell.set_train(True)
+
+    def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
+        """Take up to ``steps`` optimizer attempts; their losses are copied from the device after the last."""
+        if self.stream is None:
+            raise OcrnetError("this engine was opened without a training stream")
+        if self._failure is not None:
+            raise self._failure
+        if self._batches is None:
+            self._batches = batches(self.stream, self.cfg, world=self.world, step=self.step)
+        self.network.set_train(True)
+        ready = self._batches
+        taken: list[tuple[Tensor, Tensor]] = []
+        begun, waited = time.perf_counter(), 0.0
+        unreadable: list[str] = []
+        while len(taken) < steps and not (taken and stopped()):
+            asked = time.perf_counter()
+            try:
+                micro_batches = [next(ready) for _ in range(self.cfg.accumulate_steps)]
+                waited += time.perf_counter() - asked
+                taken.append(self._take_step(micro_batches))
+            except OcrnetError as error:
+                self._failure = error
+                if not taken:
+                    raise
+                break
+            unreadable += [error for batch in micro_batches for error in batch.unreadable]
+            self.step += 1
+        return Stats(
+            loss=np.array([heads.asnumpy() for heads, _ in taken], np.float64).reshape(-1, 2),
+            finite=np.array([finite.asnumpy() for _, finite in taken], bool).reshape(-1),
+            samples=len(taken) * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size,
+            seconds=time.perf_counter() - begun,
+            data_seconds=waited,
+            memory_bytes=self._memory(),
+            unreadable=tuple(unreadable),
+        )
+
+    def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Take one optimizer attempt; return the two heads' losses and whether it was finite, both on the device."""
+        weight = sum(label_weight(batch.labels, self.weight_table) for batch in micro_batches)
+        denominator = Tensor(np.array([weight], np.float32))
+        lr = Tensor(self.lr[self.step])
+        try:
+            with memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"):
+                inputs = [(*(Tensor(part) for part in batch[:3]), denominator) for batch in micro_batches]
+                if self.attempt is not None:
+                    return self.attempt(*inputs[0], lr)
+                for one in inputs:
+                    self.accumulate(*one)
+                return self.finish(lr)
+        except OcrnetError:
+            self.update.undo()
+            if self.attempt is None:
+                self.accumulate.clear()
+            raise
+
+    @memory_told("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
+    def predict(
+        self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
+    ) -> dict[str, np.ndarray]:
+        """Average the softmax over ``passes``; a single pass's labels need no softmax."""
+        unknown = set(outputs) - set(OUTPUTS)
+        if unknown:
+            raise OcrnetError(f"predict has no output {sorted(unknown)}; it has {', '.join(OUTPUTS)}")
+        self.network.set_train(False)
+        self.predictor.expect({(height, width) for one in passes for _, _, height, width in one.windows})
+        x = (Tensor(images).astype("float32").transpose(0, 3, 1, 2) - self.mean) / self.std
+        size = images.shape[1], images.shape[2]
+        if list(outputs) == ["labels"] and len(passes) == 1:
+            return {"labels": self._look(x, passes[0], size).argmax(1).asnumpy().astype(np.uint8)}
+        probabilities = ops.zeros((len(images), self.arch.num_classes, *size), ms.float32)
+        for one in passes:
+            probabilities = probabilities + ops.softmax(self._look(x, one, size), 1)
+        probabilities = probabilities / len(passes)
+        found = {
+            "labels": lambda: probabilities.argmax(1).asnumpy().astype(np.uint8),
+            "confidence": lambda: ops.amax(probabilities, 1).asnumpy(),
+            "probabilities": probabilities.asnumpy,
+        }
+        return {name: found[name]() for name in outputs}
+
+    def _look(self, x: Tensor, one: Pass, size: Size) -> Tensor:
+        """Return the OCR head's logits float32 N,num_classes,H,W at the image's own size, seen through one pass."""
+        x = resize(x, one.size, align_corners=False)
+        if one.flip:
+            x = ops.flip(x, (3,))
+        align_corners = self.arch.rule.align_corners
+        if len(one.windows) == 1:
+            logits = self.predictor(x)
+        else:
+            total = np.zeros((len(x), self.arch.num_classes, *one.size), np.float32)
+            count = np.zeros(one.size, np.float32)
+            for top, left, height, width in one.windows:
+                window = (..., slice(top, top + height), slice(left, left + width))
+                total[window] += resize(self.predictor(x[window]), (height, width), align_corners).asnumpy()
+                count[window] += 1
+            logits = Tensor(total / count)
+        if one.flip:
+            logits = ops.flip(logits, (3,))
+        return resize(logits, size, align_corners)
+
+    def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Run the network once on normalised float32 N,3,H,W."""
+        self.network.set_train(False)
+        self.predictor.expect({(x.shape[2], x.shape[3])})
+        aux, ocr = self.predictor.both(Tensor(x))
+        return aux.asnumpy(), ocr.asnumpy()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Copy the state to the host under canonical names."""
+        state = {name: p.asnumpy().copy() for name, p in self.tensors.items()}
+        if self.stream is not None:
+            state |= {MOMENTUM + name: p.asnumpy().copy() for name, p in self.momenta.items()}
+            state |= self.scaler.state()
+        return state
+
+    def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
+        """Copy a state into place; momentum that it does not hold begins as zeros."""
+        for name, parameter in self.tensors.items():
+            _put(parameter, state[name])
+        if self.stream is not None:
+            for name, parameter in self.momenta.items():
+                _put(parameter, state.get(MOMENTUM + name, np.zeros(parameter.shape, np.float32)))
+            self.update.keep()
+            self.scaler.restore(state)
+        self.close_loader()
+        self.step = step
+        self._failure = None
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum over the ranks; NumPy adds up, so that it is exact for int64."""
+        return array if self.world.size == 1 else ranks.all_sum(array)
+
+    def close_loader(self) -> None:
+        """Stop the loader's workers."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def close(self) -> None:
+        """Stop the loader's workers and leave the other ranks."""
+        self.close_loader()
+        if self.world.size > 1:
+            ranks.leave()
+
+    def _memory(self) -> int:
+        if self.device == "CPU":
+            return psutil.Process().memory_info().rss
+        return int(ms.hal.max_memory_allocated())
+
+
+class Predictor:
+    """The network in evaluation: compiled for one size, and from the second size on once more for any size.
+
+    A graph of fixed shapes is the fastest, but each takes its own minute of compiling.
+    """
+
+    def __init__(self, network: OCRNet) -> None:
+        self.fixed, self.any = Logits(network), Logits(network)
+        self.any.set_inputs(Tensor(shape=[None, 3, None, None], dtype=ms.float32))
+        self.size: Size | None = None
+        self.many = False
+
+    def expect(self, sizes: set[Size]) -> None:
+        """Say which sizes are to come."""
+        self.many = self.many or len(sizes | ({self.size} if self.size else set())) > 1
+        if not self.many:
+            (self.size,) = sizes
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised."""
+        cell = self.any if self.many and x.shape[2:] != self.size else self.fixed
+        cell.set_train(False)
+        return cell(x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The OCR head's logits alone."""
+        return self.both(x)[1]
+
+
+class Logits(nn.Cell):
+    """The network's answers in float32."""
+
+    def __init__(self, network: OCRNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (aux, ocr), each N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised."""
+        aux, ocr = self.network(x, None)
+        return aux.astype("float32"), ocr.astype("float32")
+
+
+def _put(parameter: ms.Parameter, array: np.ndarray) -> None:
+    parameter.set_data(Tensor(np.ascontiguousarray(array, np.float32)))

@@ -1,0 +1,211 @@
+"""One optimizer attempt as cells that compile whole: gradients, then an update that changes nothing if not finite."""
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
+
+from ocrnet.config import Config
+from ocrnet.engines.mindspore.hrnet import parameter
+from ocrnet.engines.mindspore.loss import SegmentationLoss
+from ocrnet.engines.mindspore.ocr import OCRNet
+from ocrnet.engines.mindspore.scaler import LossScaler
+
+# Functions over the tuples of parameters go through HyperMap: a loop over 632 of them exceeds the compiler's depth.
+_momentum = ops.ApplyMomentum()
+_nesterov = ops.ApplyMomentum(use_nesterov=True)
+_all_reduce = ops.MultitypeFuncGraph("all_reduce")
+_put = ops.MultitypeFuncGraph("put")
+_add = ops.MultitypeFuncGraph("add")
+_clear = ops.MultitypeFuncGraph("clear")
+_square_sum = ops.MultitypeFuncGraph("square_sum")
+_times = ops.MultitypeFuncGraph("times")
+_apply = ops.MultitypeFuncGraph("apply")
+
+
+@_put.register("Tensor", "Tensor")
+def _put_one(target, source):  # type: ignore[no-untyped-def]
+    return ops.assign(target, source)
+
+
+@_add.register("Tensor", "Tensor")
+def _add_one(target, source):  # type: ignore[no-untyped-def]
+    return ops.assign_add(target, source)
+
+
+@_clear.register("Tensor")
+def _clear_one(target):  # type: ignore[no-untyped-def]
+    return ops.assign(target, ops.zeros_like(target))
+
+
+@_square_sum.register("Tensor")
+def _square_sum_one(gradient):  # type: ignore[no-untyped-def]
+    return ops.square(gradient).sum()
+
+
+@_times.register("Tensor", "Tensor")
+def _times_one(factor, gradient):  # type: ignore[no-untyped-def]
+    return gradient * factor
+
+
+@_all_reduce.register("Function", "Tensor")
+def _all_reduce_one(reduce, gradient):  # type: ignore[no-untyped-def]
+    return reduce(gradient)
+
+
+@_apply.register("Bool", "Number", "Tensor", "Number", "Tensor", "Tensor", "Tensor")
+def _apply_one(nesterov, momentum, lr, decay, weight, accumulated, gradient):  # type: ignore[no-untyped-def]
+    if decay != 0:
+        gradient = gradient + decay * weight
+    if nesterov:
+        return _nesterov(weight, accumulated, lr, gradient, momentum)
+    return _momentum(weight, accumulated, lr, gradient, momentum)
+
+
+def _copy(sources: ParameterTuple, targets: ParameterTuple) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.set_data(Tensor(source.asnumpy()))
+
+
+class Forward(nn.Cell):
+    """From the bytes of a micro-batch to its scaled loss."""
+
+    def __init__(self, network: OCRNet, loss: SegmentationLoss, mean: Tensor, std: Tensor, scaler: LossScaler) -> None:
+        super().__init__()
+        self.network, self.loss, self.scaler = network, loss, scaler
+        self.mean, self.std = mean, std
+
+    def construct(self, images: Tensor, label: Tensor, keep: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled loss, and the heads' own losses (2,), of images N,H,W,3, uint8 labels N,H,W and keep N,features."""
+        x = (images.astype("float32").transpose(0, 3, 1, 2) - self.mean) / self.std
+        aux, ocr = self.network(x, keep)
+        total, heads = self.loss(aux, ocr, label, denominator)
+        return total * self.scaler.scale, heads
+
+
+class Gradients(nn.Cell):
+    """The heads' losses and the scaled gradient of every weight, of this rank's micro-batch alone."""
+
+    def __init__(self, forward: Forward, weights: ParameterTuple, ranks: int) -> None:
+        super().__init__()
+        self.forward, self.ranks = forward, ranks
+        self.compute = ms.value_and_grad(forward, None, weights, has_aux=True)
+        if ranks > 1:
+            self.sum = ops.AllReduce()
+
+    def construct(self, images: Tensor, label: Tensor, keep: Tensor, denominator: Tensor):  # type: ignore[no-untyped-def]
+        """``denominator`` float32 (1,): this rank's label weight in the whole step."""
+        if self.ranks > 1:
+            denominator = self.sum(denominator)
+        (_, heads), gradients = self.compute(images, label, keep, denominator)
+        return heads, gradients
+
+
+class Update(nn.Cell):
+    """SGD over explicit decay groups; where loss or gradient is not finite, nothing but the loss scale changes.
+
+    ``kept`` are the batch norms' statistics of before the step: the forward pass has already changed the others.
+    """
+
+    def __init__(
+        self,
+        weights: ParameterTuple,
+        statistics: ParameterTuple,
+        decays: tuple[float, ...],
+        scaler: LossScaler,
+        cfg: Config,
+        ranks: int,
+    ) -> None:
+        super().__init__()
+        self.weights, self.statistics, self.decays = weights, statistics, decays
+        self.momenta = weights.clone("momentum", "zeros")
+        self.kept = statistics.clone("kept", "same")
+        self.scaler = scaler
+        self.momentum, self.nesterov = cfg.optimizer.momentum, cfg.optimizer.nesterov
+        self.clip, self.ranks = cfg.clip_grad, ranks
+        self.map = ops.HyperMap()
+        if ranks > 1:
+            self.sum = ops.AllReduce()
+
+    def construct(self, heads: Tensor, gradients: tuple[Tensor, ...], lr: Tensor) -> tuple[Tensor, Tensor]:
+        """Heads' losses (2,) over all ranks, and whether the step was taken."""
+        if self.ranks > 1:
+            heads = self.sum(heads)
+            gradients = self.map(ops.partial(_all_reduce, self.sum), gradients)
+        finite = ops.logical_and(amp.all_finite(gradients), ops.isfinite(heads).all())
+        gradients = self.unscaled(gradients)
+        if finite:
+            step = ops.partial(_apply, self.nesterov, self.momentum, lr)
+            self.map(step, self.decays, self.weights, self.momenta, gradients)
+            self.map(_put, self.kept, self.statistics)
+        else:
+            self.map(_put, self.statistics, self.kept)
+        self.scaler.update(finite)
+        return heads, finite
+
+    def unscaled(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The gradients without the loss scale, and no longer than ``clip_grad``."""
+        if self.clip is None and self.scaler.is_one:
+            return gradients
+        factor = 1.0 / self.scaler.scale
+        if self.clip is not None:
+            norm = ops.sqrt(ops.addn(self.map(_square_sum, gradients))) * factor
+            factor = factor / ops.maximum(norm / self.clip, 1.0)
+        return self.map(ops.partial(_times, factor), gradients)
+
+    def keep(self) -> None:
+        """Take the statistics as they are for those of before the next step."""
+        _copy(self.statistics, self.kept)
+
+    def undo(self) -> None:
+        """Put the statistics back after a step that failed on its way."""
+        _copy(self.kept, self.statistics)
+
+
+class Step(nn.Cell):
+    """A whole attempt of one micro-batch."""
+
+    def __init__(self, gradients: Gradients, update: Update) -> None:
+        super().__init__()
+        self.gradients, self.update = gradients, update
+
+    def construct(self, images: Tensor, label: Tensor, keep: Tensor, denominator: Tensor, lr: Tensor):  # type: ignore[no-untyped-def]
+        """Heads' losses (2,), and whether the step was taken."""
+        heads, gradients = self.gradients(images, label, keep, denominator)
+        return self.update(heads, gradients, lr)
+
+
+class Accumulate(nn.Cell):
+    """One of several micro-batches: its gradients are added to what the step has so far."""
+
+    def __init__(self, gradients: Gradients, weights: ParameterTuple) -> None:
+        super().__init__()
+        self.gradients = gradients
+        self.heads = Parameter(parameter((2,), 0, trained=False), name="heads")
+        self.total = weights.clone("total", "zeros")
+        self.map = ops.HyperMap()
+
+    def construct(self, images: Tensor, label: Tensor, keep: Tensor, denominator: Tensor) -> Tensor:
+        """Take the micro-batch in."""
+        heads, gradients = self.gradients(images, label, keep, denominator)
+        self.map(_add, self.total, gradients)
+        return ops.assign_add(self.heads, heads)
+
+    def clear(self) -> None:
+        """Forget the micro-batches of a step that failed."""
+        for one in (self.heads, *self.total):
+            one.set_data(ops.zeros_like(one))
+
+
+class Finish(nn.Cell):
+    """The update after several micro-batches."""
+
+    def __init__(self, accumulate: Accumulate, update: Update) -> None:
+        super().__init__()
+        self.heads, self.total, self.update = accumulate.heads, accumulate.total, update
+        self.map = ops.HyperMap()
+
+    def construct(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """Heads' losses (2,), and whether the step was taken."""
+        heads, finite = self.update(self.heads + 0.0, self.total, lr)
+        self.map(_clear, self.total)
+        ops.assign(self.heads, ops.zeros_like(self.heads))
+        return heads, finite

@@ -1,0 +1,126 @@
+"""The engines against each other: every variant's answers, and whole training steps from trained weights.
+
+A rounding difference grows tenfold a step from fresh weights, and stays one from trained weights: hence the bounds.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ocrnet import spec
+from ocrnet.config import Config, Data, Optimizer
+from ocrnet.datasets import open_dataset
+from ocrnet.engine import open_engine
+from ocrnet.spec import Arch
+from ocrnet.stream import TrainStream
+from ocrnet.world import World
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), channels=16, key_channels=8)
+STEPS = 20
+BOUND = 1e-4
+
+
+@pytest.mark.parametrize("variant", spec.VARIANTS)
+@pytest.mark.parametrize("size", [(64, 96), (65, 97)])
+def test_every_variant_answers_alike(variant, size):
+    arch = dataclasses.replace(ARCH, variant=variant)
+    rng = np.random.default_rng(0)
+    state = {
+        name: np.abs(x) + 0.5 if spec.is_norm(name) and name.endswith((".weight", ".running_var")) else x
+        for name, x in (
+            (name, rng.normal(0, 0.3, shape).astype(np.float32)) for name, shape in spec.shapes(arch).items()
+        )
+    }
+    x = rng.standard_normal((1, 3, *size)).astype(np.float32)
+    answers = []
+    for name in ("torch", "mindspore"):
+        engine = open_engine(Config(engine=name, device_target="CPU", ms_mode="pynative"), arch, world=World())
+        engine.restore(state, 0)
+        answers.append(engine.logits(x))
+    for a, b in zip(*answers, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def config(engine, **changes):
+    data = Data(dataset_dir=str(GOLDEN), crop_size=(64, 96), class_weights=tuple(np.linspace(0.5, 1.5, 19)))
+    plain = {
+        "batch_size": 4,
+        "lr_init": 1e-3,
+        "total_step": STEPS,
+        "warmup_step": 0,
+        "num_workers": 0,
+        "num_classes": 19,
+    }
+    optimizer = Optimizer(weight_decay=0.05, decay=changes.pop("decay", "all"))
+    cfg = Config(engine=engine, device_target="CPU", data=data, optimizer=optimizer)
+    return dataclasses.replace(cfg, **(plain | changes))
+
+
+def train(engine, steps=STEPS, start=None, at=0, **changes):
+    """Return the losses of ``steps`` steps from trained weights, or from a state, and the state after them."""
+    cfg = config(engine, **changes)
+    dataset = open_dataset("cityscapes", GOLDEN, "train")
+    stream = TrainStream(dataset, cfg.data, seed=1, channels=ARCH.channels, dropout=0.05)
+    opened = open_engine(cfg, ARCH, world=World(), stream=stream)
+    opened.restore(load_file(GOLDEN / "start.safetensors") if start is None else start, at)
+    stats = opened.train(steps)
+    assert stats.finite.all()
+    opened.close()
+    return stats.loss, opened.state()
+
+
+def apart(a, b):
+    """The largest difference of losses, relative, and of weights and momentum, relative to each tensor's norm."""
+    losses = np.abs(a[0] / b[0] - 1).max()
+    assert a[1].keys() == b[1].keys()
+    tensors = [
+        np.linalg.norm(a[1][n] - b[1][n]) / max(np.linalg.norm(b[1][n]), 1e-3) for n in b[1] if "momentum" not in n
+    ]
+    return losses, max(tensors)
+
+
+@pytest.fixture(scope="module")
+def torch_run():
+    return train("torch")
+
+
+@pytest.fixture(scope="module")
+def mindspore_run():
+    return train("mindspore")
+
+
+def test_twenty_steps_agree(torch_run, mindspore_run):
+    losses, weights = apart(mindspore_run, torch_run)
+    assert losses < BOUND
+    assert weights < BOUND
+
+
+@pytest.mark.parametrize("change", [{"decay": "no_norm"}, {"lr_init": 1.01e-3}], ids=str)
+def test_a_small_fault_breaks_the_bounds(torch_run, change):
+    losses, weights = apart(train("torch", **change), torch_run)
+    assert max(losses, weights) > BOUND
+
+
+def test_a_run_goes_on_in_the_other_engine(torch_run, mindspore_run):
+    """Ten steps on one, ten on the other, both ways, momentum included."""
+    half = STEPS // 2
+    for first, second in (("torch", "mindspore"), ("mindspore", "torch")):
+        losses, state = train(first, half)
+        rest, end = train(second, half, start=state, at=half)
+        found = np.concatenate([losses, rest]), end
+        assert max(apart(found, torch_run)) < BOUND
+    without = {name: array for name, array in state.items() if "/" not in name}
+    losses, end = train("torch", half, start=without, at=half)  # the negative control: momentum lost
+    assert max(apart((np.concatenate([rest[:0], losses]), end), (torch_run[0][half:], torch_run[1]))) > BOUND
+
+
+def test_the_first_step_from_fresh_weights_agrees():
+    fresh = spec.init(ARCH, 3)
+    (a, x), (b, y) = (train(name, 1, start=fresh, **extra) for name, extra in (("torch", {}), ("mindspore", {})))
+    np.testing.assert_allclose(b, a, rtol=1e-4)
+    gradient_a, gradient_b = (np.concatenate([s[n].ravel() for n in s if n.startswith("momentum/")]) for s in (x, y))
+    assert np.linalg.norm(gradient_a - gradient_b) < 5e-2 * np.linalg.norm(gradient_a)

@@ -1,0 +1,185 @@
+"""The MindSpore network and loss against the authors' numbers (tests/data/official_w6), op by op and compiled."""
+
+import functools
+import json
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from mindspore import Tensor, nn
+
+from ocrnet import spec
+from ocrnet.engines.mindspore.engine import Logits
+from ocrnet.engines.mindspore.hrnet import resize
+from ocrnet.engines.mindspore.loss import SegmentationLoss, label_weight, weight_table
+from ocrnet.engines.mindspore.ocr import OCRNet
+from ocrnet.spec import Arch
+from ocrnet.weights.mindspore import canonical_name
+
+DATA = Path(__file__).parents[1] / "data" / "official_w6"
+# fmt: off
+CITYSCAPES = (0.8373, 0.918, 0.866, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023,
+              0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507)
+# fmt: on
+ZERO_GRADIENT = {"conv3x3_ocr.0.bias", "aux_head.0.bias"}
+cases = pytest.mark.parametrize("case", ["a", "b"])
+
+
+@pytest.fixture(autouse=True)
+def pynative():
+    ms.set_context(mode=ms.PYNATIVE_MODE, device_target="CPU")
+
+
+@functools.cache
+def read(name):
+    return {
+        key: array.numpy()
+        for key, array in torch.load(DATA / f"{name}.pth", weights_only=True).items()
+        if isinstance(array, torch.Tensor)
+    }
+
+
+@functools.cache
+def nested(name, key):
+    return {k: v.numpy() for k, v in torch.load(DATA / f"{name}.pth", weights_only=True)[key].items()}
+
+
+@functools.cache
+def summary(case):
+    return json.loads((DATA / "summary.json").read_text())[f"case_{case}"]
+
+
+def network(**arch):
+    """The authors' weights in a network of ours, and its parameters by canonical name."""
+    model = OCRNet(Arch(width=6, channels=48, key_channels=24, **arch))
+    named = {canonical_name(p.name): p for p in model.get_parameters()}
+    assert list(named) == [*spec.shapes(Arch(width=6, channels=48, key_channels=24))]
+    for name, parameter in named.items():
+        parameter.set_data(Tensor(read("state_dict")[name]))
+    return model, named
+
+
+def outputs(case, **arch):
+    model, _ = network(**arch)
+    return [head.asnumpy() for head in Logits(model).set_train(False)(Tensor(read(f"case_{case}")["x"]))]
+
+
+def apart(found, wanted):
+    return np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()
+
+
+@cases
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_eval_outputs(case, align_corners):
+    found = outputs(case, align_corners=align_corners)
+    suffix = "" if align_corners else "_align_corners_false"
+    sample, exact = read(f"case_{case}"), summary(case)["eval" + suffix]
+    for name, logits in zip(("aux", "ocr"), found, strict=True):
+        assert apart(logits, sample[name + suffix]) < 1e-5
+        at = tuple(np.array(exact["positions_chw"]).T)
+        assert apart(logits[0][at], np.array(exact[f"{name}_at_fp64"])) < 1e-5
+
+
+def test_eval_outputs_compiled_for_any_size():
+    """Both cases by one graph."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    cell = Logits(network()[0]).set_train(False)
+    cell.set_inputs(Tensor(shape=[None, 3, None, None], dtype=ms.float32))
+    for case in "ab":
+        sample = read(f"case_{case}")
+        aux, ocr = cell(Tensor(sample["x"]))
+        assert apart(aux.asnumpy(), sample["aux"]) < 1e-5
+        assert apart(ocr.asnumpy(), sample["ocr"]) < 1e-5
+        full = resize(ocr, sample["label"].shape[1:], True).asnumpy()
+        np.testing.assert_array_equal(full.argmax(1), sample["pred_full_res"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"align_corners": False}, {"fuse_resize": "nearest"}, {"same_padding": True}, {"head_eps": 1e-4}],
+    ids=str,
+)
+def test_another_rule_moves_the_outputs(change, monkeypatch):
+    monkeypatch.setitem(spec.VARIANTS, "changed", spec.Variant(**change))
+    sample = read("case_a")
+    aux, ocr = outputs("a", variant="changed")
+    assert max(apart(aux, sample["aux"]), apart(ocr, sample["ocr"])) > 1e-4  # ten times the bound
+
+
+class WithLoss(nn.Cell):
+    def __init__(self, network, loss):
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def construct(self, x, label, denominator):
+        aux, ocr = self.network(x, None)
+        return self.loss(aux, ocr, label, denominator)
+
+
+@functools.cache
+def train(case, aux=0.4):
+    """Loss, gradients and statistics of one train-mode pass of the authors' weights."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    sample = read(f"case_{case}")
+    model, named = network()
+    cell = WithLoss(model, SegmentationLoss(CITYSCAPES, True, aux=aux)).set_train(True)
+    weights = {name: p for name, p in named.items() if not spec.is_buffer(name)}
+    denominator = Tensor(np.array([label_weight(sample["label"], weight_table(CITYSCAPES))], np.float32))
+    compute = ms.value_and_grad(cell, None, list(weights.values()), has_aux=True)
+    (total, _), gradients = compute(Tensor(sample["x"]), Tensor(sample["label"]), denominator)
+    statistics = {name: p.asnumpy().copy() for name, p in named.items() if spec.is_buffer(name)}
+    return float(total.asnumpy()), dict(zip(weights, [g.asnumpy() for g in gradients], strict=True)), statistics
+
+
+@cases
+def test_loss(case):
+    assert train(case)[0] == pytest.approx(summary(case)["train_loss_fp32"], rel=1e-5)
+    assert train(case, aux=0.4001)[0] != pytest.approx(summary(case)["train_loss_fp32"], rel=1e-5)
+
+
+@cases
+def test_statistics(case):
+    found = train(case)[2]
+    for name, wanted in nested(f"case_{case}", "running_after_train").items():
+        assert apart(found[name], wanted) < 1e-5
+        assert apart(found[name], read("state_dict")[name]) > 1e-4  # an update that is left out shows
+
+
+def norm_differences(case, **loss):
+    """Relative differences of all gradient norms from the authors' float64 ones, but for the two that are zero."""
+    found, wanted = train(case, **loss)[1], summary(case)["grad_norm_fp64"]
+    assert found.keys() == wanted.keys()
+    names = [name for name in wanted if name not in ZERO_GRADIENT]
+    return np.array([abs(np.linalg.norm(found[name].astype(np.float64)) / wanted[name] - 1) for name in names])
+
+
+@cases
+def test_gradients(case):
+    differences = norm_differences(case)
+    assert np.median(differences) < 2e-3
+    assert differences.max() < 5e-2
+    found = train(case)[1]
+    assert all(np.abs(found[name]).max() < 1e-6 for name in ZERO_GRADIENT)
+    for name, wanted in nested(f"case_{case}", "grads").items():
+        if name not in ZERO_GRADIENT:
+            assert np.linalg.norm(found[name] - wanted) < 5e-2 * np.linalg.norm(wanted)
+
+
+def test_another_loss_weight_fails_the_bounds():
+    differences = norm_differences("a", aux=0.5)
+    assert np.median(differences) > 2e-3
+    assert differences.max() > 5e-2
+
+
+@cases
+def test_authors_ohem(case):
+    sample, exact = read(f"case_{case}"), summary(case)["eval"]["ohem_thres0.9_keep1000_fp64"]
+
+    def value(**ohem):
+        loss = SegmentationLoss(CITYSCAPES, True, **ohem)
+        return float(loss(Tensor(sample["aux"]), Tensor(sample["ocr"]), Tensor(sample["label"]), None)[0].asnumpy())
+
+    assert value(ohem=(0.9, 1000)) == pytest.approx(exact, rel=1e-5)
+    assert value(ohem=(0.1, 1)) != pytest.approx(exact, rel=1e-5)
