@@ -17,7 +17,7 @@ from ocrnet.world import World
 
 NOT_INSTALLED = {
     "torch": "PyTorch is not installed: pip install -r requirements.txt",
-    "mindspore": "MindSpore is not installed: pip install 'ocrnet[mindspore]', or from a clone pip install -e '.[mindspore]'",
+    "mindspore": "MindSpore is not installed: from a clone, pip install -e '.[mindspore]'",
 }
 OUTPUTS = ("labels", "confidence", "probabilities")
 

@@ -14,8 +14,8 @@ OUT_OF_MEMORY = ("out of memory", "memory isn't enough", "memory is not enough",
 
 MISSING = {
     "GPU": (
-        "device_target GPU: MindSpore {version} sees no GPU that it can use; its builds are for CUDA 11.1 and 11.6 with "
-        "cuDNN 8 and GPUs up to compute capability 8.6; on NVIDIA GPUs use --engine torch"
+        "device_target GPU: MindSpore {version} sees no GPU that it can use; its builds are for CUDA 11.1 and 11.6 "
+        "with cuDNN 8 and GPUs up to compute capability 8.6; on NVIDIA GPUs use --engine torch"
     ),
     "Ascend": (
         "device_target Ascend: MindSpore {version} finds no Ascend; install the driver and the CANN toolkit of this "

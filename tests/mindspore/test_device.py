@@ -1,0 +1,63 @@
+"""Devices that are not there, and what is set before MindSpore is imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ocrnet.config import Config
+from ocrnet.engine import choose_engine
+from ocrnet.engines.mindspore.device import choose_device, memory_told
+from ocrnet.errors import OcrnetError
+
+
+def test_a_device_that_is_not_there_is_told_with_what_helps(capfd):
+    with pytest.raises(OcrnetError, match="CANN toolkit"):
+        choose_device("Ascend")
+    with pytest.raises(OcrnetError, match="--engine torch"):
+        choose_device("GPU")
+    assert choose_device("CPU") == ("CPU", "CPU")
+    assert choose_device(None) == ("CPU", "CPU, because MindSpore sees neither Ascend nor GPU")
+    assert capfd.readouterr().err == ""
+
+
+def test_ascend_means_mindspore_and_torch_refuses_it():
+    assert choose_engine(Config(device_target="Ascend")) == "mindspore"
+    assert choose_engine(Config(device_target="CPU")) == "torch"
+    assert choose_engine(Config(engine="mindspore")) == "mindspore"
+    with pytest.raises(OcrnetError, match="--engine torch does not run on Ascend"):
+        choose_engine(Config(engine="torch", device_target="Ascend"))
+
+
+def run(code, **env):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | env, check=False, timeout=120
+    )
+
+
+def test_what_the_user_set_stays():
+    show = "import ocrnet.engines.mindspore, os; print(os.environ['GLOG_v'], os.environ['ONEDNN_MAX_CPU_ISA'])"
+    assert run(show, GLOG_v="1", ONEDNN_MAX_CPU_ISA="ALL").stdout.split() == ["1", "ALL"]
+    clean = {name: value for name, value in os.environ.items() if name not in ("GLOG_v", "ONEDNN_MAX_CPU_ISA")}
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, env=clean, check=True)
+    assert done.stdout.split() == ["3", "AVX2"]
+
+
+def test_numpy_2_is_refused_with_the_remedy():
+    done = run("import numpy; numpy.__version__ = '2.1.0'; import ocrnet.engines.mindspore")
+    assert done.returncode != 0
+    assert "pip install 'numpy<2'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("3 GiB"), RuntimeError("Allocate memory failed\nmore"), RuntimeError("Out of memory")]
+)
+def test_what_is_raised_where_memory_ends_becomes_a_message(error):
+    with pytest.raises(OcrnetError, match="lower batch_size"), memory_told("lower batch_size"):
+        raise error
+
+
+def test_another_error_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="shape"), memory_told("lower batch_size"):
+        raise RuntimeError("shape mismatch")
