@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ocrnet import augment
-from ocrnet.config import Data
+from ocrnet.config import Config, Data
 from ocrnet.datasets.base import Dataset
 from ocrnet.errors import OcrnetError
 from ocrnet.world import World
@@ -86,6 +86,29 @@ def numbers(step: int, *, batch_size: int, accumulate_steps: int, world: World) 
     across = batch_size * world.size
     first = step * accumulate_steps * across + world.rank * batch_size
     return [list(range(first + m * across, first + m * across + batch_size)) for m in range(accumulate_steps)]
+
+
+class StepNumbers:
+    """The sample numbers of this rank's micro-batches, one list each, from ``step`` to the end of the run."""
+
+    def __init__(self, cfg: Config, world: World, step: int) -> None:
+        self.cfg, self.world, self.step = cfg, world, step
+
+    def __len__(self) -> int:
+        return max(0, self.cfg.total_step - self.step) * self.cfg.accumulate_steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self[place] for place in range(len(self)))
+
+    def __getitem__(self, place: int) -> list[int]:
+        """Return the list at ``place``, counted from ``step`` on."""
+        step, micro = divmod(place, self.cfg.accumulate_steps)
+        return numbers(
+            self.step + step,
+            batch_size=self.cfg.batch_size,
+            accumulate_steps=self.cfg.accumulate_steps,
+            world=self.world,
+        )[micro]
 
 
 def val_stream(dataset: Dataset, world: World, num_workers: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

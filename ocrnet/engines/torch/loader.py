@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from ocrnet.config import Config
 from ocrnet.errors import OcrnetError
 from ocrnet.signals import SIGNALS
-from ocrnet.stream import Sample, TrainStream, numbers
+from ocrnet.stream import Sample, StepNumbers, TrainStream
 from ocrnet.world import World
 
 
@@ -30,19 +30,6 @@ class Batch(NamedTuple):
     labels: torch.Tensor
     keeps: torch.Tensor
     unreadable: tuple[str, ...]
-
-
-class StepNumbers:
-    """The sample numbers of this rank's micro-batches, one list each, from ``step`` to the end of the run."""
-
-    def __init__(self, cfg: Config, world: World, step: int) -> None:
-        self.cfg, self.world, self.step = cfg, world, step
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.step, self.cfg.total_step):
-            yield from numbers(
-                step, batch_size=self.cfg.batch_size, accumulate_steps=self.cfg.accumulate_steps, world=self.world
-            )
 
 
 _OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
