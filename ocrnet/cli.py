@@ -12,7 +12,7 @@ import ocrnet
 from ocrnet import check, checkpoint, config, doctor, flags, layers, predict, ranks, weights
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, synthetic
-from ocrnet.engine import open_engine
+from ocrnet.engine import export_mindir, open_engine
 from ocrnet.errors import OcrnetError, nearest
 from ocrnet.evaluate import evaluate
 from ocrnet.images import write_png
@@ -30,6 +30,7 @@ commands:
   train      train a network             ocrnet train --config config/ocrnet/config_ocrnet_hrw48_16k.yml --mix True
   eval       score a checkpoint          ocrnet eval --config CONFIG --checkpoint_path output
   predict    segment images              ocrnet predict photo.jpg --checkpoint_path output
+  export     write a MINDIR file        ocrnet export --checkpoint_path output --output ocrnet.mindir
   check      look through a dataset      ocrnet check --config CONFIG --set data.dataset_dir=FOLDER
   doctor     look at this machine        ocrnet doctor
   synthetic  write a made-up Cityscapes  ocrnet synthetic scenes
@@ -189,6 +190,23 @@ def run_predict(argv: Sequence[str]) -> int:
     return int(bool(report.problems))
 
 
+def run_export(argv: Sequence[str]) -> int:
+    """Write a network as a MINDIR file for MindSpore, and compare its answers with the checkpoint's."""
+    args = flags.parse("export", argv)
+    path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
+    output = Path(flags.required(args, "output"))
+    if output.suffix != ".mindir":
+        raise OcrnetError(f"--output {output}: must end in .mindir, the format that this version writes")
+    size = flags.as_size(args, "size", config.Data.crop_size)
+    found = weights.read(path)
+    for line in ([meaning] if meaning else []) + [f"checkpoint: {path}"]:
+        print(line, flush=True)
+    apart = export_mindir(found.arch, found.tensors, output, size)
+    print(f"wrote {output}: normalised float32 1,3,{size[0]},{size[1]} (RGB) -> aux and ocr logits at a quarter of it")
+    print(f"read back, its answers differ by {apart:.1e} of the largest")
+    return 0
+
+
 def run_check(argv: Sequence[str]) -> int:
     """Read every image and label of the training and validation split, and say what they hold."""
     cfg, _ = flags.load_config(flags.parse("check", argv))
@@ -242,6 +260,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "eval": run_eval,
     "predict": run_predict,
+    "export": run_export,
     "check": run_check,
     "doctor": run_doctor,
     "synthetic": run_synthetic,

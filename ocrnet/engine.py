@@ -109,6 +109,15 @@ def choose_engine(cfg: Config) -> Literal["torch", "mindspore"]:
     return "mindspore" if installed == ["mindspore"] or (ascend and "mindspore" in installed) else "torch"
 
 
+def export_mindir(arch: Arch, tensors: Mapping[str, np.ndarray], path: Path, size: tuple[int, int]) -> float:
+    """Write a network as MINDIR for one input size; return its largest relative difference when read back."""
+    if importlib.util.find_spec("mindspore") is None:
+        raise OcrnetError(NOT_INSTALLED["mindspore"])
+    from ocrnet.engines.mindspore.export import export
+
+    return export(arch, tensors, path, size)
+
+
 def read_pth(path: Path) -> dict[str, np.ndarray]:
     """Read the tensors of a PyTorch weights file; no code in it is run. Needs torch."""
     if importlib.util.find_spec("torch") is None:

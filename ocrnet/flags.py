@@ -40,13 +40,18 @@ FLAGS = (
     Flag("device_target", ENGINE, "device_target", "CPU, GPU or Ascend; default: what is there"),
     Flag("engine", ENGINE, "engine", "auto, torch or mindspore"),
     Flag("mix", ENGINE, "mix", "mixed precision, True or False"),
-    Flag("amp_level", ENGINE, "amp_level", "mindspore engine: what mix means, auto, O0, O1, O2 or O3"),
-    Flag("ms_mode", ENGINE, "ms_mode", "mindspore engine: graph (compiled) or pynative (op by op)"),
+    Flag("amp_level", RUN, "amp_level", "mindspore engine: what mix means, auto, O0, O1, O2 or O3"),
+    Flag("ms_mode", RUN, "ms_mode", "mindspore engine: graph (compiled) or pynative (op by op)"),
     Flag("save_dir", RUN, "save_dir", "folder of the run"),
     Flag(
-        "checkpoint_path", ("eval", "predict"), None, "checkpoint file, or a folder: its newest valid one", "ckpt_path"
+        "checkpoint_path",
+        ("eval", "predict", "export"),
+        None,
+        "checkpoint file, or a folder: its newest valid one",
+        "ckpt_path",
     ),
-    Flag("output", ("predict",), None, "folder for the results (default: predictions)"),
+    Flag("output", ("predict", "export"), None, "where the results go (predict: a folder, export: a file)"),
+    Flag("size", ("export",), None, "height and width that the network is exported for, as [1024, 2048]"),
     Flag("multi_scale", ("eval", "predict"), "eval.scales", "True: average over scales 0.5 0.75 1 1.25 1.5 1.75"),
     Flag("flip", ("eval", "predict"), "eval.flip", "True: average with the mirrored image"),
     Flag("visualize", ("eval",), None, "True: write overlays beside the truth to SAVE_DIR/visualize"),
@@ -118,6 +123,16 @@ def as_bool(args: Args, name: str) -> bool:
     """Return the value of a True / False flag that is not a config key; not given, it is False."""
     text = args.options.get(name, "False")
     return _bool(name, text)
+
+
+def as_size(args: Args, name: str, default: tuple[int, int]) -> tuple[int, int]:
+    """Return the value of a height-and-width flag that is not a config key."""
+    if name not in args.options:
+        return default
+    value = layers.parse_value(args.options[name])
+    if not isinstance(value, list) or len(value) != 2 or not all(type(side) is int and side >= 32 for side in value):
+        raise OcrnetError(f"--{name} is {args.options[name]!r}, but must be [height, width], each at least 32")
+    return value[0], value[1]
 
 
 def _bool(name: str, text: str) -> bool:

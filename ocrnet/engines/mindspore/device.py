@@ -74,7 +74,9 @@ def choose_precision(target: str, cfg: Config) -> Precision:
         "O2": "O2: float16, batch norms, softmax and loss in float32",
         "O3": "O3: as O2, for batch norms stay in float32",
     }[level]
-    why = ", because MindSpore has no bfloat16 convolution on CPU" if target == "CPU" else ""
+    why = (
+        ", because MindSpore has no bfloat16 convolution on CPU (slower there than float32)" if target == "CPU" else ""
+    )
     scale = "a dynamic loss scale" if cfg.loss_scale is None else f"loss scale {cfg.loss_scale:g}"
     return Precision(level, True, f"{what}{why}; {scale}")
 

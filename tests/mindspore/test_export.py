@@ -1,0 +1,58 @@
+"""A checkpoint becomes a MINDIR file that answers as the checkpoint does."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from ocrnet import checkpoint, cli, config, spec
+from ocrnet.config import Config
+from ocrnet.engine import open_engine
+from ocrnet.engines.mindspore import export
+from ocrnet.spec import Arch
+from ocrnet.world import World
+
+ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    checkpoint.save(path, spec.init(ARCH, 3), {"config": config.as_dict(Config()), "step": 0})
+    return path
+
+
+def test_the_exported_network_answers_like_the_torch_engine(saved, tmp_path, capsys):
+    output = tmp_path / "new" / "small.mindir"
+    argv = ["export", "--checkpoint_path", str(saved), "--output", str(output), "--size", "[64, 96]"]
+    assert cli.main(argv) == 0
+    assert "read back, its answers differ by " in capsys.readouterr().out
+    x = np.random.default_rng(5).standard_normal((1, 3, 64, 96)).astype(np.float32)
+    found = nn.GraphCell(ms.load(str(output)))(Tensor(x))
+    engine = open_engine(Config(engine="torch", device_target="CPU"), ARCH, world=World())
+    engine.restore(checkpoint.load(saved).tensors, 0)
+    for a, b in zip(found, engine.logits(x), strict=True):
+        np.testing.assert_allclose(a.asnumpy(), b, rtol=1e-4, atol=1e-5)
+    assert output.stat().st_mode & 0o777 == saved.stat().st_mode & 0o777
+
+
+def test_a_file_that_answers_otherwise_is_not_left(saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", 0.0)
+    output = tmp_path / "small.mindir"
+    assert cli.main(["export", "--checkpoint_path", str(saved), "--output", str(output), "--size", "[64, 96]"]) == 2
+    assert "was not written" in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--output", "net.onnx"], "--output net.onnx: must end in .mindir"),
+        (["--output", "net.mindir", "--size", "64"], "--size is '64', but must be [height, width]"),
+        (["--output", "net.mindir", "--size", "[16, 64]"], "each at least 32"),
+        ([], "--output is required"),
+    ],
+)
+def test_wrong_uses(saved, argv, said, capsys):
+    assert cli.main(["export", "--checkpoint_path", str(saved), *argv]) == 2
+    assert said in capsys.readouterr().err
