@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORE_BIN := .venv-core/bin
 
-.PHONY: quickstart test lint types core engine fix clean
+.PHONY: quickstart test test-long lint types core engine fix clean
 
 quickstart: .venv/ready
 	$(BIN)/python examples/quickstart.py
@@ -26,6 +26,10 @@ core: .venv-core/ready
 # Everything else, with both frameworks, on NumPy 1.26. One thread a process: the suite runs on both cores.
 engine: .venv/both
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
+
+# The slow cases too: run by hand, results in docs/ascend.md.
+test-long: .venv/both
+	OCRNET_TEST_LONG=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
 
 fix: .venv/ready
 	$(BIN)/ruff format .

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from tiny import ARCH, CONFIG, MemoryStream
 
+import ocrnet.engines.mindspore  # noqa: F401 - sets what MindSpore reads at its import
 from ocrnet import spec
 from ocrnet.config import Optimizer
 from ocrnet.engine import Engine, open_engine

@@ -16,7 +16,8 @@ for name in sys.argv[1:]:
 
 
 def core_modules() -> list[str]:
-    found = [m.name for m in pkgutil.walk_packages(ocrnet.__path__, "ocrnet.")]
+    # The MindSpore engine refuses NumPy 2 at its import, which walking into it is.
+    found = [m.name for m in pkgutil.walk_packages(ocrnet.__path__, "ocrnet.", onerror=lambda name: None)]
     return ["ocrnet", *(name for name in found if not name.startswith("ocrnet.engines.") and name != "ocrnet.__main__")]
 
 

@@ -1,6 +1,3 @@
-"""What MindSpore reads when it is imported, as `ocrnet.engines.mindspore` sets it, for tests that import it first."""
+"""Set what MindSpore reads once, when it is imported."""
 
-import os
-
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
-os.environ.setdefault("GLOG_v", "3")
+import ocrnet.engines.mindspore  # noqa: F401
