@@ -22,7 +22,7 @@ def test_the_rival_trains_as_ours_does(tmp_path):
         assert np.isfinite(row["losses"]).all()
         assert row["train"]["median_seconds"] > 0
         assert row["predict"]["median_seconds"] > 0
-    np.testing.assert_allclose(rival["losses"], ours["losses"], rtol=1e-4)
+    np.testing.assert_allclose(rival["losses"], ours["losses"], rtol=3e-5)  # another eps, resize or rate: 1e-4
     assert abs(ours["losses"][1] / ours["losses"][0] - 1) > 1e-3  # an update that is left out shows
     assert rival["predicted_as_ours"] > 0.98
     assert rival["parameters"] - ours["parameters"] > 11e6  # the ImageNet classifier
