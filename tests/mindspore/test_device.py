@@ -50,6 +50,12 @@ def test_numpy_2_is_refused_with_the_remedy():
     assert "pip install 'numpy<2'" in done.stderr
 
 
+def test_the_compile_cache_is_refused():
+    done = run("import ocrnet.engines.mindspore", MS_COMPILER_CACHE_ENABLE="1")
+    assert done.returncode != 0
+    assert "unset MS_COMPILER_CACHE_ENABLE" in done.stderr
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError("3 GiB"), RuntimeError("Allocate memory failed\nmore"), RuntimeError("Out of memory")]
 )

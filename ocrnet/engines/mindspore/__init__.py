@@ -25,6 +25,11 @@ def _prepare() -> None:
             f"MindSpore needs NumPy below 2, {np.__version__} is installed: "
             "pip install 'numpy<2' 'opencv-python-headless<5'"
         )
+    if os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1":
+        raise OcrnetError(
+            "MS_COMPILER_CACHE_ENABLE is 1, but MindSpore's compile cache loads graphs of other settings, and so gives "
+            "wrong numbers (docs/experiments.md): unset MS_COMPILER_CACHE_ENABLE"
+        )
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 

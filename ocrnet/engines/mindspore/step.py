@@ -131,6 +131,8 @@ class Update(nn.Cell):
             heads = self.sum(heads)
             gradients = self.map(ops.partial(_all_reduce, self.sum), gradients)
         finite = ops.logical_and(amp.all_finite(gradients), ops.isfinite(heads).all())
+        if self.ranks > 1:  # on the first Ascend 910, all_finite tells of the card's own overflow, not of the gradients
+            finite = (self.sum(finite.astype("float32").reshape(1)) == self.ranks).reshape(())
         gradients = self.unscaled(gradients)
         if finite:
             step = ops.partial(_apply, self.nesterov, self.momentum, lr)
