@@ -1,0 +1,284 @@
+"""Real processes that join under mpirun and msrun: right sums, and a bounded end without leftovers."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ocrnet.engines.mindspore import ranks
+from ocrnet.errors import OcrnetError
+from ocrnet.world import World
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+MARK = "OCRNET_TEST_MARK"
+NOISE = ("[INFO]", "[WARNING]", "[ERROR]", "Traceback", "Exception ignored")
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the lock has mpirun for Linux")
+long = pytest.mark.skipif(not os.environ.get("OCRNET_TEST_LONG"), reason="minutes long; set OCRNET_TEST_LONG")
+
+WORKER = '''
+import os, signal, sys, time
+import numpy as np
+from ocrnet.engines.mindspore import ranks
+from ocrnet.errors import OcrnetError
+from ocrnet.signals import Stopped
+from ocrnet.world import read_world
+
+how, who = sys.argv[1], int(sys.argv[2])
+world = read_world()
+mine = world.rank == who
+
+def same(base):
+    """Check the sum of an array that every rank changes in its own way."""
+    parts = [base if base.dtype == bool else (base - k).astype(base.dtype) for k in range(world.size)]
+    want = np.sum(np.stack(parts), axis=0)
+    got = ranks.all_sum(parts[world.rank])
+    assert got.dtype == want.dtype and got.shape == base.shape, (got.dtype, got.shape)
+    assert got.tobytes() == want.tobytes(), (got, want)
+
+if how == "before" and mine:
+    sys.exit(2)
+ranks.prepare(world, "CPU")
+assert not [name for name in os.environ if name.startswith("OMPI_")]
+if how == "killed" and mine:
+    time.sleep(1)  # the scheduler is up, the others wait for it
+    os.kill(os.getpid(), signal.SIGKILL)
+if how == "never" and mine:
+    time.sleep(60)
+try:
+    ranks.join(world)
+except OcrnetError as error:
+    print(error, flush=True)
+    sys.exit(2)
+print(f"pid of rank {world.rank} of {world.size}: {os.getpid()}", flush=True)
+import mindspore as ms
+ms.set_context(mode=ms.PYNATIVE_MODE)
+try:
+    if how in ("sums", "stop"):
+        same(np.array([2**53 + 1, -5, 2**24 + 1, -(2**62), 0]))
+        same(np.array([2**24 + 1, -7], np.int32))
+        same(np.array([200, 255, 3], np.uint8))
+        same(np.array([True, False, True]))
+        same(np.array([[0.1, 1e300], [-0.0, np.nan]]))
+        same(np.array([1 + 1e-7], np.float32))
+        same(np.array([0.1, 2.0, 3.0], np.float16)[::2])
+        same(np.array(2.5))
+        same(np.zeros((0, 3)))
+        assert ranks.all_sum(np.array([10**world.rank, 1])).tolist() == [int("1" * world.size), world.size]
+    if how == "during" and mine:
+        raise OcrnetError("this rank is in trouble")
+    if how == "late" and mine:
+        time.sleep(40)
+    if how in ("during", "late"):
+        from mindspore import Tensor, ops
+        assert ops.AllReduce()(Tensor(np.ones(3, np.float32))).asnumpy()[0] == world.size
+    if how == "stop":
+        raise Stopped(signal.SIGTERM)
+except (OcrnetError, Stopped) as error:
+    ranks.leave()
+    sys.exit(getattr(error, "status", 2))
+ranks.leave()
+print("left", flush=True)
+'''
+
+
+class Launch:
+    """A launcher in the background, and every process that comes from it."""
+
+    def __init__(self, folder: Path, command: list[str | Path], how: str, who: int, **more: str) -> None:
+        script = folder / "worker.py"
+        script.write_text(WORKER)
+        self.mark = uuid.uuid4().hex
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("MS_", "RANK_", "DEVICE_ID"))}
+        env |= {"PATH": f"{BIN}{os.pathsep}{env['PATH']}", "PYTHONPATH": str(ROOT), MARK: self.mark, **more}
+        self.process = subprocess.Popen(
+            [*command, script, how, str(who)],
+            cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def end(self, within: float = 60) -> tuple[int, str]:
+        """Return the launcher's status and what it and the ranks printed; nothing may outlive it."""
+        try:
+            out, _ = self.process.communicate(timeout=within)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        for _ in range(50):
+            if not (left := self.left()):
+                return self.process.returncode, out
+            time.sleep(0.1)
+        self.kill()
+        raise AssertionError(f"left behind: {left}\n{out}")
+
+    def left(self) -> list[str]:
+        return [f"{process.pid} {process.cmdline()}" for process in self._all()]
+
+    def kill(self) -> None:
+        for process in [*self._all(), self.process]:
+            process.kill()
+
+    def _all(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark:
+                    yield process
+
+
+def mpirun(folder: Path, size: int, how: str, who: int = -1, **more: str) -> Launch:
+    return Launch(
+        folder, [BIN / "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(size), sys.executable],
+        how, who, **more,
+    )  # fmt: skip
+
+
+def msrun(folder: Path, size: int, how: str, who: int = -1) -> Launch:
+    port = 20000 + os.getpid() % 10000
+    return Launch(
+        folder,
+        [BIN / "msrun", f"--worker_num={size}", f"--local_worker_num={size}", f"--master_port={port}", "--join=True",
+         f"--log_dir={folder / 'log'}"],
+        how, who,
+    )  # fmt: skip
+
+
+@linux
+def test_two_jobs_under_mpirun_sum_exactly_and_never_meet(tmp_path):
+    own = tempfile.mkdtemp(prefix="ocrnet-")  # short, for the launcher's sockets
+    jobs = [mpirun(tmp_path, 2, "stop", TMPDIR=own), mpirun(tmp_path, 3, "sums", TMPDIR=own)]
+    for size, job, status in zip((2, 3), jobs, (143, 0), strict=True):
+        found, out = job.end()
+        assert found == status, out
+        assert out.count(f" of {size}: ") == size, out
+        assert out.count("left\n") == (size if status == 0 else 0)
+        assert not [word for word in NOISE if word in out], out
+    assert not list(Path(own).glob("ocrnet-ranks-*"))
+    shutil.rmtree(own)
+
+
+@linux
+def test_msrun_sums_exactly(tmp_path):
+    status, out = msrun(tmp_path, 2, "sums").end()
+    assert status == 0, out
+    assert out.count(" of 2: ") == 2, out
+    assert "[ERROR]" not in out
+
+
+@linux
+@pytest.mark.parametrize(("how", "who", "status"), [("before", 1, 2), ("during", 1, 2), ("killed", 0, 137)])
+def test_mpirun_ends_with_the_status_of_the_rank_that_failed(how, who, status, tmp_path):
+    begun = time.monotonic()
+    found, out = mpirun(tmp_path, 2, how, who).end()
+    assert found == status, out
+    assert "Traceback" not in out
+    assert time.monotonic() - begun < 50
+
+
+@long
+@pytest.mark.parametrize(("how", "who"), [("before", 1), ("during", 1), ("killed", 0)])
+def test_msrun_ends_soon_after_a_rank_that_failed(how, who, tmp_path):
+    status, out = msrun(tmp_path, 2, how, who).end(within=80)
+    assert status == 1, out
+
+
+@long
+def test_a_rank_may_keep_the_others_waiting(tmp_path):
+    status, out = mpirun(tmp_path, 2, "late", 1).end(within=100)
+    assert status == 0, out
+
+
+@long
+def test_a_rank_that_never_comes_is_told_of(tmp_path):
+    status, out = mpirun(tmp_path, 2, "never", 1, MS_TOPO_TIMEOUT="15").end(within=100)
+    assert status == 2, out
+    assert "rank 0 of 2 (mpirun) could not join the others" in out
+    assert "did all 2 ranks start, and come within 15 s" in out
+
+
+@long
+def test_the_users_own_port_is_taken(tmp_path):
+    port = str(20000 + os.getpid() % 10000)
+    for _ in range(2):  # a second time at once
+        status, out = mpirun(tmp_path, 2, "sums", MS_SCHED_HOST="localhost", MS_SCHED_PORT=port).end()
+        assert status == 0, out
+
+
+@pytest.fixture
+def env(monkeypatch, tmp_path) -> Iterator[dict[str, str]]:
+    """Let a test have an environment without launchers; what it does to it is undone."""
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith(("MS_", "SLURM_", *ranks.MPI_VARIABLES))]:
+        del os.environ[name]
+    os.environ["MS_TOPO_TIMEOUT"] = "0.3"
+    monkeypatch.setattr(ranks.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(ranks, "_lent", False)
+    monkeypatch.setattr(ranks.atexit, "register", lambda function: None)
+    yield os.environ
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def refused(world: World, *words: str) -> None:
+    with pytest.raises(OcrnetError) as caught:
+        ranks.prepare(world, "CPU")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_what_cannot_join_is_refused_with_what_helps(env):
+    refused(World(1, 2, 1, "torchrun"), "torchrun started 2 processes", "msrun, mpirun or srun")
+    env["OMPI_COMM_WORLD_LOCAL_SIZE"] = "1"
+    refused(World(0, 2, 0, "mpirun"), "several machines", "MS_SCHED_HOST", "msrun")
+    env["SLURM_NNODES"] = "2"
+    refused(World(0, 2, 0, "srun"), "srun started ranks on several machines")
+    env["MS_SCHED_PORT"] = "4000"
+    refused(World(0, 2, 0, "mpirun"), "MS_SCHED_PORT is set alone")
+    env["MS_SCHED_HOST"] = "192.0.2.1"
+    refused(World(0, 2, 0, "mpirun"), "192.0.2.1", "an address of rank 0's machine")
+
+
+def test_a_port_is_taken_from_a_living_rank_0_alone(env, tmp_path):
+    world = World(1, 2, 1, "mpirun")
+    board = ranks._board()
+    refused(world, str(board), "rank 0 has left no port", "within 0.3 s")
+    del env["MS_ROLE"], env["MS_SCHED_HOST"]
+    ranks._write(board, 4321)
+    assert board.stat().st_mode & 0o777 == 0o600
+    ranks.prepare(world, "CPU")
+    assert (env["MS_SCHED_HOST"], env["MS_SCHED_PORT"], env["MS_ROLE"]) == ("127.0.0.1", "4321", "MS_WORKER")
+    assert (env["MS_NODE_ID"], env["RANK_ID"], env["RANK_SIZE"], env["DEVICE_ID"]) == ("1", "1", "2", "1")
+    ranks._clean(board)
+    assert board.exists()
+    board.write_text(board.read_text().replace('"created": ', '"created": 1'))  # as though the pid were used again
+    del env["MS_ROLE"], env["MS_SCHED_HOST"], env["MS_SCHED_PORT"]
+    refused(world, "rank 0 has left no port")
+    ranks._clean(board)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_launches_have_boards_of_their_own(env):
+    def board(**changes: str) -> Path:
+        env.update(changes)
+        return ranks._board()
+
+    found = [board(), board(SLURM_JOB_ID="1", SLURM_STEP_ID="0"), board(SLURM_STEP_ID="1"),
+             board(PMIX_NAMESPACE="prterun-a-1@1"), board(PMIX_NAMESPACE="prterun-a-2@1")]  # fmt: skip
+    assert len(set(found)) == len(found)
+    assert ranks._board() == found[-1]
+
+
+@pytest.mark.parametrize("target", ["Ascend", "GPU"])
+def test_elsewhere_than_on_cpu_the_launchers_variables_stay(target, env):
+    env["OMPI_COMM_WORLD_RANK"] = "1"
+    before = dict(env)
+    ranks.prepare(World(1, 2, 1, "mpirun"), target)
+    assert dict(env) == ranks.PATIENCE | before
