@@ -44,7 +44,6 @@ LAUNCH = ("PMIX_NAMESPACE", "PMIX_SERVER_URI2", "SLURM_JOB_ID", "SLURM_STEP_ID")
 PR_SET_PDEATHSIG = 1
 PROGRAM = "import sys; sys.path[0] = sys.argv[1]; from ocrnet.engines.mindspore import ranks; ranks.{}(*sys.argv[2:])"
 GRACE = 15.0  # seconds that the scheduler lives on when the ranks of its machine are gone, while others may run
-GRACE_ALONE = 2.0  # the same where all ranks were on its machine
 TAIL = 2000
 
 
@@ -338,7 +337,7 @@ def _have_watched(world: World) -> None:
     everyone = all_sum(everyone)
     here = everyone[everyone[:, 0] == everyone[0, 0], 1].tolist()
     if _scheduler is not None:
-        _scheduler.watch(here, GRACE_ALONE if len(here) == world.size else GRACE)
+        _scheduler.watch(here, 0.0 if len(here) == world.size else GRACE)
 
 
 def _await_scheduler() -> None:
@@ -420,8 +419,8 @@ def leave() -> None:
                 all_sum(np.zeros(1, np.int32))
             _finalize_collective()
             time.sleep(0.2)  # for its threads, which speak last
-    if not together:
-        set_cluster_exit_with_exception()  # else it would sign off, as though all were well
+    if _lent or not together:  # else it signs off, which once in some hundred times is a segmentation fault
+        set_cluster_exit_with_exception()
 
 
 def _at_exit() -> None:
