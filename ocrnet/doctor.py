@@ -46,7 +46,7 @@ def examine(folder: str = ".") -> Iterator[Finding]:
     yield Finding("processor", None, f"{os.cpu_count()} cores, {psutil.virtual_memory().total / GIB:.1f} GiB of memory")
     yield from shared_memory(Path("/dev/shm"))
     yield disk(folder)
-    if importlib.util.find_spec("torch") or importlib.util.find_spec("mindspore"):
+    if engine.installed("torch") or engine.installed("mindspore"):
         for device in ("CPU", "GPU"):
             for mix in (False, True):
                 yield from step(device, mix)

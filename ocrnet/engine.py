@@ -15,7 +15,8 @@ from ocrnet.spec import Arch
 from ocrnet.stream import TrainStream
 from ocrnet.world import World
 
-NOT_INSTALLED = {
+Framework = Literal["torch", "mindspore"]
+NOT_INSTALLED: dict[Framework, str] = {
     "torch": "PyTorch is not installed: pip install -r requirements.txt",
     "mindspore": "MindSpore is not installed: from a clone, pip install -e '.[mindspore]'",
 }
@@ -36,7 +37,11 @@ class Stats:
 
 
 class Engine(Protocol):
-    """One framework on one device, NumPy on both sides."""
+    """One framework on one device, NumPy on both sides.
+
+    Of several ranks each has its own. ``train`` and ``sum`` are collectives, which all ranks call in the same order;
+    the other methods are not, and wait for no other rank.
+    """
 
     world: World
     decisions: Sequence[str]  # what was chosen for this device, and why: for the start banner
@@ -88,7 +93,7 @@ def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | 
     return MindSporeEngine(cfg, arch, world=world, stream=stream)
 
 
-def choose_engine(cfg: Config) -> Literal["torch", "mindspore"]:
+def choose_engine(cfg: Config) -> Framework:
     """Return the engine that the config asks for, else the one for its device; raise where it is not installed.
 
     Ascend means MindSpore. Elsewhere PyTorch goes first, except on a machine with an Ascend and no device asked for.
@@ -97,21 +102,28 @@ def choose_engine(cfg: Config) -> Literal["torch", "mindspore"]:
         raise OcrnetError(
             "--engine torch does not run on Ascend; use --device_target CPU or GPU, or --engine mindspore"
         )
-    installed = [name for name in ("torch", "mindspore") if importlib.util.find_spec(name)]
+    frameworks: tuple[Framework, ...] = ("torch", "mindspore")
+    found = [name for name in frameworks if installed(name)]
     if cfg.engine != "auto" or cfg.device_target == "Ascend":
-        wanted = "mindspore" if cfg.device_target == "Ascend" else cfg.engine
-        if wanted not in installed:
+        wanted: Framework = "mindspore" if cfg.engine == "mindspore" or cfg.device_target == "Ascend" else "torch"
+        if wanted not in found:
             raise OcrnetError(f"{NOT_INSTALLED[wanted]}, or leave --engine and --device_target out")
-        return wanted  # type: ignore[return-value]
-    if not installed:
+        return wanted
+    if not found:
         raise OcrnetError(NOT_INSTALLED["torch"])
     ascend = cfg.device_target is None and Path("/dev/davinci_manager").exists()
-    return "mindspore" if installed == ["mindspore"] or (ascend and "mindspore" in installed) else "torch"
+    return "mindspore" if found == ["mindspore"] or (ascend and "mindspore" in found) else "torch"
+
+
+def installed(name: Framework) -> bool:
+    """Say whether a framework can be imported; a folder of its name on the path is none."""
+    found = importlib.util.find_spec(name)
+    return found is not None and found.origin is not None
 
 
 def export_mindir(arch: Arch, tensors: Mapping[str, np.ndarray], path: Path, size: tuple[int, int]) -> float:
     """Write a network as MINDIR for one input size; return its largest relative difference when read back."""
-    if importlib.util.find_spec("mindspore") is None:
+    if not installed("mindspore"):
         raise OcrnetError(NOT_INSTALLED["mindspore"])
     from ocrnet.engines.mindspore.export import export
 
@@ -120,7 +132,7 @@ def export_mindir(arch: Arch, tensors: Mapping[str, np.ndarray], path: Path, siz
 
 def read_pth(path: Path) -> dict[str, np.ndarray]:
     """Read the tensors of a PyTorch weights file; no code in it is run. Needs torch."""
-    if importlib.util.find_spec("torch") is None:
+    if not installed("torch"):
         raise OcrnetError(f"{path}: reading a .pth file needs PyTorch: pip install -r requirements.txt")
     from ocrnet.engines.torch.pth import read
 

@@ -90,9 +90,16 @@ MUTATIONS = (
     ),
     Mutation(
         "workers leave signals to the run",
-        "ocrnet/engines/torch/loader.py",
+        "ocrnet/workers.py",
         "        signal.signal(number, signal.SIG_IGN)\n",
         "        pass\n",
+        "tests/torch/test_loader.py::test_workers_leave_the_signals_of_a_terminal_or_a_scheduler_to_the_run",
+    ),
+    Mutation(
+        "a signal while workers start waits until they leave signals to the run",
+        "ocrnet/workers.py",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, ())",
         "tests/torch/test_loader.py::test_workers_leave_the_signals_of_a_terminal_or_a_scheduler_to_the_run",
     ),
     Mutation(
@@ -133,7 +140,7 @@ MUTATIONS = (
     Mutation(
         "a dead worker is told as such",
         "ocrnet/engines/torch/loader.py",
-        "        if not deaths:\n",
+        "        if not told:\n",
         "        if True:\n",
         f"{REAL}::test_a_killed_worker_ends_the_run_with_a_message",
     ),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mindspore as ms
 
 from ocrnet.config import Config
+from ocrnet.engines.mindspore.quiet import stderr_dropped
 from ocrnet.errors import OcrnetError
 
 OUT_OF_MEMORY = ("out of memory", "memory isn't enough", "memory is not enough", "allocate", "bad_alloc", "malloc")
@@ -44,24 +45,9 @@ def choose_device(target: str | None) -> tuple[str, str]:
 
 
 def _available(name: str) -> bool:
-    with _stderr_dropped():
+    asked = os.environ["GLOG_v"] < "3"  # noqa: SIM112 - MindSpore spells it so
+    with contextlib.nullcontext() if asked else stderr_dropped():  # it tells of each library that it does not find
         return bool(ms.hal.is_available(name))
-
-
-@contextlib.contextmanager
-def _stderr_dropped() -> Iterator[None]:
-    """Drop what MindSpore prints of libraries that it does not find, which is what was asked."""
-    if os.environ["GLOG_v"] < "3":  # noqa: SIM112 - MindSpore spells it so
-        yield
-        return
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
 
 
 def choose_precision(target: str, cfg: Config) -> Precision:

@@ -13,7 +13,6 @@ So a row is never an exception but may be the text of one, a thread of ours wait
 end first gives that thread a last row.
 """
 
-import atexit
 import contextlib
 import json
 import math
@@ -26,11 +25,9 @@ import signal
 import threading
 import time
 import traceback
-import weakref
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
-import cv2
 import mindspore.dataset
 import numpy as np
 from mindspore.dataset.engine.datasets_user_defined import SamplerFn
@@ -39,6 +36,7 @@ from ocrnet.config import Config
 from ocrnet.errors import OcrnetError
 from ocrnet.signals import SIGNALS
 from ocrnet.stream import StepNumbers, TrainStream
+from ocrnet.workers import ADVICE, begin_worker, deaths, ended_at_exit, signals_held
 from ocrnet.world import World
 
 COLUMNS = ["images", "labels", "keeps", "notes"]
@@ -56,17 +54,6 @@ class Batch(NamedTuple):
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
-ADVICE = "where memory or /dev/shm is short, lower num_workers or prefetch_size (without workers: --set num_workers=0)"
-
-_OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
-
-
-@atexit.register
-def close_all() -> None:
-    """End the workers of loaders left open, before multiprocessing waits for them: they ignore its SIGTERM."""
-    for made in list(_OPEN):
-        made.close()
-
 
 def batches(stream: TrainStream, cfg: Config, *, world: World, step: int) -> Generator[Batch, None, None]:
     """Return a generator of micro-batches from ``step`` on, whose ``close`` ends its workers.
@@ -76,7 +63,7 @@ def batches(stream: TrainStream, cfg: Config, *, world: World, step: int) -> Gen
     """
     rows = Rows(stream, cfg, world, step)
     made = _from_workers(rows) if cfg.num_workers else (rows.batch(number) for number in range(len(rows)))
-    _OPEN.add(made)
+    ended_at_exit(made)
     return made
 
 
@@ -102,7 +89,8 @@ class Rows:
     def __getitem__(self, number: int) -> Row:
         """Return micro-batch ``number`` as a row, in a worker; whatever it raises is a row too."""
         if not self.begun:
-            begin_worker(self.parent)
+            begin_worker()
+            threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
             self.begun = True
         try:
             batch = self.batch(int(number))
@@ -139,20 +127,8 @@ def _note(**notes: str) -> Row:
     return empty, empty, empty, _text(notes)
 
 
-def begin_worker(parent: int) -> None:
-    """Keep a worker to one thread, as the workers are the parallelism, and to its work when the run is asked to stop.
-
-    A terminal's Ctrl-C and a scheduler's SIGTERM reach every process of the run; the run itself answers them, and its
-    end ends the workers, also where it is killed.
-    """
-    cv2.setNumThreads(0)
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
 def _end_with(parent: int) -> None:
+    """End a worker whose run was killed, which could end it no more."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -247,12 +223,12 @@ def _feed(iterator: Iterator[list[np.ndarray]], workers: Workers, ready: queue.Q
 
     The signals that stop a run are held in it, and so in each worker until `begin_worker` lifts the hold.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        for row in iterator:
-            _hand_on(row, workers.closed, ready)
-            if workers.closed.is_set():
-                return
+        with signals_held():
+            for row in iterator:
+                _hand_on(row, workers.closed, ready)
+                if workers.closed.is_set():
+                    return
     except Exception as error:
         _hand_on(list(_note(failure=workers.failure or str(error))), workers.closed, ready)
 
@@ -284,23 +260,9 @@ def _batch(row: list[np.ndarray], workers: Workers) -> Batch:
 
 
 def _raise_deaths(workers: Workers) -> None:
-    deaths = _deaths(workers.workers)
-    if deaths:
-        raise OcrnetError(f"{deaths}; {ADVICE}")
-
-
-def _deaths(processes: list[multiprocessing.process.BaseProcess]) -> str:
-    """Return which workers died of what, after a moment for a death that is just happening; empty where none did."""
-    ended = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=0.5)
-    told = []
-    for process in processes:
-        if process.sentinel in ended:
-            process.join(timeout=5)  # its pipes close a little before its status is to be had
-        code = process.exitcode
-        if code is not None:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            told.append(f"loader worker {process.pid} {how}")
-    return ", ".join(told)
+    told = deaths(workers.workers)
+    if told:
+        raise OcrnetError(f"{told}; {ADVICE}")
 
 
 def _close(iterator: Any, workers: Workers, feeder: threading.Thread) -> None:

@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +30,7 @@ from typing import IO, Any
 import numpy as np
 import psutil
 
+from ocrnet.engines.mindspore.quiet import stderr_dropped
 from ocrnet.errors import OcrnetError
 from ocrnet.signals import SIGNALS, Stopped
 from ocrnet.world import World
@@ -413,7 +413,7 @@ def leave() -> None:
     if communication.GlobalComm.BACKEND != "mccl":
         return  # HCCL and NCCL end with the process
     together = error is None or isinstance(error, Stopped)
-    with _stderr_dropped():
+    with stderr_dropped():  # it tells of every connection that it closes, whatever the log level
         if together:
             with contextlib.suppress(RuntimeError):  # a faster one has left already, having heard all it needs
                 all_sum(np.zeros(1, np.int32))
@@ -429,20 +429,6 @@ def _at_exit() -> None:
     if _left:
         sys.stderr.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-@contextlib.contextmanager
-def _stderr_dropped() -> Iterator[None]:
-    """Drop what MindSpore says of every connection that it closes, whatever the log level."""
-    sys.stderr.flush()
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
 
 
 def _serve_msrun() -> None:

@@ -1,25 +1,22 @@
 """The training stream in a torch DataLoader: worker processes read and augment, batches come out in order."""
 
-import atexit
 import contextlib
 import multiprocessing.connection
 import multiprocessing.process
 import signal
 import threading
 import warnings
-import weakref
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ocrnet.config import Config
 from ocrnet.errors import OcrnetError
-from ocrnet.signals import SIGNALS
 from ocrnet.stream import Sample, StepNumbers, TrainStream
+from ocrnet.workers import ADVICE, begin_worker, deaths, ended_at_exit, signals_held
 from ocrnet.world import World
 
 
@@ -32,16 +29,6 @@ class Batch(NamedTuple):
     unreadable: tuple[str, ...]
 
 
-_OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
-
-
-@atexit.register
-def close_all() -> None:
-    """End the workers of loaders left open, before multiprocessing waits for them: they ignore its SIGTERM."""
-    for made in list(_OPEN):
-        made.close()
-
-
 def batches(
     stream: TrainStream, cfg: Config, *, world: World, step: int, pinned: bool = False
 ) -> Generator[Batch, None, None]:
@@ -51,20 +38,19 @@ def batches(
     where a worker met it.
     """
     made = _make(stream, cfg, world, step, pinned)
-    _OPEN.add(made)
+    ended_at_exit(made)
     return made
 
 
 def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: bool) -> Generator[Batch, None, None]:
-    workers = cfg.num_workers
     others = set(multiprocessing.active_children())
-    with warnings.catch_warnings(), _sigchld_left_alone(), _signals_held():
+    with warnings.catch_warnings(), _sigchld_left_alone(), signals_held():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # said in the banner, once
         loader: DataLoader = DataLoader(
             Guarded(stream),
             batch_sampler=StepNumbers(cfg, world, step),
-            num_workers=workers,
-            prefetch_factor=cfg.prefetch_size if workers else None,
+            num_workers=cfg.num_workers,
+            prefetch_factor=cfg.prefetch_size if cfg.num_workers else None,
             collate_fn=collate,
             worker_init_fn=begin_worker,
             pin_memory=pinned,
@@ -80,14 +66,11 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
     except OcrnetError:
         raise
     except Exception as error:
-        deaths = _deaths(processes)
-        if not deaths:
+        told = deaths(processes)
+        if not told:
             raise
         ready._shutdown = True  # type: ignore[attr-defined]  # its orderly end may wait for a lock that the dead held
-        raise OcrnetError(
-            f"{deaths}; where memory or /dev/shm is short, lower num_workers or prefetch_size (without workers: "
-            "--set num_workers=0)"
-        ) from error
+        raise OcrnetError(f"{told}; {ADVICE}") from error
     finally:
         del ready  # ends the workers, also where a traceback keeps this frame
         for process in processes:
@@ -111,30 +94,6 @@ def _sigchld_left_alone() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold the signals that stop a run while workers start: each inherits the hold and lifts it in `begin_worker`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _deaths(processes: list[multiprocessing.process.BaseProcess]) -> str:
-    """Return which workers died of what, after a moment for a death that is just happening; empty where none did."""
-    ended = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
-    told = []
-    for process in processes:
-        if process.sentinel in ended:
-            process.join(timeout=5)  # its pipes close a little before its status is to be had
-        code = process.exitcode
-        if code is not None:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            told.append(f"loader worker {process.pid} {how}")
-    return ", ".join(told)
-
-
 class Guarded(Dataset):
     """The stream with errors as values, because a DataLoader wraps what a worker raises into a traceback's text."""
 
@@ -156,15 +115,3 @@ def collate(samples: list[Sample | OcrnetError]) -> Batch | OcrnetError:
         return next(sample for sample in samples if isinstance(sample, OcrnetError))
     images, labels, keeps = (torch.from_numpy(np.stack([sample[i] for sample in good])) for i in range(3))
     return Batch(images, labels, keeps, tuple(error for sample in good for error in sample.unreadable))
-
-
-def begin_worker(_: int) -> None:
-    """Keep a worker to one thread, as the workers are the parallelism, and to its work when the run is asked to stop.
-
-    A terminal's Ctrl-C and a scheduler's SIGTERM reach every process of the run; the run itself answers them, and its
-    end ends the workers.
-    """
-    cv2.setNumThreads(0)
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

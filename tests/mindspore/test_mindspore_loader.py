@@ -280,8 +280,18 @@ def test_workers_leave_the_signals_of_a_terminal_or_a_scheduler_to_the_run(strea
     made.close()
 
 
+@pytest.fixture
+def own_handlers():
+    """Python's usual handlers: who starts the tests in the background may have had these signals ignored."""
+    usual = dict.fromkeys(SIGNALS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_run_answers_its_signals_itself_while_batches_go_on(stream, number):
+def test_the_run_answers_its_signals_itself_while_batches_go_on(stream, number, own_handlers):
     with StopRequest() as stop:
         made, _ = begin_endless(stream, 2)
         os.kill(os.getpid(), number)
@@ -291,7 +301,7 @@ def test_the_run_answers_its_signals_itself_while_batches_go_on(stream, number):
         made.close()
 
 
-def test_a_signal_is_answered_while_a_batch_is_waited_for(stream):
+def test_a_signal_is_answered_while_a_batch_is_waited_for(stream, own_handlers):
     made, (worker,) = begin_endless(stream, 1)
     os.kill(worker.pid, signal.SIGSTOP)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
