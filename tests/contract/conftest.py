@@ -10,7 +10,6 @@ from collections.abc import Callable
 import pytest
 from tiny import ARCH, CONFIG, MemoryStream
 
-import ocrnet.engines.mindspore  # noqa: F401 - sets what MindSpore reads at its import
 from ocrnet import spec
 from ocrnet.config import Optimizer
 from ocrnet.engine import Engine, open_engine
@@ -25,11 +24,10 @@ def pytest_configure(config):
 def pytest_generate_tests(metafunc):
     if "make_engine" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("compiled")
-        engines = ["torch"]
-        if marker is None or not marker.kwargs.get("only"):
-            engines.append("mindspore-pynative")
+        modes = [] if marker is not None and marker.kwargs.get("only") else ["pynative"]
         if marker is not None:
-            engines.append("mindspore-graph")
+            modes.append("graph")
+        engines = ["torch"] + [pytest.param(f"mindspore-{mode}", marks=pytest.mark.mindspore) for mode in modes]
         metafunc.parametrize("make_engine", engines, indirect=True)
 
 
