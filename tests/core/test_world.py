@@ -10,6 +10,8 @@ OMPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WOR
 MSRUN_SCHEDULER = {"MS_ROLE": "MS_SCHED", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": "8118",
                    "MS_TOPO_TIMEOUT": "600", "MS_WORKER_NUM": "2", "RANK_SIZE": "2", "RANK_ID": "0"}  # fmt: skip
 MSRUN = MSRUN_SCHEDULER | {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": "1", "RANK_ID": "1", "DEVICE_ID": "1"}
+SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "7", "SLURM_LOCALID": "1", "SLURM_NODEID": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -18,7 +20,10 @@ MSRUN = MSRUN_SCHEDULER | {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": "1", "RANK_ID":
         ({}, World()),
         (OMPI, World(1, 4, 1, "mpirun")),
         ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, World(5, 8, 1, "torchrun")),
+        (OMPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, World(1, 4, 1, "mpirun", 2)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, World(0, 2, 0, "srun")),
+        (SRUN, World(5, 7, 1, "srun", 2)),
+        (SRUN | {"SLURM_PROCID": "6", "SLURM_LOCALID": "0", "SLURM_NODEID": "3"}, World(6, 7, 0, "srun", 1)),
         ({"RANK_ID": "3", "RANK_SIZE": "8", "DEVICE_ID": "3"}, World(3, 8, 3, "rank table")),
         ({"PMI_RANK": "1", "PMI_SIZE": "2"}, World(1, 2, 0, "mpirun")),
         ({"RANK": "0"}, World()),

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ocrnet import rendezvous
 from ocrnet.engines.mindspore import ranks
 from ocrnet.errors import OcrnetError
 from ocrnet.world import World
@@ -29,6 +30,7 @@ long = pytest.mark.skipif(not os.environ.get("OCRNET_TEST_LONG"), reason="minute
 WORKER = '''
 import os, signal, sys, time
 import numpy as np
+from ocrnet import rendezvous
 from ocrnet.engines.mindspore import ranks
 from ocrnet.errors import OcrnetError
 from ocrnet.signals import Stopped
@@ -219,7 +221,7 @@ def env(monkeypatch, tmp_path) -> Iterator[dict[str, str]]:
     for name in [name for name in before if name.startswith(("MS_", "SLURM_", *ranks.MPI_VARIABLES))]:
         del os.environ[name]
     os.environ["MS_TOPO_TIMEOUT"] = "0.3"
-    monkeypatch.setattr(ranks.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(rendezvous.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(ranks, "_lent", False)
     monkeypatch.setattr(ranks.atexit, "register", lambda function: None)
     yield os.environ
@@ -236,10 +238,8 @@ def refused(world: World, *words: str) -> None:
 
 def test_what_cannot_join_is_refused_with_what_helps(env):
     refused(World(1, 2, 1, "torchrun"), "torchrun started 2 processes", "msrun, mpirun or srun")
-    env["OMPI_COMM_WORLD_LOCAL_SIZE"] = "1"
-    refused(World(0, 2, 0, "mpirun"), "several machines", "MS_SCHED_HOST", "msrun")
-    env["SLURM_NNODES"] = "2"
-    refused(World(0, 2, 0, "srun"), "srun started ranks on several machines")
+    refused(World(0, 2, 0, "mpirun", 1), "several machines", "MS_SCHED_HOST", "msrun")
+    refused(World(0, 2, 0, "srun", 1), "srun started ranks on several machines")
     env["MS_SCHED_PORT"] = "4000"
     refused(World(0, 2, 0, "mpirun"), "MS_SCHED_PORT is set alone")
     env["MS_SCHED_HOST"] = "192.0.2.1"
@@ -248,32 +248,32 @@ def test_what_cannot_join_is_refused_with_what_helps(env):
 
 def test_a_port_is_taken_from_a_living_rank_0_alone(env, tmp_path):
     world = World(1, 2, 1, "mpirun")
-    board = ranks._board()
+    board = rendezvous.board_path()
     refused(world, str(board), "rank 0 has left no port", "within 0.3 s")
     del env["MS_ROLE"], env["MS_SCHED_HOST"]
-    ranks._write(board, 4321)
+    rendezvous.leave_port(board, 4321)
     assert board.stat().st_mode & 0o777 == 0o600
     ranks.prepare(world, "CPU")
     assert (env["MS_SCHED_HOST"], env["MS_SCHED_PORT"], env["MS_ROLE"]) == ("127.0.0.1", "4321", "MS_WORKER")
     assert (env["MS_NODE_ID"], env["RANK_ID"], env["RANK_SIZE"], env["DEVICE_ID"]) == ("1", "1", "2", "1")
-    ranks._clean(board)
+    rendezvous._clean(board)
     assert board.exists()
     board.write_text(board.read_text().replace('"created": ', '"created": 1'))  # as though the pid were used again
     del env["MS_ROLE"], env["MS_SCHED_HOST"], env["MS_SCHED_PORT"]
     refused(world, "rank 0 has left no port")
-    ranks._clean(board)
+    rendezvous._clean(board)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_launches_have_boards_of_their_own(env):
     def board(**changes: str) -> Path:
         env.update(changes)
-        return ranks._board()
+        return rendezvous.board_path()
 
     found = [board(), board(SLURM_JOB_ID="1", SLURM_STEP_ID="0"), board(SLURM_STEP_ID="1"),
              board(PMIX_NAMESPACE="prterun-a-1@1"), board(PMIX_NAMESPACE="prterun-a-2@1")]  # fmt: skip
     assert len(set(found)) == len(found)
-    assert ranks._board() == found[-1]
+    assert rendezvous.board_path() == found[-1]
 
 
 @pytest.mark.parametrize("target", ["Ascend", "GPU"])

@@ -14,7 +14,6 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import json
 import os
 import select
 import signal
@@ -30,6 +29,7 @@ from typing import IO, Any
 import numpy as np
 import psutil
 
+from ocrnet import rendezvous
 from ocrnet.engines.mindspore.quiet import stderr_dropped
 from ocrnet.errors import OcrnetError
 from ocrnet.signals import SIGNALS, Stopped
@@ -40,7 +40,6 @@ PATIENCE = {
     "MS_CPU_COMM_OP_TIMEOUT": "1800",  # a collective's, 30 by default: other ranks may compile or write for longer
 }
 MPI_VARIABLES = ("OMPI_", "PMIX_", "PMI_")
-LAUNCH = ("PMIX_NAMESPACE", "PMIX_SERVER_URI2", "SLURM_JOB_ID", "SLURM_STEP_ID")
 PR_SET_PDEATHSIG = 1
 PROGRAM = "import sys; sys.path[0] = sys.argv[1]; from ocrnet.engines.mindspore import ranks; ranks.{}(*sys.argv[2:])"
 GRACE = 15.0  # seconds that the scheduler lives on when the ranks of its machine are gone, while others may run
@@ -107,12 +106,12 @@ def _stand_in_for_msrun(world: World) -> None:
     given = [name for name in ("MS_SCHED_HOST", "MS_SCHED_PORT") if os.environ.get(name)]
     if len(given) == 1:
         raise OcrnetError(f"{given[0]} is set alone; MS_SCHED_HOST and MS_SCHED_PORT go together")
-    if not given and _several_machines(world):
+    if not given and not world.on_one_machine:
         raise OcrnetError(
             f"{world.launcher} started ranks on several machines: set MS_SCHED_HOST to the address of rank 0's machine "
             "and MS_SCHED_PORT to a free port there (mpirun -x MS_SCHED_HOST -x MS_SCHED_PORT), or use msrun"
         )
-    board = _board()
+    board = rendezvous.board_path()
     for name in [name for name in os.environ if name.startswith(MPI_VARIABLES)]:
         del os.environ[name]
     os.environ.update(
@@ -129,7 +128,8 @@ def _stand_in_for_msrun(world: World) -> None:
     if world.rank == 0:
         _lend_scheduler(None if given else board)
     elif not given:
-        os.environ["MS_SCHED_PORT"] = str(_read(board))
+        patience = float(os.environ["MS_TOPO_TIMEOUT"])
+        os.environ["MS_SCHED_PORT"] = str(rendezvous.read_port(board, patience))
 
 
 def _address(host: str) -> str:
@@ -138,24 +138,6 @@ def _address(host: str) -> str:
         return socket.gethostbyname(host)
     except OSError as error:
         raise OcrnetError(f"MS_SCHED_HOST={host}: {error.strerror}") from error
-
-
-def _several_machines(world: World) -> bool:
-    """Say whether some ranks are elsewhere, as far as the launcher tells."""
-    if world.launcher == "srun":
-        return int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1) > 1
-    local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("MPI_LOCALNRANKS") or world.size
-    return int(local) < world.size
-
-
-def _board() -> Path:
-    """Return the file in which rank 0 leaves the port, under a name that only the ranks of this launch know."""
-    known = [f"{name}={os.environ[name]}" for name in LAUNCH if name in os.environ]
-    if not any(name in os.environ for name in ("PMIX_NAMESPACE", "SLURM_STEP_ID")):
-        parent = psutil.Process(os.getppid())
-        known.append(f"{parent.pid} {parent.create_time()}")
-    name = hashlib.sha256("\n".join(known).encode()).hexdigest()[:20]
-    return Path(tempfile.gettempdir()) / f"ocrnet-ranks-{os.getuid()}-{name}"
 
 
 def _lend_scheduler(board: Path | None) -> None:
@@ -176,8 +158,7 @@ def _lend_scheduler(board: Path | None) -> None:
         os.environ["MS_SCHED_PORT"] = str(held.getsockname()[1])
         _scheduler = _start(held)
     if board is not None:
-        _clean(board)
-        _write(board, int(os.environ["MS_SCHED_PORT"]))
+        rendezvous.leave_port(board, int(os.environ["MS_SCHED_PORT"]))
         _scheduler.board = board
 
 
@@ -260,48 +241,6 @@ def _end_within(scheduler: subprocess.Popen, grace: float) -> int:
     except subprocess.TimeoutExpired:
         scheduler.kill()
         return 1
-
-
-def _write(board: Path, port: int) -> None:
-    me = psutil.Process()
-    text = json.dumps({"port": port, "pid": me.pid, "created": me.create_time()})
-    handle, name = tempfile.mkstemp(prefix=f".{board.name}-", dir=board.parent)  # mode 0600
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    try:
-        os.replace(name, board)
-    except OSError as error:
-        os.unlink(name)
-        raise OcrnetError(f"{board}: rank 0 cannot leave its port there ({error.strerror})") from error
-
-
-def _clean(board: Path) -> None:
-    """Remove what killed launches of this user left beside the board."""
-    for old in board.parent.glob(f"{board.name.rpartition('-')[0]}-*"):
-        if _left_by_the_living(old) is None:
-            with contextlib.suppress(OSError):
-                old.unlink()
-
-
-def _left_by_the_living(board: Path) -> int | None:
-    """Return the port on a board, or None: it is not there, or not this user's, or of a rank 0 that is long dead."""
-    with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
-        if board.stat().st_uid == os.getuid():
-            found = json.loads(board.read_text(encoding="utf-8"))
-            if psutil.Process(found["pid"]).create_time() == found["created"]:
-                return int(found["port"])
-    return None
-
-
-def _read(board: Path) -> int:
-    """Wait for the port that a living rank 0 has left."""
-    patience = float(os.environ["MS_TOPO_TIMEOUT"])
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if (port := _left_by_the_living(board)) is not None:
-            return port
-        time.sleep(0.05)
-    raise OcrnetError(f"{board}: rank 0 has left no port there within {patience:g} s; has it started?")
 
 
 def join(world: World) -> None:
