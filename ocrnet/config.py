@@ -10,7 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ocrnet.cloud import urls
 from ocrnet.errors import OcrnetError
+
+# Keys that name a place on this machine, and where a url belongs instead.
+LOCAL = {
+    "save_dir": "train_url",
+    "data.dataset_dir": "data_url",
+    "backbone.backbone_ckpt": "ckpt_url",
+    "cloud.cache_dir": "data_url",
+}
+
+URLS = ("data_url", "train_url", "ckpt_url")
 
 EVAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
@@ -110,6 +121,20 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cloud:
+    """How object stores are spoken to; keys never stand here, they come from the environment."""
+
+    endpoint: str = key("", "address of the obs:// or s3:// server; empty: OBS_ENDPOINT, or what the AWS tools use")
+    cache_dir: str = key(
+        "", "folder of this machine for what data_url and ckpt_url name; empty: /cache, or ~/.cache/ocrnet"
+    )
+    timeout: int = key(60, "seconds without an answer after which a request is given up", low=1)
+    retries: int = key(8, "how often a failed request for data or a checkpoint is made again", low=0)
+    drain: int = key(600, "seconds that a run waits at its end for what is not pushed yet", low=0)
+    checksum: bool = key(True, "compare MD5 with the ETag; False where a bucket's encryption makes it something else")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A run, completely: what `config.yml` in the run's folder and the checkpoint's metadata hold."""
 
@@ -124,6 +149,9 @@ class Config:
         None, "a fixed loss scale where mix computes in float16; none: one that adapts", low=1
     )
     norm: Literal["sync", "local"] = key("sync", "batch norm over all cards, or each card's own")
+    rank_timeout: float = key(
+        600.0, "seconds that a rank waits for the others before it gives up (torch engine)", low=1
+    )
     deterministic: bool = key(False, "bit-equal repeats on GPU, at the price of speed")
     save_dir: str = key("output", "folder of the run")
     seed: int = key(1234, "seed of weights, order and augmentation", low=0)
@@ -136,6 +164,10 @@ class Config:
     warmup_step: int = key(500, "steps of linear warmup", low=0)
     schedule: Literal["linear", "poly"] = key("linear", "course of the learning rate after warmup")
     power: float = key(0.9, "exponent of the poly schedule", low=0)
+    base_batch_size: int | None = key(None, "crops a step, over all cards, that lr_init is meant for", low=1)
+    lr_scale: Literal["none", "linear"] = key(
+        "none", "linear: multiply the learning rate by the crops of a step over base_batch_size"
+    )
     clip_grad: float | None = key(None, "largest norm of the gradient; none: not clipped", low=0)
     max_skipped: int = key(20, "stop after so many steps in a row with a loss or gradient that is not finite", low=1)
     log_interval: int = key(100, "steps between log lines", low=1)
@@ -152,12 +184,23 @@ class Config:
     num_workers: int = key(4, "processes that read and augment; 0: the training process itself", low=0)
     prefetch_size: int = key(2, "batches that each worker prepares ahead", low=1)
     max_rowsize: int = key(16, "memory of one sample in MB (mindspore engine only)", low=1)
+    enable_modelarts: bool = key(
+        False, "on ModelArts: its own flags are passed over; with train_url, runs go on by themselves"
+    )
+    data_url: str = key(
+        "", "where the dataset is, a folder or a .tar: obs://, s3:// or file:// is pulled, a path is used where it is"
+    )
+    train_url: str = key("", "where results are pushed and looked for by --resume_ckpt auto: obs://, s3:// or a folder")
+    ckpt_url: str = key(
+        "", "train: ImageNet weights of the backbone, or a checkpoint to begin from; eval: the checkpoint or its folder"
+    )
     loss: Loss = Loss()
     data: Data = Data()
     backbone: Backbone = Backbone()
     ocr_head: OcrHead = OcrHead()
     optimizer: Optimizer = Optimizer()
     eval: Eval = Eval()
+    cloud: Cloud = Cloud()
 
 
 def schema(node: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
@@ -190,6 +233,8 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         yield f"amp_level {cfg.amp_level} has no effect without mixed precision; add --mix True, or leave it out"
     if cfg.end_lr > cfg.lr_init:
         yield f"end_lr {cfg.end_lr} is above lr_init {cfg.lr_init}; the learning rate falls from lr_init to end_lr"
+    if cfg.lr_scale == "linear" and cfg.base_batch_size is None:
+        yield "lr_scale linear needs base_batch_size, the crops a step that lr_init is meant for; set it"
     if cfg.data.scale_range[0] > cfg.data.scale_range[1]:
         yield f"data.scale_range {list(cfg.data.scale_range)} must be [low, high] with low <= high"
     if cfg.loss.aux == cfg.loss.ocr == 0:
@@ -212,6 +257,11 @@ def _contradictions(cfg: Config) -> Iterator[str]:
             "coarsest branch, a 32nd of the size; raise one of them"
         )
     yield from _class_weight_problems(cfg)
+    given = {name: text for name in URLS if (text := getattr(cfg, name))}
+    yield from urls.problems(given, cfg.cloud.endpoint)
+    for name, instead in LOCAL.items():
+        if "://" in value(cfg, name):
+            yield f"{name} is a path on this machine and cannot be a url; give a url as {instead}"
 
 
 def _class_weight_problems(cfg: Config) -> Iterator[str]:

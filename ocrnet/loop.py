@@ -87,8 +87,8 @@ class Loop:
         self._pace = Pace()
         self._steps_to_vote = 1
         self._saved_step: int | None = None
-        self._learning_rate = schedule.table(self.cfg)
-        shown = None if self.run.writes else False
+        self._learning_rate = schedule.table(self.cfg, self.engine.world.size)
+        shown = None if self.engine.world.size == 1 else False  # mpirun gives the ranks a terminal that is none
         with Bar(self.cfg.total_step, self.progress.step, shown=shown) as self._bar:
             if self._evaluation_is_due():  # a stop came between the step and its evaluation
                 self._evaluate_and_save_if_due()

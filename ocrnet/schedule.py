@@ -5,11 +5,12 @@ import numpy as np
 from ocrnet.config import Config
 
 
-def table(cfg: Config) -> np.ndarray:
-    """Return the learning rate of every step, float64 of shape (total_step,).
+def table(cfg: Config, ranks: int = 1) -> np.ndarray:
+    """Return the learning rate of every step on so many ranks, float64 of shape (total_step,).
 
     Warmup climbs linearly from ``end_lr`` to ``lr_init``, as the MindSpore relative does. After it, ``linear`` falls
     straight to ``end_lr``; ``poly`` follows (1 - progress)^power, as the authors of HRNet-OCR do, not below ``end_lr``.
+    With ``lr_scale: linear`` all of it is multiplied by the global batch over ``base_batch_size`` (Goyal et al., 2017).
     """
     steps = np.arange(cfg.total_step, dtype=np.float64)
     warming = cfg.end_lr + (cfg.lr_init - cfg.end_lr) * steps / max(cfg.warmup_step, 1)
@@ -19,4 +20,12 @@ def table(cfg: Config) -> np.ndarray:
         falling = cfg.end_lr + (cfg.lr_init - cfg.end_lr) * left
     else:
         falling = np.maximum(cfg.lr_init * left**cfg.power, cfg.end_lr)
-    return np.where(steps < cfg.warmup_step, warming, falling)
+    rate = np.where(steps < cfg.warmup_step, warming, falling)
+    if cfg.lr_scale == "none" or cfg.base_batch_size is None:
+        return rate
+    return rate * (global_batch(cfg, ranks) / cfg.base_batch_size)
+
+
+def global_batch(cfg: Config, ranks: int) -> int:
+    """Return the crops of one step, over all ranks and micro-batches."""
+    return cfg.batch_size * cfg.accumulate_steps * ranks

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ocrnet import checkpoint, config, dry_run, ranks, spec, weights
+from ocrnet import checkpoint, config, dry_run, ranks, schedule, spec, weights
 from ocrnet.checkpoint import Checkpoint
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, open_dataset
@@ -231,7 +231,7 @@ def starting_state(cfg: Config, arch: Arch, found: Checkpoint | None) -> tuple[d
 
 def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
     """Return the lines that say what was decided."""
-    global_batch = cfg.batch_size * cfg.accumulate_steps * engine.world.size
+    global_batch = schedule.global_batch(cfg, engine.world.size)
     return [
         f"ocrnet {core_versions()['ocrnet']}, run folder {cfg.save_dir}",
         *engine.decisions,
@@ -241,4 +241,19 @@ def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
         f"crops {cfg.data.crop_size[0]}x{cfg.data.crop_size[1]}",
         f"batch: {global_batch} crops a step (batch_size {cfg.batch_size} x accumulate_steps {cfg.accumulate_steps} x "
         f"{engine.world.size} cards), {cfg.total_step} steps, {global_batch * cfg.total_step / images:.1f} epochs",
+        *_unlike_recipe(cfg, global_batch),
+    ]
+
+
+def _unlike_recipe(cfg: Config, global_batch: int) -> list[str]:
+    """Say where a step has other crops than those that its learning rate is meant for, and what was done about it."""
+    base = cfg.base_batch_size
+    if base in (None, global_batch):
+        return []
+    times = f"{global_batch / base:.4g} times the {base} crops a step that lr_init is meant for (base_batch_size)"
+    scaled = f"{cfg.lr_init * global_batch / base:.4g}"
+    if cfg.lr_scale == "linear":
+        return [f"learning rate: this run has {times}, so its highest is {scaled} (lr_scale linear)"]
+    return [
+        f"learning rate: this run has {times}; --set lr_scale=linear would take {scaled} for lr_init {cfg.lr_init:g}"
     ]

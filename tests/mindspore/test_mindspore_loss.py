@@ -30,7 +30,7 @@ def random_batch():
 def by_torch(logits, label, **options):
     x, y = torch.tensor(logits, requires_grad=True), torch.from_numpy(label)
     loss = theirs.SegmentationLoss(torch.tensor(WEIGHT), True, **options)
-    total, heads = loss((x, 2 * x), y, theirs.label_weight(y, torch.tensor(WEIGHT)), micro_batches=2)
+    total, heads = loss((x, 2 * x), y, theirs.label_weight(y, torch.tensor(WEIGHT)), parts=2)
     total.backward()
     return total.item(), heads.numpy(), x.grad.numpy()
 

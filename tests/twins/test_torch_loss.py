@@ -124,7 +124,7 @@ def test_ohem_divides_its_local_means_by_the_micro_batches():
     logits, label = random_batch()
     loss, denominator = SegmentationLoss(WEIGHT, True, ohem=(0.9, 10)), label_weight(label, WEIGHT)
     once = loss((logits, logits), label, denominator)[1]
-    assert torch.allclose(loss((logits, logits), label, denominator, micro_batches=4)[1], once / 4, rtol=1e-12)
+    assert torch.allclose(loss((logits, logits), label, denominator, parts=4)[1], once / 4, rtol=1e-12)
     probability, weight = pixel_losses(logits, label)
     assert once[0].item() == pytest.approx((weight * -np.log(probability)).sum() / label.numel(), rel=1e-12)
 

@@ -55,7 +55,7 @@ class MindSporeEngine:
 
     def _prepare_training(self) -> None:
         cfg, size = self.cfg, self.world.size
-        self.lr = schedule.table(cfg).astype(np.float32)
+        self.lr = schedule.table(cfg, size).astype(np.float32)
         if cfg.norm == "sync":
             self.network.synchronise(size)
         class_weights = cfg.data.class_weights or (1.0,) * self.arch.num_classes

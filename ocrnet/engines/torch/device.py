@@ -20,15 +20,21 @@ class Precision:
     text: str
 
 
-def choose_device(target: str | None) -> tuple[torch.device, str]:
-    """Return the device for ``--device_target`` and the sentence that says why."""
+def choose_device(target: str | None, local: int = 0) -> tuple[torch.device, str]:
+    """Return the device for ``--device_target`` and the sentence that says why; rank ``local`` of a machine has its own."""
     if target == "GPU" and not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         raise OcrnetError(
             f"device_target GPU: PyTorch {torch.__version__} ({built}) sees no GPU; use --device_target CPU"
         )
     if target == "GPU" or (target is None and torch.cuda.is_available()):
-        return torch.device("cuda", 0), f"GPU ({torch.cuda.get_device_name(0)})"
+        if local >= (cards := torch.cuda.device_count()):
+            raise OcrnetError(
+                f"this process is number {local + 1} on its machine, where PyTorch sees {cards} "
+                f"GPU{'s' if cards > 1 else ''}; start one process a GPU"
+            )
+        torch.cuda.set_device(local)
+        return torch.device("cuda", local), f"GPU ({torch.cuda.get_device_name(local)})"
     return torch.device("cpu"), "CPU" if target else "CPU, because PyTorch sees no GPU"
 
 
@@ -88,7 +94,7 @@ def describe(
         lines.append("deterministic: on")
     if training and cfg.max_rowsize != type(cfg).max_rowsize:
         lines.append("max_rowsize: no effect on the torch engine, whose loader has no such limit")
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if training and cfg.num_workers > cores:
         lines.append(
             f"num_workers: {cfg.num_workers} on {cores} cores; lower it where training waits or memory is short"

@@ -1,18 +1,21 @@
 """The torch engine: optimizer attempts that the device itself skips where not finite, and prediction by passes."""
 
+import contextlib
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 
 import numpy as np
 import psutil
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ocrnet import schedule, spec
 from ocrnet.config import Config
 from ocrnet.engine import OUTPUTS, Stats
+from ocrnet.engines.torch import ranks
 from ocrnet.engines.torch.device import Precision, choose_device, choose_precision, configure, describe, memory_told
-from ocrnet.engines.torch.hrnet import Size, resize
+from ocrnet.engines.torch.hrnet import Norm, Size, resize
 from ocrnet.engines.torch.loader import Batch, batches
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
 from ocrnet.engines.torch.ocr import OCRNet
@@ -26,19 +29,17 @@ MOMENTUM = "momentum/"
 
 
 class TorchEngine:
-    """OCRNet on one CPU or one NVIDIA GPU; see `ocrnet.engine.Engine` for what each method means."""
+    """OCRNet on a CPU or a GPU of this rank's own; see `ocrnet.engine.Engine` for what each method means."""
 
     def __init__(self, cfg: Config, arch: spec.Arch, *, world: World, stream: TrainStream | None = None) -> None:
-        if world.size > 1:
-            raise OcrnetError(
-                f"{world.launcher} started {world.size} processes, but this version uses one card; start one"
-            )
         self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
-        self.device, why = choose_device(cfg.device_target)
+        self.device, why = choose_device(cfg.device_target, world.local)
         self.precision: Precision = choose_precision(self.device, cfg.mix)
         self.decisions: Sequence[str]
         self.versions: Mapping[str, str]
         configure(self.device, deterministic=cfg.deterministic)
+        if world.size > 1:
+            ranks.join(world, self.device, cfg.rank_timeout)
         self.decisions, self.versions = describe(self.device, why, self.precision, cfg, training=stream is not None)
         self.model = OCRNet(arch).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.running = _flatten_buffers(self.model)
@@ -53,7 +54,7 @@ class TorchEngine:
 
     def _prepare_training(self) -> None:
         cfg = self.cfg
-        self.lr = schedule.table(cfg)
+        self.lr = schedule.table(cfg, self.world.size)
         weights = cfg.data.class_weights or (1.0,) * self.arch.num_classes
         self.class_weight = torch.tensor(weights, device=self.device)
         ohem = (cfg.loss.ohem_threshold, cfg.loss.ohem_min_kept) if cfg.loss.ohem else None
@@ -62,6 +63,10 @@ class TorchEngine:
         )
         self.scaler = LossScaler(self.device, dynamic=self.precision.scaled)
         self.optimizer = self._make_optimizer()
+        self.gradient_sum = ranks.GradientSum(self.parameters.values()) if self.world.size > 1 else None
+        for module in self.model.modules():
+            if isinstance(module, Norm):
+                module.sync = cfg.norm == "sync" and self.world.size > 1
 
     def _make_optimizer(self) -> torch.optim.SGD:
         """Return SGD with explicit decay groups and momentum that begins as zeros, as the state of a file would."""
@@ -128,7 +133,10 @@ class TorchEngine:
         """Take one optimizer attempt; return the two heads' losses and whether it was finite, both on the device."""
         before = self.running.clone()
         try:
-            with memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"):
+            with (
+                self._others_told(),
+                memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"),
+            ):
                 heads, norm = self._gradients(micro_batches)
                 finite = torch.isfinite(norm) & torch.isfinite(heads).all()
         except OcrnetError:
@@ -139,18 +147,31 @@ class TorchEngine:
         return heads, finite
 
     def _gradients(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the gradients of one attempt; return the two heads' losses and the gradient's norm."""
+        """Compute the gradients of one attempt, summed over the ranks; return the heads' losses and the norm."""
         on_device = [[part.to(self.device, non_blocking=True) for part in batch[:3]] for batch in micro_batches]
         denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in on_device]).sum()
         heads = torch.zeros(2, device=self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        for images, label, keep in on_device:
+        if self.gradient_sum is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self.gradient_sum.begin()
+            dist.all_reduce(denominator)
+        parts_of_step = len(on_device) * self.world.size
+        for number, (images, label, keep) in enumerate(on_device, 1):
             with self.precision.autocast():
                 outputs = self.model(self._normalise(images), keep)
-            total, parts = self.loss(outputs, label, denominator, micro_batches=len(on_device))
+            total, parts = self.loss(outputs, label, denominator, parts=parts_of_step)
+            if self.gradient_sum is not None:
+                self.gradient_sum.expect(last=number == len(on_device))
             self.scaler.scaled(total).backward()
             heads += parts.detach()
+        if self.gradient_sum is not None:
+            dist.all_reduce(heads)
+            self.gradient_sum.finish()
         return heads, self._gradient_norm()
+
+    def _others_told(self) -> contextlib.AbstractContextManager:
+        return ranks.absence_told(self.cfg.rank_timeout) if self.world.size > 1 else contextlib.nullcontext()
 
     def _gradient_norm(self) -> torch.Tensor:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -248,19 +269,28 @@ class TorchEngine:
                     given = state.get(MOMENTUM + name)
                     buffer.copy_(torch.from_numpy(given)) if given is not None else buffer.zero_()
             self.scaler.restore(state)
-        self.close()
+        self.close_loader()
         self.step = step
         self._failure = None
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """Return the array: there is one rank."""
-        return array
+        """Return the sum over the ranks, exact for int64."""
+        if self.world.size == 1:
+            return array
+        with self._others_told():
+            return ranks.all_sum(array)
 
-    def close(self) -> None:
+    def close_loader(self) -> None:
         """Stop the loader's workers."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
+
+    def close(self) -> None:
+        """Stop the loader's workers and leave the other ranks."""
+        self.close_loader()
+        if self.world.size > 1:
+            ranks.leave()
 
     def _memory(self) -> int:
         if self.device.type == "cuda":

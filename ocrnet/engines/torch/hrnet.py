@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocrnet import spec
+from ocrnet.engines.torch.sync_norm import sync_batch_norm
 from ocrnet.spec import Arch, Variant
 
 Size = tuple[int, int]
@@ -21,11 +22,15 @@ def resize(x: Tensor, size: Size, align_corners: bool) -> Tensor:
 
 
 class Norm(nn.Module):
-    """Batch norm over N, H and W without a step counter; identity until weights are loaded."""
+    """Batch norm over N, H and W without a step counter; identity until weights are loaded.
+
+    ``sync``: in training, over the batches of all ranks.
+    """
 
     def __init__(self, channels: int, eps: float = spec.BN_EPS) -> None:
         super().__init__()
         self.eps = eps
+        self.sync = False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -36,6 +41,8 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise N,C,H,W: by the batch in training, which updates the running statistics, else by those."""
         statistics = self.running_mean, self.running_var
+        if self.training and self.sync:
+            return sync_batch_norm(x, self.weight, self.bias, *statistics, spec.BN_MOMENTUM, self.eps)
         return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, spec.BN_MOMENTUM, self.eps)
 
 

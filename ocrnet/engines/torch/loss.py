@@ -65,14 +65,14 @@ class SegmentationLoss:
     ohem: tuple[float, int] | None = None
 
     def __call__(
-        self, outputs: tuple[Tensor, Tensor], label: Tensor, denominator: Tensor, *, micro_batches: int = 1
+        self, outputs: tuple[Tensor, Tensor], label: Tensor, denominator: Tensor, *, parts: int = 1
     ) -> tuple[Tensor, Tensor]:
         """Loss to differentiate, and the two heads' own values (2,), detached, of (aux, ocr) logits and uint8 labels.
 
         Each head's weighted sum is divided by ``denominator``, the ``label_weight`` of all micro-batches and ranks (0
-        gives 0), so that the parts of a step add up to its loss. With ``ohem`` the parts are local means divided by
-        ``micro_batches``: over the kept pixels in the OCR head, in the auxiliary head over all pixels, ignored ones
-        counting as zero, as the authors have it.
+        gives 0), so that the parts of a step add up to its loss. With ``ohem`` they are local means divided by
+        ``parts``, the number of micro-batches of all ranks: over the kept pixels in the OCR head, in the auxiliary head
+        over all pixels, ignored ones counting as zero, as the authors have it.
         """
         aux, ocr = outputs
         aux_head = cross_entropy_sum(aux, label, self.class_weight, align_corners=self.align_corners)
@@ -89,7 +89,7 @@ class SegmentationLoss:
                 min_kept=min_kept,
                 align_corners=self.align_corners,
             )
-            heads = torch.stack([aux_head / label.numel(), ocr_head]) / micro_batches
+            heads = torch.stack([aux_head / label.numel(), ocr_head]) / parts
         return self.aux * heads[0] + self.ocr * heads[1], heads.detach()
 
 

@@ -1,0 +1,95 @@
+"""Batch norm over the batches of all ranks. nn.SyncBatchNorm refuses CPU tensors, and makes the host wait on GPUs."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sync_batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
+) -> Tensor:
+    """Normalise N,C,H,W by the mean and variance over N, H and W of all ranks, whose shapes are the same.
+
+    The running statistics learn the mean and the unbiased variance, n / (n - 1) of the whole batch's. Statistics are
+    float32 at least. A collective, and so is its backward pass; the gradients of weight and bias are this rank's part.
+    """
+    return _SyncBatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
+
+
+class _SyncBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        ranks, count = dist.get_world_size(), x.numel() // x.shape[1]
+        if x.is_cuda:
+            own = torch.cat(torch.batch_norm_stats(x, eps))
+            means, deviations = _gather(own, ranks).chunk(2, dim=1)
+            counts = means.new_full((ranks,), count)
+            mean, invstd = torch.batch_norm_gather_stats_with_counts(
+                x, means, deviations, running_mean, running_var, momentum, eps, counts
+            )
+            y = torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
+        else:
+            own_var, own_mean = torch.var_mean(_wide(x), (0, 2, 3), correction=0)
+            means, variances = _gather(torch.cat([own_mean, own_var]), ranks).chunk(2, dim=1)
+            # Chan et al. (1979) for parts of equal size: the mean variance, and the variance of the means.
+            mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
+            total = count * ranks
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (total / (total - 1))).to(running_var.dtype), momentum)
+            invstd = (var + eps).rsqrt()
+            y = F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+        ctx.save_for_backward(x, weight, mean, invstd)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of Ioffe and Szegedy (2015), with the two sums over the batch taken over all ranks."""
+        x, weight, mean, invstd = ctx.saved_tensors
+        ranks, count = dist.get_world_size(), x.numel() // x.shape[1]
+        if x.is_cuda:
+            dy = dy.contiguous(memory_format=torch.channels_last)
+            sum_dy, sum_dy_xmu, dweight, dbias = torch.batch_norm_backward_reduce(
+                dy, x, mean, invstd, weight, True, True, True
+            )
+            sums = torch.cat([sum_dy, sum_dy_xmu])
+            dist.all_reduce(sums)
+            sum_dy, sum_dy_xmu = sums.chunk(2)
+            counts = torch.full((ranks,), count, dtype=torch.int32, device=x.device)
+            dx = torch.batch_norm_backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts)
+            return dx, dweight, dbias, None, None, None, None
+        g, centred = _wide(dy), _wide(x) - _channels(mean)
+        sum_dy, sum_dy_xmu = g.sum((0, 2, 3)), (g * centred).sum((0, 2, 3))
+        dweight, dbias = sum_dy_xmu * invstd, sum_dy
+        sums = torch.cat([sum_dy, sum_dy_xmu])
+        dist.all_reduce(sums)
+        mean_dy, mean_dy_xmu = (sums / (count * ranks)).chunk(2)
+        slope = _channels(invstd**2 * mean_dy_xmu)
+        dx = _channels(weight * invstd) * (g - _channels(mean_dy) - slope * centred)
+        return dx.to(x.dtype), dweight, dbias, None, None, None, None
+
+
+def _gather(own: Tensor, ranks: int) -> Tensor:
+    """Return everyone's flat tensor as rows, in the order of the ranks."""
+    rows = own.new_empty(ranks, own.numel())
+    dist.all_gather(list(rows.unbind()), own)
+    return rows
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _channels(x: Tensor) -> Tensor:
+    return x.view(1, -1, 1, 1)
