@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ocrnet
 from ocrnet import check, checkpoint, config, doctor, flags, layers, predict, ranks, weights
+from ocrnet.cloud import pull, urls
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, synthetic
 from ocrnet.engine import export_mindir, open_engine
@@ -22,7 +23,7 @@ from ocrnet.signals import Stopped
 from ocrnet.spec import Arch
 from ocrnet.training import arch_of, open_split, rehearse, train
 from ocrnet.visual import side_by_side
-from ocrnet.world import read_world
+from ocrnet.world import SCHEDULER, World, read_world
 
 USAGE = """usage: ocrnet COMMAND [FLAGS]
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OcrnetError as error:
         if "--debug" in given:
             traceback.print_exc()
-        print(f"error: {_rank()}{error}", file=sys.stderr)
+        print(f"error: {_rank()}{urls.scrub(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         if not _nobody_reads():
@@ -90,10 +91,19 @@ def run_train(argv: Sequence[str]) -> int:
     """Train as the command line says."""
     args = flags.parse("train", argv)
     cfg, notes = flags.load_config(args)
+    world = read_world()
+    cfg, pulled = pull.dataset(cfg, _speaker(world))
+    notes += pulled
     if flags.as_bool(args, "dry_run"):
-        return int(bool(rehearse(cfg, notes=notes, world=read_world())))
-    train(cfg, notes=notes, resume=args.options.get("resume_ckpt"), world=read_world())
+        return int(bool(rehearse(cfg, notes=notes, world=world)))
+    train(cfg, notes=notes, resume=args.options.get("resume_ckpt"), world=world)
     return 0
+
+
+def _speaker(world: World) -> Callable[[str], None]:
+    """Return how a process tells what it pulls: of a machine's processes one prints, whichever of them pulls."""
+    speaks = world.local == 0 and world.launcher != SCHEDULER
+    return lambda line: print(line, flush=True) if speaks else None
 
 
 def run_eval(argv: Sequence[str]) -> int:
@@ -210,6 +220,9 @@ def run_export(argv: Sequence[str]) -> int:
 def run_check(argv: Sequence[str]) -> int:
     """Read every image and label of the training and validation split, and say what they hold."""
     cfg, _ = flags.load_config(flags.parse("check", argv))
+    cfg, pulled = pull.dataset(cfg, _speaker(World()))
+    for line in pulled:
+        print(line, flush=True)
     wrong = 0
     for split in ("train", "val"):
         print(f"{split}: {cfg.data.name} at {cfg.data.dataset_dir}", flush=True)

@@ -14,6 +14,13 @@ from ocrnet.layers import KEYS, Given
 RUN = ("train", "eval")
 ENGINE = (*RUN, "predict")
 
+# What ModelArts adds to the command of a job, according to its documentation (framework images, its runner, its
+# training service), and what the public MindSpore scripts take from it; ranks are known from the environment.
+MODELARTS = (
+    "init_method", "rank", "world_size", "local_rank", "local_size", "num_gpus", "launcher",
+    "task_index", "job_name", "ps_hosts", "worker_hosts", "data_dir",
+)  # fmt: skip
+
 # What a command takes without a flag before it.
 POSITIONAL = {"predict": ("input", "an image, or a folder of images")}
 
@@ -61,6 +68,10 @@ FLAGS = (
     Flag("log_interval", ("train",), "log_interval", "steps between log lines"),
     Flag("run_eval", ("train",), "run_eval", "evaluate while training, True or False"),
     Flag("lr_init", ("train",), "lr_init", "highest learning rate"),
+    Flag("enable_modelarts", RUN, "enable_modelarts", "True on ModelArts: the flags that it adds are passed over"),
+    Flag("data_url", RUN, "data_url", "where the dataset is: obs://, s3://, file://, or a path"),
+    Flag("train_url", RUN, "train_url", "where results are pushed: obs://, s3://, file://, or a path"),
+    Flag("ckpt_url", RUN, "ckpt_url", "where the weights to begin from, or to score, are"),
     Flag("dry_run", ("train",), None, "say what would be done, at what cost, check the data, and stop", bare=True),
 )
 
@@ -71,6 +82,7 @@ class Args:
 
     given: dict[str, Given]
     options: dict[str, str]
+    added: tuple[str, ...] = ()  # flags of MODELARTS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,7 +115,8 @@ def parse(command: str, argv: Sequence[str]) -> Args:
     if command in POSITIONAL:
         name = POSITIONAL[command][0]
         options[name] = os.path.expanduser(getattr(known, name))
-    return Args(given, options)
+    added = [name for name in MODELARTS if getattr(known, name)] if command in RUN else []
+    return Args(given, options, tuple(added))
 
 
 def _parser(command: str, flags: Sequence[Flag]) -> _Parser:
@@ -115,6 +128,8 @@ def _parser(command: str, flags: Sequence[Flag]) -> _Parser:
         names = [f"--{name}" for name in (flag.name, flag.alias) if name]
         bare: dict[str, Any] = {"nargs": "?", "const": "True"} if flag.bare else {}
         parser.add_argument(*names, dest=flag.name, help=flag.help, action="append", metavar="VALUE", **bare)
+    for name in MODELARTS if command in RUN else ():
+        parser.add_argument(f"--{name}", action="append", help=argparse.SUPPRESS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key; repeatable")
     return parser
 
@@ -160,10 +175,23 @@ def load_config(args: Args) -> tuple[Config, list[str]]:
         notes.append(f"warmup_step: {short} instead of {cfg.warmup_step}, a tenth of the shortened run")
         cfg = layers.build(given | {"warmup_step": Given(short, "total_step")})
     config.check(cfg)
+    notes += _of_modelarts(cfg, args.added)
     for name in ("eval_interval", "save_interval", "log_interval"):
         if getattr(cfg, name) > cfg.total_step:
             notes.append(f"{name}: {getattr(cfg, name)} is longer than the run, so: at its end")
     return cfg, notes
+
+
+def _of_modelarts(cfg: Config, added: Sequence[str]) -> list[str]:
+    """Return what to say about the flags of ModelArts; they are a mistake anywhere else."""
+    if added and not cfg.enable_modelarts:
+        raise OcrnetError(
+            f"unknown flag '--{added[0]}'; where ModelArts adds it, set enable_modelarts: True, and it is passed over"
+        )
+    notes = [f"enable_modelarts: passed over: {', '.join(f'--{name}' for name in added)}"] if added else []
+    if cfg.enable_modelarts and not (cfg.data_url or cfg.train_url):
+        notes.append("enable_modelarts: no effect without data_url or train_url; results stay in save_dir")
+    return notes
 
 
 def _spread_sets(argv: Sequence[str]) -> list[str]:

@@ -32,12 +32,14 @@ RENAMED = {
     "ocr_channels": "ocr_head.key_channels",
     "net": "nothing: there is one network",
     "ckpt_dir": "save_dir",
+    "data_dir": "cloud.cache_dir",
     "force_update": "nothing: a step that is not finite is always skipped, and counted",
     "ms_loss_scaler": "nothing: the loss scale is chosen by precision",
 }
 
 KEYS = dict(config.schema())
-PATHS = ("save_dir", "data.dataset_dir", "backbone.backbone_ckpt")  # a leading ~ is one's home folder
+# A leading ~ in these is one's home folder.
+PATHS = ("save_dir", "data.dataset_dir", "backbone.backbone_ckpt", "cloud.cache_dir", *config.URLS)
 GROUPS = {name.split(".")[0] for name in KEYS if "." in name}
 
 

@@ -32,6 +32,10 @@ FROZEN = {
     ("log_interval", "train", "log_interval", None),
     ("run_eval", "train", "run_eval", None),
     ("lr_init", "train", "lr_init", None),
+    ("enable_modelarts", "train eval", "enable_modelarts", None),
+    ("data_url", "train eval", "data_url", None),
+    ("train_url", "train eval", "train_url", None),
+    ("ckpt_url", "train eval", "ckpt_url", None),
     ("dry_run", "train", None, None),
 }
 

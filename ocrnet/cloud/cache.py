@@ -1,0 +1,268 @@
+"""What was pulled to this machine: whole files alone under their names, a journal of them, one process at a time."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ocrnet.cloud.store import Item, Store, StoreError, size_text, tried
+from ocrnet.cloud.urls import Url
+from ocrnet.config import Cloud
+from ocrnet.errors import OcrnetError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+BLOCK = 8 << 20  # bytes a request asks for
+THREADS = 8
+SAID_EVERY = 10.0  # seconds
+SUMS = "SHA256SUMS"
+
+Say = Callable[[str], None]
+
+
+class Cache:
+    """The folder of this machine that stands for one url, with its journal, lock and progress beside it."""
+
+    def __init__(self, url: Url, cloud: Cloud, say: Say) -> None:
+        root = _root(cloud)
+        digest = hashlib.sha256(f"{url} {cloud.endpoint}".encode()).hexdigest()[:8]
+        name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', url.name)}-{digest}"
+        self.url, self.cloud, self.say = url, cloud, say
+        self.place = root / name
+        self._journal = root / f"{name}.journal"
+        self._progress = root / f"{name}.progress"
+        self._lock = root / f"{name}.lock"
+        self._writing = threading.Lock()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let one process of this machine in at a time; who waits says what the other has got."""
+        with _told(self._lock), self._lock.open("a") as file:
+            said = -SAID_EVERY
+            while fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() - said >= SAID_EVERY:
+                        said = time.monotonic()
+                        self.say(f"{self.url}: another process of this machine pulls it: {self._progress_of_other()}")
+                    time.sleep(0.5)
+            yield
+
+    def _progress_of_other(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._progress.read_text(encoding="utf-8")
+        return "it has just begun"
+
+    def _known(self) -> dict[str, Item]:
+        found: dict[str, Item] = {}
+        if not self._journal.exists():
+            return found
+        for line in self._journal.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, TypeError):  # a last line cut short
+                item = Item(*json.loads(line))
+                found[item.name] = item
+        return found
+
+    def target(self, name: str) -> Path:
+        """Return where an object's file lies; raise for a name that leads out of the folder."""
+        if name.startswith("/") or "\0" in name or {"", ".", ".."} & set(name.split("/")):
+            raise OcrnetError(f"{self.url} has an object named '{name}', which is no file name; rename it there")
+        return self.place / name
+
+    def bring(self, store: Store, items: Sequence[Item], sums: dict[str, str]) -> list[str]:
+        """Pull what is not here yet; return what to say about it. Call it while `alone`.
+
+        Raises `OcrnetError` where an object cannot be had whole; what was pulled before stays for the next try.
+        """
+        known = self._known()
+        missing = [item for item in items if known.get(item.name) != item or not self.has_file(item)]
+        total = sum(item.size for item in missing)
+        if not missing:
+            return [f"{self.url}: all {len(items)} files are here from before, in {self.place}"]
+        with _told(self.place):
+            self.place.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.place).free
+        if total > free:
+            raise OcrnetError(
+                f"{self.url} needs {size_text(total)} in {self.place}, where {size_text(free)} are free; make room, or "
+                "set cloud.cache_dir"
+            )
+        begun = time.monotonic()
+        compared = self._bring_all(store, missing, sums, total)
+        seconds = time.monotonic() - begun
+        lines = [f"{self.url}: {len(missing)} of {len(items)} files, {size_text(total)}, pulled in {seconds:.0f} s"]
+        if by_size := compared.count("size"):
+            lines.append(
+                f"{self.url}: {by_size} files could be compared by size alone, as the store tells no MD5 of them; "
+                f"a file {SUMS} beside them would be used"
+            )
+        return lines
+
+    def has_file(self, item: Item) -> bool:
+        """Say whether there is a file of an object's size."""
+        target = self.target(item.name)
+        return target.is_file() and target.stat().st_size == item.size
+
+    def _bring_all(self, store: Store, missing: Sequence[Item], sums: dict[str, str], total: int) -> list[str]:
+        """Pull with several threads, and tell how far it is; return by what each was compared."""
+        pulled = Pulled()
+
+        def one(item: Item) -> str:
+            how = fetch(store, item, self.target(item.name), self.cloud, sums=sums, say=self.say, pulled=pulled)
+            with self._writing, self._journal.open("a", encoding="utf-8") as journal:
+                journal.write(json.dumps([item.name, item.size, item.etag]) + "\n")
+            return how
+
+        with contextlib.ExitStack() as stack:
+            pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(THREADS))
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            stack.callback(self._progress.unlink, missing_ok=True)
+            stack.callback(pulled.stop.set)  # after a failure the others need not finish
+            waiting = {pool.submit(one, item) for item in missing}
+            done: set[concurrent.futures.Future[str]] = set()
+            begun = said = time.monotonic()
+            while waiting:
+                ended, waiting = concurrent.futures.wait(waiting, 1, concurrent.futures.FIRST_EXCEPTION)
+                done |= ended
+                for future in ended:
+                    future.result()
+                now = time.monotonic()
+                line = (
+                    f"{len(done)} of {len(missing)} files, {size_text(pulled.size)} of {size_text(total)}, "
+                    f"{size_text(pulled.size / (now - begun))}/s"
+                )
+                with _told(self._progress):
+                    self._progress.write_text(line, encoding="utf-8")
+                if waiting and now - said >= SAID_EVERY:
+                    said = now
+                    self.say(f"{self.url}: {line}")
+        return [future.result() for future in done]
+
+    def forget_others(self, items: Sequence[Item]) -> None:
+        """Remove what is not in the store any more, and the beginnings of files that were not finished."""
+        names = {item.name for item in items}
+        for name in self._known().keys() - names:
+            self.target(name).unlink(missing_ok=True)
+        for path in self.place.rglob(".*.part"):
+            path.unlink(missing_ok=True)
+
+
+@dataclass
+class Pulled:
+    """How many bytes came so far, and whether the threads that pull are to stop."""
+
+    size: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+def fetch(
+    store: Store, item: Item, target: Path, cloud: Cloud, *, sums: dict[str, str], say: Say, pulled: Pulled
+) -> str:
+    """Bring one object to a file, whole or not at all, and return by what it was compared: sha256, md5 or size.
+
+    What an earlier try brought of the same version is taken up. Raises `OcrnetError` that names the object.
+    """
+    version = hashlib.sha256(f"{item.size} {item.etag}".encode()).hexdigest()[:8]
+    part = target.with_name(f".{target.name}.{version}.part")
+    what = f"{store.url}/{item.name}"
+    wanted = {"sha256": sums.get(item.name, ""), "md5": item.md5 if cloud.checksum else ""}
+
+    def read(start: int, length: int) -> bytes:
+        if pulled.stop.is_set():
+            raise StoreError("given up, because another file failed", final=True)
+        return tried(lambda: store.read(item.name, start, length), what, retries=cloud.retries, say=say)
+
+    def attempt() -> None:
+        if not any(wanted.values()):
+            _ask_again(store, item)
+        found = _collect(read, item.size, part, pulled)
+        for kind, digest in wanted.items():
+            if digest and found[kind] != digest:
+                part.unlink()
+                hint = "; where the bucket's encryption is the reason: cloud.checksum: False" if kind == "md5" else ""
+                raise StoreError(f"what came has the {kind.upper()} {found[kind]}, not {digest}{hint}")
+
+    with _told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tried(attempt, what, retries=cloud.retries, say=say)
+        os.replace(part, target)
+    return next((kind for kind, digest in wanted.items() if digest), "size")
+
+
+def _ask_again(store: Store, item: Item) -> None:
+    """Compare the size in the listing with the object's own, where nothing else could tell that it is wrong."""
+    own = store.stat(item.name)
+    if own is None or own.size != item.size:
+        says = f"{own.size:,} bytes" if own else "no such object"
+        raise StoreError(f"the store lists {item.size:,} bytes, but asked for the object it says {says}")
+
+
+def _collect(read: Callable[[int, int], bytes], size: int, part: Path, pulled: Pulled) -> dict[str, str]:
+    """Append to ``part`` what it lacks, and return its digests in hex."""
+    digests = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
+    if part.exists() and part.stat().st_size > size:
+        part.unlink()
+    with part.open("a+b") as file:
+        file.seek(0)
+        while chunk := file.read(BLOCK):
+            for digest in digests.values():
+                digest.update(chunk)
+        while (at := file.tell()) < size:
+            chunk = read(at, min(BLOCK, size - at))
+            file.write(chunk)
+            file.flush()
+            pulled.size += len(chunk)
+            for digest in digests.values():
+                digest.update(chunk)
+        os.fsync(file.fileno())
+    return {kind: digest.hexdigest() for kind, digest in digests.items()}
+
+
+def read_sums(store: Store, cloud: Cloud, say: Say, item: Item | None) -> dict[str, str]:
+    """Return the SHA-256 of each name in a ``SHA256SUMS`` file; none where there is no such file."""
+    if item is None:
+        return {}
+    content = tried(
+        lambda: store.read(item.name, 0, item.size), f"{store.url}/{item.name}", retries=cloud.retries, say=say
+    )
+    found = {}
+    for line in content.decode(errors="replace").splitlines():
+        digest, _, name = line.strip().partition(" ")
+        name = name.strip().lstrip("*").removeprefix("./")
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", digest) or not name:
+            raise OcrnetError(f"{item.name} has the line '{line}', but must hold lines as sha256sum writes them")
+        found[name] = digest.lower()
+    return found
+
+
+def _root(cloud: Cloud) -> Path:
+    """Return the folder of all that is pulled, made where it is missing."""
+    fast = Path("/cache")  # ModelArts' local disk
+    given = Path(cloud.cache_dir) if cloud.cache_dir else None
+    root = given or (fast if os.access(fast, os.W_OK) else Path.home() / ".cache") / "ocrnet"
+    with _told(root):
+        root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OcrnetError(
+            f"{error.filename or path} cannot be written: {error.strerror}; make room there, or set cloud.cache_dir"
+        ) from error

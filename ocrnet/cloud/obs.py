@@ -1,0 +1,117 @@
+"""Huawei's OBS through esdk-obs-python, with keys from the environment."""
+
+import base64
+import os
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ocrnet.cloud.store import Item, StoreError, md5_of, whole
+from ocrnet.cloud.urls import OBS_KEYS, Url
+from ocrnet.config import Cloud
+from ocrnet.errors import OcrnetError
+
+# Statuses after which the same request may well succeed.
+PASSING = (408, 429, 500, 502, 503, 504)
+
+
+class ObsStore:
+    """A folder of a bucket. Requests are made once: who calls decides about trying again."""
+
+    def __init__(self, url: Url, cloud: Cloud) -> None:
+        try:
+            from obs import ObsClient, PutObjectHeader
+        except ImportError:
+            raise OcrnetError(
+                f"{url} needs esdk-obs-python, which is not installed (ModelArts' own moxing is not here either): "
+                "pip install 'ocrnet[obs]'"
+            ) from None
+        endpoint = cloud.endpoint or os.environ.get("OBS_ENDPOINT", "")
+        if not endpoint:
+            raise OcrnetError(
+                f"{url} needs to know its server: set cloud.endpoint, or OBS_ENDPOINT in the environment, to "
+                "https://obs.REGION.myhuaweicloud.com"
+            )
+        key, secret, token = _keys(url)
+        self.url, self.bucket, self.prefix = str(url), url.bucket, f"{url.path}/" if url.path else ""
+        self._header = PutObjectHeader
+        self._client = ObsClient(
+            access_key_id=key,
+            secret_access_key=secret,
+            security_token=token,
+            server=endpoint,
+            timeout=cloud.timeout,
+            max_retry_count=0,
+        )
+        if endpoint.startswith("https"):
+            self._client.context = ssl.create_default_context()  # its own trusts any certificate
+
+    def list(self, prefix: str = "") -> list[Item]:
+        """Return the objects of all pages; those that only stand for a folder are left out."""
+        found: list[Item] = []
+        marker = None
+        while True:
+            body = _told(
+                lambda marker=marker: self._client.listObjects(  # type: ignore[misc]
+                    self.bucket, prefix=self.prefix + prefix, marker=marker, max_keys=1000
+                )
+            ).body
+            for entry in body.contents:
+                name = entry.key[len(self.prefix) :]
+                if name and not name.endswith("/"):
+                    found.append(Item(name, int(entry.size), (entry.etag or "").strip('"')))
+            if not body.is_truncated:
+                return sorted(found, key=lambda item: item.name)
+            marker = body.next_marker or body.contents[-1].key
+
+    def stat(self, name: str) -> Item | None:
+        """Return one object."""
+        reply = _told(lambda: self._client.getObjectMetadata(self.bucket, self.prefix + name), allowed=(404,))
+        if reply.status == 404:
+            return None
+        return Item(name, int(reply.body.contentLength), (reply.body.etag or "").strip('"'))
+
+    def read(self, name: str, start: int, length: int) -> bytes:
+        """Return a part of an object."""
+        from obs import GetObjectHeader
+
+        header = GetObjectHeader(range=f"{start}-{start + length - 1}")
+        reply = _told(
+            lambda: self._client.getObject(self.bucket, self.prefix + name, headers=header, loadStreamInMemory=True)
+        )
+        return whole(reply.body.buffer or b"", length)
+
+    def upload(self, source: Path | bytes, name: str) -> None:
+        """Put an object in one part, with its MD5, which the server compares."""
+        key = self.prefix + name
+        header = self._header(md5=base64.b64encode(md5_of(source)).decode())
+        if isinstance(source, bytes):
+            _told(lambda: self._client.putContent(self.bucket, key, content=source, headers=header))
+        else:
+            _told(lambda: self._client.putFile(self.bucket, key, str(source), headers=header))
+
+    def delete(self, name: str) -> None:
+        """Remove an object."""
+        _told(lambda: self._client.deleteObject(self.bucket, self.prefix + name))
+
+
+def _keys(url: Url) -> tuple[str, str, str | None]:
+    for names in OBS_KEYS:
+        key, secret, token = (os.environ.get(name) for name in names)
+        if key and secret:
+            return key, secret, token
+    wanted = " or ".join(f"{key} and {secret}" for key, secret, _ in OBS_KEYS)
+    raise OcrnetError(f"{url} needs keys: set {wanted} in the environment (and the token that belongs to them, if any)")
+
+
+def _told(call: Callable[[], Any], *, allowed: tuple[int, ...] = ()) -> Any:
+    """Call, with whatever goes wrong as `StoreError`: the SDK answers with a status, or raises anything at all."""
+    try:
+        reply = call()
+    except Exception as error:
+        raise StoreError(f"{type(error).__name__}: {error}") from error
+    if reply.status < 300 or reply.status in allowed:
+        return reply
+    text = ", ".join(str(part) for part in (reply.errorCode or reply.reason, reply.errorMessage) if part)
+    raise StoreError(f"HTTP {reply.status} {text}".strip(), final=reply.status not in PASSING)

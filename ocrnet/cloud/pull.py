@@ -1,0 +1,174 @@
+"""From data_url and ckpt_url to files of this machine, once a machine, whatever the number of its processes."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ocrnet import checkpoint
+from ocrnet.cloud import cache, urls
+from ocrnet.cloud.cache import SUMS, Cache, Say
+from ocrnet.cloud.store import Item, Store, open_store, tried
+from ocrnet.cloud.urls import Url
+from ocrnet.config import Cloud, Config, Data
+from ocrnet.errors import OcrnetError
+
+
+def dataset(cfg: Config, say: Say) -> tuple[Config, list[str]]:
+    """Return the config with the data that ``data_url`` names on this machine, and what to say about them.
+
+    A folder that is given by its path is used where it is. Anything else is pulled into the cache, and tars are
+    unpacked there; what is there from before is not pulled again. Raises `OcrnetError` that names what cannot be had.
+    """
+    if not cfg.data_url:
+        return cfg, []
+    url = urls.parse("data_url", cfg.data_url)
+    if not url.scheme and Path(url.path).is_dir() and not _only_tars(Path(url.path)):
+        folder, lines = Path(url.path), [f"data_url: {url.path} is a folder of this machine and is used where it is"]
+    else:
+        folder, lines = _pull(url, cfg.cloud, say)
+    folder, line = _root_of_data(folder, cfg.data.dataset_dir)
+    return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, dataset_dir=str(folder))), [*lines, *line]
+
+
+def _only_tars(folder: Path) -> bool:
+    names = [path.name for path in folder.iterdir() if path.name != SUMS]
+    return bool(names) and all(name.endswith(urls.ARCHIVES) for name in names)
+
+
+def _root_of_data(folder: Path, asked: str) -> tuple[Path, list[str]]:
+    """Return the folder to read from: as the public MindSpore scripts have it, dataset_dir may be one below."""
+    below = folder / asked
+    if asked != Data.dataset_dir and not Path(asked).is_absolute() and below.is_dir():
+        return below, [f"data.dataset_dir: {asked} below data_url"]
+    lines = []
+    if asked != Data.dataset_dir and Path(asked) != folder:
+        lines = [f"data.dataset_dir: {asked} is passed over, the data are those of data_url"]
+    inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    if len(inside) == 1 and inside[0].is_dir() and inside[0].name not in ("leftImg8bit", "images"):
+        return inside[0], [*lines, f"data.dataset_dir: {inside[0]}, the one folder in data_url"]
+    return folder, lines
+
+
+def _pull(url: Url, cloud: Cloud, say: Say) -> tuple[Path, list[str]]:
+    kept = Cache(url, cloud, say)
+    with kept.alone():
+        store = open_store(url.parent if url.is_archive else url, cloud)
+        items = _contents(store, url, cloud, say)
+        listed = next((item for item in items if item.name == SUMS), None)
+        files = [item for item in items if item.name != SUMS]
+        sums = cache.read_sums(store, cloud, say, listed)
+        if unknown := sums.keys() - {item.name for item in files} if not url.is_archive else set():
+            raise OcrnetError(
+                f"{url}: {SUMS} names '{min(unknown)}', which is not there; the upload may not be complete"
+            )
+        if all(item.name.endswith(urls.ARCHIVES) for item in files):
+            return kept.place, _unpacked(kept, store, files, sums)
+        lines = kept.bring(store, files, sums)
+        kept.forget_others(files)
+        return kept.place, lines
+
+
+def _contents(store: Store, url: Url, cloud: Cloud, say: Say) -> list[Item]:
+    """Return what is to be pulled: a tar and the checksums beside it, or all that is below a folder."""
+
+    def ask(name: str) -> Item | None:
+        return tried(lambda: store.stat(name), f"data_url {url}", retries=cloud.retries, say=say)
+
+    if url.is_archive:
+        found = ask(url.name)
+        if found is None:
+            raise OcrnetError(f"data_url {url}: there is no such object; check the name, and that the upload is done")
+        return [item for item in (found, ask(SUMS)) if item]
+    items = tried(store.list, f"data_url {url}", retries=cloud.retries, say=say)
+    if not items:
+        raise OcrnetError(
+            f"data_url {url}: there is nothing in this folder; check the name, or give one {', '.join(urls.ARCHIVES)}"
+        )
+    return items
+
+
+def _unpacked(kept: Cache, store: Store, archives: Sequence[Item], sums: dict[str, str]) -> list[str]:
+    """Unpack tars into the cache's folder, which appears when all of them are out; then remove them."""
+    place = kept.place
+    marker = place.with_name(f"{place.name}.unpacked")
+    wanted = json.dumps([[item.name, item.size, item.etag] for item in archives])
+    with contextlib.suppress(OSError):
+        if marker.read_text(encoding="utf-8") == wanted and place.is_dir():
+            return [f"{kept.url}: unpacked in {place} from before"]
+    drafts, unpacking = place.with_name(f"{place.name}.tars"), place.with_name(f"{place.name}.unpacking")
+    kept.place = drafts
+    lines = kept.bring(store, archives, sums)
+    kept.place = place
+    try:
+        for old in (unpacking, place):
+            shutil.rmtree(old, ignore_errors=True)
+        marker.unlink(missing_ok=True)
+        for item in archives:
+            kept.say(f"{kept.url}: unpacking {item.name}")
+            _extract(drafts / item.name, unpacking)
+        os.replace(unpacking, place)
+        marker.write_text(wanted, encoding="utf-8")
+        shutil.rmtree(drafts)
+    except OSError as error:
+        why = error.strerror or error
+        raise OcrnetError(
+            f"{kept.url} cannot be unpacked in {place}: {why}; make room there, or set cloud.cache_dir"
+        ) from error
+    return lines
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise OcrnetError("unpacking a tar safely needs Python 3.10.12, 3.11.4 or newer; update Python")
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError) as error:
+        raise OcrnetError(f"{archive} cannot be unpacked: {error}; make the tar again") from error
+
+
+def weights_file(cfg: Config, say: Say) -> Path | None:
+    """Return what ``ckpt_url`` names, on this machine: a file, or for a path also a folder; None without one.
+
+    A folder elsewhere means its newest numbered checkpoint, or that of its ``checkpoint`` subfolder, or its only file
+    of weights. Raises `OcrnetError` that names what cannot be had.
+    """
+    if not cfg.ckpt_url:
+        return None
+    url = urls.parse("ckpt_url", cfg.ckpt_url)
+    if not url.scheme:
+        return Path(url.path)
+    lies_in = url.parent if url.path.endswith(checkpoint.WEIGHTS) else url
+    kept = Cache(lies_in, cfg.cloud, say)
+    with kept.alone():
+        store = open_store(lies_in, cfg.cloud)
+        if lies_in is url:
+            item = _chosen(url, tried(store.list, f"ckpt_url {url}", retries=cfg.cloud.retries, say=say))
+        else:
+            found = tried(lambda: store.stat(url.name), f"ckpt_url {url}", retries=cfg.cloud.retries, say=say)
+            if found is None:
+                raise OcrnetError(f"ckpt_url {url}: there is no such object; check the name")
+            item = found
+        for line in kept.bring(store, [item], {}):
+            say(line)
+        return kept.target(item.name)
+
+
+def _chosen(url: Url, items: Sequence[Item]) -> Item:
+    files = [item for item in items if item.name.endswith(checkpoint.WEIGHTS)]
+    numbered = [
+        (step, item)
+        for item in files
+        if (step := checkpoint.step_of(item.name)) is not None and "/" not in item.name.removeprefix("checkpoint/")
+    ]
+    if numbered:
+        return max(numbered, key=lambda pair: pair[0])[1]
+    if len(files) != 1:
+        names = ", ".join(item.name for item in files[:5]) or "none"
+        raise OcrnetError(f"ckpt_url {url}: which file of weights is meant? There are: {names}; give its full url")
+    return files[0]

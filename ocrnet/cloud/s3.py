@@ -1,0 +1,95 @@
+"""S3 through s3fs, and so whatever speaks its protocol: keys, region and profile come from where the AWS tools look."""
+
+import base64
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ocrnet.cloud.store import Item, StoreError, md5_of, whole
+from ocrnet.cloud.urls import Url
+from ocrnet.config import Cloud
+from ocrnet.errors import OcrnetError
+
+
+class S3Store:
+    """A folder of a bucket. Requests are made once: who calls decides about trying again."""
+
+    def __init__(self, url: Url, cloud: Cloud) -> None:
+        try:
+            from s3fs import S3FileSystem
+        except ImportError:
+            raise OcrnetError(f"{url} needs s3fs, which is not installed: pip install 'ocrnet[s3]'") from None
+        self.url, self.bucket, self.prefix = str(url), url.bucket, f"{url.path}/" if url.path else ""
+        self._client = S3FileSystem(
+            endpoint_url=cloud.endpoint or None,
+            config_kwargs={
+                "connect_timeout": cloud.timeout,
+                "read_timeout": cloud.timeout,
+                "retries": {"max_attempts": 0},
+            },
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+        self._client.retries = 1
+
+    def list(self, prefix: str = "") -> list[Item]:
+        """Return the objects of all pages; those that only stand for a folder are left out."""
+        found: list[Item] = []
+        more: dict[str, str] = {}
+        while True:
+            page = self._call("list_objects_v2", Bucket=self.bucket, Prefix=self.prefix + prefix, **more)
+            for entry in page.get("Contents", []):
+                name = entry["Key"][len(self.prefix) :]
+                if name and not name.endswith("/"):
+                    found.append(Item(name, entry["Size"], entry.get("ETag", "").strip('"')))
+            if not page.get("IsTruncated"):
+                return sorted(found, key=lambda item: item.name)
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def stat(self, name: str) -> Item | None:
+        """Return one object."""
+        try:
+            head = self._call("head_object", Bucket=self.bucket, Key=self.prefix + name)
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        return Item(name, head["ContentLength"], head.get("ETag", "").strip('"'))
+
+    def read(self, name: str, start: int, length: int) -> bytes:
+        """Return a part of an object."""
+        path = f"{self.bucket}/{self.prefix}{name}"
+        return whole(_told(lambda: self._client.cat_file(path, start=start, end=start + length)), length)
+
+    def upload(self, source: Path | bytes, name: str) -> None:
+        """Put an object in one part, with its MD5, which the server compares."""
+        digest = base64.b64encode(md5_of(source)).decode()
+        with contextlib.nullcontext(source) if isinstance(source, bytes) else source.open("rb") as body:
+            self._call("put_object", Bucket=self.bucket, Key=self.prefix + name, Body=body, ContentMD5=digest)
+
+    def delete(self, name: str) -> None:
+        """Remove an object."""
+        self._call("delete_object", Bucket=self.bucket, Key=self.prefix + name)
+
+    def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        return _told(lambda: self._client.call_s3(method, **arguments))
+
+
+def _told(call: Callable[[], Any]) -> Any:
+    """Call, with whatever goes wrong as `StoreError`: the SDK's errors have no common class."""
+    import botocore.exceptions
+
+    no_use = (
+        FileNotFoundError,
+        PermissionError,
+        botocore.exceptions.NoCredentialsError,
+        botocore.exceptions.PartialCredentialsError,
+        botocore.exceptions.ParamValidationError,
+        botocore.exceptions.ProfileNotFound,
+    )
+    try:
+        return call()
+    except Exception as error:
+        text = str(error) or type(error).__name__
+        raise StoreError(text, final=isinstance(error, no_use)) from error
