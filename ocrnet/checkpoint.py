@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,13 +179,13 @@ def newest_valid(folder: AnyPath) -> Newest:
     return Newest(None, tuple(passed_over))
 
 
-def prune(folder: AnyPath, keep: int) -> list[Path]:
+def prune(folder: AnyPath, keep: int, spared: Collection[Path] = ()) -> list[Path]:
     """Remove all but the newest ``keep`` numbered checkpoints (0 keeps all), with a ``.ckpt`` of the same name.
 
-    Returns what was removed. The best one has no number and stays.
+    Returns what was removed. The best one has no number and stays, and so do those that are ``spared``.
     """
     assert keep >= 0, f"keep is {keep}"
-    old = steps(folder)[:-keep] if keep else []
+    old = [path for path in steps(folder)[:-keep] if path not in spared] if keep else []
     removed = [twin for path in old for twin in (path, path.with_suffix(".ckpt")) if twin.exists()]
     for path in removed:
         path.unlink(missing_ok=True)

@@ -11,19 +11,24 @@ from pathlib import Path
 import ocrnet
 from ocrnet import check, checkpoint, config, doctor, flags, layers, predict, ranks, weights
 from ocrnet.cloud import pull, urls
+from ocrnet.cloud import resume as cloud_resume
+from ocrnet.cloud.push import RESULTS, Push, Pushing
+from ocrnet.cloud.store import open_store
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, synthetic
 from ocrnet.engine import export_mindir, open_engine
 from ocrnet.errors import OcrnetError, nearest
 from ocrnet.evaluate import evaluate
 from ocrnet.images import write_png
-from ocrnet.metrics import as_dict, constant_answer, table
+from ocrnet.metrics import Scores, as_dict, constant_answer, table
 from ocrnet.run import Run, core_versions, silence
 from ocrnet.signals import Stopped
 from ocrnet.spec import Arch
 from ocrnet.training import arch_of, open_split, rehearse, train
 from ocrnet.visual import side_by_side
-from ocrnet.world import SCHEDULER, World, read_world
+from ocrnet.world import World, read_world
+
+PUSHED_BY_EVAL = (*RESULTS, "visualize/*")
 
 USAGE = """usage: ocrnet COMMAND [FLAGS]
 
@@ -92,52 +97,65 @@ def run_train(argv: Sequence[str]) -> int:
     args = flags.parse("train", argv)
     cfg, notes = flags.load_config(args)
     world = read_world()
-    cfg, pulled = pull.dataset(cfg, _speaker(world))
-    notes += pulled
+    resume = args.options.get("resume_ckpt")
+    cfg, pulled = pull.dataset(cfg, pull.speaker(world))
+    cfg, begin_from, taken = pull.begin_from(cfg, resume, pull.speaker(world))
+    notes += [*pulled, *taken]
     if flags.as_bool(args, "dry_run"):
         return int(bool(rehearse(cfg, notes=notes, world=world)))
-    train(cfg, notes=notes, resume=args.options.get("resume_ckpt"), world=world)
+    train(cfg, notes=notes, resume=resume, world=world, begin_from=begin_from)
     return 0
-
-
-def _speaker(world: World) -> Callable[[str], None]:
-    """Return how a process tells what it pulls: of a machine's processes one prints, whichever of them pulls."""
-    speaks = world.local == 0 and world.launcher != SCHEDULER
-    return lambda line: print(line, flush=True) if speaks else None
 
 
 def run_eval(argv: Sequence[str]) -> int:
     """Score a checkpoint on the validation split; the architecture comes from the file."""
     args = flags.parse("eval", argv)
     cfg, notes = flags.load_config(args)
-    flags.required(args, "checkpoint_path")
     show = flags.as_bool(args, "visualize")
     world = read_world()
-    path, meaning = checkpoint.resolve(args.options["checkpoint_path"])
+    path, meaning = checkpoint.resolve(_checkpoint_to_score(args, cfg, world))
+    cfg, pulled = pull.dataset(cfg, pull.speaker(world))
     found = weights.read(path)
     dataset = open_split(cfg, "val")
-    notes += [meaning] if meaning else []
+    notes += [*pulled, meaning] if meaning else pulled
     notes += _differences(cfg, found.arch, path)
     if found.arch.num_classes != len(dataset.classes):
         raise OcrnetError(
             f"{path} answers {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
             f"{len(dataset.classes)}; give the dataset it was trained for"
         )
-    engine = open_engine(cfg, found.arch, world=world)
-    try:
-        ranks.check_same(engine, "checkpoint", str(path))
-        with ranks.together(engine):
-            engine.restore(found.tensors, found.meta.get("step", 0))
-            run = Run(cfg.save_dir, rank=world.rank, name="eval")
-            for line in [*engine.decisions, *notes, *_what(cfg, path, dataset)]:
-                run.say(line)
-            shower = _shower(dataset, run.folder / "visualize") if show else None
-        scores = evaluate(engine, dataset, cfg, how=cfg.eval, show=shower, say=run.say)
-    finally:
-        engine.close()
-    how = {"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide}
-    row = {"kind": "eval", "step": found.meta.get("step", 0), "checkpoint": str(path), **how, **as_dict(scores)}
-    run.record(row | {"versions": core_versions() | dict(engine.versions)})
+    store = open_store(urls.parse("train_url", cfg.train_url), cfg.cloud) if cfg.train_url else None
+    with Pushing(cfg.cloud) as pushing:
+        engine = open_engine(cfg, found.arch, world=world)
+        try:
+            ranks.check_same(engine, "checkpoint", str(path))
+            with ranks.together(engine):
+                engine.restore(found.tensors, found.meta.get("step", 0))
+                run = Run(cfg.save_dir, rank=world.rank, name="eval")
+                if store is not None and run.writes:
+                    cloud_resume.bring_results(cfg, store, run.say)
+                    pushing.begin(Push(store, run.folder, cfg.cloud, keep=0, patterns=PUSHED_BY_EVAL), run.say)
+                for line in [*engine.decisions, *notes, *_what(cfg, path, dataset)]:
+                    run.say(line)
+                shower = _shower(dataset, run.folder / "visualize") if show else None
+            scores = evaluate(engine, dataset, cfg, how=cfg.eval, show=shower, say=run.say)
+        finally:
+            engine.close()
+        how = {"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide}
+        row = {"kind": "eval", "step": found.meta.get("step", 0), "checkpoint": str(path), **how, **as_dict(scores)}
+        run.record(row | {"versions": core_versions() | dict(engine.versions)})
+        return _verdict(cfg, scores, dataset, run)
+
+
+def _checkpoint_to_score(args: flags.Args, cfg: Config, world: World) -> str | Path:
+    given = args.options.get("checkpoint_path")
+    if given is not None and cfg.ckpt_url:
+        raise OcrnetError(f"--checkpoint_path {given} and ckpt_url {cfg.ckpt_url} both name a checkpoint; keep one")
+    return pull.weights_file(cfg, pull.speaker(world)) or flags.required(args, "checkpoint_path")
+
+
+def _verdict(cfg: Config, scores: Scores, dataset: Dataset, run: Run) -> int:
+    """Say the scores, and return the exit status: 1 where they are not what the config expects."""
     run.say(table(scores))
     answer, mean_iou = constant_answer(scores)
     run.say(f"for comparison: always answering '{dataset.classes.names[answer]}' has mIoU {100 * mean_iou:.2f}")
@@ -220,7 +238,7 @@ def run_export(argv: Sequence[str]) -> int:
 def run_check(argv: Sequence[str]) -> int:
     """Read every image and label of the training and validation split, and say what they hold."""
     cfg, _ = flags.load_config(flags.parse("check", argv))
-    cfg, pulled = pull.dataset(cfg, _speaker(World()))
+    cfg, pulled = pull.dataset(cfg, pull.speaker(World()))
     for line in pulled:
         print(line, flush=True)
     wrong = 0

@@ -12,6 +12,7 @@ import numpy as np
 
 from ocrnet import checkpoint, config, ranks, schedule, weights
 from ocrnet.bar import Bar
+from ocrnet.cloud.push import Push
 from ocrnet.config import Config, Eval
 from ocrnet.datasets.base import Dataset
 from ocrnet.engine import Engine, Stats
@@ -71,7 +72,7 @@ class Loop:
     """One training run, on each of its ranks.
 
     ``stopped`` gives the number of the signal that asked this rank to end early, after a step and with a checkpoint; 0
-    while none did. Where one rank is asked, all end.
+    while none did. Where one rank is asked, all end. ``push`` takes what is written elsewhere, on rank 0 if at all.
     """
 
     cfg: Config
@@ -81,6 +82,7 @@ class Loop:
     val_set: Dataset | None
     progress: Progress
     stopped: Callable[[], int]
+    push: Push | None = None
 
     def fit(self) -> int:
         """Train from ``progress`` to the config's total_step, or until stopped; return the signal's number, or 0."""
@@ -226,6 +228,8 @@ class Loop:
     def _log_if_due(self) -> None:
         """Say and record the steps since the last line; losses are means over the finite ones."""
         cfg, progress, pace = self.cfg, self.progress, self._pace
+        for line in self.push.news() if self.push else ():
+            self.run.say(line)
         if not self._due(cfg.log_interval):
             return
         losses = np.array(progress.losses).reshape(-1, 2)
@@ -275,7 +279,8 @@ class Loop:
             with ranks.together(self.engine):
                 self._save(progress.step)
                 if self.run.writes:
-                    checkpoint.prune(self.run.checkpoints, self.cfg.keep_checkpoint)
+                    spared = self.push.unconfirmed() if self.push else ()
+                    checkpoint.prune(self.run.checkpoints, self.cfg.keep_checkpoint, spared)
 
     def _sampler(self, dataset: Dataset) -> Show:
         """Return what sees each image of an evaluation and keeps some as pictures: of rank 0's share."""
@@ -335,6 +340,9 @@ class Loop:
             about = {key: value for key, value in meta.items() if key != "progress"}
             weights.write_ckpt(path.with_suffix(".ckpt"), tensors, about)
         self.run.say(f"saved {path}")
+        if self.push:
+            self.push.files()
+            self.push.checkpoint(path)
 
     def _writes_ckpt(self) -> bool:
         asked = self.cfg.save_ckpt

@@ -24,8 +24,8 @@ class StopRequest:
     Of the ranks of a run, which mostly get a signal all at once, one ``speaks``.
     """
 
-    def __init__(self, *, speaks: bool = True) -> None:
-        self.speaks = speaks
+    def __init__(self, *, speaks: bool = True, what: str = "stopping after this step, with a checkpoint") -> None:
+        self.speaks, self.what = speaks, what
         self.number: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -51,4 +51,4 @@ class StopRequest:
             return
         name = signal.Signals(number).name
         with contextlib.suppress(OSError):  # a closed terminal
-            os.write(2, f"{name}: stopping after this step, with a checkpoint; once more to exit at once\n".encode())
+            os.write(2, f"{name}: {self.what}; once more to exit at once\n".encode())

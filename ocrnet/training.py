@@ -9,6 +9,10 @@ import numpy as np
 
 from ocrnet import checkpoint, config, dry_run, ranks, schedule, spec, weights
 from ocrnet.checkpoint import Checkpoint
+from ocrnet.cloud import resume as cloud_resume
+from ocrnet.cloud.pull import speaker
+from ocrnet.cloud.push import CHECKPOINTS, Push, Pushing
+from ocrnet.cloud.store import Store, tried
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, open_dataset
 from ocrnet.engine import Engine, open_engine
@@ -21,36 +25,55 @@ from ocrnet.stream import TrainStream
 from ocrnet.world import World
 
 
-def train(cfg: Config, *, notes: list[str], resume: str | None, world: World) -> None:
-    """Train as ``cfg`` says, from the start or from ``resume`` (a checkpoint, or ``auto``)."""
+def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, begin_from: Path | None = None) -> None:
+    """Train as ``cfg`` says, from the start or from ``resume`` (a checkpoint, or ``auto``).
+
+    Where ``auto`` finds nothing, ``begin_from`` is the checkpoint to begin from, if any.
+    """
     train_set = open_split(cfg, "train")
     val_set = open_split(cfg, "val") if cfg.run_eval else None
     cfg = resolved(cfg, len(train_set.classes))
     arch = arch_of(cfg, len(train_set.classes))
-    found, note = find_resume(cfg, resume)
+    store, resume, brought = cloud_resume.begin(cfg, resume, speaker(world))
+    found, note = find_resume(cfg, resume, begin_from)
     tensors, report = starting_state(cfg, arch, found)
-    notes = [*notes, *note, *report]
+    notes = [*notes, *brought, *note, *report]
 
     stream = _stream(cfg, train_set, arch)
-    engine = open_engine(cfg, arch, world=world, stream=stream)
-    try:
-        ranks.check_same(engine, "checkpoint", _identity(found))  # before rank 0 changes anything in the folder
-        versions = core_versions() | dict(engine.versions)
-        notes += [*_changed_versions(found, versions), *_changed_batch(cfg, found, world)] if found else []
-        progress = Progress(**found.meta["progress"]) if found else Progress()
-        with ranks.together(engine):
-            engine.restore(tensors, progress.step)
-        run = _open_folder(cfg, engine, progress, versions, [*banner(cfg, arch, engine, len(train_set)), *notes])
+    with Pushing(cfg.cloud) as pushing:
+        engine = open_engine(cfg, arch, world=world, stream=stream)
         try:
-            with StopRequest(speaks=run.writes) as stopped:
-                number = Loop(cfg, engine, run, stream, val_set, progress, stopped).fit()
+            ranks.check_same(engine, "checkpoint", _identity(found))  # before rank 0 changes anything in the folder
+            versions = core_versions() | dict(engine.versions)
+            notes += [*_changed_versions(found, versions), *_changed_batch(cfg, found, world)] if found else []
+            progress = Progress(**found.meta["progress"]) if found else Progress()
+            with ranks.together(engine):
+                engine.restore(tensors, progress.step)
+            run = _open_folder(cfg, engine, progress, versions, [*banner(cfg, arch, engine, len(train_set)), *notes])
+            try:
+                with ranks.together(engine):
+                    push = _begin_push(cfg, run, store, pushing)
+                with StopRequest(speaks=run.writes) as stopped:
+                    number = Loop(cfg, engine, run, stream, val_set, progress, stopped, push).fit()
+            finally:
+                run.close()
+            if number:
+                run.say(f"stopped after step {progress.step}; go on with --resume_ckpt auto")
+                raise Stopped(number)
         finally:
-            run.close()
-        if number:
-            run.say(f"stopped after step {progress.step}; go on with --resume_ckpt auto")
-            raise Stopped(number)
-    finally:
-        engine.close()
+            engine.close()
+
+
+def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) -> Push | None:
+    """Start pushing to train_url: rank 0's work."""
+    if store is None or not run.writes:
+        return None
+    push = Push(store, run.folder, cfg.cloud, keep=cfg.keep_checkpoint)
+    push.compare(
+        tried(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=run.say)
+    )
+    push.files()
+    return pushing.begin(push, run.say)
 
 
 def _identity(found: Checkpoint | None) -> str:
@@ -142,11 +165,12 @@ def arch_of(cfg: Config, num_classes: int) -> Arch:
     )
 
 
-def find_resume(cfg: Config, resume: str | None) -> tuple[Checkpoint | None, list[str]]:
+def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None) -> tuple[Checkpoint | None, list[str]]:
     """Return the checkpoint to go on from and what to say about the choice; never a silent fresh start.
 
     No flag: a fresh start, refused where the run folder has checkpoints. ``auto``: the newest valid checkpoint of the
-    run folder, or a fresh start that is said. Anything else: that file, or that folder's newest valid one.
+    run folder, or a fresh start that is said. Anything else: that file, or that folder's newest valid one. What would
+    be a fresh start begins from ``begin_from``, where there is one.
     """
     folder = Path(cfg.save_dir) / "checkpoint"
     if resume is None:
@@ -155,10 +179,14 @@ def find_resume(cfg: Config, resume: str | None) -> tuple[Checkpoint | None, lis
                 f"save_dir '{cfg.save_dir}' holds checkpoints of an earlier run; "
                 "go on from them with --resume_ckpt auto, or give another --save_dir"
             )
-        return None, []
+        if begin_from is None:
+            return None, []
+        resume = str(begin_from)
+    elif resume == "auto" and not checkpoint.steps(folder):
+        if begin_from is None:
+            return None, [f"resume: no checkpoint in {folder}{_nor_in(cfg)}, a fresh start"]
+        resume = str(begin_from)
     if resume == "auto":
-        if not checkpoint.steps(folder):
-            return None, [f"resume: no checkpoint in {folder}, a fresh start"]
         newest = checkpoint.newest_valid(folder)
         notes = [f"resume: passed over: {why}" for _, why in newest.passed_over]
         if newest.checkpoint is None:
@@ -175,6 +203,10 @@ def find_resume(cfg: Config, resume: str | None) -> tuple[Checkpoint | None, lis
         )
     done = ": the run is complete" if step == cfg.total_step else ""
     return found, [*notes, f"resume: from {found.path}, step {step}{done}", *_changed_keys(cfg, found)]
+
+
+def _nor_in(cfg: Config) -> str:
+    return f" nor in {cfg.train_url}" if cfg.train_url else ""
 
 
 def _changed_keys(cfg: Config, found: Checkpoint) -> list[str]:

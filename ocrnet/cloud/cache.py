@@ -45,21 +45,12 @@ class Cache:
         self._lock = root / f"{name}.lock"
         self._writing = threading.Lock()
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> contextlib.AbstractContextManager[None]:
         """Let one process of this machine in at a time; who waits says what the other has got."""
-        with _told(self._lock), self._lock.open("a") as file:
-            said = -SAID_EVERY
-            while fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() - said >= SAID_EVERY:
-                        said = time.monotonic()
-                        self.say(f"{self.url}: another process of this machine pulls it: {self._progress_of_other()}")
-                    time.sleep(0.5)
-            yield
+        return alone(
+            self._lock,
+            lambda: self.say(f"{self.url}: another process of this machine pulls it: {self._progress_of_other()}"),
+        )
 
     def _progress_of_other(self) -> str:
         with contextlib.suppress(OSError):
@@ -158,6 +149,26 @@ class Cache:
             self.target(name).unlink(missing_ok=True)
         for path in self.place.rglob(".*.part"):
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Let one process of this machine in at a time, however the others end; ``waiting`` is called now and then."""
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        said = -SAID_EVERY
+        while fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - said >= SAID_EVERY:
+                    said = time.monotonic()
+                    waiting()
+                time.sleep(0.5)
+        yield
 
 
 @dataclass
@@ -264,5 +275,6 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OcrnetError(
-            f"{error.filename or path} cannot be written: {error.strerror}; make room there, or set cloud.cache_dir"
+            f"{error.filename or path} cannot be written: {error.strerror}; make room there, or give another place "
+            "(cloud.cache_dir, save_dir)"
         ) from error

@@ -82,4 +82,5 @@ def _told(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Exception as error:
-        raise StoreError(f"{type(error).__name__}: {error}") from error
+        final = isinstance(error, (FileNotFoundError, PermissionError))
+        raise StoreError(f"{type(error).__name__}: {error}", final=final) from error

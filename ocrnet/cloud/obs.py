@@ -19,6 +19,8 @@ PASSING = (408, 429, 500, 502, 503, 504)
 class ObsStore:
     """A folder of a bucket. Requests are made once: who calls decides about trying again."""
 
+    page = 1000  # objects a listing answers with at once
+
     def __init__(self, url: Url, cloud: Cloud) -> None:
         try:
             from obs import ObsClient, PutObjectHeader
@@ -54,7 +56,7 @@ class ObsStore:
         while True:
             body = _told(
                 lambda marker=marker: self._client.listObjects(  # type: ignore[misc]
-                    self.bucket, prefix=self.prefix + prefix, marker=marker, max_keys=1000
+                    self.bucket, prefix=self.prefix + prefix, marker=marker, max_keys=self.page
                 )
             ).body
             for entry in body.contents:

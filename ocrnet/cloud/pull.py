@@ -16,6 +16,13 @@ from ocrnet.cloud.store import Item, Store, open_store, tried
 from ocrnet.cloud.urls import Url
 from ocrnet.config import Cloud, Config, Data
 from ocrnet.errors import OcrnetError
+from ocrnet.world import SCHEDULER, World
+
+
+def speaker(world: World) -> Say:
+    """Return how a process tells what it pulls: of a machine's processes one prints, whichever of them pulls."""
+    speaks = world.local == 0 and world.launcher != SCHEDULER
+    return lambda line: print(line, flush=True) if speaks else None
 
 
 def dataset(cfg: Config, say: Say) -> tuple[Config, list[str]]:
@@ -130,6 +137,31 @@ def _extract(archive: Path, folder: Path) -> None:
             tar.extractall(folder, filter="data")
     except (tarfile.TarError, EOFError) as error:
         raise OcrnetError(f"{archive} cannot be unpacked: {error}; make the tar again") from error
+
+
+def begin_from(cfg: Config, resume: str | None, say: Say) -> tuple[Config, Path | None, list[str]]:
+    """Take up ckpt_url for training: a checkpoint of ours to begin from, or else the backbone's ImageNet weights.
+
+    The file's content tells which, as public MindSpore scripts mean the latter and a user may well mean the former.
+    """
+    path = weights_file(cfg, say)
+    if path is None:
+        return cfg, None, []
+    found, meaning = checkpoint.resolve(path)
+    lines = [f"ckpt_url: {meaning}"] if meaning else []
+    try:
+        checkpoint.read_meta(found)
+    except OcrnetError:
+        if cfg.backbone.backbone_ckpt:
+            raise OcrnetError(
+                f"ckpt_url {cfg.ckpt_url} and backbone.backbone_ckpt {cfg.backbone.backbone_ckpt} both name the "
+                "backbone's weights; keep one"
+            ) from None
+        backbone = dataclasses.replace(cfg.backbone, pretrained=True, backbone_ckpt=str(found))
+        return dataclasses.replace(cfg, backbone=backbone), None, [*lines, f"ckpt_url: backbone weights {found}"]
+    if resume not in (None, "auto"):
+        raise OcrnetError(f"--resume_ckpt {resume} and ckpt_url {cfg.ckpt_url} both name a checkpoint; keep one")
+    return cfg, found, [*lines, f"ckpt_url: {found} is a checkpoint, from which a run without one of its own begins"]
 
 
 def weights_file(cfg: Config, say: Say) -> Path | None:

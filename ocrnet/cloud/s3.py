@@ -15,6 +15,8 @@ from ocrnet.errors import OcrnetError
 class S3Store:
     """A folder of a bucket. Requests are made once: who calls decides about trying again."""
 
+    page = 1000  # objects a listing answers with at once
+
     def __init__(self, url: Url, cloud: Cloud) -> None:
         try:
             from s3fs import S3FileSystem
@@ -38,7 +40,9 @@ class S3Store:
         found: list[Item] = []
         more: dict[str, str] = {}
         while True:
-            page = self._call("list_objects_v2", Bucket=self.bucket, Prefix=self.prefix + prefix, **more)
+            page = self._call(
+                "list_objects_v2", Bucket=self.bucket, Prefix=self.prefix + prefix, MaxKeys=self.page, **more
+            )
             for entry in page.get("Contents", []):
                 name = entry["Key"][len(self.prefix) :]
                 if name and not name.endswith("/"):

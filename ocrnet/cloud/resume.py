@@ -1,0 +1,129 @@
+"""A run goes on from what it pushed: the newest valid checkpoint of save_dir and train_url, and its record."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ocrnet import checkpoint
+from ocrnet.cloud import urls
+from ocrnet.cloud.cache import Pulled, Say, alone, fetch
+from ocrnet.cloud.push import CHECKPOINTS, RECORD, RESULTS
+from ocrnet.cloud.store import Item, Store, open_store, size_text, tried
+from ocrnet.config import Cloud, Config
+from ocrnet.errors import OcrnetError
+
+TRIES = 2  # a copy that is damaged is fetched once more, in case that happened on its way
+
+
+def numbered(cfg: Config, store: Store, say: Say) -> dict[int, Item]:
+    """Return the numbered checkpoints in train_url, by step."""
+    items = tried(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=say)
+    return {step: item for item in items if (step := checkpoint.step_of(item.name)) is not None}
+
+
+def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str | None, list[str]]:
+    """Return the store of train_url, what to resume from and what to say; save_dir then has the newest checkpoint.
+
+    Raises `OcrnetError` where a fresh start would mix with an earlier run's checkpoints in train_url.
+    """
+    if not cfg.train_url:
+        return None, resume, []
+    store = open_store(urls.parse("train_url", cfg.train_url), cfg.cloud)
+    lines = []
+    if resume is None and cfg.enable_modelarts:
+        resume = "auto"
+        lines.append("resume: auto, because of enable_modelarts with train_url")
+    if resume == "auto":
+        return store, resume, [*lines, *bring(cfg, store, say)]
+    if resume is None and numbered(cfg, store, say):
+        raise OcrnetError(
+            f"train_url {cfg.train_url} holds checkpoints of an earlier run; go on from them with --resume_ckpt auto, "
+            "or give another --train_url"
+        )
+    return store, resume, lines
+
+
+def bring(cfg: Config, store: Store, say: Say) -> list[str]:
+    """Bring the newest valid checkpoint from train_url to save_dir, where that has none as new; return what to say.
+
+    Its record (metrics, log) and the best one come with it. A damaged one is passed over, and said; a store that does
+    not answer is an `OcrnetError`, because older weights would cost the steps between.
+    """
+    folder = Path(cfg.save_dir)
+    with alone(folder / ".pull.lock", lambda: say("resume: another process of this machine looks in train_url")):
+        remote = numbered(cfg, store, say)
+        local = {checkpoint.step_of(path) or 0: path for path in checkpoint.steps(folder / "checkpoint")}
+        lines: list[str] = []
+        for step in sorted(remote.keys() | local.keys(), reverse=True):
+            if step in local and _is_valid(local[step]):
+                return lines
+            if step in remote:
+                why = _fetched(store, remote[step], folder, cfg.cloud, say)
+                if not why:
+                    size = size_text(remote[step].size)
+                    return [*lines, f"resume: {store.url}/{remote[step].name} ({size}) is brought to {folder}"]
+                lines.append(f"resume: passed over: {store.url}/{remote[step].name}: {why}")
+    return lines
+
+
+def bring_results(cfg: Config, store: Store, say: Say) -> None:
+    """Put what earlier evaluations left in train_url before what is in save_dir, so that pushing loses none of it."""
+    for name in RESULTS:
+        retry = {"retries": cfg.cloud.retries, "say": say}
+        item = tried(lambda name=name: store.stat(name), f"{store.url}/{name}", **retry)  # type: ignore[misc, arg-type]
+        if item is None:
+            continue
+        target = Path(cfg.save_dir) / name
+        draft = target.with_name(f".{target.name}.brought")
+        fetch(store, item, draft, cfg.cloud, sums={}, say=say, pulled=Pulled())
+        there = draft.read_text(encoding="utf-8").splitlines(keepends=True)
+        here = target.read_text(encoding="utf-8").splitlines(keepends=True) if target.exists() else []
+        draft.write_text("".join([line for line in there if line not in set(here)] + here), encoding="utf-8")
+        os.replace(draft, target)
+
+
+def _is_valid(path: Path) -> bool:
+    try:
+        checkpoint.load(path)
+    except OcrnetError:
+        return False
+    return True
+
+
+def _fetched(store: Store, item: Item, folder: Path, cloud: Cloud, say: Say) -> str:
+    """Bring a checkpoint, after what belongs to it; return why it is not valid, or an empty string."""
+    target = folder / item.name
+    draft = target.with_name(f".{target.name}.brought")
+    by_content = dataclasses.replace(cloud, checksum=False)  # it carries a sha256 of its own
+    why = ""
+    for _ in range(TRIES):
+        fetch(store, item, draft, by_content, sums={}, say=say, pulled=Pulled())
+        try:
+            checkpoint.load(draft)
+        except OcrnetError as error:
+            why = str(error).replace(str(draft), item.name)
+            draft.unlink()
+            continue
+        _bring_record(store, folder, cloud, say)
+        os.replace(draft, target)
+        return ""
+    return why
+
+
+def _bring_record(store: Store, folder: Path, cloud: Cloud, say: Say) -> None:
+    """Bring what a resumed run goes on writing; what stood here, of another start, is kept beside as ``.before``."""
+    best = [item for item in tried(lambda: store.list(CHECKPOINTS), store.url, retries=cloud.retries, say=say)
+            if "_best_" in item.name]  # fmt: skip
+    items: Sequence[Item | None] = [
+        *best,
+        *(tried(lambda name=name: store.stat(name), f"{store.url}/{name}", retries=cloud.retries, say=say)  # type: ignore[misc]
+          for name in RECORD),
+    ]  # fmt: skip
+    for item in filter(None, items):
+        target = folder / item.name
+        draft = target.with_name(f".{target.name}.brought")
+        fetch(store, item, draft, cloud, sums={}, say=say, pulled=Pulled())
+        if target.exists():
+            os.replace(target, target.with_name(f"{target.name}.before"))
+        os.replace(draft, target)

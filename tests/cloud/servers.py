@@ -1,0 +1,158 @@
+"""A proxy before a real S3 server that misbehaves on demand, and a bucket as seen by one of the SDKs."""
+
+import http.client
+import http.server
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ocrnet.cloud.store import Store, open_store
+from ocrnet.cloud.urls import parse
+from ocrnet.config import Cloud
+
+# What must never be seen in any output or file.
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "AKIATESTKEYOFS3", "AWS_SECRET_ACCESS_KEY": "secret-of-s3-0123456789",
+    "AccessKeyID": "TESTKEYOFOBS", "SecretAccessKey": "secret-of-obs-0123456789",
+}  # fmt: skip
+
+SIGNED = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+
+Fault = Callable[[str, str], str | None]
+
+
+@dataclass
+class Proxy:
+    """An HTTP proxy before the S3 server; ``fault(method, path)`` says what to do to a request but pass it on.
+
+    ``fail``: answer 503. ``stall``: answer nothing until `healed`. ``short``: end the body in its middle. ``flip``:
+    alter a byte of the body. ``grow``: claim one byte more than there is, in a listing or a HEAD.
+    """
+
+    server: tuple[str, int]
+    seen: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[tuple[str, str, str]] = field(default_factory=list)
+    fault: Fault = lambda method, path: None
+    healed: threading.Event = field(default_factory=threading.Event)
+
+    def heal(self) -> None:
+        self.fault = lambda method, path: None
+        self.healed.set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except OSError:  # the client gave up
+                    self.close_connection = True
+
+            def answer(self) -> None:
+                if self.headers.get("Expect") == "100-continue":
+                    pass  # answered by the base class
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                proxy.seen.append((self.command, self.path))
+                kind = proxy.fault(self.command, self.path)
+                if kind:
+                    proxy.faults.append((kind, self.command, self.path))
+                if kind == "fail":
+                    self.reply(503, {}, b"<Error><Code>ServiceUnavailable</Code><Message>later</Message></Error>")
+                    return
+                if kind == "stall":
+                    proxy.healed.wait(60)
+                    self.close_connection = True
+                    return
+                upstream = http.client.HTTPConnection(*proxy.server, timeout=60)
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in ("connection", "expect")}
+                if headers.get("Authorization", "").startswith("AWS "):
+                    headers["Authorization"] = SIGNED  # moto takes what follows a slash in an old signature for a host
+                upstream.request(self.command, self.path, body, headers)
+                found = upstream.getresponse()
+                content = found.read()
+                self.reply(found.status, dict(found.getheaders()), content, kind)
+                upstream.close()
+
+            def reply(self, status: int, headers: dict, content: bytes, kind: str | None = None) -> None:
+                length = headers.get("Content-Length", str(len(content))) if self.command == "HEAD" else len(content)
+                if kind == "grow" and self.command == "HEAD":
+                    length = int(length) + 1
+                if kind == "grow" and self.command == "GET":
+                    start, end = content.index(b"<Size>") + 6, content.index(b"</Size>")
+                    content = content[:start] + str(int(content[start:end]) + 1).encode() + content[end:]
+                    length = len(content)
+                if kind == "flip":
+                    content = bytes([content[0] ^ 1]) + content[1:]
+                self.send_response_only(status)
+                for name, value in headers.items():
+                    if name.lower() not in ("content-length", "connection", "transfer-encoding"):
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
+                if kind == "short":
+                    self.wfile.write(content[: len(content) // 2])
+                    self.close_connection = True
+                elif self.command != "HEAD":
+                    self.wfile.write(content)
+
+            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer  # noqa: N815
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.heal()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def every_third(*methods: str) -> Fault:
+    """Fail every third request of these methods."""
+    lock, seen = threading.Lock(), dict.fromkeys(methods, 0)
+
+    def fault(method: str, path: str) -> str | None:
+        with lock:
+            if method in seen:
+                seen[method] += 1
+            return "fail" if method in seen and seen[method] % 3 == 0 else None
+
+    return fault
+
+
+@dataclass
+class Place:
+    """A bucket as seen through one SDK, and directly through another client."""
+
+    kind: str
+    bucket: str
+    direct: object
+
+    def url(self, path: str) -> str:
+        return f"{self.kind}://{self.bucket}/{path}"
+
+    def store(self, path: str, **cloud: object) -> Store:
+        return open_store(parse("url", self.url(path)), Cloud(**{"timeout": 2, "retries": 4} | cloud))
+
+    def put(self, name: str, content: bytes) -> None:
+        self.direct.put_object(Bucket=self.bucket, Key=name, Body=content)
+
+    def get(self, name: str) -> bytes:
+        return self.direct.get_object(Bucket=self.bucket, Key=name)["Body"].read()
+
+    def names(self, prefix: str = "") -> set[str]:
+        found = self.direct.list_objects_v2(Bucket=self.bucket, Prefix=prefix)
+        return {entry["Key"] for entry in found.get("Contents", [])}

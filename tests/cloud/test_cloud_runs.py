@@ -1,0 +1,104 @@
+"""Runs that live in an object store: killed, and begun again on an empty machine with the same command."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from commands import ROOT, rows, run
+from servers import SECRETS, every_third
+
+from ocrnet import checkpoint
+
+LAST = "checkpoint/OCRNet_hrnet_seg_w6_28_rank0.safetensors"
+SETTINGS = (
+    "total_step=28", "save_interval=3", "log_interval=4", "eval_interval=14", "num_workers=0", "data.crop_size=[64,64]",
+    "backbone.width=6", "backbone.blocks=1", "backbone.modules=[1,1,1]", "ocr_head.channels=16",
+    "ocr_head.key_channels=8", "keep_checkpoint=2", "tensorboard=False", "eval_samples=1",
+)  # fmt: skip
+
+
+def command(place, machine, *flags: str, script: str = "train.py", **settings) -> list[str]:
+    """Return a command as ModelArts would run it; all that is this machine's own lies in the folder ``machine``."""
+    settings = {"cloud.cache_dir": machine / "cache", "cloud.timeout": 5, **settings}
+    return [script, "--config", "config/ocrnet/config_ocrnet_hrw18_8k.yml", "--device_target", "CPU",
+            "--enable_modelarts", "True", "--data_url", place.url("data"), "--train_url", place.url("runs/one"),
+            "--save_dir", str(machine / "out"), "--init_method=tcp://job:6666", "--rank", "0", *flags,
+            "--set", *SETTINGS, *(f"{key}={value}" for key, value in settings.items())]  # fmt: skip
+
+
+def start(*argv: str) -> subprocess.Popen:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *argv], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(process: subprocess.Popen, text: str) -> str:
+    said = ""
+    for line in process.stdout:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(f"ended without saying {text!r}: {said}{process.stderr.read()}")
+
+
+def put_dataset(place, cityscapes) -> None:
+    for path in cityscapes.rglob("*"):
+        if path.is_file():
+            place.put(f"data/{path.relative_to(cityscapes)}", path.read_bytes())
+
+
+def assert_same_end(folder, whole):
+    mine, theirs = checkpoint.load(folder / LAST), checkpoint.load(whole / LAST)
+    assert mine.tensors.keys() == theirs.tensors.keys()
+    for name, array in theirs.tensors.items():
+        np.testing.assert_array_equal(mine.tensors[name], array, err_msg=name)
+    assert mine.meta["progress"] == theirs.meta["progress"]
+    assert rows(folder) == rows(whole)
+
+
+def assert_nothing_secret(machine, *texts: str) -> None:
+    texts = [*texts, *(path.read_bytes().decode(errors="replace") for path in machine.rglob("*") if path.is_file())]
+    for secret in SECRETS.values():
+        assert not any(secret in text for text in texts)
+
+
+@pytest.fixture(scope="session")
+def whole(cityscapes, tmp_path_factory):
+    """The run never stopped, and without any store."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    run("train.py", "--config", "config/ocrnet/config_ocrnet_hrw18_8k.yml", "--device_target", "CPU",
+        "--save_dir", folder, "--set", f"data.dataset_dir={cityscapes}", *SETTINGS)  # fmt: skip
+    return folder
+
+
+def test_a_killed_run_goes_on_in_an_empty_machine(place, proxy, cityscapes, whole, tmp_path):
+    put_dataset(place, cityscapes)
+    proxy.fault = every_third("GET", "PUT")
+    first, second = tmp_path / "first", tmp_path / "second"
+    process = start(*command(place, first))
+    said = wait_for(process, f"pushed {place.url('runs/one/checkpoint/OCRNet_hrnet_seg_w6_')}")
+    process.send_signal(signal.SIGKILL)
+    more, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert "trying again in" in said
+    assert "(failures so far: 1)" in said
+    assert_nothing_secret(first, said, more, errors)
+    proxy.heal()
+    shutil.rmtree(first)
+    found = run(*command(place, second))
+    assert "enable_modelarts: passed over: --init_method, --rank" in found.stdout
+    assert "resume: auto, because of enable_modelarts with train_url" in found.stdout
+    step = int(re.search(r"resume: from .*, step (\d+)\n", found.stdout)[1])
+    assert 0 < step < 28
+    assert f"w6_{step}_rank0.safetensors (2.4 MiB) is brought to {second / 'out'}" in found.stdout
+    assert_same_end(second / "out", whole)
+    assert_nothing_secret(second, found.stdout, found.stderr)
+    # What is in the store is what is here, the record of the first start included.
+    for name in (LAST, "config.yml", "metrics.jsonl", "starts.jsonl", "curves.png"):
+        assert place.get(f"runs/one/{name}") == (second / "out" / name).read_bytes(), name
+    assert (second / "out/starts.jsonl").read_text().count("\n") == 2
+    assert "(failures so far: 1)" in place.get("runs/one/logs/train.log").decode()
+    assert len([name for name in place.names("runs/one/checkpoint") if "best" not in name]) == 2
