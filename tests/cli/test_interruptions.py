@@ -1,6 +1,5 @@
 """Real processes, real signals: whatever ends a run, the same command goes on and ends like the run never stopped."""
 
-import json
 import os
 import random
 import shutil
@@ -12,7 +11,7 @@ import time
 import numpy as np
 import psutil
 import pytest
-from commands import ROOT, run
+from commands import ROOT, rows, run
 
 from ocrnet import checkpoint
 from ocrnet.config import Data
@@ -20,7 +19,6 @@ from ocrnet.datasets import open_dataset
 from ocrnet.stream import TrainStream
 
 LAST = "checkpoint/OCRNet_hrnet_seg_w6_14_rank0.safetensors"
-TIMINGS = {"images_per_second", "seconds_per_step", "data_seconds_per_step", "memory_bytes"}
 SETTINGS = (
     "save_interval=3", "log_interval=4", "eval_interval=7", "num_workers=2", "data.crop_size=[64,64]",
     "backbone.width=6", "backbone.blocks=1", "backbone.modules=[1,1,1]", "ocr_head.channels=16",
@@ -48,11 +46,6 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
         if text in line:
             return
     raise AssertionError(f"ended without saying {text!r}: {process.stderr.read()}")
-
-
-def rows(folder):
-    table = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in table]
 
 
 def assert_same_end(folder, whole):
