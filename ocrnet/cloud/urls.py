@@ -81,7 +81,7 @@ def parse(key: str, text: str) -> Url:
 
 def has_credentials(text: str) -> bool:
     """Say whether a url has a user or key before its host."""
-    return bool(_CREDENTIALS.match(text))
+    return bool(_CREDENTIALS.search(text))
 
 
 def scrub(text: str) -> str:

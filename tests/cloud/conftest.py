@@ -11,6 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from servers import SECRETS, Place, Proxy
 
+from ocrnet.cloud import store
 from ocrnet.datasets import synthetic
 
 
@@ -39,9 +40,26 @@ def proxy(moto) -> Iterator[Proxy]:
     found.stop()
 
 
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Pause but shortly between two tries, in this process."""
+    monkeypatch.setattr(store, "LONGEST_PAUSE", 0.05)
+
+
 @pytest.fixture(params=["obs", "s3"])
 def place(request, moto, proxy, monkeypatch) -> Place:
-    """A fresh bucket, with the environment set so that this process and those it starts reach it by the proxy."""
+    """A fresh bucket as each SDK sees it: for what depends on the SDK."""
+    return fresh(request.param, moto, proxy, monkeypatch)
+
+
+@pytest.fixture
+def bucket(moto, proxy, monkeypatch) -> Place:
+    """A fresh bucket as one SDK sees it: for what comes after the SDK."""
+    return fresh("s3", moto, proxy, monkeypatch)
+
+
+def fresh(kind: str, moto: tuple[str, int], proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Make a bucket, and an environment in which this process and those it starts reach it by the proxy."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OBS_ENDPOINT", proxy.url)
@@ -49,6 +67,6 @@ def place(request, moto, proxy, monkeypatch) -> Place:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     direct = boto3.client("s3", endpoint_url="http://{}:{}".format(*moto))
-    bucket = f"bucket-{time.monotonic_ns()}-{os.getpid()}"
-    direct.create_bucket(Bucket=bucket)
-    return Place(request.param, bucket, direct)
+    name = f"bucket-{time.monotonic_ns()}-{os.getpid()}"
+    direct.create_bucket(Bucket=name)
+    return Place(kind, name, direct)

@@ -23,11 +23,12 @@ SETTINGS = (
 
 def command(place, machine, *flags: str, script: str = "train.py", **settings) -> list[str]:
     """Return a command as ModelArts would run it; all that is this machine's own lies in the folder ``machine``."""
-    settings = {"cloud.cache_dir": machine / "cache", "cloud.timeout": 5, **settings}
+    chosen = dict(setting.split("=") for setting in SETTINGS)
+    settings = chosen | {"cloud.cache_dir": machine / "cache", "cloud.timeout": 5, **settings}
     return [script, "--config", "config/ocrnet/config_ocrnet_hrw18_8k.yml", "--device_target", "CPU",
             "--enable_modelarts", "True", "--data_url", place.url("data"), "--train_url", place.url("runs/one"),
             "--save_dir", str(machine / "out"), "--init_method=tcp://job:6666", "--rank", "0", *flags,
-            "--set", *SETTINGS, *(f"{key}={value}" for key, value in settings.items())]  # fmt: skip
+            "--set", *(f"{key}={value}" for key, value in settings.items())]  # fmt: skip
 
 
 def start(*argv: str) -> subprocess.Popen:
@@ -76,7 +77,9 @@ def whole(cityscapes, tmp_path_factory):
 
 def test_a_killed_run_goes_on_in_an_empty_machine(place, proxy, cityscapes, whole, tmp_path):
     put_dataset(place, cityscapes)
-    proxy.fault = every_third("GET", "PUT")
+    third = every_third("GET", "PUT")
+    late = re.compile(r"w6_(1[5-9]|2\d)_rank0")  # so that the store never has the end of the first start
+    proxy.fault = lambda method, path: "fail" if method == "PUT" and late.search(path) else third(method, path)
     first, second = tmp_path / "first", tmp_path / "second"
     process = start(*command(place, first))
     said = wait_for(process, f"pushed {place.url('runs/one/checkpoint/OCRNet_hrnet_seg_w6_')}")
@@ -102,3 +105,44 @@ def test_a_killed_run_goes_on_in_an_empty_machine(place, proxy, cityscapes, whol
     assert (second / "out/starts.jsonl").read_text().count("\n") == 2
     assert "(failures so far: 1)" in place.get("runs/one/logs/train.log").decode()
     assert len([name for name in place.names("runs/one/checkpoint") if "best" not in name]) == 2
+
+
+def test_a_run_that_cannot_push_says_so_and_the_next_start_makes_up_for_it(bucket, proxy, cityscapes, tmp_path):
+    put_dataset(bucket, cityscapes)
+    proxy.fault = lambda method, path: "fail" if method == "PUT" and "checkpoint" in path else None
+    argv = command(bucket, tmp_path, **{"total_step": 100_000, "keep_checkpoint": 1, "cloud.drain": 1})
+    process = start(*argv)
+    wait_for(process, "w6_9_rank0")
+    process.terminate()
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, said + errors
+    assert "stopped after step" in said
+    assert f"error: not pushed to {bucket.url('runs/one')} within 1 s (cloud.drain): checkpoint/" in errors
+    saved = checkpoint.steps(tmp_path / "out/checkpoint")
+    assert len(saved) >= 3  # nothing went, though one alone is to be kept
+    proxy.heal()
+    process = start(*argv)
+    said = wait_for(process, f"pushed {bucket.url('runs/one/checkpoint/')}{saved[-1].name}")
+    process.terminate()
+    more, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, said + more + errors
+    (last,) = checkpoint.steps(tmp_path / "out/checkpoint")
+    assert bucket.get(f"runs/one/checkpoint/{last.name}") == last.read_bytes()
+    assert len([name for name in bucket.names("runs/one/checkpoint") if "best" not in name]) == 1
+
+
+def test_an_evaluation_takes_its_checkpoint_from_a_store_and_leaves_its_results_there(
+    bucket, cityscapes, whole, tmp_path
+):
+    put_dataset(bucket, cityscapes)
+    for path in (whole / "checkpoint").iterdir():
+        bucket.put(f"runs/one/checkpoint/{path.name}", path.read_bytes())
+    argv = command(bucket, tmp_path, "--ckpt_url", bucket.url("runs/one"), "--visualize", "True", script="eval.py")
+    found = run(*argv)
+    assert f"checkpoint: {tmp_path}/cache/one-" in found.stdout
+    assert "w6_28_rank0" in found.stdout
+    names = {name.removeprefix("runs/one/") for name in bucket.names("runs/one/")}
+    assert {"eval.jsonl", "logs/eval.log"} <= names
+    assert sum(name.startswith("visualize/") for name in names) == 3
+    assert bucket.get("runs/one/eval.jsonl") == (tmp_path / "out/eval.jsonl").read_bytes()
+    assert_nothing_secret(tmp_path, found.stdout, found.stderr)

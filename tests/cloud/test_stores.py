@@ -107,7 +107,7 @@ def test_a_refused_request_is_not_tried_again(place):
     assert told.value.final
 
 
-def test_keys_are_scrubbed_from_messages(place):
+def test_keys_are_scrubbed_from_messages(bucket):
     error = StoreError(" ".join(SECRETS.values()) + " s3://user:word@bucket/x")
     assert str(error) == "*** *** *** *** s3://***@bucket/x"
 

@@ -1,0 +1,124 @@
+"""Urls in a config: what they may be, what has no effect, what ModelArts adds; keys are refused and never repeated."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ocrnet import cli
+from ocrnet.cloud import urls
+from ocrnet.cloud.store import StoreError, open_store
+from ocrnet.config import Cloud
+from ocrnet.errors import OcrnetError
+from ocrnet.flags import load_config, parse
+
+CONFIG = str(Path(__file__).parents[2] / "config/own.yml")
+
+
+def load(*argv: str):
+    return load_config(parse("train", ["--config", CONFIG, *argv]))
+
+
+@pytest.mark.parametrize(
+    ("text", "parts", "parent"),
+    [
+        ("obs://b/some/set.tar.gz", ("obs", "b", "some/set.tar.gz"), "obs://b/some"),
+        ("s3://b/x/", ("s3", "b", "x"), "s3://b"),
+        ("s3://b", ("s3", "b", ""), "s3://b"),
+        ("file:///mnt/x", ("file", "", "/mnt/x"), "file:///mnt"),
+        ("/mnt/x.tar", ("", "", "/mnt/x.tar"), "/mnt"),
+        ("x.tar", ("", "", "x.tar"), "."),
+    ],
+)
+def test_a_url_in_parts(text, parts, parent):
+    url = urls.parse("data_url", text)
+    assert (url.scheme, url.bucket, url.path) == parts
+    assert str(url) == text.rstrip("/")
+    assert str(url.parent) == parent
+    assert url.is_archive == (".tar" in text)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--data_url", "http://host/x"], r"data_url is 'http://host/x', but must begin with obs://, s3:// or file://"),
+        (["--train_url", "ob://b/x"], r"train_url is 'ob://b/x', but .* did you mean 'obs'\?"),
+        (["--data_url", "obs:///x"], r"a bucket must follow: obs://BUCKET/FOLDER"),
+        (["--data_url", "file://x"], r"a file:// url has a full path"),
+        (["--set", "data.dataset_dir=obs://b/x"], r"data\.dataset_dir is a path .* give a url as data_url"),
+        (["--save_dir", "s3://b/x"], r"save_dir is a path .* give a url as train_url"),
+        (["--set", "cloud.endpoint=https://host"], r"cloud\.endpoint has no effect"),
+        (["--data_url", "s3://b/x", "--set", "cloud.endpoint=host"], r"must say its protocol: https://host"),
+        (
+            ["--data_url", "s3://b/x", "--train_url", "obs://b/x", "--set", "cloud.endpoint=https://host"],
+            r"cannot serve both obs:// and s3://; .* OBS_ENDPOINT and AWS_ENDPOINT_URL",
+        ),
+        (["--set", "data_dir=/cache/data"], r"'data_dir' is called cloud\.cache_dir here"),
+        (
+            ["--init_method", "tcp://job:1"],
+            r"unknown flag '--init_method'; where ModelArts adds it, set enable_modelarts",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told(argv, message):
+    with pytest.raises(OcrnetError, match=message):
+        load(*argv)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--data_url", "s3://KEY:hunter2@bucket/x"],
+        ["--train_url", "obs://hunter2@bucket/x"],
+        ["--data_url", "s3://bucket/x", "--set", "cloud.endpoint=https://KEY:hunter2@host"],
+        ["--data_url", "a", "--set", "data_url=s3://KEY:hunter2@bucket/x"],
+        ["--data_url", "sftp://KEY:hunter2@bucket/x"],
+    ],
+)
+def test_keys_in_a_url_are_refused_and_not_repeated(argv, tmp_path, capsys):
+    assert cli.main(["train", "--config", CONFIG, "--save_dir", str(tmp_path / "out"), *argv]) == 2
+    said = "".join(capsys.readouterr())
+    assert "holds a key or a password before an '@'; take it out" in said or "given twice" in said
+    assert "hunter2" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_modelarts_adds_is_passed_over_and_said():
+    argv = [
+        "--enable_modelarts",
+        "True",
+        "--init_method=tcp://job:1",
+        "--rank",
+        "0",
+        "--world_size",
+        "1",
+        "--num_gpus=1",
+    ]
+    cfg, notes = load(*argv, "--train_url", "/outputs")
+    assert cfg.enable_modelarts
+    assert "enable_modelarts: passed over: --init_method, --rank, --world_size, --num_gpus" in notes
+    assert any("no effect without data_url or train_url" in note for note in load("--enable_modelarts", "True")[1])
+    with pytest.raises(OcrnetError, match="unknown flag '--rnk'"):
+        load("--enable_modelarts", "True", "--rnk", "0")
+
+
+def test_a_checkpoint_is_named_once(tmp_path):
+    argv = ["--config", CONFIG, "--checkpoint_path", "x", "--ckpt_url", "y", "--save_dir", str(tmp_path)]
+    with pytest.raises(OcrnetError, match="--checkpoint_path x and ckpt_url y both name a checkpoint; keep one"):
+        cli.run_eval(argv)
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "command"),
+    [("s3://b/x", "s3fs", r"pip install 'ocrnet\[s3\]'"), ("obs://b/x", "obs", r"pip install 'ocrnet\[obs\]'")],
+)
+def test_a_missing_package_is_named_with_its_command(url, package, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(OcrnetError, match=command):
+        open_store(urls.parse("data_url", url), Cloud())
+
+
+def test_keys_of_the_environment_are_scrubbed(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "abcd/efgh")
+    monkeypatch.setenv("AccessKeyID", "HWKEY")
+    assert str(StoreError("signed abcd/efgh by HWKEY for s3://u:p@b/x")) == "signed *** by *** for s3://***@b/x"
