@@ -123,7 +123,7 @@ def rehearse(cfg: Config, *, notes: list[str], world: World) -> list[str]:
             say(dry_run.lines_of_cost(cfg, engine))
     finally:
         engine.close()
-    say(["dry run: nothing was written"])
+    say(["dry run: nothing was written" + (", except what was pulled" if cfg.data_url or cfg.ckpt_url else "")])
     return problems
 
 

@@ -1,18 +1,21 @@
 """Urls in a config: what they may be, what has no effect, what ModelArts adds; keys are refused and never repeated."""
 
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
-from ocrnet import cli
+from ocrnet import cli, config, layers
 from ocrnet.cloud import urls
 from ocrnet.cloud.store import StoreError, open_store
 from ocrnet.config import Cloud
 from ocrnet.errors import OcrnetError
 from ocrnet.flags import load_config, parse
 
-CONFIG = str(Path(__file__).parents[2] / "config/own.yml")
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "config/own.yml")
 
 
 def load(*argv: str):
@@ -122,3 +125,32 @@ def test_keys_of_the_environment_are_scrubbed(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "abcd/efgh")
     monkeypatch.setenv("AccessKeyID", "HWKEY")
     assert str(StoreError("signed abcd/efgh by HWKEY for s3://u:p@b/x")) == "signed *** by *** for s3://***@b/x"
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_CN.md", "docs/cloud.md"])
+def test_what_the_pages_show_is_accepted(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (block,) = [
+        block for block in re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if "_url" in block
+    ]
+    (tmp_path / "c.yml").write_text(block)
+    cfg = layers.build(layers.read_yaml(tmp_path / "c.yml"))
+    config.check(cfg)
+    assert cfg.enable_modelarts
+    assert cfg.train_url.startswith("obs://")
+    for line in re.findall(r"^python train\.py (.*--data_url.*)$", text.replace("\\\n", " "), re.MULTILINE):
+        load_config(parse("train", shlex.split(line)))
+
+
+def test_the_page_about_clouds_tells_the_defaults_and_names_tests_that_exist():
+    text = (ROOT / "docs/cloud.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(cloud\.\w+)` \| (.*?) ?\|", text, re.MULTILINE))
+    assert told.keys() == {name for name, _ in config.schema() if name.startswith("cloud.")}
+    for name, item in config.schema():
+        if name in told and item.default != "":
+            assert told[name] == str(item.default), name
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/cloud").glob("*.py"))
+    named = re.findall(r"`((?:test|assert)_\w+)`", text)
+    assert len(named) > 8
+    assert [name for name in named if f"def {name}(" not in source] == []
