@@ -8,6 +8,7 @@ import math
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ocrnet.cloud import urls
@@ -259,6 +260,10 @@ def _contradictions(cfg: Config) -> Iterator[str]:
     yield from _class_weight_problems(cfg)
     given = {name: text for name in URLS if (text := getattr(cfg, name))}
     yield from urls.problems(given, cfg.cloud.endpoint)
+    if cfg.train_url and "://" not in cfg.train_url.removeprefix("file://"):
+        there = Path(cfg.train_url.removeprefix("file://")).resolve()
+        if there.is_relative_to(Path(cfg.save_dir).resolve()):
+            yield f"train_url {cfg.train_url} lies in save_dir {cfg.save_dir}, which is pushed there; give another"
     for name, instead in LOCAL.items():
         if "://" in value(cfg, name):
             yield f"{name} is a path on this machine and cannot be a url; give a url as {instead}"

@@ -112,6 +112,11 @@ def parse(command: str, argv: Sequence[str]) -> Args:
         if flag.key and flag.name in texts:
             _merge(given, flag.key, Given(_flag_value(flag, texts[flag.name]), f"--{flag.name}"))
     options = {flag.name: os.path.expanduser(texts[flag.name]) for flag in flags if not flag.key and flag.name in texts}
+    for name in {"checkpoint_path", "resume_ckpt"} & options.keys():
+        if "://" in options[name]:
+            raise OcrnetError(
+                f"--{name} {options[name]}: must be a path on this machine; train and eval take a url as --ckpt_url"
+            )
     if command in POSITIONAL:
         name = POSITIONAL[command][0]
         options[name] = os.path.expanduser(getattr(known, name))

@@ -30,6 +30,8 @@ class Mutation(NamedTuple):
 ENGINE, LOOP, FILES = "ocrnet/engines/torch/engine.py", "ocrnet/loop.py", "ocrnet/checkpoint.py"
 REAL = "tests/cli/test_interruptions.py"
 DOOR = "tests/contract/test_training.py"
+CACHE, PUSH, RESUME = "ocrnet/cloud/cache.py", "ocrnet/cloud/push.py", "ocrnet/cloud/resume.py"
+PULLED, PUSHED = "tests/cloud/test_pull.py", "tests/cloud/test_push.py"
 
 MUTATIONS = (
     Mutation(
@@ -199,6 +201,174 @@ MUTATIONS = (
         "interpolation=cv2.INTER_NEAREST_EXACT",
         "interpolation=cv2.INTER_NEAREST",
         "tests/contract/test_golden.py::test_losses_are_the_stored_ones",
+    ),
+    Mutation(
+        "what is pulled is compared by its digest",
+        CACHE,
+        "if digest and found[kind] != digest:",
+        "if False:",
+        f"{PULLED}::test_what_never_comes_whole_is_no_file",
+    ),
+    Mutation(
+        "what is pulled has its name when it is whole",
+        CACHE,
+        'part = target.with_name(f".{target.name}.{version}.part")',
+        "part = target",
+        f"{PULLED}::test_what_never_comes_whole_is_no_file",
+    ),
+    Mutation(
+        "a killed pull goes on within a file",
+        CACHE,
+        "if part.exists() and part.stat().st_size > size:",
+        "if part.exists():",
+        f"{PULLED}::test_a_killed_pull_is_taken_up_within_a_file",
+    ),
+    Mutation(
+        "what is here from before is not pulled again",
+        CACHE,
+        "known.get(item.name) != item or not self.has_file(item)",
+        "True",
+        f"{PULLED}::test_a_folder_is_pulled_once_and_what_changed_again",
+    ),
+    Mutation(
+        "what changed in the store is pulled again",
+        CACHE,
+        "known.get(item.name) != item or not self.has_file(item)",
+        "not self.has_file(item)",
+        f"{PULLED}::test_a_folder_is_pulled_once_and_what_changed_again",
+    ),
+    Mutation(
+        "one process of a machine pulls",
+        CACHE,
+        "                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n                break",
+        "                break",
+        f"{PULLED}::test_one_process_of_a_machine_pulls_and_the_others_wait",
+    ),
+    Mutation(
+        "without an MD5 the size is asked twice",
+        CACHE,
+        "            _ask_again(store, item)",
+        "            pass",
+        f"{PULLED}::test_without_an_md5_the_size_is_asked_twice_and_said",
+    ),
+    Mutation(
+        "the room on the disk is looked at before pulling",
+        CACHE,
+        "        if total > free:",
+        "        if False:",
+        f"{PULLED}::test_a_full_disk_is_told_and_costs_nothing_that_is_there",
+    ),
+    Mutation(
+        "a failed request is made again",
+        "ocrnet/cloud/store.py",
+        "if error.final or tries > retries:",
+        "if True:",
+        f"{PULLED}::test_a_server_that_fails_every_third_request",
+    ),
+    Mutation(
+        "a stalled request is given up",
+        "ocrnet/cloud/obs.py",
+        "            timeout=cloud.timeout,\n",
+        "",
+        "tests/cloud/test_stores.py::test_a_stalled_request_is_given_up",
+    ),
+    Mutation(
+        "a tar cannot write outside its folder",
+        "ocrnet/cloud/pull.py",
+        'tar.extractall(folder, filter="data")',
+        'tar.extractall(folder, filter="fully_trusted")',
+        f"{PULLED}::test_a_tar_that_cannot_be_trusted_is_no_dataset",
+    ),
+    Mutation(
+        "a local checkpoint stays until the store has it or a newer one",
+        LOOP,
+        "spared = self.push.unconfirmed() if self.push else ()",
+        "spared = ()",
+        "tests/cloud/test_cloud_runs.py::test_a_run_that_cannot_push_says_so_and_the_next_start_makes_up_for_it",
+    ),
+    Mutation(
+        "a push is confirmed by the store",
+        PUSH,
+        "if found is None or found.size != size:",
+        "if False:",
+        f"{PUSHED}::test_a_store_that_lies_about_what_it_has_is_not_believed",
+    ),
+    Mutation(
+        "the record goes before its checkpoint",
+        PUSH,
+        "        return 0, tries, 0, name",
+        "        return 3, tries, 0, name",
+        f"{PUSHED}::test_the_record_goes_before_the_checkpoint_of_its_moment",
+    ),
+    Mutation(
+        "a refused file holds nothing up",
+        PUSH,
+        "_urgency(name, self._tries.get(name, 0))",
+        "_urgency(name, 0)",
+        f"{PUSHED}::test_a_file_that_the_store_refuses_holds_nothing_up",
+    ),
+    Mutation(
+        "a later run in the store is not pruned",
+        PUSH,
+        " is not None and step <= newest",
+        " is not None",
+        f"{PUSHED}::test_a_later_run_in_the_store_is_not_pruned_by_one_begun_from_an_older_checkpoint",
+    ),
+    Mutation(
+        "the end waits for what is not pushed",
+        PUSH,
+        "left = self._push.drain(self.seconds, self._say)",
+        "left = []",
+        f"{PUSHED}::test_whatever_ends_a_run_what_it_saved_is_pushed",
+    ),
+    Mutation(
+        "the end waits only so long",
+        PUSH,
+        "while self._thread.is_alive() and time.monotonic() < end:",
+        "while self._thread.is_alive() and time.monotonic() < end + 60:",
+        f"{PUSHED}::test_the_end_waits_so_long_and_names_what_is_left",
+    ),
+    Mutation(
+        "the record comes with a checkpoint",
+        RESUME,
+        "        _bring_record(store, folder, cloud, say)\n",
+        "",
+        f"{PUSHED}::test_the_newest_checkpoint_comes_with_its_record",
+    ),
+    Mutation(
+        "a damaged checkpoint in the store is passed over",
+        RESUME,
+        "            checkpoint.load(draft)",
+        "            pass",
+        f"{PUSHED}::test_a_damaged_checkpoint_in_the_store_is_passed_over",
+    ),
+    Mutation(
+        "what was altered on its way is fetched again",
+        RESUME,
+        "TRIES = 2",
+        "TRIES = 1",
+        f"{PUSHED}::test_what_was_altered_on_its_way_is_fetched_again",
+    ),
+    Mutation(
+        "a start looks in the store",
+        RESUME,
+        "[*lines, *bring(cfg, store, say)]",
+        "lines",
+        "tests/cloud/test_cloud_runs.py::test_a_killed_run_goes_on_in_an_empty_machine",
+    ),
+    Mutation(
+        "keys in a url are refused",
+        "ocrnet/cloud/urls.py",
+        "return bool(_CREDENTIALS.search(text))",
+        "return False",
+        "tests/core/test_cloud_urls.py::test_keys_in_a_url_are_refused_and_not_repeated",
+    ),
+    Mutation(
+        "keys are scrubbed from messages",
+        "ocrnet/cloud/store.py",
+        "super().__init__(urls.scrub(message))",
+        "super().__init__(message)",
+        "tests/core/test_cloud_urls.py::test_keys_of_the_environment_are_scrubbed",
     ),
 )
 

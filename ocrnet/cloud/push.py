@@ -86,7 +86,7 @@ class Push:
             name = path.relative_to(self.folder).as_posix()
             if name.startswith(CHECKPOINTS) or any(part.startswith(".") for part in name.split("/")):
                 continue
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            with contextlib.suppress(OSError):  # gone again, or not ours to read
                 status = path.stat()
                 version = (status.st_size, status.st_mtime_ns)
                 if path.is_file() and self._seen.get(name) != version:
@@ -271,9 +271,15 @@ class Pushing:
 
     def begin(self, push: Push, say: Callable[[str], None]) -> Push:
         """Start pushing; ``say`` gets what there is to tell at the end."""
-        self._push, self._say = push, say
+        self._push, self._tell = push, say
         push.start()
         return push
+
+    def _say(self, line: str) -> None:
+        try:
+            self._tell(line)
+        except OcrnetError:  # the log cannot be written, which is no reason not to push
+            print(line, flush=True)
 
     def __enter__(self) -> "Pushing":
         return self
@@ -283,10 +289,7 @@ class Pushing:
             return
         with StopRequest(what="still pushing what is left") as stopped:
             stopped.number = error.status - 128 if isinstance(error, Stopped) else None
-            with contextlib.suppress(
-                OcrnetError
-            ):  # the log may be on a full disk; it is said on the screen all the same
-                self._push.files()
+            self._push.files()
             left = self._push.drain(self.seconds, self._say)
         if not left:
             checkpoint.prune(self._push.folder / CHECKPOINTS, self._push.keep)  # what stayed until it was pushed

@@ -2,6 +2,7 @@
 
 import http.client
 import http.server
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Proxy:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
+    def start(self, context: ssl.SSLContext | None = None) -> None:
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -111,6 +112,8 @@ class Proxy:
             daemon_threads = True
 
         self._server = Server(("127.0.0.1", 0), Handler)
+        if context:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 

@@ -140,14 +140,14 @@ def test_a_store_that_lies_about_what_it_has_is_not_believed(place, proxy, folde
 
 
 def test_a_file_that_the_store_refuses_holds_nothing_up(bucket, proxy, folder):
-    proxy.fault = lambda method, path: "fail" if "odd" in path else None
-    push = pusher(bucket.store("run"), folder)
+    proxy.fault = lambda method, path: "fail" if "odd" in path or "w6_2_" in path else None
     (folder.path / "odd.png").write_bytes(b"x")
+    for step in (1, 2):
+        folder.save(step)
+    push = pusher(bucket.store("run"), folder)
     push.files()
-    until(lambda: proxy.faults)
-    push.checkpoint(folder.save(1))
-    until(lambda: steps(bucket) == [1])
-    assert push.drain(0.2, print)[:-1] == ["odd.png"]
+    until(lambda: steps(bucket) == [1] and "run/metrics.jsonl" in bucket.names("run/"))
+    assert push.drain(0.2, print)[:-1] == [f"checkpoint/{checkpoint.file_name(6, 2)}", "odd.png"]
 
 
 def test_what_an_earlier_start_could_not_push_is_pushed_first(bucket, folder):

@@ -1,8 +1,16 @@
 """Every store behaves alike: what goes up comes down, parts are exact, a missing object is none, keys stay unseen."""
 
+import datetime
+import ipaddress
+import ssl
+from pathlib import Path
+
 import numpy as np
 import pytest
-from servers import SECRETS
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from servers import SECRETS, Place, Proxy
 
 from ocrnet.cloud import moxing
 from ocrnet.cloud.store import FolderStore, StoreError, md5_of
@@ -110,6 +118,48 @@ def test_a_refused_request_is_not_tried_again(place):
 def test_keys_are_scrubbed_from_messages(bucket):
     error = StoreError(" ".join(SECRETS.values()) + " s3://user:word@bucket/x")
     assert str(error) == "*** *** *** *** s3://***@bucket/x"
+
+
+def certificate(folder, name: str) -> Path:
+    """Write a key and a certificate that it signed itself, for an address."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    who = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = (
+        x509.CertificateBuilder(who, who, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(name))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path = folder / "server.pem"
+    path.write_bytes(private + made.public_bytes(pem))
+    return path
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
+def test_obs_over_https_checks_whose_certificate_it_is(moto, tmp_path, monkeypatch, address, known):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    path = certificate(tmp_path, address)
+    if known:
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    proxy = Proxy(moto)
+    proxy.start(context)
+    try:
+        place = Place("obs", "there-is-no-such-bucket", None)
+        with pytest.raises(StoreError) as told:
+            place.store("x", endpoint=proxy.url.replace("http:", "https:")).list()
+    finally:
+        proxy.stop()
+    trusted = known and address == "127.0.0.1"
+    assert ("NoSuchBucket" in str(told.value)) == trusted
+    assert ("CERTIFICATE_VERIFY_FAILED" in str(told.value)) == (not trusted)
 
 
 def test_the_moxing_of_pypi_is_told_apart(tmp_path, monkeypatch):
