@@ -2,15 +2,17 @@
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from ocrnet import checkpoint, config, dry_run, ranks, schedule, spec, weights
 from ocrnet.checkpoint import Checkpoint
 from ocrnet.cloud import resume as cloud_resume
-from ocrnet.cloud.pull import speaker
+from ocrnet.cloud.cache import Speaker
 from ocrnet.cloud.push import CHECKPOINTS, Push, Pushing
 from ocrnet.cloud.store import Store, tried
 from ocrnet.config import Config
@@ -34,10 +36,11 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
     val_set = open_split(cfg, "val") if cfg.run_eval else None
     cfg = resolved(cfg, len(train_set.classes))
     arch = arch_of(cfg, len(train_set.classes))
-    store, resume, brought = cloud_resume.begin(cfg, resume, speaker(world))
+    resume, implied = _after_restart(cfg, resume)
+    store, resume, brought = cloud_resume.begin(cfg, resume, Speaker(world))
     found, note = find_resume(cfg, resume, begin_from)
     tensors, report = starting_state(cfg, arch, found)
-    notes = [*notes, *brought, *note, *report]
+    notes = [*notes, *implied, *brought, *note, *report]
 
     stream = _stream(cfg, train_set, arch)
     with Pushing(cfg.cloud) as pushing:
@@ -163,6 +166,17 @@ def arch_of(cfg: Config, num_classes: int) -> Arch:
         variant=cfg.ocr_head.variant,
         align_corners=cfg.ocr_head.align_corners,
     )
+
+
+def _after_restart(cfg: Config, resume: str | None) -> tuple[str | None, list[str]]:
+    """Return ``auto`` where torchrun has started the ranks anew after they had made checkpoints, and what to say."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    made = checkpoint.steps(Path(cfg.save_dir) / "checkpoint")
+    if count == "0" or resume == "auto" or not made:
+        return resume, []
+    if made[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # those of an earlier launch
+        return resume, []
+    return "auto", [f"resume: torchrun started the ranks anew (restart {count}), so --resume_ckpt auto is implied"]
 
 
 def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None) -> tuple[Checkpoint | None, list[str]]:

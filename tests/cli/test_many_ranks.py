@@ -176,26 +176,25 @@ def read_until(process: subprocess.Popen, words: str) -> list[str]:
     raise AssertionError(f"never said {words!r}:\n{''.join(lines)}")
 
 
+def long_training(trained: Path, folder: Path) -> list:
+    return training("torch", trained, folder, 1, "save_interval=3", "num_workers=1", "total_step=40")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(trained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "out"
-    launched("torchrun", folder, *elastic(folder))
+    launched("torchrun", folder, *long_training(trained, folder))
     return folder
 
 
-def elastic(folder: Path) -> list:
-    # Its own fresh start, because a second one must find the folder's checkpoints, not the same file again.
-    return training("torch", "auto", folder, 1, "save_interval=3", "num_workers=1", "total_step=40")
-
-
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_comes_back_and_ends_bit_for_bit(victim, undisturbed, tmp_path):
-    process = start("torchrun, elastic", tmp_path, *elastic(tmp_path / "out"))
+def test_a_killed_rank_comes_back_and_ends_bit_for_bit(victim, trained, undisturbed, tmp_path):
+    process = start("torchrun, elastic", tmp_path, *long_training(trained, tmp_path / "out"))
     read_until(process, "step 8/40")
     rank_of(process, victim).kill()
     said = process.stdout.read()
     assert process.wait(timeout=60) == 0, said
-    assert "resume: from" in said
+    assert "--resume_ckpt auto is implied" in said
     assert rows(tmp_path / "out") == rows(undisturbed)
     mine, theirs = (checkpoint.load(folder / LAST.format(40)).tensors for folder in (tmp_path / "out", undisturbed))
     for name, array in theirs.items():

@@ -153,19 +153,3 @@ def run_the_python_block(folder: Path) -> None:
     after = "assert labels.shape == image.shape[:2] and scores.shape == (3, *image.shape[:2])\n"
     subprocess.run([sys.executable, "-c", before + block + after], cwd=folder, check=True, timeout=120)
     assert read_image(folder / "answers/overlay/0.png").shape == (80, 96, 3)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the lock has mpirun for Linux")
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
-def test_mpirun_is_told_that_this_version_uses_one_card(script, cityscapes, w48_run, tmp_path):
-    mpirun = Path(sys.executable).with_name("mpirun")
-    done = subprocess.run(
-        [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "2", "--merge-stderr-to-stdout",
-         sys.executable, script, "--config", "config/ocrnet/config_ocrnet_hrw48_16k.yml", "--device_target", "CPU",
-         *(["--checkpoint_path", w48_run] if script == "eval.py" else []),
-         "--save_dir", tmp_path / "out", "--set", f"data.dataset_dir={cityscapes}", *SMALL],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "mpirun started 2 processes, but this version uses one card" in done.stdout
-    assert not list((tmp_path / "out").rglob("*.safetensors"))

@@ -3,10 +3,15 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
+
+from ocrnet.engines.torch import ranks
+from ocrnet.world import World
 
 ROOT = Path(__file__).parents[2]
 CASES = [("as it is", 1), ("as it is", 3), ("mean of means", 1), ("local norm", 1)]
@@ -121,3 +126,29 @@ def test_what_is_nearly_the_same_is_found(how, folder):
     far = apart(folder, 2, how)
     assert far["gradients"] > 1e-2
     assert far["heads"] > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("machines", "first"),
+    [("node07", "node07"), ("node[07-09,12],login1", "node07"), ("a1,b[2-3]", "a1"), ("gpu-[003,7]", "gpu-003")],
+)
+def test_slurms_first_machine(machines, first):
+    assert ranks.first_machine(machines) == first
+
+
+def test_a_new_start_on_an_old_store_meets_under_a_new_name():
+    """torchrun's store still holds what killed ranks have asked and answered."""
+    store = dist.HashStore()
+    names = set()
+    for _ in range(3):
+        store.set("asks/2", "killed")  # came, and was killed before it was answered
+        with ThreadPoolExecutor(3) as pool:
+            start = [pool.submit(ranks._this_start, store, World(rank, 3), 20.0) for rank in (1, 2, 0)]
+        (name,) = {one.result() for one in start}
+        names.add(name)
+    assert len(names) == 3
+
+
+def test_who_did_not_come_is_named():
+    with pytest.raises(RuntimeError, match=r"rank 1, 2 did not come"):
+        ranks._this_start(dist.HashStore(), World(0, 3), 0.1)

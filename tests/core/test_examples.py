@@ -1,0 +1,53 @@
+"""The job files in examples/: their commands are ours, their syntax is right, and what to change is marked."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ocrnet import flags
+from ocrnet.config import Config
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHELL = ["mpirun.sh", "slurm.sbatch"]
+
+
+def command(name: str) -> list[str]:
+    """Return what follows train.py in a job file."""
+    text = (EXAMPLES / name).read_text(encoding="utf-8")
+    if name.endswith(".yml"):
+        (worker,) = yaml.safe_load(text)["spec"]["pytorchReplicaSpecs"].values()
+        words = worker["template"]["spec"]["containers"][0]["command"]
+    else:
+        (line,) = [line for line in text.replace("\\\n", " ").splitlines() if "train.py" in line]
+        words = shlex.split(line, comments=True)
+    return words[words.index("train.py") + 1 :]
+
+
+@pytest.mark.parametrize("name", [*SHELL, "pytorchjob.yml"])
+def test_commands_are_ours(name):
+    args = flags.parse("train", command(name))
+    cfg, _ = flags.load_config(args)
+    assert args.options["resume_ckpt"] == "auto"
+    assert cfg.batch_size * 16 == cfg.base_batch_size  # two machines of eight cards keep the recipe's global batch
+
+
+def test_the_modelarts_job_is_a_config():
+    args = flags.parse("train", ["--config", str(EXAMPLES / "modelarts.yml"), "--rank", "0", "--world_size=1"])
+    cfg, _ = flags.load_config(args)
+    assert isinstance(cfg, Config)
+    assert cfg.enable_modelarts
+    assert (cfg.data_url[:6], cfg.train_url[:6]) == ("obs://", "obs://")
+
+
+@pytest.mark.parametrize("name", SHELL)
+def test_the_shell_reads_them(name):
+    subprocess.run(["bash", "-n", str(EXAMPLES / name)], check=True)
+
+
+@pytest.mark.parametrize("name", [*SHELL, "pytorchjob.yml", "modelarts.yml", "hosts"])
+def test_what_to_change_is_marked(name):
+    text = (EXAMPLES / name).read_text(encoding="utf-8")
+    assert "CHANGE" in text
