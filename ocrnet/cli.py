@@ -12,6 +12,7 @@ import ocrnet
 from ocrnet import check, checkpoint, config, doctor, flags, layers, predict, ranks, weights
 from ocrnet.cloud import pull, urls
 from ocrnet.cloud import resume as cloud_resume
+from ocrnet.cloud.cache import Speaker
 from ocrnet.cloud.push import RESULTS, Push, Pushing
 from ocrnet.cloud.store import open_store
 from ocrnet.config import Config
@@ -98,8 +99,8 @@ def run_train(argv: Sequence[str]) -> int:
     cfg, notes = flags.load_config(args)
     world = read_world()
     resume = args.options.get("resume_ckpt")
-    cfg, pulled = pull.dataset(cfg, pull.speaker(world))
-    cfg, begin_from, taken = pull.begin_from(cfg, resume, pull.speaker(world))
+    cfg, pulled = pull.dataset(cfg, Speaker(world))
+    cfg, begin_from, taken = pull.begin_from(cfg, resume, Speaker(world))
     notes += [*pulled, *taken]
     if flags.as_bool(args, "dry_run"):
         return int(bool(rehearse(cfg, notes=notes, world=world)))
@@ -114,7 +115,7 @@ def run_eval(argv: Sequence[str]) -> int:
     show = flags.as_bool(args, "visualize")
     world = read_world()
     path, meaning = checkpoint.resolve(_checkpoint_to_score(args, cfg, world))
-    cfg, pulled = pull.dataset(cfg, pull.speaker(world))
+    cfg, pulled = pull.dataset(cfg, Speaker(world))
     found = weights.read(path)
     dataset = open_split(cfg, "val")
     notes += [*pulled, meaning] if meaning else pulled
@@ -151,7 +152,7 @@ def _checkpoint_to_score(args: flags.Args, cfg: Config, world: World) -> str | P
     given = args.options.get("checkpoint_path")
     if given is not None and cfg.ckpt_url:
         raise OcrnetError(f"--checkpoint_path {given} and ckpt_url {cfg.ckpt_url} both name a checkpoint; keep one")
-    return pull.weights_file(cfg, pull.speaker(world)) or flags.required(args, "checkpoint_path")
+    return pull.weights_file(cfg, Speaker(world)) or flags.required(args, "checkpoint_path")
 
 
 def _verdict(cfg: Config, scores: Scores, dataset: Dataset, run: Run) -> int:
@@ -238,7 +239,7 @@ def run_export(argv: Sequence[str]) -> int:
 def run_check(argv: Sequence[str]) -> int:
     """Read every image and label of the training and validation split, and say what they hold."""
     cfg, _ = flags.load_config(flags.parse("check", argv))
-    cfg, pulled = pull.dataset(cfg, pull.speaker(World()))
+    cfg, pulled = pull.dataset(cfg, Speaker(World()))
     for line in pulled:
         print(line, flush=True)
     wrong = 0

@@ -17,6 +17,7 @@ from ocrnet.cloud.store import Item, Store, StoreError, size_text, tried
 from ocrnet.cloud.urls import Url
 from ocrnet.config import Cloud
 from ocrnet.errors import OcrnetError
+from ocrnet.world import SCHEDULER, World
 
 try:
     import fcntl
@@ -29,6 +30,23 @@ SAID_EVERY = 10.0  # seconds
 SUMS = "SHA256SUMS"
 
 Say = Callable[[str], None]
+
+
+class Speaker:
+    """How a process says what it does to files of its machine: whoever does the work tells, the first one who waits."""
+
+    def __init__(self, world: World) -> None:
+        self.first = world.local == 0 and world.launcher != SCHEDULER
+        self._lead = "" if self.first else f"rank {world.rank}: "
+
+    def __call__(self, line: str) -> None:
+        """Print a line."""
+        print(self._lead + line, flush=True)
+
+
+def is_first(say: Say) -> bool:
+    """Say whether this is the process of its machine whose notes become part of the log."""
+    return say.first if isinstance(say, Speaker) else True
 
 
 class Cache:
@@ -49,8 +67,12 @@ class Cache:
         """Let one process of this machine in at a time; who waits says what the other has got."""
         return alone(
             self._lock,
-            lambda: self.say(f"{self.url}: another process of this machine pulls it: {self._progress_of_other()}"),
+            self._tell_of_other,
         )
+
+    def _tell_of_other(self) -> None:
+        if is_first(self.say):
+            self.say(f"{self.url}: another process of this machine pulls it: {self._progress_of_other()}")
 
     def _progress_of_other(self) -> str:
         with contextlib.suppress(OSError):
@@ -100,6 +122,8 @@ class Cache:
                 f"{self.url}: {by_size} files could be compared by size alone, as the store tells no MD5 of them; "
                 f"a file {SUMS} beside them would be used"
             )
+        for line in lines if not is_first(self.say) else ():
+            self.say(line)
         return lines
 
     def has_file(self, item: Item) -> bool:

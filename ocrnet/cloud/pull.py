@@ -16,13 +16,6 @@ from ocrnet.cloud.store import Item, Store, open_store, tried
 from ocrnet.cloud.urls import Url
 from ocrnet.config import Cloud, Config, Data
 from ocrnet.errors import OcrnetError
-from ocrnet.world import SCHEDULER, World
-
-
-def speaker(world: World) -> Say:
-    """Return how a process tells what it pulls: of a machine's processes one prints, whichever of them pulls."""
-    speaks = world.local == 0 and world.launcher != SCHEDULER
-    return lambda line: print(line, flush=True) if speaks else None
 
 
 def dataset(cfg: Config, say: Say) -> tuple[Config, list[str]]:

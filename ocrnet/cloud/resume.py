@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ocrnet import checkpoint
 from ocrnet.cloud import urls
-from ocrnet.cloud.cache import Pulled, Say, alone, fetch
+from ocrnet.cloud.cache import Pulled, Say, alone, fetch, is_first
 from ocrnet.cloud.push import CHECKPOINTS, RECORD, RESULTS
 from ocrnet.cloud.store import Item, Store, open_store, size_text, tried
 from ocrnet.config import Cloud, Config
@@ -35,7 +35,10 @@ def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str 
         resume = "auto"
         lines.append("resume: auto, because of enable_modelarts with train_url")
     if resume == "auto":
-        return store, resume, [*lines, *bring(cfg, store, say)]
+        brought = bring(cfg, store, say)
+        for line in brought if not is_first(say) else ():
+            say(line)
+        return store, resume, [*lines, *brought]
     if resume is None and numbered(cfg, store, say):
         raise OcrnetError(
             f"train_url {cfg.train_url} holds checkpoints of an earlier run; go on from them with --resume_ckpt auto, "
@@ -51,7 +54,7 @@ def bring(cfg: Config, store: Store, say: Say) -> list[str]:
     not answer is an `OcrnetError`, because older weights would cost the steps between.
     """
     folder = Path(cfg.save_dir)
-    with alone(folder / ".pull.lock", lambda: say("resume: another process of this machine looks in train_url")):
+    with alone(folder / ".pull.lock", lambda: _tell_of_other(say)):
         remote = numbered(cfg, store, say)
         local = {checkpoint.step_of(path) or 0: path for path in checkpoint.steps(folder / "checkpoint")}
         lines: list[str] = []
@@ -65,6 +68,11 @@ def bring(cfg: Config, store: Store, say: Say) -> list[str]:
                     return [*lines, f"resume: {store.url}/{remote[step].name} ({size}) is brought to {folder}"]
                 lines.append(f"resume: passed over: {store.url}/{remote[step].name}: {why}")
     return lines
+
+
+def _tell_of_other(say: Say) -> None:
+    if is_first(say):
+        say("resume: another process of this machine looks in train_url")
 
 
 def bring_results(cfg: Config, store: Store, say: Say) -> None:

@@ -16,10 +16,11 @@ import pytest
 from servers import Place, Proxy, every_third
 
 from ocrnet.cloud import pull
-from ocrnet.cloud.cache import BLOCK, Cache
+from ocrnet.cloud.cache import BLOCK, Cache, Speaker
 from ocrnet.cloud.urls import parse
 from ocrnet.config import Cloud, Config, Data
 from ocrnet.errors import OcrnetError
+from ocrnet.world import World
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -195,6 +196,15 @@ def test_one_process_of_a_machine_pulls_and_the_others_wait(bucket, proxy, tmp_p
         assert process.exitcode == 0
     assert gets(proxy) == len(FILES) + len(proxy.faults)
     assert pulled(cfg)[0] == FILES
+
+
+def test_whichever_rank_does_the_work_tells(bucket, tmp_path, capsys):
+    cfg = config(filled(bucket), tmp_path)
+    second = Speaker(World(1, 2, 1, "torchrun"))
+    pull.dataset(cfg, second)
+    assert f"rank 1: {bucket.url('data')}: 10 of 10 files" in capsys.readouterr().out
+    pull.dataset(cfg, second)
+    assert capsys.readouterr().out == ""
 
 
 def read(path: Path) -> str:
