@@ -352,8 +352,8 @@ MUTATIONS = (
     Mutation(
         "a start looks in the store",
         RESUME,
-        "[*lines, *bring(cfg, store, say)]",
-        "lines",
+        "brought = bring(cfg, store, say)",
+        "brought: list[str] = []",
         "tests/cloud/test_cloud_runs.py::test_a_killed_run_goes_on_in_an_empty_machine",
     ),
     Mutation(

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from ocrnet import checkpoint
+
 ROOT = Path(__file__).parents[2]
 
 # What makes a shipped config small enough for a test: a few steps of small crops, a shallow network.
@@ -30,3 +34,32 @@ def run(*argv: str | Path, cwd: Path = ROOT, ok: bool = True) -> subprocess.Comp
     if ok:
         assert found.returncode == 0, found.stdout + found.stderr
     return found
+
+
+def start(*argv: str) -> subprocess.Popen:
+    """Start a command of the project's, with what it starts in a session of its own."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, *argv], cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+
+
+def wait_for(process: subprocess.Popen, text: str) -> str:
+    """Read what a process says up to a line with ``text``, and return it."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(f"ended without saying {text!r}: {said}{process.stderr.read()}")
+
+
+def assert_same_end(folder: Path, whole: Path) -> None:
+    """Compare the last checkpoint and the measurements of two runs, bit for bit."""
+    last = checkpoint.steps(whole / "checkpoint")[-1]
+    mine, theirs = checkpoint.load(folder / "checkpoint" / last.name), checkpoint.load(last)
+    assert mine.tensors.keys() == theirs.tensors.keys()
+    for name, array in theirs.tensors.items():
+        np.testing.assert_array_equal(mine.tensors[name], array, err_msg=name)
+    assert mine.meta["progress"] == theirs.meta["progress"]
+    assert rows(folder) == rows(whole)

@@ -4,14 +4,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import psutil
 import pytest
-from commands import ROOT, rows, run
+from commands import assert_same_end, run, start, wait_for
 
 from ocrnet import checkpoint
 from ocrnet.config import Data
@@ -32,29 +30,6 @@ def command(cityscapes, folder, *more: str, steps: int = 14) -> list[str]:
     settings = dict(pair.split("=") for pair in pairs)  # the last one of a key
     return ["train.py", "--config", config, "--device_target", "CPU", "--save_dir", str(folder),
             "--resume_ckpt", "auto", "--set", *("=".join(pair) for pair in settings.items())]  # fmt: skip
-
-
-def start(*argv: str) -> subprocess.Popen:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, *argv], cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
-
-
-def wait_for(process: subprocess.Popen, text: str) -> None:
-    for line in process.stdout:
-        if text in line:
-            return
-    raise AssertionError(f"ended without saying {text!r}: {process.stderr.read()}")
-
-
-def assert_same_end(folder, whole):
-    mine, theirs = checkpoint.load(folder / LAST), checkpoint.load(whole / LAST)
-    assert mine.tensors.keys() == theirs.tensors.keys()
-    for name, array in theirs.tensors.items():
-        np.testing.assert_array_equal(mine.tensors[name], array, err_msg=name)
-    assert mine.meta["progress"] == theirs.meta["progress"]
-    assert rows(folder) == rows(whole)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,9 @@
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
-import numpy as np
 import pytest
-from commands import ROOT, rows, run
+from commands import assert_same_end, run, start, wait_for
 from servers import SECRETS, every_third
 
 from ocrnet import checkpoint
@@ -31,33 +28,10 @@ def command(place, machine, *flags: str, script: str = "train.py", **settings) -
             "--set", *(f"{key}={value}" for key, value in settings.items())]  # fmt: skip
 
 
-def start(*argv: str) -> subprocess.Popen:
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, *argv], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-
-
-def wait_for(process: subprocess.Popen, text: str) -> str:
-    said = ""
-    for line in process.stdout:
-        said += line
-        if text in line:
-            return said
-    raise AssertionError(f"ended without saying {text!r}: {said}{process.stderr.read()}")
-
-
 def put_dataset(place, cityscapes) -> None:
     for path in cityscapes.rglob("*"):
         if path.is_file():
             place.put(f"data/{path.relative_to(cityscapes)}", path.read_bytes())
-
-
-def assert_same_end(folder, whole):
-    mine, theirs = checkpoint.load(folder / LAST), checkpoint.load(whole / LAST)
-    assert mine.tensors.keys() == theirs.tensors.keys()
-    for name, array in theirs.tensors.items():
-        np.testing.assert_array_equal(mine.tensors[name], array, err_msg=name)
-    assert mine.meta["progress"] == theirs.meta["progress"]
-    assert rows(folder) == rows(whole)
 
 
 def assert_nothing_secret(machine, *texts: str) -> None:
