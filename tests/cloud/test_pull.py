@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from servers import Place, Proxy, every_third
 
+from ocrnet import checkpoint
 from ocrnet.cloud import pull
 from ocrnet.cloud.cache import BLOCK, Cache, Speaker
 from ocrnet.cloud.urls import parse
-from ocrnet.config import Cloud, Config, Data
+from ocrnet.config import Backbone, Cloud, Config, Data
 from ocrnet.errors import OcrnetError
+from ocrnet.training import find_resume
 from ocrnet.world import World
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -339,3 +341,65 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path):
         with pytest.raises(OcrnetError, match="which is no file name"):
             kept.target(name)
     assert json.dumps(str(kept.target("a/b"))) == json.dumps(str(kept.place / "a/b"))
+
+
+# Weights: ckpt_url.
+
+
+def saved(folder: Path, step: int) -> Path:
+    path = folder / checkpoint.file_name(6, step)
+    checkpoint.save(path, {"weight": np.full(3, step, np.float32)}, {"step": step})
+    return path
+
+
+def test_weights_come_from_a_file_or_from_the_newest_of_a_folder(place, tmp_path):
+    for step in (3, 12):
+        place.put(f"run/checkpoint/{checkpoint.file_name(6, step)}", saved(tmp_path, step).read_bytes())
+    place.put("run/old/" + checkpoint.file_name(6, 99), b"of another folder")
+    place.put("zoo/hrnet.pth", b"weights")
+    cloud = Cloud(cache_dir=str(tmp_path / "cache"), timeout=1, retries=1)
+
+    def found(path: str) -> Path:
+        return pull.weights_file(Config(ckpt_url=place.url(path), cloud=cloud), print)
+
+    assert checkpoint.load(found("run")).meta["step"] == 12
+    assert checkpoint.load(found(f"run/checkpoint/{checkpoint.file_name(6, 3)}")).meta["step"] == 3
+    assert found("zoo").read_bytes() == found("zoo/hrnet.pth").read_bytes() == b"weights"
+    with pytest.raises(OcrnetError, match="there is no such object; check the name"):
+        found("zoo/hrnet.ckpt")
+    place.put("zoo/other.ckpt", b"")
+    with pytest.raises(OcrnetError, match=r"which file of weights is meant\? There are: hrnet\.pth, other\.ckpt"):
+        found("zoo")
+
+
+def test_a_checkpoint_is_begun_from_and_anything_else_is_the_backbones(tmp_path):
+    ours = saved(tmp_path, 3)
+    cfg = Config(ckpt_url=str(ours), save_dir=str(tmp_path / "out"), total_step=10)
+    same, begin_from, notes = pull.begin_from(cfg, "auto", print)
+    assert (same, begin_from) == (cfg, ours)
+    assert "from which a run without one of its own begins" in notes[0]
+    with pytest.raises(OcrnetError, match="both name a checkpoint; keep one"):
+        pull.begin_from(cfg, "some/file", print)
+    theirs = tmp_path / "hrnet.pth"
+    theirs.write_bytes(b"weights")
+    changed, begin_from, _ = pull.begin_from(Config(ckpt_url=str(theirs)), None, print)
+    assert (changed.backbone.pretrained, changed.backbone.backbone_ckpt, begin_from) == (True, str(theirs), None)
+    both = Config(ckpt_url=str(theirs), backbone=Backbone(backbone_ckpt="x.pth"))
+    with pytest.raises(OcrnetError, match="both name the backbone's weights; keep one"):
+        pull.begin_from(both, None, print)
+
+
+@pytest.mark.parametrize("resumed", ["auto", None])
+def test_a_run_begins_from_ckpt_url_only_where_it_has_no_checkpoint_of_its_own(tmp_path, resumed):
+    cfg = Config(save_dir=str(tmp_path / "out"), total_step=10)
+    weights = tmp_path / checkpoint.file_name(6, 3)
+    checkpoint.save(weights, {"weight": np.zeros(3, np.float32)}, {"step": 3, "config": {}})
+    found, _ = find_resume(cfg, resumed, weights)
+    assert found.meta["step"] == 3
+    own = tmp_path / "out/checkpoint" / checkpoint.file_name(6, 5)
+    checkpoint.save(own, {"weight": np.zeros(3, np.float32)}, {"step": 5, "config": {}})
+    if resumed:
+        assert find_resume(cfg, resumed, weights)[0].meta["step"] == 5
+    else:
+        with pytest.raises(OcrnetError, match="holds checkpoints of an earlier run"):
+            find_resume(cfg, resumed, weights)
