@@ -21,7 +21,7 @@ class Precision:
 
 
 def choose_device(target: str | None, local: int = 0) -> tuple[torch.device, str]:
-    """Return the device for ``--device_target``, rank ``local`` of a machine its own, and the sentence that says why."""
+    """Return the device for ``--device_target`` and why; rank ``local`` of a machine has a GPU of its own."""
     if target == "GPU" and not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         raise OcrnetError(
