@@ -28,7 +28,7 @@ class Mutation(NamedTuple):
 
 
 ENGINE, LOOP, FILES = "ocrnet/engines/torch/engine.py", "ocrnet/loop.py", "ocrnet/checkpoint.py"
-REAL = "tests/cli/test_interruptions.py"
+REAL, MANY = "tests/cli/test_interruptions.py", "tests/cli/test_many_ranks.py"
 DOOR = "tests/contract/test_training.py"
 CACHE, PUSH, RESUME = "ocrnet/cloud/cache.py", "ocrnet/cloud/push.py", "ocrnet/cloud/resume.py"
 PULLED, PUSHED = "tests/cloud/test_pull.py", "tests/cloud/test_push.py"
@@ -44,8 +44,8 @@ MUTATIONS = (
     Mutation(
         "the place in the stream is restored",
         ENGINE,
-        "        self.close()\n        self.step = step\n",
-        "        self.close()\n        self.step = 0\n",
+        "        self.close_loader()\n        self.step = step\n",
+        "        self.close_loader()\n        self.step = 0\n",
         f"{REAL}::test_kill_9_at_random_moments",
     ),
     Mutation(
@@ -369,6 +369,41 @@ MUTATIONS = (
         "super().__init__(urls.scrub(message))",
         "super().__init__(message)",
         "tests/core/test_cloud_urls.py::test_keys_of_the_environment_are_scrubbed",
+    ),
+    Mutation(
+        "the loss of many ranks has one denominator",
+        ENGINE,
+        "            dist.all_reduce(denominator)\n",
+        "",
+        f"{MANY}::test_two_ranks_of_batch_1_are_one_of_batch_2[torch-torchrun]",
+    ),
+    Mutation(
+        "batch norm is over all ranks",
+        ENGINE,
+        'module.sync = cfg.norm == "sync" and self.world.size > 1',
+        "module.sync = False",
+        f"{MANY}::test_two_ranks_of_batch_1_are_one_of_batch_2[torch-torchrun]",
+    ),
+    Mutation(
+        "a new start does not meet the dead of the old one",
+        "ocrnet/engines/torch/ranks.py",
+        "dist.PrefixStore(_this_start(store, world, patience), store)",
+        "store",
+        f"{MANY}::test_a_killed_rank_comes_back_and_ends_bit_for_bit",
+    ),
+    Mutation(
+        "a rank that hangs is given up",
+        "ocrnet/engines/torch/ranks.py",
+        "world_size=world.size, timeout=timeout\n",
+        "world_size=world.size\n",
+        f"{MANY}::test_a_rank_that_hangs_ends_the_run_within_rank_timeout",
+    ),
+    Mutation(
+        "a restart of torchrun's goes on from the last checkpoint",
+        "ocrnet/training.py",
+        "    resume, implied = _after_restart(cfg, resume)\n",
+        "    implied: list[str] = []\n",
+        f"{MANY}::test_a_killed_rank_comes_back_and_ends_bit_for_bit",
     ),
 )
 
