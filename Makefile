@@ -23,10 +23,10 @@ types: .venv/ready
 core: .venv-core/ready
 	$(CORE_BIN)/python -m pytest tests/core
 
-# Everything else, with both frameworks, on NumPy 1.26. One thread a process: the suite runs on both cores. MindSpore's
+# Everything else, with both frameworks, on NumPy 1.26. One thread a process, and a third one for when one waits. MindSpore's
 # tests come after, apart: what it must find in the environment would slow PyTorch down and change its rounding.
 engine: .venv/both
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/mindspore -m "not mindspore" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/mindspore -m "not mindspore" -n 3 --dist worksteal
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/contract tests/mindspore -m mindspore -n 2
 
 # The slow cases too: run by hand, results in docs/ascend.md.

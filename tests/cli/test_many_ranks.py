@@ -147,7 +147,11 @@ def test_one_rank_goes_on_where_two_were(trained, alone, tmp_path):
 
 @pytest.mark.parametrize(
     ("engine", "name", "images"),
-    [("torch", "torchrun", 3), ("torch", "mpirun", 1), ("mindspore", "mpirun", 3)],
+    [
+        ("torch", "torchrun", 3),
+        pytest.param("torch", "mpirun", 1, marks=long),
+        ("mindspore", "mpirun", 3),
+    ],
 )
 def test_two_ranks_evaluate_any_number_of_images_to_the_digits_of_one(engine, name, images, trained, tmp_path):
     run("-m", "ocrnet", "synthetic", tmp_path / "data", "--train", "1", "--val", images, "--test", "1",
@@ -187,7 +191,7 @@ def undisturbed(trained, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=long), 1])
 def test_a_killed_rank_comes_back_and_ends_bit_for_bit(victim, trained, undisturbed, tmp_path):
     process = start("torchrun, elastic", tmp_path, *long_training(trained, tmp_path / "out"))
     read_until(process, "step 8/40")
@@ -228,7 +232,7 @@ def running(trained, tmp_path) -> Iterator:
             process.kill()
 
 
-@pytest.mark.parametrize("name", ["mpirun", "torchrun"])
+@pytest.mark.parametrize("name", ["mpirun", pytest.param("torchrun", marks=long)])
 def test_a_killed_rank_ends_the_run_within_seconds(name, running):
     process = running(name, "num_workers=1")
     rank_of(process, 1).kill()
@@ -237,7 +241,7 @@ def test_a_killed_rank_ends_the_run_within_seconds(name, running):
 
 
 def test_a_rank_that_hangs_ends_the_run_within_rank_timeout(running):
-    process = running("torchrun", "rank_timeout=5")
+    process = running("mpirun", "rank_timeout=5")
     rank_of(process, 1).send_signal(signal.SIGSTOP)
     status, said = end_of(process, within=60)
     assert status not in (0, None)
@@ -253,7 +257,7 @@ def test_a_stop_request_to_one_rank_stops_all_with_a_checkpoint(running, tmp_pat
     assert found.meta["step"] >= 8
 
 
-@pytest.mark.parametrize("name", ["mpirun", "torchrun"])
+@pytest.mark.parametrize("name", ["torchrun", pytest.param("mpirun", marks=long)])
 def test_a_failing_rank_is_heard_once_and_ends_all(name, trained, tmp_path):
     data = tmp_path / "data"
     run("-m", "ocrnet", "synthetic", data, "--train", "4", "--val", "1", "--test", "1", "--size", "96", "192")
