@@ -21,7 +21,7 @@ from ocrnet.errors import OcrnetError
 from ocrnet.signals import Stopped
 from ocrnet.world import World
 
-BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel: long enough for the wire, short enough to send during backward
 
 
@@ -87,7 +87,7 @@ def _choose_interface(world: World, store: dist.Store) -> None:
     """Let Gloo listen where rank 0 is reached: it would go by the host's name, which may mean another network."""
     if sys.platform != "linux" or "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    if world.on_one_machine:
+    if world.local_size == world.size:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         return
     assert isinstance(store, dist.TCPStore)
