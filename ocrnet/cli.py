@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from ocrnet.evaluate import evaluate
 from ocrnet.images import write_png
 from ocrnet.metrics import Scores, as_dict, constant_answer, table
 from ocrnet.run import Run, core_versions, silence
-from ocrnet.signals import Stopped
+from ocrnet.signals import Stopped, sent_when_parent_dies
 from ocrnet.spec import Arch
 from ocrnet.training import arch_of, open_split, rehearse, train
 from ocrnet.visual import side_by_side
@@ -77,6 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _world() -> World:
+    """Return where this process stands among the ranks; one that outlives its launcher is to stop, and save."""
+    world = read_world()
+    if world.size > 1 and world.launcher in ("mpirun", "msrun", "torchrun"):
+        sent_when_parent_dies(signal.SIGTERM)
+    return world
+
+
 def _rank() -> str:
     """Return who speaks, where a launcher started several processes."""
     with contextlib.suppress(OcrnetError):  # the launcher's variables themselves may be what is wrong
@@ -97,7 +106,7 @@ def run_train(argv: Sequence[str]) -> int:
     """Train as the command line says."""
     args = flags.parse("train", argv)
     cfg, notes = flags.load_config(args)
-    world = read_world()
+    world = _world()
     resume = args.options.get("resume_ckpt")
     cfg, pulled = pull.dataset(cfg, Speaker(world))
     cfg, begin_from, taken = pull.begin_from(cfg, resume, Speaker(world))
@@ -113,7 +122,7 @@ def run_eval(argv: Sequence[str]) -> int:
     args = flags.parse("eval", argv)
     cfg, notes = flags.load_config(args)
     show = flags.as_bool(args, "visualize")
-    world = read_world()
+    world = _world()
     path, meaning = checkpoint.resolve(_checkpoint_to_score(args, cfg, world))
     cfg, pulled = pull.dataset(cfg, Speaker(world))
     found = weights.read(path)

@@ -147,7 +147,7 @@ class Config:
     )
     ms_mode: Literal["graph", "pynative"] = key("graph", "how the mindspore engine runs: compiled, or op by op")
     loss_scale: float | None = key(
-        None, "a fixed loss scale where mix computes in float16; none: one that adapts", low=1
+        None, "a fixed loss scale where mix computes in float16; none: one that adapts", low=1, high=2**31
     )
     norm: Literal["sync", "local"] = key("sync", "batch norm over all cards, or each card's own")
     rank_timeout: float = key(

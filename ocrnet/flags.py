@@ -99,6 +99,8 @@ def parse(command: str, argv: Sequence[str]) -> Args:
     if unknown:
         stray = unknown[0]
         hint = nearest(stray.split("=")[0].lstrip("-"), names).replace("'", "'--", 1) if stray.startswith("-") else ""
+        if (name := stray.split("=")[0].lstrip("-")) in KEYS and stray.startswith("--"):
+            hint = f"; {name} is a config key: --set {name}=VALUE"
         what = "unknown flag" if stray.startswith("-") else "unexpected argument"
         if stray.endswith("]"):
             hint = "; a value with spaces needs quotes: --set 'data.crop_size=[512, 1024]'"

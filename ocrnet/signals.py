@@ -1,13 +1,37 @@
 """SIGTERM, SIGINT and SIGHUP as a request to stop at the next safe place; a second one ends the process at once."""
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+
+PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold the signals that stop a run while threads or processes start: each inherits the hold.
+
+    A worker lifts it in `workers.begin_worker`; a thread keeps it, so that signals are left to the main thread.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def sent_when_parent_dies(number: int) -> None:
+    """Have this process sent a signal when the one that started it dies; on Linux, elsewhere nothing happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error

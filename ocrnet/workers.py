@@ -1,12 +1,11 @@
 """What every engine's loader does with its worker processes: start them undisturbed, tell of their deaths, end them."""
 
 import atexit
-import contextlib
 import multiprocessing.connection
 import multiprocessing.process
 import signal
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import cv2
 
@@ -27,16 +26,6 @@ def close_all() -> None:
 def ended_at_exit(made: Generator) -> None:
     """Have a loader closed when the process ends, where nobody closed it before."""
     _OPEN.add(made)
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Hold the signals that stop a run while workers start: each inherits the hold and lifts it in `begin_worker`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin_worker(_: int = 0) -> None:

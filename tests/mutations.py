@@ -99,7 +99,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a signal while workers start waits until they leave signals to the run",
-        "ocrnet/workers.py",
+        "ocrnet/signals.py",
         "signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)",
         "signal.pthread_sigmask(signal.SIG_BLOCK, ())",
         "tests/torch/test_loader.py::test_workers_leave_the_signals_of_a_terminal_or_a_scheduler_to_the_run",
@@ -404,6 +404,27 @@ MUTATIONS = (
         "    resume, implied = _after_restart(cfg, resume)\n",
         "    implied: list[str] = []\n",
         f"{MANY}::test_a_killed_rank_comes_back_and_ends_bit_for_bit",
+    ),
+    Mutation(
+        "a rank does not outlive its launcher",
+        "ocrnet/cli.py",
+        "        sent_when_parent_dies(signal.SIGTERM)\n",
+        "        pass\n",
+        f"{MANY}::test_ranks_whose_launcher_was_killed_stop_with_a_checkpoint",
+    ),
+    Mutation(
+        "Ctrl-C is kept from MindSpore",
+        "ocrnet/engines/mindspore/__init__.py",
+        "    keep_interrupts()\n",
+        "",
+        "tests/mindspore/test_interrupts.py::test_while_a_graph_runs",
+    ),
+    Mutation(
+        "Ctrl-C waits for MindSpore's compiler",
+        "ocrnet/engines/mindspore/interrupts.py",
+        "is signal.default_int_handler and _put_off and",
+        "is signal.default_int_handler and False and",
+        "tests/mindspore/test_interrupts.py::test_while_a_graph_is_compiled",
     ),
 )
 

@@ -257,6 +257,15 @@ def test_a_stop_request_to_one_rank_stops_all_with_a_checkpoint(running, tmp_pat
     assert found.meta["step"] >= 8
 
 
+@pytest.mark.parametrize("name", ["mpirun", pytest.param("torchrun", marks=long)])
+def test_ranks_whose_launcher_was_killed_stop_with_a_checkpoint(name, running, tmp_path):
+    process = running(name)
+    ranks = [rank_of(process, number) for number in (0, 1)]
+    process.kill()
+    assert not psutil.wait_procs(ranks, timeout=40)[1]
+    assert checkpoint.newest_valid(tmp_path / "out/checkpoint").checkpoint.meta["step"] >= 8
+
+
 @pytest.mark.parametrize("name", ["torchrun", pytest.param("mpirun", marks=long)])
 def test_a_failing_rank_is_heard_once_and_ends_all(name, trained, tmp_path):
     data = tmp_path / "data"

@@ -8,7 +8,7 @@ import pytest
 
 from ocrnet.config import Config
 from ocrnet.engine import choose_engine
-from ocrnet.engines.mindspore.device import choose_device, memory_told
+from ocrnet.engines.mindspore.device import choose_device, choose_precision, describe, memory_told
 from ocrnet.errors import OcrnetError
 
 
@@ -67,3 +67,24 @@ def test_what_is_raised_where_memory_ends_becomes_a_message(error):
 def test_another_error_stays_what_it_is():
     with pytest.raises(RuntimeError, match="shape"), memory_told("lower batch_size"):
         raise RuntimeError("shape mismatch")
+
+
+def test_the_threads_that_compute_and_the_instructions_are_told_and_recorded(monkeypatch):
+    def told(**given):
+        cfg = Config(**given)
+        return describe("CPU", "CPU", choose_precision("CPU", cfg), cfg, training=False)
+
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})  # as mpirun binds a rank
+        lines, versions = told(loss_scale=128.0)
+    finally:
+        os.sched_setaffinity(0, before)
+    assert lines[0].endswith(", 1 thread")
+    assert (versions["threads"], versions["ONEDNN_MAX_CPU_ISA"]) == ("1", "AVX2")
+    assert "loss_scale: no effect in float32; mixed precision is --mix True" in lines
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    lines, versions = told(mix=True, loss_scale=128.0)
+    assert any(line.startswith("ONEDNN_MAX_CPU_ISA is SSE41 in the environment") for line in lines)
+    assert versions["ONEDNN_MAX_CPU_ISA"] == "SSE41"
+    assert not any(line.startswith("loss_scale") for line in lines)

@@ -8,6 +8,7 @@ import tempfile
 
 import numpy as np
 
+from ocrnet.engines.mindspore.interrupts import keep_interrupts
 from ocrnet.errors import OcrnetError
 
 DEFAULTS = {
@@ -32,6 +33,7 @@ def _prepare() -> None:
         )
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    keep_interrupts()
 
 
 _prepare()

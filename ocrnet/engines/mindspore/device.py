@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import mindspore as ms
 
 from ocrnet.config import Config
+from ocrnet.engines.mindspore import DEFAULTS
 from ocrnet.engines.mindspore.quiet import stderr_dropped
 from ocrnet.errors import OcrnetError
 
+ISA = "ONEDNN_MAX_CPU_ISA"
 OUT_OF_MEMORY = ("out of memory", "memory isn't enough", "memory is not enough", "allocate", "bad_alloc", "malloc")
 
 MISSING = {
@@ -88,16 +90,31 @@ def configure(target: str, cfg: Config) -> None:
         ms.set_context(deterministic="ON")
 
 
+def _threads() -> int:
+    """Return how many threads compute: MindSpore's own number, but no more than the cores that this process may use."""
+    most = int(ms.get_context("runtime_num_threads"))
+    return min(most, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else most
+
+
 def describe(target: str, why: str, precision: Precision, cfg: Config, *, training: bool) -> tuple[list[str], dict]:
     """Return the banner's lines, and the versions for the checkpoint."""
-    threads = ms.get_context("runtime_num_threads")
+    threads = _threads()
     versions = {"mindspore": ms.__version__, "threads": str(threads)}
     mode = "graph mode" if cfg.ms_mode == "graph" else "PyNative mode"
     lines = [
-        f"engine: mindspore {ms.__version__}, {mode}, {threads} threads",
+        f"engine: mindspore {ms.__version__}, {mode}, {threads} thread{'s' if threads > 1 else ''}",
         f"device: {why}",
         f"mix: {precision.text}",
     ]
+    if target == "CPU":
+        isa = versions[ISA] = os.environ[ISA]
+        if isa != DEFAULTS[ISA]:
+            lines.append(
+                f"{ISA} is {isa} in the environment, where this program sets {DEFAULTS[ISA]}: that may be 10 times "
+                "slower, and has other last digits"
+            )
+    if cfg.loss_scale is not None and not precision.scaled:
+        lines.append("loss_scale: no effect in float32; mixed precision is --mix True")
     if cfg.deterministic:
         lines.append("deterministic: on")
     if training and cfg.ms_mode == "graph":

@@ -14,6 +14,7 @@ from ocrnet.engine import OUTPUTS, Stats
 from ocrnet.engines.mindspore import ranks
 from ocrnet.engines.mindspore.device import Precision, choose_device, choose_precision, configure, describe, memory_told
 from ocrnet.engines.mindspore.hrnet import Size, resize
+from ocrnet.engines.mindspore.interrupts import put_off
 from ocrnet.engines.mindspore.loader import Batch, batches
 from ocrnet.engines.mindspore.loss import SegmentationLoss, label_weight, weight_table
 from ocrnet.engines.mindspore.ocr import OCRNet
@@ -143,6 +144,7 @@ class MindSporeEngine:
                 self.accumulate.clear()
             raise
 
+    @put_off()
     @memory_told("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
@@ -188,6 +190,7 @@ class MindSporeEngine:
             logits = ops.flip(logits, (3,))
         return resize(logits, size, align_corners)
 
+    @put_off()
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Run the network once on normalised float32 N,3,H,W."""
         self.network.set_train(False)

@@ -34,9 +34,9 @@ from mindspore.dataset.engine.datasets_user_defined import SamplerFn
 
 from ocrnet.config import Config
 from ocrnet.errors import OcrnetError
-from ocrnet.signals import SIGNALS
+from ocrnet.signals import SIGNALS, signals_held
 from ocrnet.stream import StepNumbers, TrainStream
-from ocrnet.workers import ADVICE, begin_worker, deaths, ended_at_exit, signals_held
+from ocrnet.workers import ADVICE, begin_worker, deaths, ended_at_exit
 from ocrnet.world import World
 
 COLUMNS = ["images", "labels", "keeps", "notes"]

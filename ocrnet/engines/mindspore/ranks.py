@@ -11,7 +11,6 @@ On Ascend and GPU the variables stay as the launcher set them (msrun's, mpirun's
 
 import atexit
 import contextlib
-import ctypes
 import errno
 import hashlib
 import os
@@ -32,7 +31,7 @@ import psutil
 from ocrnet import rendezvous
 from ocrnet.engines.mindspore.quiet import stderr_dropped
 from ocrnet.errors import OcrnetError
-from ocrnet.signals import SIGNALS, Stopped
+from ocrnet.signals import SIGNALS, Stopped, sent_when_parent_dies
 from ocrnet.world import World
 
 PATIENCE = {
@@ -40,7 +39,6 @@ PATIENCE = {
     "MS_CPU_COMM_OP_TIMEOUT": "1800",  # a collective's, 30 by default: other ranks may compile or write for longer
 }
 MPI_VARIABLES = ("OMPI_", "PMIX_", "PMI_")
-PR_SET_PDEATHSIG = 1
 PROGRAM = "import sys; sys.path[0] = sys.argv[1]; from ocrnet.engines.mindspore import ranks; ranks.{}(*sys.argv[2:])"
 GRACE = 15.0  # seconds that the scheduler lives on when the ranks of its machine are gone, while others may run
 TAIL = 2000
@@ -188,8 +186,7 @@ def _spawn(function: str, held: int | None = None, **options: Any) -> subprocess
 def serve(parent: str, held: str | None = None) -> None:
     """Be the scheduler until all ranks have left or the process ``parent`` is dead."""
     _ignore_signals()
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    sent_when_parent_dies(signal.SIGKILL)
     if os.getppid() != int(parent):
         return
     import mindspore
@@ -297,10 +294,11 @@ def _await_scheduler() -> None:
 def _why_not(world: World, error: RuntimeError) -> str:
     first = next((line for line in str(error).splitlines() if line.strip(" -")), "no reason given")
     patience = os.environ["MS_TOPO_TIMEOUT"]
+    name = "msrun's --cluster_time_out" if world.launcher == "msrun" else "MS_TOPO_TIMEOUT"  # which msrun overwrites
     words = _scheduler.tail() if _scheduler is not None else ""
     return (
         f"rank {world.rank} of {world.size} ({world.launcher}) could not join the others: MindSpore says {first!r}; "
-        f"did all {world.size} ranks start, and come within {patience} s (MS_TOPO_TIMEOUT)?{words}"
+        f"did all {world.size} ranks start, and come within {patience} s ({name})?{words}"
     )
 
 

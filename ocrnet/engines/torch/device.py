@@ -92,8 +92,11 @@ def describe(
     ]
     if cfg.deterministic:
         lines.append("deterministic: on")
-    if training and cfg.max_rowsize != type(cfg).max_rowsize:
-        lines.append("max_rowsize: no effect on the torch engine, whose loader has no such limit")
+    lines += [
+        f"{name}: no effect on the torch engine"
+        for name in ("amp_level", "ms_mode", "loss_scale", "max_rowsize")
+        if getattr(cfg, name) != getattr(Config, name)
+    ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if training and cfg.num_workers > cores:
         lines.append(

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ocrnet.config import Config
 from ocrnet.errors import OcrnetError
+from ocrnet.signals import signals_held
 from ocrnet.stream import Sample, StepNumbers, TrainStream
-from ocrnet.workers import ADVICE, begin_worker, deaths, ended_at_exit, signals_held
+from ocrnet.workers import ADVICE, begin_worker, deaths, ended_at_exit
 from ocrnet.world import World
 
 
