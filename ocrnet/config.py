@@ -150,9 +150,7 @@ class Config:
         None, "a fixed loss scale where mix computes in float16; none: one that adapts", low=1, high=2**31
     )
     norm: Literal["sync", "local"] = key("sync", "batch norm over all cards, or each card's own")
-    rank_timeout: float = key(
-        600.0, "seconds that a rank waits for the others before it gives up (torch engine)", low=1
-    )
+    rank_timeout: float = key(600.0, "seconds that a rank waits for the others before it gives up", low=1)
     deterministic: bool = key(False, "bit-equal repeats on GPU, at the price of speed")
     save_dir: str = key("output", "folder of the run")
     seed: int = key(1234, "seed of weights, order and augmentation", low=0)

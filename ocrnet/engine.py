@@ -87,7 +87,7 @@ def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | 
         return TorchEngine(cfg, arch, world=world, stream=stream)
     from ocrnet.engines.mindspore import ranks
 
-    ranks.prepare(world, cfg.device_target)
+    ranks.prepare(world, cfg.device_target, cfg.rank_timeout)
     from ocrnet.engines.mindspore.engine import MindSporeEngine
 
     return MindSporeEngine(cfg, arch, world=world, stream=stream)

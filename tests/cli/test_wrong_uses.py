@@ -31,6 +31,8 @@ FLAGS = [
     (["--save_dir", ""], ["--save_dir is empty"]),
     (["stray"], ["unexpected argument 'stray'"]),
     (["--set"], ["--set needs KEY=VALUE"]),
+    (["--norm", "local"], ["unknown flag '--norm'", "--set norm=VALUE"]),
+    (["--set", "loss_scale=1e50"], ["loss_scale is 1e+50", "from 1 to 2147483648"]),
     (["--set", "data.crop_size=[64]"], ["data.crop_size", "2"]),
     (["--set", "data.crop_size=[16,16]"], ["data.crop_size", "at least 32"]),
     (["--set", "data.crop_siez=[64,64]"], ["unknown key 'data.crop_siez'", "did you mean 'data.crop_size'"]),

@@ -50,7 +50,7 @@ def same(base):
 
 if how == "before" and mine:
     sys.exit(2)
-ranks.prepare(world, "CPU")
+ranks.prepare(world, "CPU", 600)
 assert not [name for name in os.environ if name.startswith("OMPI_")]
 if how == "killed" and mine:
     time.sleep(1)  # the scheduler is up, the others wait for it
@@ -231,7 +231,7 @@ def env(monkeypatch, tmp_path) -> Iterator[dict[str, str]]:
 
 def refused(world: World, *words: str) -> None:
     with pytest.raises(OcrnetError) as caught:
-        ranks.prepare(world, "CPU")
+        ranks.prepare(world, "CPU", 600)
     for word in words:
         assert word in str(caught.value)
 
@@ -253,7 +253,7 @@ def test_a_port_is_taken_from_a_living_rank_0_alone(env, tmp_path):
     del env["MS_ROLE"], env["MS_SCHED_HOST"]
     rendezvous.leave_port(board, 4321)
     assert board.stat().st_mode & 0o777 == 0o600
-    ranks.prepare(world, "CPU")
+    ranks.prepare(world, "CPU", 600)
     assert (env["MS_SCHED_HOST"], env["MS_SCHED_PORT"], env["MS_ROLE"]) == ("127.0.0.1", "4321", "MS_WORKER")
     assert (env["MS_NODE_ID"], env["RANK_ID"], env["RANK_SIZE"], env["DEVICE_ID"]) == ("1", "1", "2", "1")
     rendezvous._clean(board)
@@ -280,5 +280,5 @@ def test_launches_have_boards_of_their_own(env):
 def test_elsewhere_than_on_cpu_the_launchers_variables_stay(target, env):
     env["OMPI_COMM_WORLD_RANK"] = "1"
     before = dict(env)
-    ranks.prepare(World(1, 2, 1, "mpirun"), target)
-    assert dict(env) == ranks.PATIENCE | before
+    ranks.prepare(World(1, 2, 1, "mpirun"), target, 600)
+    assert dict(env) == {"MS_TOPO_TIMEOUT": "300", "MS_CPU_COMM_OP_TIMEOUT": "600"} | before

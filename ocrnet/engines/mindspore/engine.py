@@ -131,7 +131,10 @@ class MindSporeEngine:
         denominator = Tensor(np.array([weight], np.float32))
         lr = Tensor(self.lr[self.step])
         try:
-            with memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"):
+            with (
+                ranks.absence_told(),
+                memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"),
+            ):
                 inputs = [(*(Tensor(part) for part in batch[:3]), denominator) for batch in micro_batches]
                 if self.attempt is not None:
                     return self.attempt(*inputs[0], lr)

@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import select
 import signal
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -34,10 +36,11 @@ from ocrnet.errors import OcrnetError
 from ocrnet.signals import SIGNALS, Stopped, sent_when_parent_dies
 from ocrnet.world import World
 
-PATIENCE = {
-    "MS_TOPO_TIMEOUT": "300",  # seconds until a rank that never comes is an error
-    "MS_CPU_COMM_OP_TIMEOUT": "1800",  # a collective's, 30 by default: other ranks may compile or write for longer
-}
+JOINING = "MS_TOPO_TIMEOUT"  # seconds until a rank that never comes is an error
+EXCHANGE = (
+    "MS_CPU_COMM_OP_TIMEOUT"  # seconds of a collective on CPU; MindSpore's own 30 are too few while others compile
+)
+COLLECTIVES = ("AllReduce", "AllGather")
 MPI_VARIABLES = ("OMPI_", "PMIX_", "PMI_")
 PROGRAM = "import sys; sys.path[0] = sys.argv[1]; from ocrnet.engines.mindspore import ranks; ranks.{}(*sys.argv[2:])"
 GRACE = 15.0  # seconds that the scheduler lives on when the ranks of its machine are gone, while others may run
@@ -81,10 +84,10 @@ _joined = False
 _left = False
 
 
-def prepare(world: World, device_target: str | None) -> None:
+def prepare(world: World, device_target: str | None, rank_timeout: float) -> None:
     """Set what MindSpore reads at its import and when it joins; as msrun's scheduler, serve and exit."""
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault(JOINING, "300")
+    os.environ.setdefault(EXCHANGE, str(math.ceil(rank_timeout)))
     role = os.environ.get("MS_ROLE")
     if role == "MS_SCHED":
         _serve_msrun()
@@ -126,7 +129,7 @@ def _stand_in_for_msrun(world: World) -> None:
     if world.rank == 0:
         _lend_scheduler(None if given else board)
     elif not given:
-        patience = float(os.environ["MS_TOPO_TIMEOUT"])
+        patience = float(os.environ[JOINING])
         os.environ["MS_SCHED_PORT"] = str(rendezvous.read_port(board, patience))
 
 
@@ -279,7 +282,7 @@ def _have_watched(world: World) -> None:
 def _await_scheduler() -> None:
     """Wait until the scheduler listens: MindSpore's own first try that fails can cost it a minute."""
     where = os.environ.get("MS_SCHED_HOST", ""), int(os.environ.get("MS_SCHED_PORT") or 0)
-    patience = float(os.environ["MS_TOPO_TIMEOUT"])
+    patience = float(os.environ[JOINING])
     end = time.monotonic() + patience
     while time.monotonic() < end:
         with contextlib.suppress(OSError):
@@ -293,8 +296,8 @@ def _await_scheduler() -> None:
 
 def _why_not(world: World, error: RuntimeError) -> str:
     first = next((line for line in str(error).splitlines() if line.strip(" -")), "no reason given")
-    patience = os.environ["MS_TOPO_TIMEOUT"]
-    name = "msrun's --cluster_time_out" if world.launcher == "msrun" else "MS_TOPO_TIMEOUT"  # which msrun overwrites
+    patience = os.environ[JOINING]
+    name = "msrun's --cluster_time_out" if world.launcher == "msrun" else JOINING  # which msrun overwrites
     words = _scheduler.tail() if _scheduler is not None else ""
     return (
         f"rank {world.rank} of {world.size} ({world.launcher}) could not join the others: MindSpore says {first!r}; "
@@ -307,6 +310,21 @@ def _end_scheduler() -> None:
         _scheduler.end()
 
 
+@contextlib.contextmanager
+def absence_told() -> Iterator[None]:
+    """Turn what MindSpore raises where a collective fails, which names a kernel alone, into an `OcrnetError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(name in str(error) for name in COLLECTIVES):
+            raise
+        raise OcrnetError(
+            "another rank did not come to an exchange: it is gone, and says why itself; or it hangs, or is slower than "
+            f"{os.environ[EXCHANGE]} s (rank_timeout)"
+        ) from error
+
+
+@absence_told()
 def all_sum(array: np.ndarray) -> np.ndarray:
     """Return the sum over the ranks, added up by NumPy in the order of the ranks, in the type that `np.sum` has.
 
