@@ -33,7 +33,7 @@ from ocrnet.errors import OcrnetError
 FORMAT = 1
 
 # What files of weights, ours and others, are called.
-WEIGHTS = (".safetensors", ".ckpt", ".pth")
+WEIGHTS = (".safetensors", ".ckpt", ".pth", ".pdparams")
 
 _KEY = "ocrnet"
 _TEMPORARY = ".ocrnet-tmp"
@@ -71,18 +71,23 @@ def save(path: AnyPath, tensors: dict[str, np.ndarray], meta: dict[str, Any]) ->
     that name as it was; a dtype that safetensors lacks or a value that strict JSON lacks (nan) raises ValueError.
     """
     path = Path(path)
-    for name, tensor in tensors.items():
-        if tensor.dtype.name not in _DTYPES:
-            raise ValueError(f"tensor '{name}' is {tensor.dtype}; a checkpoint holds {', '.join(_DTYPES)}")
-    arrays = {name: _plain(tensor) for name, tensor in tensors.items()}
-    data = safetensors.numpy.save(arrays, metadata={_KEY: document(arrays, meta)})
+    data = pack(tensors, meta)
     with _told(path):
         if path.suffix == ".safetensors":
             path.with_suffix(".ckpt").unlink(missing_ok=True)
     replace(path, [data])
 
 
-def replace(path: Path, parts: Iterable[bytes]) -> None:
+def pack(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
+    """Return the bytes of a checkpoint; ValueError as for `save`."""
+    for name, tensor in tensors.items():
+        if tensor.dtype.name not in _DTYPES:
+            raise ValueError(f"tensor '{name}' is {tensor.dtype}; a checkpoint holds {', '.join(_DTYPES)}")
+    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
+    return safetensors.numpy.save(plain, metadata={_KEY: document(plain, meta)})
+
+
+def replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write a file in one step or leave it as it was, and make the folder if need be; a failure is OcrnetError."""
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,13 +109,26 @@ def load(path: AnyPath) -> Checkpoint:
     """Read a checkpoint and verify every bit of it; raises OcrnetError that names the file and what is wrong."""
     path = Path(path)
     meta = read_meta(path)
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise _damaged(path, str(error)) from error
+    tensors = arrays(path)
     verify(path, tensors, meta)
     return Checkpoint(path, tensors, meta)
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of any safetensors file, ours or not, by name; nothing but their layout is checked."""
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _damaged(path, str(error)) from error
+    except (TypeError, AttributeError) as error:  # NumPy lacks the type
+        raise OcrnetError(f"{path} holds a type that NumPy lacks ({error}); save it as float32 or float16") from error
+
+
+def is_ours(path: Path) -> bool:
+    """Say whether a safetensors file has a document of ours; OcrnetError where it is no safetensors file."""
+    stored = _read_header(path).get("__metadata__")
+    return isinstance(stored, dict) and _KEY in stored
 
 
 def verify(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
@@ -128,7 +146,7 @@ def read_meta(path: AnyPath) -> dict[str, Any]:
     if not isinstance(text, str):
         raise OcrnetError(
             f"{path} is a safetensors file, but no checkpoint of ocrnet: its metadata has no '{_KEY}' entry; "
-            "beside its own checkpoints this version reads .pth files of the HRNet authors and MindSpore's .ckpt files"
+            "ocrnet convert makes one of other implementations' weights"
         )
     return opened(path, text)
 
@@ -312,7 +330,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _write(path: Path, parts: Iterable[bytes]) -> None:
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Replace the file in one step, or leave it as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:

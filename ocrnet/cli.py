@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import select
 import signal
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ocrnet
-from ocrnet import check, checkpoint, config, doctor, flags, layers, predict, ranks, weights
+from ocrnet import check, checkpoint, config, convert, doctor, flags, layers, predict, ranks, weights
 from ocrnet.cloud import pull, urls
 from ocrnet.cloud import resume as cloud_resume
 from ocrnet.cloud.cache import Speaker
@@ -39,6 +40,7 @@ commands:
   eval       score a checkpoint          ocrnet eval --config CONFIG --checkpoint_path output
   predict    segment images              ocrnet predict photo.jpg --checkpoint_path output
   export     write a MINDIR file        ocrnet export --checkpoint_path output --output ocrnet.mindir
+  convert    weights from or to others   ocrnet convert --input model.pdparams --output model.safetensors
   check      look through a dataset      ocrnet check --config CONFIG --set data.dataset_dir=FOLDER
   doctor     look at this machine        ocrnet doctor
   synthetic  write a made-up Cityscapes  ocrnet synthetic scenes
@@ -128,7 +130,9 @@ def run_eval(argv: Sequence[str]) -> int:
     found = weights.read(path)
     dataset = open_split(cfg, "val")
     notes += [*pulled, meaning] if meaning else pulled
-    notes += _differences(cfg, found.arch, path)
+    notes += [*found.notes, *_differences(cfg, found.arch, path)]
+    cfg, said = _normalised(cfg, found)
+    notes += said
     if found.arch.num_classes != len(dataset.classes):
         raise OcrnetError(
             f"{path} answers {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
@@ -195,6 +199,17 @@ def _differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
     ]
 
 
+def _normalised(cfg: Config, found: weights.Weights) -> tuple[Config, list[str]]:
+    """Take the mean and std that another implementation's network was trained with, where the config has others."""
+    mean, std = convert.normal_of(found)
+    foreign = found.notes or "source" in found.meta
+    if not foreign or (mean, std) == (cfg.data.mean, cfg.data.std):
+        return cfg, []
+    data = dataclasses.replace(cfg.data, mean=mean, std=std)
+    said = f"data.mean and data.std: the config says {list(cfg.data.mean)} and {list(cfg.data.std)}; the file's win"
+    return dataclasses.replace(cfg, data=data), [said]
+
+
 def _shower(dataset: Dataset, folder: Path) -> Callable:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -218,7 +233,7 @@ def run_predict(argv: Sequence[str]) -> int:
     source, output = args.options["input"], args.options.get("output", "predictions")
     predict.find(source, output)  # a wrong path is told before weights are read
     model = ocrnet.load(path, engine=cfg.engine, device_target=cfg.device_target, mix=cfg.mix)
-    for line in [*model.decisions, *([meaning] if meaning else []), f"checkpoint: {path}"]:
+    for line in [*model.decisions, *([meaning] if meaning else []), f"checkpoint: {path}", *model.notes]:
         print(line)
     report = predict.predict(model, source, output, how=cfg.eval, say=lambda line: print(line, flush=True))
     print(predict.text(report, model.names))
@@ -237,11 +252,24 @@ def run_export(argv: Sequence[str]) -> int:
         raise OcrnetError(f"--output {output}: must end in .mindir, the format that this version writes")
     size = flags.as_size(args, "size", config.Data.crop_size)
     found = weights.read(path)
-    for line in ([meaning] if meaning else []) + [f"checkpoint: {path}"]:
+    for line in ([meaning] if meaning else []) + [f"checkpoint: {path}", *found.notes]:
         print(line, flush=True)
     apart = export_mindir(found.arch, found.tensors, output, size)
     print(f"wrote {output}: normalised float32 1,3,{size[0]},{size[1]} (RGB) -> aux and ocr logits at a quarter of it")
     print(f"read back, its answers differ by {apart:.1e} of the largest")
+    return 0
+
+
+def run_convert(argv: Sequence[str]) -> int:
+    """Turn weights of other implementations into a checkpoint, or a checkpoint into theirs."""
+    args = flags.parse("convert", argv)
+    for name in args.given:
+        raise OcrnetError(f"--set {name}: no effect on convert; the network comes from the weights")
+    source, meaning = checkpoint.resolve(flags.required(args, "input"))
+    output = Path(flags.required(args, "output"))
+    partial = flags.as_bool(args, "allow_partial")
+    lines = convert.convert(source, output, to=args.options.get("to"), allow_partial=partial)
+    print("\n".join([meaning, *lines] if meaning else lines))
     return 0
 
 
@@ -302,6 +330,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "eval": run_eval,
     "predict": run_predict,
     "export": run_export,
+    "convert": run_convert,
     "check": run_check,
     "doctor": run_doctor,
     "synthetic": run_synthetic,

@@ -67,7 +67,7 @@ class Backbone:
     modules: tuple[int, int, int] = key((1, 4, 3), "number of modules in stages 2, 3, 4", low=1)
     initializer: Literal["kaiming", "normal"] = key("kaiming", "initial weights; normal: the authors' N(0, 0.001)")
     pretrained: bool = key(False, "start from the ImageNet weights in backbone_ckpt")
-    backbone_ckpt: str = key("", "file with HRNet ImageNet weights: the authors' .pth, or mindcv's .ckpt")
+    backbone_ckpt: str = key("", "file with HRNet weights for ImageNet: see docs/weights.md")
 
 
 @dataclass(frozen=True, kw_only=True)

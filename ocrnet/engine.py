@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -137,3 +137,12 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     from ocrnet.engines.torch.pth import read
 
     return read(path)
+
+
+def write_pth(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None) -> None:
+    """Write a PyTorch state dict, with ``meta`` beside it where given. Needs torch."""
+    if not installed("torch"):
+        raise OcrnetError(f"{path}: writing a .pth file needs PyTorch: pip install -r requirements.txt")
+    from ocrnet.engines.torch.pth import write
+
+    write(path, tensors, meta)

@@ -22,12 +22,12 @@ class Model:
     """A network ready to predict.
 
     ``arch`` tells what it is; ``names`` and ``palette`` (RGB) are those of its classes; ``decisions`` say what it
-    computes on, and in which precision.
+    computes on, and in which precision; ``notes`` what reading another implementation's weights did.
     """
 
     def __init__(self, engine: Engine, found: Weights) -> None:
-        self._engine, self.arch, self.decisions = engine, found.arch, engine.decisions
-        self.names, self.palette = _classes(found)
+        self._engine, self.arch, self.decisions, self.notes = engine, found.arch, engine.decisions, found.notes
+        self.names, self.palette = classes_of(found)
 
     def predict(
         self,
@@ -72,7 +72,7 @@ def load(
     device_target: Literal["CPU", "GPU", "Ascend"] | None = None,
     mix: bool = False,
 ) -> Model:
-    """Return the network in a checkpoint of ours, a run's folder, an HRNet-OCR author's .pth, or a MindSpore .ckpt.
+    """Return the network in a checkpoint of ours, a run's folder, or another implementation's weights.
 
     The architecture comes from the file; a folder means its newest valid checkpoint. Raise `OcrnetError` where the
     file is missing, damaged or not an OCRNet.
@@ -87,7 +87,7 @@ def load(
     return Model(opened, found)
 
 
-def _classes(found: Weights) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+def classes_of(found: Weights) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
     """Return the names and colours in the file; 19 classes without names are taken as Cityscapes'."""
     count = found.arch.num_classes
     if "classes" in found.meta:

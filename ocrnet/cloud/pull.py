@@ -143,13 +143,15 @@ def begin_from(cfg: Config, resume: str | None, say: Say) -> tuple[Config, Path 
     found, meaning = checkpoint.resolve(path)
     lines = [f"ckpt_url: {meaning}"] if meaning else []
     try:
-        checkpoint.read_meta(found)
+        of_a_run = "progress" in checkpoint.read_meta(found)
     except OcrnetError:
+        of_a_run = False
+    if not of_a_run:
         if cfg.backbone.backbone_ckpt:
             raise OcrnetError(
                 f"ckpt_url {cfg.ckpt_url} and backbone.backbone_ckpt {cfg.backbone.backbone_ckpt} both name the "
                 "backbone's weights; keep one"
-            ) from None
+            )
         backbone = dataclasses.replace(cfg.backbone, pretrained=True, backbone_ckpt=str(found))
         return dataclasses.replace(cfg, backbone=backbone), None, [*lines, f"ckpt_url: backbone weights {found}"]
     if resume not in (None, "auto"):

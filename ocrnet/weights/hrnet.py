@@ -1,19 +1,13 @@
-"""The HRNet authors' files: canonical names already, under wrappers."""
+"""The HRNet-OCR authors' files: canonical names already. Their HRNet without OCR calls its head last_layer."""
 
-from collections.abc import Mapping
+import re
 
-import numpy as np
+from ocrnet.weights.family import OWNERS, Family
 
-PREFIXES = ("module.", "model.")
-DROPPED = ("loss.", "criterion.")
-
-
-def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Peel ``module.`` and ``model.``; leave out the loss's tensors and BN's num_batches_tracked."""
-    peeled = {}
-    for name, array in tensors.items():
-        while name.startswith(PREFIXES):
-            name = name.split(".", 1)[1]
-        if not name.startswith(DROPPED) and not name.endswith("num_batches_tracked"):
-            peeled[name] = array
-    return peeled
+FAMILY = Family(
+    title="HRNet-OCR (the authors)",
+    variant="hrnet",
+    mark=r"conv3x3_ocr\.|last_layer\.|conv1\.weight$",
+    heads={owner: owner for owner in OWNERS}
+    | {owner.replace("aux_head", "last_layer"): owner for owner in OWNERS if re.match("aux_head", owner)},
+)

@@ -1,18 +1,26 @@
-"""Reading PyTorch weights files without running code from them."""
+"""PyTorch weights files: read without running code from them, and written."""
 
+import io
 import pickle
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from ocrnet import checkpoint
 from ocrnet.errors import OcrnetError
-
-WRAPPERS = ("state_dict", "model")
+from ocrnet.weights.files import WRAPPERS
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Return {name: array} of a ``.pth`` state dict, ``state_dict`` wrappers peeled; refuse everything but tensors."""
+    """Return {name: array} of a ``.pth`` state dict, wrappers peeled; what could run code is refused.
+
+    Half precision stays as it is, except bfloat16, which becomes float32. OcrnetError names the file and what to do.
+    """
+    _check_zip(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -20,7 +28,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError:
         raise OcrnetError(
             f"weights file '{path}' is damaged, or holds more than tensors: reading it could run code, so it is "
-            "refused; save its state_dict() alone, where you trust its source"
+            "refused; where you trust its source, save its state dict alone: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
         ) from None
     except Exception as error:  # a damaged pickle can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -28,6 +37,47 @@ def read(path: Path) -> dict[str, np.ndarray]:
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not any(isinstance(v, torch.Tensor) for v in content.values()):
+    found = content if isinstance(content, dict) else {}
+    tensors = {name: v for name, v in found.items() if isinstance(name, str) and isinstance(v, torch.Tensor)}
+    if not tensors:
         raise OcrnetError(f"weights file '{path}' holds no state dict of tensors")
-    return {name: v.float().numpy() for name, v in content.items() if isinstance(v, torch.Tensor)}
+    _check_claims(path, tensors)
+    try:
+        return {name: (v.float() if v.dtype == torch.bfloat16 else v).detach().numpy() for name, v in tensors.items()}
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OcrnetError(f"weights file '{path}' holds tensors that are no plain arrays: {reason}") from None
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None) -> None:
+    """Write a state dict as ``torch.save`` does, in one step or not at all; with ``meta``, that and ``state_dict``."""
+    state = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+    buffer = io.BytesIO()
+    torch.save(state if meta is None else {"meta": dict(meta), "state_dict": state}, buffer)
+    checkpoint.replace(path, [buffer.getbuffer()])
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is: PyTorch stores its entries as they are."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, MemoryError, OverflowError, NotImplementedError) as error:
+        raise OcrnetError(f"weights file '{path}' is damaged: {error}; use another copy") from None
+    claimed, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or claimed > size:
+        why = f"'{packed[0]}' in it is compressed" if packed else f"its entries claim {claimed:,} bytes of {size:,}"
+        raise OcrnetError(f"weights file '{path}' is refused: {why}, and PyTorch does not write such files")
+
+
+def _check_claims(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that are many views of few bytes."""
+    claimed, size = sum(v.numel() * v.element_size() for v in tensors.values()), path.stat().st_size
+    if claimed > size:
+        raise OcrnetError(
+            f"weights file '{path}' is refused: its tensors claim {claimed:,} bytes, and the file has {size:,}; "
+            "save each with memory of its own (clone())"
+        )

@@ -1,0 +1,71 @@
+"""Files of named arrays, whoever wrote them: what kind one is, and what is in it. No code in a file is run."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ocrnet import checkpoint, engine
+from ocrnet.errors import OcrnetError
+from ocrnet.weights import ckpt, pickles
+
+Kind = Literal["pth", "pdparams", "ckpt", "safetensors"]
+
+# A PyTorch file is a zip archive, or a pickle that begins with its magic number; another pickle is Paddle's.
+_TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9")
+_PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+# Where training scripts keep the weights in what they save, outermost first.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
+
+
+def kind(path: Path) -> Kind:
+    """Tell a file by its first bytes, not by its name; what is none of the others is taken for safetensors."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise OcrnetError(f"'{path}' cannot be read: {error.strerror}") from None
+    if head.startswith(_TORCH):
+        return "pth"
+    if head[8:] == b"{":
+        return "safetensors"
+    if head.startswith(_PICKLE):
+        return "pdparams"
+    return "ckpt" if ckpt.looks_like(head) or path.suffix == ".ckpt" else "safetensors"
+
+
+def read(path: Path, what: Kind) -> dict[str, np.ndarray]:
+    """Return the arrays of a file by the names in it, wrappers peeled; OcrnetError where it holds none."""
+    if what == "ckpt":
+        arrays = ckpt.read(path)
+    elif what == "safetensors":
+        arrays = checkpoint.arrays(path)
+    elif what == "pth":
+        arrays = engine.read_pth(path)
+    else:
+        content = _unwrapped(pickles.read(path))
+        arrays = {name: array for name, array in _unpaired(content) if isinstance(array, np.ndarray)}
+        if not arrays:
+            raise OcrnetError(f"weights file '{path}' holds no state dict of arrays")
+        claimed, size = sum(array.nbytes for array in arrays.values()), path.stat().st_size
+        if claimed > size:  # the same bytes, many times
+            raise OcrnetError(
+                f"weights file '{path}' is refused: its arrays claim {claimed:,} bytes, and the file has {size:,}"
+            )
+    return arrays
+
+
+def _unwrapped(content: Any) -> dict[Any, Any]:
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    return content if isinstance(content, dict) else {}
+
+
+def _unpaired(content: dict[Any, Any]) -> list[tuple[str, Any]]:
+    """Take Paddle's pairs (the parameter's other name, its array) apart."""
+    pairs = (
+        (name, value[1] if isinstance(value, tuple) and len(value) == 2 else value) for name, value in content.items()
+    )
+    return [(name, value) for name, value in pairs if isinstance(name, str)]

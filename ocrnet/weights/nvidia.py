@@ -1,0 +1,13 @@
+"""NVIDIA/semantic-segmentation, `network/ocrnet.py`: the authors' network, with one level more in three places."""
+
+from ocrnet.weights.family import NESTED, OWNERS, Family
+
+FAMILY = Family(
+    title="NVIDIA semantic-segmentation",
+    variant="nvidia",
+    mark=r"ocr\.",
+    heads={f"ocr.{NESTED.get(owner, owner)}": owner for owner in OWNERS},
+    backbone="backbone.",
+    left_out=r"scale_attn\.",
+    note="this is its network at one scale: scale_attn, which weighs several against each other, has no place here",
+)

@@ -1,0 +1,33 @@
+"""openseg.pytorch, `lib/models/nets/hrnet.py: HRNet_W48_OCR`: with its own norms, or with inplace_abn.
+
+The latter is a norm with activation in one, so that its tensors are one level up; `spec.VARIANTS` has the activation.
+Images: `configs/cityscapes/H_48_D_4.json` has input_mode BGR, and normalises the channels in that order by ImageNet's
+numbers of red, green and blue.
+"""
+
+import dataclasses
+import re
+
+from ocrnet.weights.family import IMAGENET, NESTED, OWNERS, Family
+
+_MEAN, _STD = IMAGENET
+_REVERSED = (_MEAN[2], _MEAN[1], _MEAN[0]), (_STD[2], _STD[1], _STD[0])
+_HEADS = {NESTED.get(owner, owner).replace("conv3x3_ocr", "conv3x3"): owner for owner in OWNERS}
+
+FAMILY = Family(
+    title="openseg.pytorch",
+    variant="openseg",
+    mark=r"conv3x3\.1\.0\.",
+    heads=_HEADS,
+    backbone="backbone.",
+    normal=_REVERSED,
+    bgr=True,
+)
+INPLACE = dataclasses.replace(
+    FAMILY,
+    title="openseg.pytorch with inplace_abn",
+    variant="openseg_inplace",
+    mark=r"conv3x3\.1\.\w+$",
+    heads={re.sub(r"\.([13])\.0$", r".\1", theirs): ours for theirs, ours in _HEADS.items()},
+    inplace=True,
+)

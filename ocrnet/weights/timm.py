@@ -1,0 +1,15 @@
+"""HRNet for ImageNet: the authors' HRNet-Image-Classification, and timm's copy of it, which has the same names.
+
+Both bring their branches together by nearest-neighbour resizing, unlike the segmentation networks that begin from them.
+"""
+
+from ocrnet.weights.family import CLASSIFIER, Family
+
+FAMILY = Family(
+    title="HRNet for ImageNet (the authors, timm)",
+    variant="hrnet",
+    mark=r"(incre_modules|downsamp_modules)\.",
+    heads={},
+    left_out=CLASSIFIER,
+    note="it was trained with nearest-neighbour resizing between branches, so it is a backbone to begin from, no more",
+)
