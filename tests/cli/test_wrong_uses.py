@@ -4,12 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from commands import ROOT
 
 from ocrnet.cli import main
 from ocrnet.images import write_png
 
 W48 = str(ROOT / "config/ocrnet/config_ocrnet_hrw48_16k.yml")
+FIXTURE = "tests/data/official_w6/state_dict.pth"
 OWN = str(ROOT / "config/own.yml")
 
 # What is typed after `ocrnet train --config W48 --device_target CPU --save_dir OUT`, and what the error must hold.
@@ -114,6 +116,21 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
             "no effect on predict",
         ),
         (["synthetic", "train.py"], "not an empty folder"),
+        (["convert"], "--input is required"),
+        (["convert", "--input", FIXTURE], "--output is required"),
+        (["convert", "--input", "no.pth", "--output", "x.safetensors"], "no.pth does not exist"),
+        (["convert", "--input", "README.md", "--output", "x.safetensors"], "README.md is not a safetensors file"),
+        (["convert", "--input", "LICENSE", "--output", "x.safetensors"], "LICENSE"),
+        (["convert", "--input", FIXTURE, "--output", "x.pth"], "must end in .safetensors without --to"),
+        (["convert", "--input", FIXTURE, "--output", "x.safetensors", "--to", "hrnet"], "must end in .pth with --to"),
+        (["convert", "--input", FIXTURE, "--output", "x.pth", "--to", "mindspore"], "must end in .ckpt with --to"),
+        (["convert", "--input", FIXTURE, "--output", "x.pth", "--to", "mmsge"], "did you mean 'mmseg'"),
+        (["convert", "--input", FIXTURE, "--output", "x.pth", "--to", "paddleseg"], "hrnet, mmseg, mindspore"),
+        (["convert", "--input", FIXTURE, "--output", FIXTURE, "--to", "hrnet"], "exists; remove it"),
+        (["convert", "--input", FIXTURE, "--output", "README.md/x.safetensors"], "cannot write"),
+        (["convert", "--input", FIXTURE, "--output", "x.safetensors", "--allow_partial", "perhaps"], "True or False"),
+        (["convert", "--input", FIXTURE, "--output", "x.safetensors", "--set", "seed=1"], "no effect on convert"),
+        (["convert", "--input", FIXTURE, "--outptu", "x.safetensors"], "did you mean '--output'"),
     ],
 )
 def test_wrong_commands(capsys, monkeypatch, argv, part):
@@ -122,6 +139,22 @@ def test_wrong_commands(capsys, monkeypatch, argv, part):
         assert main(argv) == 2
         return
     fails(capsys, argv, part)
+    assert not list(ROOT.glob("x.*"))
+
+
+def test_weights_of_no_known_family(capsys, tmp_path):
+    safetensors.numpy.save_file({"fc.weight": np.zeros((3, 4), np.float32)}, tmp_path / "resnet.safetensors")
+    argv = ["convert", "--input", str(tmp_path / "resnet.safetensors"), "--output", str(tmp_path / "x.safetensors")]
+    fails(capsys, argv, "not an OCRNet's or an HRNet's of a known family (its names: fc.weight)", "PaddleSeg")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_no_run_goes_on_from_converted_weights(capsys, cityscapes, tmp_path):
+    weights = tmp_path / "x.safetensors"
+    assert main(["convert", "--input", str(ROOT / FIXTURE), "--output", str(weights)]) == 0
+    argv = ["train", "--config", W48, "--device_target", "CPU", "--save_dir", str(tmp_path / "out")]
+    argv += ["--set", f"data.dataset_dir={cityscapes}", "--resume_ckpt", str(weights)]
+    fails(capsys, argv, "holds converted weights alone", "backbone.backbone_ckpt=")
 
 
 def own(root):
