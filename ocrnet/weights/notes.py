@@ -28,7 +28,7 @@ def notes(
     unexpected: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Return what to say about a file; nothing about a whole one of ours (``family`` None)."""
-    lines = [f"family: {family.title}; {describe(arch.rule)}"] if family else []
+    lines = [f"family: {family.title}" + (f"; {describe(arch.rule)}" if family.heads else "")] if family else []
     if family or missing or unexpected:
         parts = [f"{loaded} tensors loaded, {len(missing)} missing, {len(unexpected)} unexpected"]
         parts += [f"left out: {_grouped(done.left_out)}"] if done.left_out else []

@@ -1,0 +1,66 @@
+"""Other implementations' weights in every command that takes a checkpoint, as they are and converted."""
+
+import json
+import pickle
+
+import pytest
+import safetensors.numpy
+from commands import ROOT, SMALL
+from family_nets import Classifier, Paddle, fill
+
+from ocrnet.cli import main
+
+W48 = str(ROOT / "config/ocrnet/config_ocrnet_hrw48_16k.yml")
+
+
+@pytest.fixture
+def paddle(tmp_path):
+    state = fill(Paddle(4, 1, (1, 1, 1), 19, 8, 4)).state_dict()
+    (tmp_path / "model.pdparams").write_bytes(pickle.dumps({name: x.numpy() for name, x in state.items()}, 4))
+    return tmp_path / "model.pdparams"
+
+
+def test_eval_and_predict(paddle, cityscapes, tmp_path, capsys):
+    ours = tmp_path / "ours.safetensors"
+    assert main(["convert", "--input", str(paddle), "--output", str(ours)]) == 0
+    scores = []
+    for path in (paddle, ours):
+        argv = ["eval", "--config", W48, "--device_target", "CPU", "--checkpoint_path", str(path)]
+        argv += ["--save_dir", str(tmp_path / path.stem), "--set", f"data.dataset_dir={cityscapes}"]
+        assert main(argv) == 0
+        said = capsys.readouterr().out
+        assert ("family: PaddleSeg; align_corners False" in said) == (path is paddle)
+        assert "variant: the config says hrnet" in said
+        assert "data.mean and data.std: the config says [0.485, 0.456, 0.406]" in said
+        assert "[0.5, 0.5, 0.5]" in said or path is ours
+        rows = (tmp_path / path.stem / "eval.jsonl").read_text().splitlines()
+        scores.append(json.loads(rows[-1])["mean_iou"])
+    assert scores[0] == scores[1]
+    picture = str(next((cityscapes / "leftImg8bit/val").rglob("*.png")))
+    argv = ["predict", picture, "--checkpoint_path", str(paddle), "--device_target", "CPU"]
+    assert main([*argv, "--output", str(tmp_path / "out")]) == 0
+    assert "7 biases folded" in capsys.readouterr().out
+
+
+def test_training_begins_from_timms_backbone(cityscapes, tmp_path, capsys):
+    state = fill(Classifier(48, 1, (1, 1, 1))).state_dict()
+    weights = tmp_path / "timm.safetensors"
+    safetensors.numpy.save_file({name: x.numpy() for name, x in state.items()}, weights, metadata={"format": "pt"})
+    argv = [
+        "train",
+        "--config",
+        W48,
+        "--device_target",
+        "CPU",
+        "--save_dir",
+        str(tmp_path / "out"),
+        "--run_eval",
+        "False",
+    ]
+    small = [setting for setting in SMALL if "_step" not in setting and "_interval" not in setting]
+    argv += ["--set", f"data.dataset_dir={cityscapes}", *small, "total_step=1"]
+    argv += ["backbone.pretrained=True", f"backbone.backbone_ckpt={weights}"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "tensors loaded" in said
+    assert "trained with nearest-neighbour resizing between branches" in said
