@@ -210,7 +210,7 @@ def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None)
         path, meaning = checkpoint.resolve_state(resume)
         notes = [f"resume: {meaning}"] if meaning else []
         found = checkpoint.load(path)
-    if "progress" not in found.meta:
+    if "source" in found.meta:
         raise OcrnetError(
             f"{found.path} holds converted weights alone, which no run can go on from; begin from its backbone: "
             f"--set backbone.pretrained=True backbone.backbone_ckpt={found.path}"

@@ -143,7 +143,7 @@ def begin_from(cfg: Config, resume: str | None, say: Say) -> tuple[Config, Path 
     found, meaning = checkpoint.resolve(path)
     lines = [f"ckpt_url: {meaning}"] if meaning else []
     try:
-        of_a_run = "progress" in checkpoint.read_meta(found)
+        of_a_run = "source" not in checkpoint.read_meta(found)
     except OcrnetError:
         of_a_run = False
     if not of_a_run:
