@@ -175,6 +175,13 @@ def _encode(machine: _Machine, text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _tuple(machine: _Machine, items: Any) -> tuple[Any, ...]:
+    """Paddle writes a tensor that is not in a plain state dict as the call tuple((name, array))."""
+    if not isinstance(items, tuple):
+        raise _RefusedError("it makes a tuple in an unknown way")
+    return items
+
+
 def _ordered(machine: _Machine, *arguments: Any) -> dict[Any, Any]:
     if arguments:
         raise _RefusedError("it makes a dict in an unknown way")
@@ -189,6 +196,7 @@ KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): _ordered,
+    **{(module, "tuple"): _tuple for module in ("builtins", "__builtin__")},
 }
 
 

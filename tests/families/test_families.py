@@ -59,8 +59,19 @@ def save_paddle(state, path):
     path.write_bytes(pickle.dumps(arrays | {"StructuredToParameterName@@": dict.fromkeys(arrays, "w")}, protocol=2))
 
 
+class PaddleTensor:
+    """Pickled as paddle.save pickles a tensor that is not in a plain state dict."""
+
+    def __init__(self, name, array):
+        self.pair = name, array
+
+    def __reduce__(self):
+        return tuple, (self.pair,)
+
+
 def save_paddle_pairs(state, path):
-    path.write_bytes(pickle.dumps({name: (f"p_{name}", x.numpy()) for name, x in state.items()}, protocol=4))
+    tensors = {name: PaddleTensor(f"p_{name}", x.numpy()) for name, x in state.items()}
+    path.write_bytes(pickle.dumps({"model_state": tensors, "epoch": 3}, protocol=4))
 
 
 def save_ckpt(state, path):
