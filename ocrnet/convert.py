@@ -48,7 +48,7 @@ def convert(source: Path, output: Path, *, to: str | None = None, allow_partial:
         else:
             write_pth(output, named, _mmseg_meta(found) if to == "mmseg" else None)
     lines.append(f"wrote {output}" + (f": names of {target.family.title}" if target else ""))
-    return lines + (out.note(found.arch, target) if target else [])
+    return lines + (out.notes(found.arch, target) if target else [])
 
 
 def network_line(arch: Arch) -> str:

@@ -64,11 +64,14 @@ def foreign(tensors: Mapping[str, np.ndarray], arch: Arch, to: Target, normal: N
     return named
 
 
-def note(arch: Arch, to: Target) -> list[str]:
-    """Return what a user of the written file must set."""
-    if not to.setting or arch.rule.align_corners == spec.VARIANTS[to.family.variant].align_corners:
-        return []
-    return [f"in {to.family.title}'s config, set {to.setting}: {arch.rule.align_corners}"]
+def notes(arch: Arch, to: Target) -> list[str]:
+    """Return what was done for the family, and what a user of the written file must set."""
+    said = []
+    if not to.family.biases:
+        said.append(f"{' and '.join(f'{conv}.bias' for conv in WITH_BIAS)} are folded into running means: it has none")
+    if to.setting and arch.rule.align_corners != spec.VARIANTS[to.family.variant].align_corners:
+        said.append(f"in its config, set {to.setting}: {arch.rule.align_corners}")
+    return said
 
 
 def _check(arch: Arch, to: Target, normal: Normal) -> None:
