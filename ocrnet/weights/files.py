@@ -11,8 +11,8 @@ from ocrnet.weights import ckpt, pickles
 
 Kind = Literal["pth", "pdparams", "ckpt", "safetensors"]
 
-# A PyTorch file is a zip archive, or a pickle that begins with its magic number; another pickle is Paddle's.
-_TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9")
+# A PyTorch file is a zip archive, or a pickle of its magic number with others behind it; another pickle is Paddle's.
+_ZIP, _MAGIC = b"PK\x03\x04", b"\x8a\nl\xfc\x9cF\xf9"
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 # Where training scripts keep the weights in what they save, outermost first.
@@ -23,12 +23,12 @@ def kind(path: Path) -> Kind:
     """Tell a file by its first bytes, not by its name; what is none of the others is taken for safetensors."""
     try:
         with path.open("rb") as file:
-            head = file.read(9)
+            head = file.read(24)
     except OSError as error:
         raise OcrnetError(f"'{path}' cannot be read: {error.strerror}") from None
-    if head.startswith(_TORCH):
+    if head.startswith(_ZIP) or (head.startswith(_PICKLE) and _MAGIC in head):
         return "pth"
-    if head[8:] == b"{":
+    if head[8:9] == b"{":
         return "safetensors"
     if head.startswith(_PICKLE):
         return "pdparams"

@@ -230,6 +230,17 @@ def test_the_fixture_gives_its_outputs(tmp_path, fixture):
         np.testing.assert_allclose(ocr, wanted["ocr"].numpy(), atol=1e-5)
 
 
+def test_the_file_that_is_converted_stays(tmp_path):
+    """A checkpoint's twin of MindSpore's suffix is removed when a run saves; here it may be the input."""
+    network, sizes, save, _, _ = FAMILIES["mindspore"]
+    save(fill(network(*sizes)).state_dict(), tmp_path / "net.ckpt")
+    content = (tmp_path / "net.ckpt").read_bytes()
+    argv = ["convert", "--input", str(tmp_path / "net.ckpt"), "--output", str(tmp_path / "net.safetensors")]
+    assert main(argv) == 0
+    assert (tmp_path / "net.ckpt").read_bytes() == content
+    assert main(argv) == 2  # nor is the output of before written over
+
+
 # What is missing or too much.
 
 

@@ -42,6 +42,12 @@ def test_wrappers_prefixes_and_formats(tmp_path, state, zipped, wrapper, prefix)
     assert all(np.array_equal(found.tensors[name], tensor.numpy()) for name, tensor in state.items())
 
 
+def test_pytorchs_legacy_format_with_a_newer_pickle_is_told_as_such(tmp_path, state):
+    torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=False, pickle_protocol=4)
+    with pytest.raises(OcrnetError, match=r"save its state dict alone: torch\.save"):
+        weights.read(tmp_path / "a.pth")
+
+
 def test_an_imagenet_file_gives_its_backbone(tmp_path, state):
     backbone = {name: tensor for name, tensor in state.items() if spec.is_backbone(name)}
     head = {"incre_modules.0.0.conv1.weight": torch.zeros(2, 2), "classifier.weight": torch.zeros(10, 2)}
