@@ -87,22 +87,24 @@ def pack(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
     return safetensors.numpy.save(plain, metadata={_KEY: document(plain, meta)})
 
 
-def replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file in one step or leave it as it was, and make the folder if need be; a failure is OcrnetError."""
-    with _told(path):
+def replace(path: Path, parts: Iterable[bytes | memoryview], *, flag: str = "save_dir") -> None:
+    """Write a file in one step or leave it as it was, and make the folder if need be; a failure is OcrnetError.
+
+    ``flag`` is what the error says to change.
+    """
+    with _told(path, flag):
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, parts)
         _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _told(path: Path, flag: str = "save_dir") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OcrnetError(
-            f"cannot write checkpoint {path}: {error.strerror}; make room there or choose another save_dir"
-        ) from error
+        what = f"checkpoint {path}" if flag == "save_dir" else str(path)
+        raise OcrnetError(f"cannot write {what}: {error.strerror}; make room there or choose another {flag}") from error
 
 
 def load(path: AnyPath) -> Checkpoint:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ocrnet
-from ocrnet import check, checkpoint, config, convert, doctor, flags, layers, predict, ranks, weights
+from ocrnet import bench, check, checkpoint, config, convert, doctor, exported, flags, layers, predict, ranks, weights
 from ocrnet.cloud import pull, urls
 from ocrnet.cloud import resume as cloud_resume
 from ocrnet.cloud.cache import Speaker
@@ -19,9 +19,9 @@ from ocrnet.cloud.push import RESULTS, Push, Pushing
 from ocrnet.cloud.store import open_store
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, synthetic
-from ocrnet.engine import export_mindir, open_engine
 from ocrnet.errors import OcrnetError, nearest
 from ocrnet.evaluate import evaluate
+from ocrnet.export import Wish, export
 from ocrnet.images import write_png
 from ocrnet.metrics import Scores, as_dict, constant_answer, table
 from ocrnet.run import Run, core_versions, silence
@@ -39,8 +39,9 @@ commands:
   train      train a network             ocrnet train --config config/ocrnet/config_ocrnet_hrw48_16k.yml --mix True
   eval       score a checkpoint          ocrnet eval --config CONFIG --checkpoint_path output
   predict    segment images              ocrnet predict photo.jpg --checkpoint_path output
-  export     write a MINDIR file        ocrnet export --checkpoint_path output --output ocrnet.mindir
+  export     write it for a runtime     ocrnet export --checkpoint_path output --output ocrnet.onnx
   convert    weights from or to others   ocrnet convert --input model.pdparams --output model.safetensors
+  bench      time checkpoints and files  ocrnet bench --checkpoint_path output ocrnet.onnx
   check      look through a dataset      ocrnet check --config CONFIG --set data.dataset_dir=FOLDER
   doctor     look at this machine        ocrnet doctor
   synthetic  write a made-up Cityscapes  ocrnet synthetic scenes
@@ -127,7 +128,8 @@ def run_eval(argv: Sequence[str]) -> int:
     world = _world()
     path, meaning = checkpoint.resolve(_checkpoint_to_score(args, cfg, world))
     cfg, pulled = pull.dataset(cfg, Speaker(world))
-    found = weights.read(path)
+    given = exported.read(path, cfg)
+    found = exported.as_weights(given)
     dataset = open_split(cfg, "val")
     notes += [*pulled, meaning] if meaning else pulled
     notes += [*found.notes, *_differences(cfg, found.arch, path)]
@@ -140,7 +142,7 @@ def run_eval(argv: Sequence[str]) -> int:
         )
     store = open_store(urls.parse("train_url", cfg.train_url), cfg.cloud) if cfg.train_url else None
     with Pushing(cfg.cloud) as pushing:
-        engine = open_engine(cfg, found.arch, world=world)
+        engine = exported.open_engine(cfg, given, world=world)
         try:
             ranks.check_same(engine, "checkpoint", str(path))
             with ranks.together(engine):
@@ -244,19 +246,26 @@ def run_predict(argv: Sequence[str]) -> int:
 
 
 def run_export(argv: Sequence[str]) -> int:
-    """Write a network as a MINDIR file for MindSpore, and compare its answers with the checkpoint's."""
+    """Write a checkpoint for another runtime, run it there, and compare its answers with the checkpoint's."""
     args = flags.parse("export", argv)
+    options = args.options
     path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
-    output = Path(flags.required(args, "output"))
-    if output.suffix != ".mindir":
-        raise OcrnetError(f"--output {output}: must end in .mindir, the format that this version writes")
-    size = flags.as_size(args, "size", config.Data.crop_size)
-    found = weights.read(path)
-    for line in ([meaning] if meaning else []) + [f"checkpoint: {path}", *found.notes]:
+    wish = Wish(
+        checkpoint=path,
+        output=Path(flags.required(args, "output")),
+        size=flags.as_size(args, "size", None),
+        dynamic=flags.as_bool(args, "dynamic"),
+        num_images=flags.as_number(args, "num_images", Wish.num_images),
+        tolerance=flags.as_number(args, "tolerance", None),
+        **{name: options.get(name) for name in ("format", "precision", "input", "outputs", "calibration", "images")},
+    )
+    if "config" not in options and args.given:
+        raise OcrnetError(f"--set {next(iter(args.given))}: no effect on export without --config")
+    labelled = open_split(flags.load_config(args)[0], "val") if "config" in options else None
+    for line in ([meaning] if meaning else []) + [f"checkpoint: {path}"]:
         print(line, flush=True)
-    apart = export_mindir(found.arch, found.tensors, output, size)
-    print(f"wrote {output}: normalised float32 1,3,{size[0]},{size[1]} (RGB) -> aux and ocr logits at a quarter of it")
-    print(f"read back, its answers differ by {apart:.1e} of the largest")
+    figures = export(wish, labelled, lambda line: print(line, flush=True))
+    print(f"wrote {wish.output} and its card: {figures.text()}")
     return 0
 
 
@@ -331,6 +340,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "predict": run_predict,
     "export": run_export,
     "convert": run_convert,
+    "bench": bench.main,
     "check": run_check,
     "doctor": run_doctor,
     "synthetic": run_synthetic,

@@ -121,15 +121,6 @@ def installed(name: Framework) -> bool:
     return found is not None and found.origin is not None
 
 
-def export_mindir(arch: Arch, tensors: Mapping[str, np.ndarray], path: Path, size: tuple[int, int]) -> float:
-    """Write a network as MINDIR for one input size; return its largest relative difference when read back."""
-    if not installed("mindspore"):
-        raise OcrnetError(NOT_INSTALLED["mindspore"])
-    from ocrnet.engines.mindspore.export import export
-
-    return export(arch, tensors, path, size)
-
-
 def read_pth(path: Path) -> dict[str, np.ndarray]:
     """Read the tensors of a PyTorch weights file; no code in it is run. Needs torch."""
     if not installed("torch"):

@@ -42,7 +42,10 @@ class Flag:
 
 FLAGS = (
     Flag(
-        "config", (*RUN, "check"), None, "YAML file of the run, for example config/ocrnet/config_ocrnet_hrw48_16k.yml"
+        "config",
+        (*RUN, "check", "export"),
+        None,
+        "YAML file of the run, for example config/ocrnet/config_ocrnet_hrw48_16k.yml",
     ),
     Flag("device_target", ENGINE, "device_target", "CPU, GPU or Ascend; default: what is there"),
     Flag("engine", ENGINE, "engine", "auto, torch or mindspore"),
@@ -54,7 +57,7 @@ FLAGS = (
         "checkpoint_path",
         ("eval", "predict", "export"),
         None,
-        "checkpoint file, or a folder: its newest valid one",
+        "checkpoint file, or a folder: its newest valid one; eval and predict: an exported file too",
         "ckpt_path",
     ),
     Flag("input", ("convert",), None, "weights of any implementation, or a checkpoint of ours"),
@@ -62,6 +65,20 @@ FLAGS = (
     Flag("to", ("convert",), None, "another implementation's names, instead of ours: hrnet, mmseg or mindspore"),
     Flag("allow_partial", ("convert",), None, "take what fits, and fresh values for what is missing", bare=True),
     Flag("size", ("export",), None, "height and width that the network is exported for, as [1024, 2048]"),
+    Flag(
+        "format",
+        ("export",),
+        None,
+        "onnx, openvino, torchscript, torch_export, mindir or tensorrt; default: --output's",
+    ),
+    Flag("dynamic", ("export",), None, "True: any batch, height and width", bare=True),
+    Flag("input", ("export",), None, "uint8 (images as they are) or normalised (float32 N,3,H,W)"),
+    Flag("outputs", ("export",), None, "labels, probabilities, or logits at a quarter of the size"),
+    Flag("precision", ("export",), None, "float32, float16 (openvino) or int8 (onnx, openvino)"),
+    Flag("calibration", ("export",), None, "int8: a folder of images like those the network will see"),
+    Flag("images", ("export",), None, "a folder of images to compare on; default: synthetic street scenes"),
+    Flag("num_images", ("export",), None, "how many images to compare on, 0: all; default 8"),
+    Flag("tolerance", ("export",), None, "how far the logits may be apart, of the largest; default by precision"),
     Flag("multi_scale", ("eval", "predict"), "eval.scales", "True: average over scales 0.5 0.75 1 1.25 1.5 1.75"),
     Flag("flip", ("eval", "predict"), "eval.flip", "True: average with the mirrored image"),
     Flag("visualize", ("eval",), None, "True: write overlays beside the truth to SAVE_DIR/visualize"),
@@ -150,14 +167,27 @@ def as_bool(args: Args, name: str) -> bool:
     return _bool(name, text)
 
 
-def as_size(args: Args, name: str, default: tuple[int, int]) -> tuple[int, int]:
-    """Return the value of a height-and-width flag that is not a config key."""
+def as_size(args: Args, name: str, default: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return the value of a height-and-width flag that is not a config key: [H, W] or H,W."""
+    if name not in args.options:
+        return default
+    text = args.options[name]
+    value = layers.parse_value(text if text.startswith("[") else f"[{text}]")
+    if not isinstance(value, list) or len(value) != 2 or not all(type(side) is int and side >= 32 for side in value):
+        raise OcrnetError(f"--{name} is {text!r}, but must be [height, width], each at least 32")
+    return value[0], value[1]
+
+
+def as_number(args: Args, name: str, default: Any) -> Any:
+    """Return the value of a flag that is a number from 0, whole where its default is."""
     if name not in args.options:
         return default
     value = layers.parse_value(args.options[name])
-    if not isinstance(value, list) or len(value) != 2 or not all(type(side) is int and side >= 32 for side in value):
-        raise OcrnetError(f"--{name} is {args.options[name]!r}, but must be [height, width], each at least 32")
-    return value[0], value[1]
+    kinds = (int,) if isinstance(default, int) else (int, float)
+    if type(value) not in kinds or not value >= 0:
+        what = "a whole number" if kinds == (int,) else "a number"
+        raise OcrnetError(f"--{name} is {args.options[name]!r}, but must be {what} of at least 0")
+    return value
 
 
 def _bool(name: str, text: str) -> bool:

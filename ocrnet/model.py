@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from ocrnet import checkpoint, config, weights
+from ocrnet import checkpoint, config, exported
 from ocrnet.config import Config, Data, Eval
 from ocrnet.datasets import cityscapes
 from ocrnet.datasets.base import colours
-from ocrnet.engine import Engine, open_engine
+from ocrnet.engine import Engine
 from ocrnet.errors import OcrnetError
 from ocrnet.passes import make_passes
 from ocrnet.weights import Weights
@@ -74,15 +74,17 @@ def load(
 ) -> Model:
     """Return the network in a checkpoint of ours, a run's folder, or another implementation's weights.
 
-    The architecture comes from the file; a folder means its newest valid checkpoint. Raise `OcrnetError` where the
-    file is missing, damaged or not an OCRNet.
+    So does a file of `ocrnet export`, in its own runtime. The architecture comes from the file; a folder means its
+    newest valid checkpoint. Raise `OcrnetError` where the file is missing, damaged or not an OCRNet.
     """
-    found = weights.read(checkpoint.resolve(path)[0])
+    path = checkpoint.resolve(path)[0]
+    given = exported.read(path, Config(device_target=device_target, mix=mix))
+    found = exported.as_weights(given)
     data = found.meta.get("config", {}).get("data", {})
     normal = Data(mean=tuple(data.get("mean", Data.mean)), std=tuple(data.get("std", Data.std)))
     cfg = Config(engine=engine, device_target=device_target, mix=mix, data=normal)
     config.check(cfg)
-    opened = open_engine(cfg, found.arch, world=World())
+    opened = exported.open_engine(cfg, given, world=World())
     opened.restore(found.tensors, 0)
     return Model(opened, found)
 

@@ -1,5 +1,7 @@
 """Multi-scale, flip and sliding windows as a list of passes over one image."""
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ocrnet.config import Eval
@@ -39,3 +41,10 @@ def make_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[tuple[
 def _starts(length: int, window: int) -> list[int]:
     stride = max(1, window * 2 // 3)
     return [*range(0, length - window, stride), length - window]
+
+
+def cuts(starts: Iterable[int], length: int, end: int) -> dict[int, tuple[int, int]]:
+    """Return, by its start, the part of an axis that each window decides: up to the middle of the overlaps."""
+    order = sorted(set(starts))
+    borders = [0, *((start + before + length) // 2 for before, start in itertools.pairwise(order)), end]
+    return {start: (borders[i], borders[i + 1]) for i, start in enumerate(order)}

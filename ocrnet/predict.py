@@ -1,6 +1,5 @@
 """Predictions as files: an image or a folder in; overlays, class indices and colour maps out."""
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from ocrnet.datasets.files import IMAGES, listing
 from ocrnet.errors import OcrnetError
 from ocrnet.images import read_image, write_png
 from ocrnet.model import Model
-from ocrnet.passes import make_windows
+from ocrnet.passes import cuts, make_windows
 from ocrnet.spec import Arch
 from ocrnet.visual import legend, overlay
 
@@ -90,7 +89,7 @@ def label(model: Model, image: np.ndarray, how: Eval) -> tuple[np.ndarray, int]:
     tile = tile_size(model.arch, size, how)
     windows = make_windows(size, tile)
     labels = np.empty(size, np.uint8)
-    rows, columns = (_cuts(sorted({window[axis] for window in windows}), tile[axis], size[axis]) for axis in (0, 1))
+    rows, columns = (cuts((window[axis] for window in windows), tile[axis], size[axis]) for axis in (0, 1))
     for top, left, height, width in windows:
         seen = model.predict(image[top : top + height, left : left + width], how.scales, how.flip, how.slide)
         (first, last), (begin, end) = rows[top], columns[left]
@@ -107,12 +106,6 @@ def tile_size(arch: Arch, size: tuple[int, int], how: Eval) -> tuple[int, int]:
     side = math.isqrt(round(size[0] * size[1] * limit / need)) // 32 * 32
     side = max(SMALLEST_TILE, side)
     return min(size[0], side), min(size[1], side)
-
-
-def _cuts(starts: list[int], length: int, end: int) -> dict[int, tuple[int, int]]:
-    """Return, by its start, the part of an axis that each window decides: up to the middle of the overlaps."""
-    borders = [0, *((start + before + length) // 2 for before, start in itertools.pairwise(starts)), end]
-    return {start: (borders[i], borders[i + 1]) for i, start in enumerate(starts)}
 
 
 def _write(output: Path, name: str, image: np.ndarray, labels: np.ndarray, model: Model) -> None:

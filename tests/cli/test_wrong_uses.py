@@ -13,6 +13,7 @@ from ocrnet.images import write_png
 W48 = str(ROOT / "config/ocrnet/config_ocrnet_hrw48_16k.yml")
 FIXTURE = "tests/data/official_w6/state_dict.pth"
 OWN = str(ROOT / "config/own.yml")
+EXPORT = ["export", "--checkpoint_path", "train.py", "--output"]
 
 # What is typed after `ocrnet train --config W48 --device_target CPU --save_dir OUT`, and what the error must hold.
 FLAGS = [
@@ -131,6 +132,29 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
         (["convert", "--input", FIXTURE, "--output", "x.safetensors", "--allow_partial", "perhaps"], "True or False"),
         (["convert", "--input", FIXTURE, "--output", "x.safetensors", "--set", "seed=1"], "no effect on convert"),
         (["convert", "--input", FIXTURE, "--outptu", "x.safetensors"], "did you mean '--output'"),
+        (["export"], "--checkpoint_path is required"),
+        (EXPORT[:3], "--output is required"),
+        ([*EXPORT, "net.xyz"], "its ending names no format"),
+        ([*EXPORT, "net.onnx", "--format", "onxx"], "--format is 'onxx'"),
+        ([*EXPORT, "net.onnx", "--format", "openvino"], "--format openvino ends in .xml"),
+        ([*EXPORT, "net.onnx", "--outputs", "label"], "did you mean 'labels'?"),
+        ([*EXPORT, "net.onnx", "--precision", "float16"], "onnx has float32, int8"),
+        ([*EXPORT, "net.onnx", "--precision", "int8"], "--precision int8 needs --calibration"),
+        ([*EXPORT, "net.onnx", "--calibration", "config"], "--calibration has no effect"),
+        ([*EXPORT, "net.pt2", "--dynamic", "True"], "torch_export files are of one size"),
+        ([*EXPORT, "net.mindir", "--input", "uint8"], "mindir has normalised"),
+        ([*EXPORT, "net.onnx", "--size", "64"], "--size is '64', but must be [height, width]"),
+        ([*EXPORT, "net.onnx", "--size", "16,64"], "each at least 32"),
+        ([*EXPORT, "net.onnx", "--tolerance", "little"], "--tolerance is 'little', but must be a number"),
+        ([*EXPORT, "net.onnx", "--num_images", "1.5"], "--num_images is '1.5', but must be a whole number"),
+        ([*EXPORT, "net.onnx", "--set", "mix=True"], "no effect on export without --config"),
+        ([*EXPORT, "train.py/net.onnx"], "--output train.py/net.onnx cannot be written"),
+        ([*EXPORT, "docs/net.onnx", "--checkpoint_path", "no.pth"], "--checkpoint_path is given twice"),
+        ([*EXPORT, "net.onnx"], "train.py"),
+        (["bench"], "--checkpoint_path"),
+        (["bench", "--checkpoint_path", "no.onnx"], "no.onnx does not exist"),
+        (["bench", "--checkpoint_path", "train.py", "--size", "8,8"], "--size is '8,8'"),
+        (["bench", "--checkpoint_path", "train.py"], "train.py"),
     ],
 )
 def test_wrong_commands(capsys, monkeypatch, argv, part):

@@ -13,7 +13,7 @@ CONFIG = str(ROOT / "config/ocrnet/config_ocrnet_hrw32_16k.yml")
 
 # A change here is a change of what users type: update README.md, README_CN.md and CHANGELOG.md with it.
 FROZEN = {
-    ("config", "train eval check", None, None),
+    ("config", "train eval check export", None, None),
     ("device_target", "train eval predict", "device_target", None),
     ("engine", "train eval predict", "engine", None),
     ("mix", "train eval predict", "mix", None),
@@ -26,6 +26,15 @@ FROZEN = {
     ("to", "convert", None, None),
     ("allow_partial", "convert", None, None),
     ("size", "export", None, None),
+    ("format", "export", None, None),
+    ("dynamic", "export", None, None),
+    ("input", "export", None, None),
+    ("outputs", "export", None, None),
+    ("precision", "export", None, None),
+    ("calibration", "export", None, None),
+    ("images", "export", None, None),
+    ("num_images", "export", None, None),
+    ("tolerance", "export", None, None),
     ("multi_scale", "eval predict", "eval.scales", None),
     ("flip", "eval predict", "eval.flip", None),
     ("visualize", "eval", None, None),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ocrnet import cost, predict
+from ocrnet import cost, passes, predict
 from ocrnet.config import Eval
 from ocrnet.errors import OcrnetError
 from ocrnet.images import write_png
@@ -62,7 +62,7 @@ def test_tiles_cover_every_pixel_once_and_stay_below_the_bound(size):
 
 
 def test_a_pixel_is_taken_from_the_tile_in_which_it_lies_further_inside():
-    assert predict._cuts([0, 200, 300], 256, 556) == {0: (0, 228), 200: (228, 378), 300: (378, 556)}
+    assert passes.cuts([0, 200, 300], 256, 556) == {0: (0, 228), 200: (228, 378), 300: (378, 556)}
 
 
 def test_an_image_is_turned_upright(tmp_path):

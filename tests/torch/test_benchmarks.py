@@ -13,6 +13,7 @@ CASES = {
     "pipeline.py": ["--size", "128", "256", "--crop_size", "64", "128", "--images", "2", "--rounds", "1"],
     "memory.py": ["--width", "8", "--size", "64", "128"],
     "gpu.py": ["--device_target", "CPU", "--size", "64", "128", "--steps", "1", "--rounds", "1", "--widths", "6"],
+    "export.py": ["--quick"],
     "scaling.py": ["--device_target", "CPU", "--width", "6", "--size", "64", "128", "--steps", "1", "--rounds", "1"],
 }
 

@@ -66,8 +66,10 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """N,inp,H,W -> N,out,ceil(H / stride),ceil(W / stride)."""
-        if self.same:
-            x = F.pad(x, (x.shape[-1] % 2, 1, x.shape[-2] % 2, 1))
+        if (
+            self.same
+        ):  # padded and cut, because a traced graph keeps the sizes of a cut open, but not those of a padding
+            x = F.pad(x, (1, 1, 1, 1))[..., 1 - x.shape[-2] % 2 :, 1 - x.shape[-1] % 2 :]
         return super().forward(x)
 
 

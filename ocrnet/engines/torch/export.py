@@ -1,0 +1,110 @@
+"""A trained network with its normalisation and its answer inside, as ONNX, TorchScript and torch.export files.
+
+ONNX comes from a traced graph: through torch.export it takes ten times as long, and another library.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ocrnet.engines.torch.device import memory_told
+from ocrnet.engines.torch.ocr import OCRNet
+from ocrnet.spec import Arch
+
+OPSET = 18
+# Where sizes stay open: an odd size, at which no resize happens to be one to the same size and so is left out.
+ODD = (2, 65, 99)
+
+
+class Portable(nn.Module):
+    """From images to ``outputs``, one tensor each, of labels, probabilities and logits; see docs/export.md."""
+
+    def __init__(
+        self, arch: Arch, tensors: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float], given: str
+    ) -> None:
+        super().__init__()
+        self.network, self.given, self.outputs = OCRNet(arch), given, ("logits",)
+        weights = {name: torch.tensor(tensors[name]) for name in self.network.state_dict()}
+        self.network.load_state_dict(weights)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).mul(255).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).mul(255).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Images uint8 N,H,W,3 or normalised float32 N,3,H,W -> what ``outputs`` names."""
+        x = images
+        if self.given == "uint8":
+            x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        logits = self.network(x)[1]
+        found = {"logits": logits}
+        if set(self.outputs) - {"logits"}:
+            align_corners = self.network.rule.align_corners
+            full = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=align_corners)
+            found |= {"labels": full.argmax(1).to(torch.uint8), "probabilities": full.softmax(1)}
+        answers = tuple(found[name] for name in self.outputs)
+        return answers if len(answers) > 1 else answers[0]
+
+    def example(self, size: tuple[int, int] | None) -> Tensor:
+        """Return an input of ``size``, or one to trace a graph of any size with."""
+        number, height, width = (1, *size) if size else ODD
+        if self.given == "uint8":
+            return torch.zeros(number, height, width, 3, dtype=torch.uint8)
+        return torch.zeros(number, 3, height, width)
+
+
+def write_onnx(network: Portable, path: Path, size: tuple[int, int] | None) -> None:
+    """Write ONNX with ``network.outputs``; ``size`` None leaves batch, height and width open."""
+    names = {"images": (0, 1, 2) if network.given == "uint8" else (0, 2, 3), "logits": (0, 2, 3)}
+    names |= {"labels": (0, 1, 2), "probabilities": (0, 2, 3)}
+    axes = {name: dict(zip(names[name], ("batch", "height", "width"), strict=True)) for name in network.outputs}
+    axes["images"] = dict(zip(names["images"], ("batch", "height", "width"), strict=True))
+    if "logits" in axes:
+        axes["logits"] = {0: "batch", 2: "quarter_height", 3: "quarter_width"}
+    with _quietly():
+        torch.onnx.export(
+            network,
+            (network.example(size),),
+            str(path),
+            input_names=["images"],
+            output_names=list(network.outputs),
+            opset_version=OPSET,
+            dynamo=False,
+            dynamic_axes=None if size else axes,
+        )
+
+
+def write_torchscript(network: Portable, path: Path, size: tuple[int, int] | None) -> None:
+    """Write TorchScript; ``size`` None leaves batch, height and width open."""
+    with _quietly():
+        torch.jit.trace(network, network.example(size), check_trace=False).save(str(path))
+
+
+def write_torch_export(network: Portable, path: Path, size: tuple[int, int]) -> None:
+    """Write a .pt2 file of torch.export for one size."""
+    with _quietly():
+        torch.export.save(torch.export.export(network, (network.example(size),)), str(path))
+
+
+def add(source: Path, path: Path, inside: Mapping[str, str]) -> None:
+    """Write a TorchScript or .pt2 file anew, with files of text inside."""
+    with _quietly():
+        if source.suffix == ".pt2":
+            torch.export.save(torch.export.load(str(source)), str(path), extra_files=dict(inside))
+        else:
+            torch.jit.load(str(source)).save(str(path), _extra_files=dict(inside))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave out what tracing warns of: that sizes of this very input decide a branch, and that it is deprecated."""
+    with warnings.catch_warnings(), memory_told("give a smaller --size"), torch.inference_mode(False):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,147 @@
+"""Writing each format: a draft to be compared, its twin that answers logits, and the file with its document inside."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ocrnet.errors import OcrnetError
+from ocrnet.export.quantize import quantize
+from ocrnet.exported import BESIDE, DOCUMENT, SUFFIXES, Format, Input, Outputs, Precision, need
+from ocrnet.weights import Weights
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be written; ``size`` None: any size."""
+
+    format: Format
+    precision: Precision
+    input: Input
+    outputs: Outputs
+    size: tuple[int, int] | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Maker:
+    """Writes one network in one format, into ``folder``."""
+
+    def __init__(self, order: Order, found: Weights, folder: Path, calibration: Iterator[np.ndarray]) -> None:
+        self.order, self.found, self.folder, self.calibration = order, found, folder, calibration
+
+    def draft(self) -> tuple[Path, Path]:
+        """Write the file without its document, and a twin of it whose answer is the logits."""
+        order = self.order
+        answer, logits = (self.folder / f"{name}{SUFFIXES[order.format]}" for name in ("answer", "logits"))
+        if order.format == "mindir":
+            from ocrnet.engines.mindspore import export
+
+            assert order.size is not None
+            export.write(self.found.arch, self.found.tensors, answer, order.size)
+            return answer, answer
+        if order.format in ("torchscript", "torch_export"):
+            self._trace(answer, order.outputs)
+            if order.outputs == "logits":
+                return answer, answer
+            self._trace(logits, "logits")
+            return answer, logits
+        graphs = self._onnx()
+        for graph, path in zip(graphs, (answer, logits), strict=False):
+            if order.format == "openvino":
+                self._openvino(graph, path, None)
+            elif order.format == "tensorrt":
+                self._tensorrt(graph, path)
+            else:
+                graph.rename(path)
+        return answer, logits if len(graphs) > 1 else answer
+
+    def final(self, answer: Path, document: dict[str, Any]) -> list[Path]:
+        """Write the draft anew with its document; return the files, the one that makes them whole last."""
+        order, text = self.order, json.dumps(document, allow_nan=False)
+        path = self.folder / f"final{answer.suffix}"
+        if order.format == "onnx":
+            onnx = need("onnx", "--format onnx")
+            model = onnx.load(str(answer))
+            onnx.helper.set_model_props(model, {DOCUMENT: text})
+            onnx.save(model, str(path))
+        elif order.format == "openvino":
+            self._openvino(answer, path, text)
+            return [path.with_suffix(".bin"), path]
+        elif order.format in ("torchscript", "torch_export"):
+            from ocrnet.engines.torch import export
+
+            export.add(answer, path, {f"{DOCUMENT}.json": text})
+        else:
+            answer.rename(path)
+            beside = path.with_name(path.name + BESIDE)
+            beside.write_text(text + "\n", encoding="utf-8")
+            return [beside, path]
+        return [path]
+
+    def _portable(self) -> Any:
+        from ocrnet.engines.torch.export import Portable
+
+        order = self.order
+        return Portable(self.found.arch, self.found.tensors, order.mean, order.std, order.input)
+
+    def _trace(self, path: Path, outputs: Outputs) -> None:
+        from ocrnet.engines.torch import export
+
+        network = self._portable()
+        network.outputs = (outputs,)
+        if self.order.format == "torchscript":
+            export.write_torchscript(network, path, self.order.size)
+        else:
+            assert self.order.size is not None
+            export.write_torch_export(network, path, self.order.size)
+
+    def _onnx(self) -> list[Path]:
+        """Write ONNX that answers as asked, and a twin that answers logits, from one graph."""
+        from ocrnet.engines.torch import export
+
+        onnx = need("onnx", f"--format {self.order.format}")
+        network, both = self._portable(), self.folder / "both.onnx"
+        network.outputs = tuple(dict.fromkeys((self.order.outputs, "logits")))
+        export.write_onnx(network, both, self.order.size)
+        if self.order.precision == "int8":
+            eight = self.folder / "eight.onnx"
+            quantize(both, eight, self.calibration)
+            both = eight
+        graphs = []
+        for name in network.outputs:
+            model = onnx.load(str(both))
+            kept = [output for output in model.graph.output if output.name == name]
+            del model.graph.output[:]
+            model.graph.output.extend(kept)
+            model.producer_name = "ocrnet"
+            graphs.append(self.folder / f"{name}_alone.onnx")
+            onnx.save(model, str(graphs[-1]))
+        return graphs
+
+    def _openvino(self, source: Path, path: Path, text: str | None) -> None:
+        ov = need("openvino", "--format openvino")
+        model = ov.Core().read_model(source)
+        if text is not None:
+            model.set_rt_info(text, DOCUMENT)
+        ov.save_model(model, path, compress_to_fp16=self.order.precision == "float16")
+
+    def _tensorrt(self, source: Path, path: Path) -> None:
+        """Have TensorRT build its plan on this machine's GPU; it has not run yet, no GPU was at hand."""
+        trt = need("tensorrt", "--format tensorrt")
+        logger = trt.Logger(trt.Logger.ERROR)
+        builder = trt.Builder(logger)
+        network = builder.create_network(0)
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(source)):
+            raise OcrnetError(f"TensorRT {trt.__version__} does not take the network: {parser.get_error(0)}")
+        config = builder.create_builder_config()
+        if self.order.precision == "float16":
+            config.set_flag(trt.BuilderFlag.FP16)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise OcrnetError(f"TensorRT {trt.__version__} could not build the network; its messages stand above")
+        path.write_bytes(bytes(plan))

@@ -1,0 +1,159 @@
+"""What an exported file answers, beside what the checkpoint answers: figures, and how far they may be apart."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ocrnet import metrics
+from ocrnet.config import Eval
+from ocrnet.datasets.files import IMAGES
+from ocrnet.datasets.street import scene
+from ocrnet.engine import Engine
+from ocrnet.engines.runtime.engine import as_input, resize
+from ocrnet.errors import OcrnetError
+from ocrnet.export.build import Order
+from ocrnet.exported import Precision, Session
+from ocrnet.images import read_image
+from ocrnet.passes import make_passes
+from ocrnet.spec import Arch
+
+Sample = tuple[np.ndarray, np.ndarray | None]  # image uint8 H,W,3 RGB, class indices uint8 H,W or None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far the logits may be apart, of the largest one, and which share of the labels must be equal."""
+
+    logits: float
+    labels: float
+
+
+LIMITS: dict[Precision, Limit] = {
+    "float32": Limit(1e-4, 0.999),
+    "float16": Limit(1e-2, 0.99),
+    "int8": Limit(0.5, 0.90),
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How a file's answers compare with the checkpoint's."""
+
+    images: int
+    logits_apart: float  # the largest difference, of the largest logit
+    labels_equal: float  # the share of pixels
+    mean_iou: float | None = None  # the file's, where there are labels
+    mean_iou_checkpoint: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return the figures as a sentence."""
+        said = (
+            f"on {self.images} images its logits differ by at most {self.logits_apart:.1e} of the largest, and "
+            f"{100 * self.labels_equal:.3f} % of the labels are equal"
+        )
+        if self.mean_iou is None or self.mean_iou_checkpoint is None:
+            return said
+        return f"{said}; mIoU {100 * self.mean_iou:.2f}, the checkpoint's {100 * self.mean_iou_checkpoint:.2f}"
+
+
+def compare(
+    engine: Engine, arch: Arch, order: Order, answer: Session, logits: Session, samples: Iterable[Sample]
+) -> Figures:
+    """Run a file (``answer``) and its twin that answers logits beside the checkpoint's engine."""
+    largest = apart = 0.0
+    pixels = equal = images = 0
+    counts = np.zeros((2, 256, 256), np.int64)
+    scored = False
+    align_corners, num_classes = arch.rule.align_corners, arch.num_classes
+    for image, truth in samples:
+        size = image.shape[0], image.shape[1]
+        given = as_input(image, order.input, order.mean, order.std)
+        wanted = engine.logits(as_input(image, "normalised", order.mean, order.std))[1][0]
+        seen = logits.run(given)[0]
+        found = seen if answer is logits else answer.run(given)[0]
+        if order.outputs != "labels":
+            found = resize(found, size, align_corners=align_corners).argmax(0).astype(np.uint8)
+        right = engine.predict(image[None], make_passes(Eval(), size))["labels"][0]
+        largest, apart = max(largest, float(np.abs(wanted).max())), max(apart, _apart(seen, wanted))
+        images, pixels, equal = images + 1, pixels + right.size, equal + int((found == right).sum())
+        if truth is not None:
+            scored = True
+            for total, labels in zip(counts, (found, right), strict=True):
+                total[:num_classes, :num_classes] += metrics.confusion(labels, truth, num_classes)
+    if not images:
+        raise OcrnetError("there is no image to compare on")
+    means = [metrics.scores(c[:num_classes, :num_classes], ["class"] * num_classes).mean_iou for c in counts]
+    return Figures(images, apart / largest, equal / pixels, *(means if scored else ()))
+
+
+def _apart(found: np.ndarray, wanted: np.ndarray) -> float:
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(found - wanted).max())
+
+
+def check(figures: Figures, precision: Precision, tolerance: float | None, output: Path) -> None:
+    """Raise `OcrnetError` with the figures where they are beyond the limit."""
+    limit = LIMITS[precision]
+    most = limit.logits if tolerance is None else tolerance
+    if figures.logits_apart < most and figures.labels_equal >= limit.labels:
+        return
+    raise OcrnetError(
+        f"the exported {precision} network is too far from the checkpoint: {figures.text()}; the limits are {most:g} "
+        f"(--tolerance) and {100 * limit.labels:g} %; {output} was not written"
+    )
+
+
+def spread(items: Sequence, number: int) -> list:
+    """Return ``number`` items evenly over a sequence, all of them where there are fewer, or for 0."""
+    if not number or number >= len(items):
+        return list(items)
+    return [items[i * len(items) // number] for i in range(number)]
+
+
+def files(folder: str, flag: str, number: int) -> list[Path]:
+    """Return images of a folder, evenly over it."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise OcrnetError(f"{flag} '{folder}' is no folder; give one of images ({' '.join(IMAGES)})")
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
+    if not found:
+        raise OcrnetError(f"{flag} '{folder}' holds no images ({' '.join(IMAGES)})")
+    return spread(found, number)
+
+
+def fitted(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Return an image resized to ``size``; for any size as it is, but at least 32x32."""
+    height, width = size or (max(32, image.shape[0]), max(32, image.shape[1]))
+    return image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height))
+
+
+def fitted_label(label: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Return class indices resized as `fitted` resizes their image."""
+    height, width = size or (max(32, label.shape[0]), max(32, label.shape[1]))
+    return cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def draw(size: tuple[int, int], index: int) -> np.ndarray:
+    """Return one synthetic street scene of ``size``, uint8 H,W,3 RGB."""
+    least = max(64, size[0]), max(128, size[1])
+    return fitted(scene.draw(least, np.random.default_rng((7, index)), index=index)[0], size)
+
+
+def odd(image: np.ndarray) -> np.ndarray:
+    """Return an image cut to odd height and width."""
+    height, width = (length - 1 + length % 2 for length in image.shape[:2])
+    return np.ascontiguousarray(image[: max(33, height), : max(33, width)])
+
+
+def read(path: Path, size: tuple[int, int] | None) -> np.ndarray:
+    """Return an image file, fitted."""
+    return fitted(read_image(path), size)

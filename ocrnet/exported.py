@@ -1,0 +1,168 @@
+"""Exported files: which formats there are, what each says of itself, and opening one as a checkpoint is opened."""
+
+import dataclasses
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+
+from ocrnet import engine, weights
+from ocrnet.config import Config
+from ocrnet.engine import Engine
+from ocrnet.errors import OcrnetError
+from ocrnet.spec import Arch
+from ocrnet.weights import Weights
+from ocrnet.world import World
+
+Format = Literal["onnx", "openvino", "torchscript", "torch_export", "mindir", "tensorrt"]
+Precision = Literal["float32", "float16", "int8"]
+Input = Literal["uint8", "normalised"]
+Outputs = Literal["labels", "probabilities", "logits"]
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+SUFFIXES: dict[Format, str] = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "torchscript": ".torchscript",
+    "torch_export": ".pt2",
+    "mindir": ".mindir",
+    "tensorrt": ".engine",
+}
+# The libraries that write a format, and that run it; by the name they are imported by.
+WRITERS: dict[Format, tuple[str, ...]] = {
+    "onnx": ("torch", "onnx", "onnxruntime"),
+    "openvino": ("torch", "onnx", "onnxruntime", "openvino"),
+    "torchscript": ("torch",),
+    "torch_export": ("torch",),
+    "mindir": ("mindspore",),
+    "tensorrt": ("torch", "onnx", "onnxruntime", "tensorrt"),
+}
+INSTALL = {
+    "torch": "pip install -r requirements.txt",
+    "mindspore": "from a clone, pip install -e '.[mindspore]'",
+    "onnx": "from a clone, pip install -e '.[onnx]'",
+    "onnxruntime": "from a clone, pip install -e '.[onnx]'",
+    "openvino": "from a clone, pip install -e '.[openvino]'",
+    "tensorrt": "it comes with NVIDIA's TensorRT, for a machine with an NVIDIA GPU",
+}
+# The one JSON document in a file's metadata; a format without metadata has it in a file beside, of this ending.
+DOCUMENT = "ocrnet"
+BESIDE = ".json"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an exported file says of itself; ``size`` (height, width) is None where any size will do."""
+
+    format: Format
+    precision: Precision
+    input: Input
+    outputs: Outputs
+    size: tuple[int, int] | None
+    arch: Arch
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, ...], ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    align_corners: bool
+    source: dict[str, Any]  # file, sha256 and step of the checkpoint
+    versions: dict[str, str]  # of ocrnet and of what wrote the file
+    comparison: dict[str, Any]  # how its answers compare with the checkpoint's
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any]) -> "Facts":
+        """Return what `as_dict` gave, read back from JSON."""
+        arch = Arch(**tree["arch"] | {"modules": tuple(tree["arch"]["modules"])})
+        lists = {name: tuple(tree[name]) for name in ("names", "mean", "std")}
+        palette, size = tuple(tuple(colour) for colour in tree["palette"]), tree["size"]
+        return cls(**tree | lists | {"arch": arch, "palette": palette, "size": size and tuple(size)})
+
+
+class Session(Protocol):
+    """One exported file in its runtime."""
+
+    document: dict[str, Any] | None  # what `Facts.as_dict` gave; None in a file of another maker
+    runtime: str  # its name and version
+    notes: list[str]  # what was chosen for this machine
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """Return the first output for an input as the file takes it; MINDIR's is the OCR head's logits."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file, opened; it stands where `Weights` do, but holds no tensors."""
+
+    path: Path
+    facts: Facts
+    session: Session
+
+    @property
+    def weights(self) -> Weights:
+        """The file as far as it is like a checkpoint: architecture, classes, normalisation and step."""
+        facts = self.facts
+        classes = {"names": list(facts.names), "palette": [list(colour) for colour in facts.palette]}
+        data = {"data": {"mean": facts.mean, "std": facts.std}}
+        meta = {"config": data, "classes": classes, "step": facts.source["step"]}
+        return Weights(self.path, {}, facts.arch, meta)
+
+
+def format_of(path: str | Path) -> Format | None:
+    """Return the format that a file's ending means, None for a checkpoint's."""
+    return next((name for name, suffix in SUFFIXES.items() if Path(path).suffix == suffix), None)
+
+
+def read(path: Path, cfg: Config) -> Weights | Exported:
+    """Read a checkpoint, or open an exported file as ``cfg`` says; `OcrnetError` where it is neither."""
+    kind = format_of(path)
+    if kind is None:
+        return weights.read(path)
+    if cfg.device_target not in (None, "GPU" if kind == "tensorrt" else "CPU"):
+        raise OcrnetError(f"{path}: exported {kind} files are not run on {cfg.device_target} here; "
+                          "leave --device_target out")  # fmt: skip
+    session = open_session(kind, path, mix=cfg.mix)
+    if session.document is None:
+        raise OcrnetError(f"{path} was not written by ocrnet export: it does not say what it takes and answers")
+    return Exported(path, Facts.from_dict(session.document), session)
+
+
+def as_weights(found: Weights | Exported) -> Weights:
+    """Return architecture and metadata of either."""
+    return found if isinstance(found, Weights) else found.weights
+
+
+def open_engine(cfg: Config, found: Weights | Exported, *, world: World) -> Engine:
+    """Return the engine for what was read; a checkpoint's tensors are then to be restored."""
+    if isinstance(found, Weights):
+        return engine.open_engine(cfg, found.arch, world=world)
+    from ocrnet.engines.runtime.engine import RuntimeEngine
+
+    return RuntimeEngine(cfg, found, world=world)
+
+
+def open_session(kind: Format, path: Path, *, mix: bool = False) -> Session:
+    """Open a file in its runtime; ``mix`` is for OpenVINO on a CPU that has bfloat16."""
+    from ocrnet.engines import runtime
+
+    return runtime.open_session(kind, path, mix=mix)
+
+
+def check_installed(name: str, why: str) -> None:
+    """Raise `OcrnetError` with how to install an optional library where it is missing; import nothing."""
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise OcrnetError(f"{why} needs {name}, which is not installed: {INSTALL[name]}")
+
+
+def need(name: str, why: str) -> ModuleType:
+    """Import an optional library; `OcrnetError` with how to install it where it is missing."""
+    check_installed(name, why)
+    return importlib.import_module(name)

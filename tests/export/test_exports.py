@@ -1,0 +1,171 @@
+"""What `ocrnet export` writes answers as the authors' code and our engine do, in the runtime that users have."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ocrnet
+from ocrnet import checkpoint, cli, config, spec, weights
+from ocrnet.config import Config, OcrHead
+from ocrnet.engines.runtime.engine import resize
+from ocrnet.errors import OcrnetError
+from ocrnet.export.compare import draw
+from ocrnet.images import write_png
+
+DATA = "tests/data/official_w6"
+SMALL = {"width": 6, "blocks": 1, "modules": (1, 1, 1), "num_classes": 5, "channels": 16, "key_channels": 8}
+
+
+def save(path, tensors, variant="hrnet"):
+    meta = {"config": config.as_dict(Config(ocr_head=OcrHead(variant=variant))), "step": 7}
+    checkpoint.save(path, tensors, meta)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("small") / "small.safetensors", spec.init(spec.Arch(**SMALL), 3))
+
+
+def export(source, output, *flags):
+    status = cli.main(["export", "--checkpoint_path", source, "--output", str(output), "--size", "64,96", *flags])
+    assert status == 0
+    return str(output)
+
+
+def run_onnx(path, x):
+    return onnxruntime.InferenceSession(path).run(None, {"images": x})[0]
+
+
+def run_openvino(path, x):
+    how = {"INFERENCE_PRECISION_HINT": "f32"}
+    return openvino.Core().compile_model(path, "CPU", how)(x)[0]
+
+
+def run_torchscript(path, x):
+    return torch.jit.load(path)(torch.from_numpy(x)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "variant", "cases"),
+    [
+        ("w6.onnx", run_onnx, "hrnet", {"a": "ocr", "b": "ocr"}),
+        ("w6.torchscript", run_torchscript, "mmseg", {"a": "ocr_align_corners_false"}),
+    ],
+)
+def test_the_authors_outputs_at_sizes_left_open(name, run, variant, cases, tmp_path):
+    source = save(tmp_path / "w6.safetensors", weights.read(f"{DATA}/state_dict.pth").tensors, variant)
+    flags = ("--dynamic", "True", "--input", "normalised", "--outputs", "logits")
+    path = export(source, tmp_path / name, *flags)
+    for case, wanted in cases.items():
+        stored = torch.load(f"{DATA}/case_{case}.pth", weights_only=True)
+        found = run(path, stored["x"].numpy())
+        assert np.abs(found - stored[wanted].numpy()).max() < 1e-4 * stored[wanted].abs().max()
+
+
+def test_pixels_in_and_labels_out_of_a_file_for_any_size_and_batch(small, tmp_path):
+    path, model = export(small, tmp_path / "any.onnx", "--dynamic"), ocrnet.load(small)
+    for size in ((64, 96), (33, 130), (101, 47)):
+        images = np.stack([draw(size, index) for index in range(2)])
+        found = run_onnx(path, images)
+        assert found.dtype == np.uint8
+        assert (found == np.stack([model.predict(image) for image in images])).mean() > 0.999
+
+
+def test_torch_export(small, tmp_path):
+    path = export(small, tmp_path / "net.pt2", "--outputs", "logits", "--input", "normalised")
+    x = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
+    found = torch.export.load(path).module()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, ocrnet.load(small).logits(x)[1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(OcrnetError, match=r"takes images of 64x96 alone, not 32x48.*--dynamic True"):
+        ocrnet.load(path).predict(draw((64, 96), 0), scales=(0.5, 1.0))
+
+
+def test_passes_over_a_files_logits_are_the_engines(small, tmp_path):
+    flags = ("--dynamic", "--outputs", "logits", "--input", "normalised")
+    opened, model = ocrnet.load(export(small, tmp_path / "net.onnx", *flags)), ocrnet.load(small)
+    image = draw((90, 130), 1)
+    for how in ({}, {"scales": (0.75, 1.25), "flip": True}, {"slide": (64, 96)}):
+        np.testing.assert_allclose(opened.probabilities(image, **how), model.probabilities(image, **how), atol=1e-5)
+
+
+def test_openvino_at_any_size_and_what_a_file_says_of_itself(tmp_path):
+    source = save(tmp_path / "s.safetensors", spec.init(spec.Arch(**SMALL, variant="paddleseg"), 3), "paddleseg")
+    flags = ("--precision", "float16", "--dynamic", "--outputs", "probabilities")
+    path, model = export(source, tmp_path / "out/net.xml", *flags), ocrnet.load(source)
+    for size in ((64, 96), (47, 101)):
+        image = draw(size, 0)
+        np.testing.assert_allclose(run_openvino(path, image[None])[0], model.probabilities(image), atol=2e-3)
+    facts = json.loads(openvino.Core().read_model(path).get_rt_info("ocrnet").value)
+    assert (facts["precision"], facts["input"], facts["outputs"], facts["size"]) == (
+        "float16",
+        "uint8",
+        "probabilities",
+        None,
+    )
+    assert facts["names"] == [f"class {i}" for i in range(5)]
+    assert facts["mean"] == [0.485, 0.456, 0.406]
+    assert len(facts["source"]["sha256"]) == 64
+    assert facts["source"]["step"] == 7
+    assert facts["align_corners"] is False
+    assert 1e-5 < facts["comparison"]["logits_apart"] < 1e-2
+    card = (tmp_path / "out/net.xml.MODEL_CARD.md").read_text()
+    for said in ("uint8 N,H,W,3", "any batch", facts["source"]["sha256"], "| 4 | class 4 |"):
+        assert said in card
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["net.bin", "net.xml", "net.xml.MODEL_CARD.md"]
+
+
+def test_eight_bits_are_calibrated_and_near(small, tmp_path, capsys):
+    for index in range(3):
+        write_png(tmp_path / f"photos/{index}.png", draw((64, 96), index))
+    flags = ("--precision", "int8", "--calibration", str(tmp_path / "photos"), "--images", str(tmp_path / "photos"))
+    path = export(small, tmp_path / "net.onnx", *flags)
+    assert "on 3 images" in capsys.readouterr().out
+    kinds = {i.type for i in onnxruntime.InferenceSession(path).get_inputs()}
+    assert kinds == {"tensor(uint8)"}
+    image = draw((64, 96), 0)
+    assert (run_onnx(path, image[None])[0] == ocrnet.load(small).predict(image)).mean() > 0.9
+    assert b"QuantizeLinear" in (tmp_path / "net.onnx").read_bytes()
+
+
+def test_a_file_that_answers_otherwise_is_not_left(small, tmp_path, capsys):
+    argv = ["export", "--checkpoint_path", small, "--output", str(tmp_path / "net.torchscript"), "--size", "64,96"]
+    assert cli.main([*argv, "--tolerance", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "too far from the checkpoint: on 2 images its logits differ by at most " in said
+    assert "was not written" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_are_cut_from_windows_and_not_averaged(small, tmp_path):
+    opened = ocrnet.load(export(small, tmp_path / "net.torchscript"))
+    image, model = draw((90, 130), 1), ocrnet.load(small)
+    found = opened.predict(image, slide=(64, 96))
+    np.testing.assert_array_equal(found[:32, :48], model.predict(image[:64, :96])[:32, :48])
+    np.testing.assert_array_equal(found[-32:, -48:], model.predict(image[-64:, -96:])[-32:, -48:])
+    with pytest.raises(OcrnetError, match=r"answers labels alone.*--outputs probabilities"):
+        opened.predict(image, slide=(64, 96), flip=True)
+    with pytest.raises(OcrnetError, match="answers labels alone"):
+        opened.probabilities(image, slide=(64, 96))
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".torchscript", ".pt2"])
+def test_a_damaged_file_is_an_error_with_its_name(tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    path.write_bytes(b"no network")
+    path.with_suffix(".bin").write_bytes(b"")
+    with pytest.raises(OcrnetError, match=f"net{suffix} is damaged or no "):
+        ocrnet.load(path)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("size", [(64, 96), (33, 20), (7, 1)])
+def test_resizing_is_pytorchs(align_corners, size):
+    x = np.random.default_rng(0).standard_normal((3, 16, 25)).astype(np.float32)
+    wanted = F.interpolate(torch.from_numpy(x)[None], size, mode="bilinear", align_corners=align_corners)[0].numpy()
+    np.testing.assert_allclose(resize(x, size, align_corners=align_corners), wanted, atol=1e-5)
