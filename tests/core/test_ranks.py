@@ -443,7 +443,7 @@ class Commands:
         monkeypatch.setattr(training, "open_split", lambda cfg, split: dataset)
         monkeypatch.setattr(cli, "open_split", lambda cfg, split: dataset)
         monkeypatch.setattr(training, "open_engine", self.open_engine)
-        monkeypatch.setattr(cli, "open_engine", self.open_engine)
+        monkeypatch.setattr("ocrnet.engine.open_engine", self.open_engine)
         monkeypatch.setattr(cli, "read_world", lambda: self.here.world)
         self.full = False
 
