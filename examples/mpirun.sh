@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Two machines of eight GPUs under Open MPI, started on the first. The project, the data and save_dir lie on a file system that
 # both see under the same path; each has the same environment. Lines with CHANGE are yours.
+# To stop it with a checkpoint: kill -USR1 PID_OF_MPIRUN. On Ctrl-C and SIGTERM mpirun kills the ranks before they can save.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

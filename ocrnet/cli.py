@@ -15,7 +15,7 @@ from ocrnet import bench, check, checkpoint, config, convert, doctor, exported, 
 from ocrnet.cloud import pull, urls
 from ocrnet.cloud import resume as cloud_resume
 from ocrnet.cloud.cache import Speaker
-from ocrnet.cloud.push import RESULTS, Push, Pushing
+from ocrnet.cloud.push import RESULTS, Push, Pushing, check_writable
 from ocrnet.cloud.store import open_store
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, synthetic
@@ -27,7 +27,7 @@ from ocrnet.metrics import Scores, as_dict, constant_answer, table
 from ocrnet.run import Run, core_versions, silence
 from ocrnet.signals import Stopped, sent_when_parent_dies
 from ocrnet.spec import Arch
-from ocrnet.training import arch_of, open_split, rehearse, train
+from ocrnet.training import arch_of, identities, open_split, rehearse, train
 from ocrnet.visual import side_by_side
 from ocrnet.world import World, read_world
 
@@ -52,8 +52,8 @@ ocrnet COMMAND --help lists the flags of a command. --debug shows the traceback 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status.
 
-    0; 1 where something that was looked at is not as it should be; 2 after a mistake, which is said on stderr; 143, 130
-    or 129 after SIGTERM, SIGINT or SIGHUP; 141 where nobody read on.
+    0; 1 where something that was looked at is not as it should be; 2 after a mistake, which is said on stderr; 143,
+    130, 129 or 138 after SIGTERM, SIGINT, SIGHUP or SIGUSR1; 141 where nobody read on.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     argv = [token for token in given if token != "--debug"]
@@ -144,11 +144,14 @@ def run_eval(argv: Sequence[str]) -> int:
     with Pushing(cfg.cloud) as pushing:
         engine = exported.open_engine(cfg, given, world=world)
         try:
-            ranks.check_same(engine, "checkpoint", str(path))
+            if world.size > 1:
+                seen = {"checkpoint": weights.identity(found), **config.of_all_ranks(cfg)}
+                ranks.check_same(engine, seen | identities({"validation images": dataset}))
             with ranks.together(engine):
                 engine.restore(found.tensors, found.meta.get("step", 0))
                 run = Run(cfg.save_dir, rank=world.rank, name="eval")
                 if store is not None and run.writes:
+                    check_writable(store, cfg.cloud, run.say)
                     cloud_resume.bring_results(cfg, store, run.say)
                     pushing.begin(Push(store, run.folder, cfg.cloud, keep=0, patterns=PUSHED_BY_EVAL), run.say)
                 for line in [*engine.decisions, *notes, *_what(cfg, path, dataset)]:

@@ -6,7 +6,7 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,9 @@ LOCAL = {
     "backbone.backbone_ckpt": "ckpt_url",
     "cloud.cache_dir": "data_url",
 }
+
+# Keys that may differ from machine to machine, and so from rank to rank: of places, and of what one can bear.
+OF_A_MACHINE = (*LOCAL, "data_url", "ckpt_url", "num_workers", "prefetch_size", "max_rowsize")
 
 URLS = ("data_url", "train_url", "ckpt_url")
 
@@ -300,6 +303,20 @@ def as_dict(cfg: Config) -> dict[str, Any]:
         return list(node) if isinstance(node, tuple) else node
 
     return plain(dataclasses.asdict(cfg))
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested dicts as pairs: ``data.crop_size`` and its value."""
+    for name, node in tree.items():
+        if isinstance(node, dict):
+            yield from flat(node, f"{prefix}{name}.")
+        else:
+            yield prefix + name, node
+
+
+def of_all_ranks(cfg: Config) -> dict[str, str]:
+    """Return the keys that all ranks of a run must have in common, each with its value as text."""
+    return {name: str(value) for name, value in flat(as_dict(cfg)) if name not in OF_A_MACHINE}
 
 
 def table() -> str:

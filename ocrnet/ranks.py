@@ -5,7 +5,7 @@ Every function here is a collective: all ranks call it, in the same order. A sin
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -43,17 +43,22 @@ def gather_texts(engine: Engine, texts: Sequence[str]) -> list[list[str]]:
     return [json.loads(part.tobytes()) if len(part) else [] for part in parts]
 
 
-def check_same(engine: Engine, subject: str, text: str) -> None:
-    """Raise on every rank where the ranks do not all give the same ``text``; the error says which gave which."""
-    ranks_of: dict[str, list[int]] = {}
-    for rank, (seen,) in enumerate(gather_texts(engine, [text])):
-        ranks_of.setdefault(seen, []).append(rank)
-    if len(ranks_of) > 1:
-        views = "; ".join(f"{_names(ranks)}: {seen}" for seen, ranks in ranks_of.items())
-        raise OcrnetError(
-            f"the ranks do not see the same {subject} ({views}); all of them need the same files: "
-            "a file system that they share, and a moment for what was just written to reach each of them"
-        )
+def check_same(engine: Engine, seen: Mapping[str, str]) -> None:
+    """Raise on every rank where the ranks do not all give the same texts; the error says which gave which.
+
+    ``seen`` has a text a subject, and on all ranks the same subjects.
+    """
+    everyone = [json.loads(text) for (text,) in gather_texts(engine, [json.dumps(dict(seen))])]
+    for subject in seen:
+        ranks_of: dict[str, list[int]] = {}
+        for rank, theirs in enumerate(everyone):
+            ranks_of.setdefault(theirs[subject], []).append(rank)
+        if len(ranks_of) > 1:
+            views = "; ".join(f"{_names(ranks)}: {text}" for text, ranks in ranks_of.items())
+            raise OcrnetError(
+                f"the ranks do not have the same {subject} ({views}); all of them need the same command and the same "
+                "files: a file system that they share, and a moment for what was just written to reach each of them"
+            )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP as a request to stop at the next safe place; a second one ends the process at once."""
+"""SIGTERM, SIGINT, SIGHUP and SIGUSR1 as a request to stop at the next safe place; a second one ends the process."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 PR_SET_PDEATHSIG = 1
 

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from ocrnet import checkpoint, config, dry_run, ranks, schedule, spec, weights
 from ocrnet.checkpoint import Checkpoint
 from ocrnet.cloud import resume as cloud_resume
 from ocrnet.cloud.cache import Speaker
-from ocrnet.cloud.push import CHECKPOINTS, Push, Pushing
+from ocrnet.cloud.push import CHECKPOINTS, Push, Pushing, check_writable
 from ocrnet.cloud.store import Store, tried
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, open_dataset
@@ -46,7 +46,9 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
     with Pushing(cfg.cloud) as pushing:
         engine = open_engine(cfg, arch, world=world, stream=stream)
         try:
-            ranks.check_same(engine, "checkpoint", _identity(found))  # before rank 0 changes anything in the folder
+            sets = {"training images": train_set} | ({"validation images": val_set} if val_set else {})
+            seen = {"checkpoint": _identity(found), **config.of_all_ranks(cfg)}
+            ranks.check_same(engine, seen | identities(sets))  # before rank 0 changes anything in the folder
             versions = core_versions() | dict(engine.versions)
             notes += [*_changed_versions(found, versions), *_changed_batch(cfg, found, world)] if found else []
             progress = Progress(**found.meta["progress"]) if found else Progress()
@@ -71,12 +73,18 @@ def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) ->
     """Start pushing to train_url: rank 0's work."""
     if store is None or not run.writes:
         return None
+    check_writable(store, cfg.cloud, run.say)
     push = Push(store, run.folder, cfg.cloud, keep=cfg.keep_checkpoint)
     push.compare(
         tried(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=run.say)
     )
     push.files()
     return pushing.begin(push, run.say)
+
+
+def identities(datasets: Mapping[str, Dataset]) -> dict[str, str]:
+    """Return what tells whether all ranks have the same images."""
+    return {what: dataset.identity for what, dataset in datasets.items()}
 
 
 def _identity(found: Checkpoint | None) -> str:
@@ -230,7 +238,7 @@ def _nor_in(cfg: Config) -> str:
 
 def _changed_keys(cfg: Config, found: Checkpoint) -> list[str]:
     """Say which keys differ from the run that wrote the checkpoint."""
-    before, now = dict(_flat(found.meta["config"])), dict(_flat(config.as_dict(cfg)))
+    before, now = dict(config.flat(found.meta["config"])), dict(config.flat(config.as_dict(cfg)))
     return [f"resume: {name} is {now[name]}, was {old}" for name, old in before.items() if now.get(name, old) != old]
 
 
@@ -252,16 +260,11 @@ def _changed_batch(cfg: Config, found: Checkpoint, world: World) -> list[str]:
     now = world.size * cfg.batch_size * cfg.accumulate_steps
     lead = f"resume: cards is {world.size}, was {cards}: " if world.size != cards else "resume: "
     if now != was:
-        return [f"{lead}the global batch changes to {now} crops a step, was {was}; the stream goes on elsewhere"]
+        return [
+            f"{lead}the global batch changes to {now} crop{'s' if now > 1 else ''} a step, was {was}; after as "
+            "many steps another number of crops will have been seen"
+        ]
     return [f"{lead}the global batch is the same"] if world.size != cards else []
-
-
-def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, node in tree.items():
-        if isinstance(node, dict):
-            yield from _flat(node, f"{prefix}{name}.")
-        else:
-            yield prefix + name, node
 
 
 def starting_state(cfg: Config, arch: Arch, found: Checkpoint | None) -> tuple[dict[str, np.ndarray], list[str]]:

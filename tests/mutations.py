@@ -426,6 +426,27 @@ MUTATIONS = (
         "is signal.default_int_handler and False and",
         "tests/mindspore/test_interrupts.py::test_while_a_graph_is_compiled",
     ),
+    Mutation(
+        "ranks that were not given the same settings are refused",
+        "ocrnet/config.py",
+        "for name, value in flat(as_dict(cfg)) if name not in OF_A_MACHINE}",
+        "for name, value in flat({}) if name not in OF_A_MACHINE}",
+        f"{MANY}::test_ranks_that_were_not_given_the_same_are_refused[batch_size]",
+    ),
+    Mutation(
+        "ranks that see other images are refused",
+        "ocrnet/training.py",
+        "{what: dataset.identity for what, dataset in datasets.items()}",
+        "{}",
+        f"{MANY}::test_ranks_that_were_not_given_the_same_are_refused[validation images]",
+    ),
+    Mutation(
+        "whether a store takes files is tried at the start",
+        "ocrnet/cloud/push.py",
+        '    tried(lambda: store.upload(b"ocrnet", PROBE), f"train_url {store.url}", retries=cloud.retries, say=say)\n',
+        "",
+        "tests/cloud/test_push.py::test_whether_a_store_takes_files_is_tried_at_the_start",
+    ),
 )
 
 

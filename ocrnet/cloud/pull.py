@@ -12,7 +12,7 @@ from pathlib import Path
 from ocrnet import checkpoint
 from ocrnet.cloud import cache, urls
 from ocrnet.cloud.cache import SUMS, Cache, Say
-from ocrnet.cloud.store import Item, Store, open_store, tried
+from ocrnet.cloud.store import FolderStore, Item, Store, open_store, tried
 from ocrnet.cloud.urls import Url
 from ocrnet.config import Cloud, Config, Data
 from ocrnet.errors import OcrnetError
@@ -82,13 +82,14 @@ def _contents(store: Store, url: Url, cloud: Cloud, say: Say) -> list[Item]:
     if url.is_archive:
         found = ask(url.name)
         if found is None:
+            tried(lambda: store.list(url.name), f"data_url {url}", retries=cloud.retries, say=say)  # tells of a bucket
             raise OcrnetError(f"data_url {url}: there is no such object; check the name, and that the upload is done")
         return [item for item in (found, ask(SUMS)) if item]
     items = tried(store.list, f"data_url {url}", retries=cloud.retries, say=say)
     if not items:
-        raise OcrnetError(
-            f"data_url {url}: there is nothing in this folder; check the name, or give one {', '.join(urls.ARCHIVES)}"
-        )
+        missing = isinstance(store, FolderStore) and not store.folder.exists()
+        what = "this folder does not exist" if missing else "there is nothing in this folder"
+        raise OcrnetError(f"data_url {url}: {what}; check the name, or give one {', '.join(urls.ARCHIVES)}")
     return items
 
 

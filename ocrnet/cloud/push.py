@@ -19,8 +19,16 @@ SAID_AGAIN_AFTER = 60.0  # seconds between two lines about failures; those betwe
 CONFIRMING = 3  # how often the question whether a file has arrived is asked again before it is pushed again
 
 CHECKPOINTS = "checkpoint/"
+PROBE = ".ocrnet"  # written and removed at the start
 RESULTS = ("eval.jsonl", "logs/eval.log")  # of evaluations
 RECORD = ("config.yml", "starts.jsonl", "metrics.jsonl", "logs/train.log")  # what a resumed run goes on writing
+
+
+def check_writable(store: Store, cloud: Cloud, say: Callable[[str], None]) -> None:
+    """Raise `OcrnetError` where nothing can be written to the store, before a run begins that could push nothing."""
+    tried(lambda: store.upload(b"ocrnet", PROBE), f"train_url {store.url}", retries=cloud.retries, say=say)
+    with contextlib.suppress(StoreError):  # the right to remove is not needed
+        store.delete(PROBE)
 
 
 class Push:

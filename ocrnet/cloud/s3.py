@@ -96,4 +96,9 @@ def _told(call: Callable[[], Any]) -> Any:
         return call()
     except Exception as error:
         text = str(error) or type(error).__name__
+        if isinstance(error, (PermissionError, botocore.exceptions.NoCredentialsError)):
+            text += (
+                "; keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from the profile of AWS_PROFILE: "
+                "check them, what they may do in this bucket, and this machine's clock"
+            )
         raise StoreError(text, final=isinstance(error, no_use)) from error

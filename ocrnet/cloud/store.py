@@ -1,5 +1,6 @@
 """The one interface to object stores and folders, its errors, and how a call that failed is tried again."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -145,7 +146,8 @@ class FolderStore:
         except OSError as error:
             raise _of_folder(error) from error
         finally:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what is to be told is told already
+                draft.unlink()
 
     def delete(self, name: str) -> None:
         """Remove a file."""

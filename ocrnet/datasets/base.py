@@ -1,5 +1,6 @@
 """What every dataset is: a table of classes and a list of image and label files, read into class indices."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,6 +103,12 @@ class Dataset:
     def labelled(self) -> bool:
         """Whether every image has a label."""
         return all(pair.label is not None for pair in self.pairs)
+
+    @property
+    def identity(self) -> str:
+        """What tells whether two machines have the same images: how many, and a digest of their names."""
+        names = "\n".join(pair.name for pair in self.pairs)
+        return f"{len(self)}, the CRC-32 of their names is {zlib.crc32(names.encode()):08x}"
 
     def name(self, i: int) -> str:
         """Return the name of sample ``i``."""

@@ -5,6 +5,7 @@ A family is one small table (`Family`) in a module of its own: `hrnet`, `openseg
 """
 
 import re
+import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,14 @@ def read(path: str | Path, *, allow_partial: bool = False) -> Weights:
         fresh = spec.init(arch, seed=0)
         tensors = {name: tensors.get(name, fresh[name]) for name in table}
     return Weights(path, tensors, arch, stored.meta, said)
+
+
+def identity(found: Weights) -> str:
+    """Return what tells whether two machines have the same weights: the file's name, and a CRC-32 of its tensors."""
+    digest = 0
+    for name in sorted(found.tensors):
+        digest = zlib.crc32(np.ascontiguousarray(found.tensors[name]).data, digest)
+    return f"{found.path.name}, the CRC-32 of its tensors is {digest:08x}"
 
 
 def read_backbone(path: str | Path, arch: spec.Arch) -> tuple[dict[str, np.ndarray], str]:

@@ -39,7 +39,9 @@ def whole(cityscapes, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
+)
 def test_a_signal_to_every_process_ends_with_a_checkpoint(cityscapes, tmp_path, whole, number, status):
     process = start(*command(cityscapes, tmp_path / "out"))
     wait_for(process, "step 4/14")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -255,9 +256,14 @@ def test_a_rank_that_hangs_ends_the_run_within_rank_timeout(engine, patience, wh
     assert why in said
 
 
-def test_a_stop_request_to_one_rank_stops_all_with_a_checkpoint(running, tmp_path):
-    process = running("torchrun")
-    rank_of(process, 1).terminate()
+@pytest.mark.parametrize("name", ["torchrun", "mpirun"])
+def test_a_stop_request_stops_all_ranks_with_a_checkpoint(name, running, tmp_path):
+    """To one rank; and to mpirun, which passes SIGUSR1 on (on SIGTERM it leaves its ranks no time to save)."""
+    process = running(name)
+    if name == "torchrun":
+        rank_of(process, 1).terminate()
+    else:
+        process.send_signal(signal.SIGUSR1)
     _, said = end_of(process, within=40)
     assert "go on with --resume_ckpt auto" in said
     found = checkpoint.newest_valid(tmp_path / "out/checkpoint").checkpoint
@@ -271,6 +277,41 @@ def test_ranks_whose_launcher_was_killed_stop_with_a_checkpoint(name, running, t
     process.kill()
     assert not psutil.wait_procs(ranks, timeout=40)[1]
     assert checkpoint.newest_valid(tmp_path / "out/checkpoint").checkpoint.meta["step"] >= 8
+
+
+@pytest.mark.parametrize("what", ["batch_size", "validation images"])
+def test_ranks_that_were_not_given_the_same_are_refused(what, trained, tmp_path):
+    """A score over a part of the images, or steps of other sizes, would look like what was asked for."""
+    common = f"--config {W32} --device_target CPU --engine torch --save_dir {tmp_path / 'out'} --set num_workers=0"
+    if what == "batch_size":
+        own = f"train.py {common} data.dataset_dir={GOLDEN} run_eval=False total_step=2 batch_size=$((R + 1))"
+    else:
+        run(
+            "-m",
+            "ocrnet",
+            "synthetic",
+            tmp_path / "0",
+            "--train",
+            "1",
+            "--val",
+            "2",
+            "--test",
+            "1",
+            "--size",
+            "64",
+            "96",
+        )
+        shutil.copytree(tmp_path / "0", tmp_path / "1")
+        for kind in ("leftImg8bit", "gtFine"):
+            for path in (tmp_path / "1" / kind / "val").glob("*/*_000001_*"):
+                path.unlink()
+        own = f"eval.py {common} data.dataset_dir={tmp_path}/$R --checkpoint_path {trained}"
+    shell = f"R=$OMPI_COMM_WORLD_RANK; exec python {own}"
+    mpirun = [*launcher("mpirun", tmp_path)[:-1], "bash", "-c", shell]
+    found = subprocess.run(mpirun, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=200, check=False)
+    assert found.returncode != 0
+    assert f"the ranks do not have the same {what} (rank 0: " in found.stdout + found.stderr
+    assert "mIoU" not in found.stdout
 
 
 @pytest.mark.parametrize("name", ["torchrun", pytest.param("mpirun", marks=long)])

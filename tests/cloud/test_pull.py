@@ -306,8 +306,11 @@ def test_what_is_not_there_is_told(place, tmp_path):
     with pytest.raises(OcrnetError, match="there is no such object"):
         pulled(config(place, tmp_path, "nowhere.tar"))
     place.bucket = "no-such-bucket"
-    with pytest.raises(OcrnetError, match=r"data_url \w+://no-such-bucket/data: .*(does not exist|NoSuchBucket)"):
-        pulled(config(place, tmp_path))
+    for name in ("data", "data.tar"):
+        with pytest.raises(
+            OcrnetError, match=rf"data_url \w+://no-such-bucket/{name}: .*(does not exist|NoSuchBucket)"
+        ):
+            pulled(config(place, tmp_path, name))
 
 
 def test_a_path_is_used_where_it_is_and_a_file_url_is_copied(tmp_path):
@@ -320,7 +323,7 @@ def test_a_path_is_used_where_it_is_and_a_file_url_is_copied(tmp_path):
     cfg, _ = pull.dataset(config(None, tmp_path / "cache", f"file://{tmp_path}/set"), print)
     assert Path(cfg.data.dataset_dir).is_relative_to(tmp_path / "cache")
     assert files(Path(cfg.data.dataset_dir)) == FILES
-    with pytest.raises(OcrnetError, match="there is nothing in this folder"):
+    with pytest.raises(OcrnetError, match="this folder does not exist"):
         pull.dataset(config(None, tmp_path / "cache", str(tmp_path / "nowhere")), print)
 
 

@@ -12,7 +12,7 @@ from servers import Place
 
 from ocrnet import checkpoint
 from ocrnet.cloud import resume
-from ocrnet.cloud.push import Push, Pushing
+from ocrnet.cloud.push import Push, Pushing, check_writable
 from ocrnet.cloud.store import FolderStore
 from ocrnet.config import Cloud, Config
 from ocrnet.errors import OcrnetError
@@ -304,3 +304,16 @@ def test_results_of_earlier_evaluations_stay(bucket, tmp_path):
     (tmp_path / "eval.jsonl").write_text('{"step": 2}\n{"step": 3}\n')
     resume.bring_results(cfg, bucket.store("run"), print)
     assert [json.loads(line)["step"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_whether_a_store_takes_files_is_tried_at_the_start(place, tmp_path):
+    check_writable(place.store("run"), Cloud(timeout=1), print)
+    assert not place.names("run/")
+    (tmp_path / "file").touch()
+    with pytest.raises(OcrnetError, match=r"train_url .*file/run: .*Not a directory"):
+        check_writable(FolderStore(tmp_path / "file/run"), Cloud(), print)
+    with pytest.raises(OcrnetError, match=r"train_url /proc/run: "):
+        check_writable(FolderStore(Path("/proc/run")), Cloud(), print)
+    place.bucket = "no-such-bucket"
+    with pytest.raises(OcrnetError, match=r"train_url .*no-such-bucket/run: .*(does not exist|NoSuchBucket)"):
+        check_writable(place.store("run"), Cloud(timeout=1, retries=0), print)

@@ -242,7 +242,7 @@ def test_numbers_and_texts_of_all_ranks():
 def test_one_rank_exchanges_nothing():
     engine = RankEngine(0, Exchange(1))
     assert (ranks.gather(engine, 3), ranks.vote(engine, 2), ranks.gather_texts(engine, ["a"])) == ([3], 2, [["a"]])
-    ranks.check_same(engine, "checkpoint", "step 1")
+    ranks.check_same(engine, {"checkpoint": "step 1"})
     with pytest.raises(OcrnetError, match="mine"), ranks.together(engine):
         raise OcrnetError("mine")
     assert engine.sums == 0
@@ -250,10 +250,10 @@ def test_one_rank_exchanges_nothing():
 
 def test_ranks_that_see_different_things_are_told_which():
     outcomes = on_ranks(3, lambda rank, exchange: ranks.check_same(
-        RankEngine(rank, exchange), "checkpoint", "step 4" if rank == 1 else "step 8"
+        RankEngine(rank, exchange), {"seed": "7", "checkpoint": "step 4" if rank == 1 else "step 8"}
     ))  # fmt: skip
     for outcome in outcomes:
-        assert "do not see the same checkpoint (ranks 0, 2: step 8; rank 1: step 4)" in str(outcome)
+        assert "do not have the same checkpoint (ranks 0, 2: step 8; rank 1: step 4)" in str(outcome)
 
 
 @pytest.mark.parametrize("error", [OcrnetError("mine"), MemoryError("mine")])
@@ -533,7 +533,8 @@ def test_a_checkpoint_from_before_cards_were_noted_had_one(tmp_path):
     changed = training._changed_batch
     assert changed(dataclasses.replace(CONFIG, batch_size=4), old, World()) == []
     assert changed(dataclasses.replace(CONFIG, batch_size=2), old, World()) == [
-        "resume: the global batch changes to 2 crops a step, was 4; the stream goes on elsewhere"
+        "resume: the global batch changes to 2 crops a step, was 4; after as many steps another number of crops "
+        "will have been seen"
     ]
     (line,) = changed(dataclasses.replace(CONFIG, batch_size=4), old, World(0, 2))
     assert line.startswith("resume: cards is 2, was 1: the global batch changes to 8")
@@ -593,7 +594,7 @@ def test_ranks_that_would_score_different_checkpoints_end(commands, tmp_path):
     argv = ("--save_dir", str(tmp_path / "eval"), "--checkpoint_path")
     paths = [str(path) for path in checkpoint.steps(tmp_path / "out/checkpoint")]
     for outcome in on_ranks(2, lambda *rank: commands.eval(*rank, *argv, paths[rank[0]])):
-        assert "do not see the same checkpoint" in str(outcome)
+        assert "do not have the same checkpoint" in str(outcome)
     assert not (tmp_path / "eval").exists()
 
 
