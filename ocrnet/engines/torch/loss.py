@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ocrnet.engines.torch.fused_loss import upsampled_cross_entropy_sum
 from ocrnet.engines.torch.hrnet import resize
 
 IGNORE = 255
@@ -24,9 +25,8 @@ def cross_entropy_sum(logits: Tensor, label: Tensor, class_weight: Tensor, *, al
 
     Logits N,K,h,w are brought to the size of the uint8 labels N,H,W, in float32 at least; 255 is ignored.
     """
-    logits = _full_size(logits, label, align_corners)
-    weight = class_weight.to(logits.dtype)
-    return F.cross_entropy(logits, label.long(), weight, ignore_index=IGNORE, reduction="sum")
+    weight = _pixel_weight(label, class_weight)
+    return upsampled_cross_entropy_sum(logits, label, weight, align_corners=align_corners)
 
 
 def ohem(

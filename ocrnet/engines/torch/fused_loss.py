@@ -1,0 +1,105 @@
+"""Upsampling and class-weighted cross-entropy in one, without logits at full resolution.
+
+Full-resolution float32 logits of 19 classes are 40 MB an image of 512x1024, and a plain loss has several such tensors a
+head. Here a band of rows at a time is brought to full size, as two small matrix products, and the gradient at low
+resolution is made within the forward pass: what lives is one band, and one gradient as small as the logits.
+"""
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BAND_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # of one band's logits: a CPU's cache, or few kernels on a GPU
+
+
+def upsampled_cross_entropy_sum(logits: Tensor, label: Tensor, pixel_weight: Tensor, *, align_corners: bool) -> Tensor:
+    """Sum over all pixels of their weight times their negative log-likelihood, for logits N,K,h,w.
+
+    The logits are brought to the size of the uint8 labels N,H,W bilinearly, in float32 at least. ``pixel_weight``
+    N,H,W is 0 where a pixel is ignored, whatever its label. The same number and gradient as interpolating, then
+    ``F.cross_entropy``, but for rounding.
+    """
+    return _UpsampledCrossEntropy.apply(logits, label, pixel_weight, align_corners)
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, label: Tensor, pixel_weight: Tensor, align_corners: bool) -> Tensor:
+        """Sum the loss band by band; the gradient of the sum is ready when it ends."""
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        low = logits.detach().to(dtype).contiguous()
+        gradient = torch.zeros_like(low) if ctx.needs_input_grad[0] else None
+        with torch.autocast(low.device.type, enabled=False):
+            total = _sum_in_bands(low, label, pixel_weight, align_corners, gradient)
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient that the forward pass made, times what comes from behind."""
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad).to(ctx.dtype), None, None, None
+
+
+def _sum_in_bands(
+    low: Tensor, label: Tensor, pixel_weight: Tensor, align_corners: bool, gradient: Tensor | None
+) -> Tensor:
+    """Return the sum; add its gradient to ``gradient``, where there is one."""
+    count, classes, h, w = low.shape
+    height, width = label.shape[1:]
+    rows = bilinear_matrix(h, height, align_corners, low.dtype, low.device)
+    columns = bilinear_matrix(w, width, align_corners, low.dtype, low.device)
+    total = low.new_zeros(())
+    most = BAND_BYTES.get(low.device.type, BAND_BYTES["cpu"])
+    step = max(1, most // (count * classes * width * low.element_size()))
+    for top in range(0, height, step):
+        band = slice(top, min(top + step, height))
+        first, last = source_rows(h, height, align_corners, band.start, band.stop)
+        rows_here = rows[band, first:last]
+        up = rows_here @ F.linear(low[:, :, first:last].contiguous(), columns)  # N, K, band, W
+        target = label[:, None, band].long().clamp_max(classes - 1)
+        weight = pixel_weight[:, band].to(low.dtype)
+        of_target = up.gather(1, target)[:, 0]
+        highest = up.amax(1, keepdim=True)
+        up.sub_(highest).exp_()
+        partition = up.sum(1, keepdim=True)
+        nll = partition[:, 0].log() + highest[:, 0] - of_target
+        total += (torch.where(weight > 0, nll, 0) * weight).sum()
+        if gradient is not None:
+            up.mul_(weight[:, None] / partition)  # the softmax, weighted
+            up.scatter_add_(1, target, -weight[:, None])
+            gradient[:, :, first:last] += F.linear(rows_here.T @ up, columns.T)
+    return total
+
+
+def source(size: int, target: int, align_corners: bool, index: Tensor | int) -> Any:
+    """Return where in 0 .. size - 1 the pixels ``index`` of ``target`` ones are taken from, as torch has it."""
+    if align_corners:
+        return index * ((size - 1) / (target - 1) if target > 1 else 0.0)
+    place = (index + 0.5) * (size / target) - 0.5
+    return place.clamp_min(0) if isinstance(place, Tensor) else max(place, 0.0)
+
+
+def source_rows(size: int, target: int, align_corners: bool, start: int, stop: int) -> tuple[int, int]:
+    """Return the range of rows that target rows ``start`` to ``stop`` - 1 are made of."""
+    first = int(source(size, target, align_corners, start))
+    last = int(source(size, target, align_corners, stop - 1)) + 2
+    return max(0, min(first, size - 1)), min(last, size)
+
+
+@functools.lru_cache(16)
+def bilinear_matrix(size: int, target: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the matrix target,size by which ``F.interpolate`` bilinearly resizes one axis."""
+    place = source(size, target, align_corners, torch.arange(target, dtype=torch.float64))
+    low = place.long().clamp_max(size - 1)
+    high = (low + 1).clamp_max(size - 1)
+    share = place - low
+    matrix = torch.zeros(target, size, dtype=torch.float64)
+    matrix.scatter_add_(1, low[:, None], (1 - share)[:, None])
+    matrix.scatter_add_(1, high[:, None], share[:, None])
+    return matrix.to(device, dtype)
