@@ -12,6 +12,7 @@ CASES = {
     "cpu.py": ["--width", "8", "--train_size", "64", "128", "--predict_size", "64", "128", "--rounds", "1"],
     "pipeline.py": ["--size", "128", "256", "--crop_size", "64", "128", "--images", "2", "--rounds", "1"],
     "memory.py": ["--width", "8", "--size", "64", "128"],
+    "loss.py": ["--size", "256", "512", "--rounds", "1"],
     "gpu.py": ["--device_target", "CPU", "--size", "64", "128", "--steps", "1", "--rounds", "1", "--widths", "6"],
     "export.py": ["--quick"],
     "scaling.py": ["--device_target", "CPU", "--width", "6", "--size", "64", "128", "--steps", "1", "--rounds", "1"],
