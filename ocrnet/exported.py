@@ -80,10 +80,19 @@ class Facts:
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> "Facts":
         """Return what `as_dict` gave, read back from JSON."""
+        tree = {entry.name: tree[entry.name] for entry in dataclasses.fields(cls)}  # a later version may write more
         arch = Arch(**tree["arch"] | {"modules": tuple(tree["arch"]["modules"])})
         lists = {name: tuple(tree[name]) for name in ("names", "mean", "std")}
         palette, size = tuple(tuple(colour) for colour in tree["palette"]), tree["size"]
-        return cls(**tree | lists | {"arch": arch, "palette": palette, "size": size and tuple(size)})
+        found = cls(**tree | lists | {"arch": arch, "palette": palette, "size": size and tuple(size)})
+        if len(found.names) != arch.num_classes or len(palette) != arch.num_classes:
+            raise ValueError(f"{len(found.names)} names and {len(palette)} colours for {arch.num_classes} classes")
+        numbers = (*found.mean, *found.std, *(found.size or (1, 1)), found.source["step"])
+        if len(numbers) != 9 or not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("mean, std, size and step are no numbers")
+        if found.input not in get_args(Input) or found.outputs not in get_args(Outputs):
+            raise ValueError(f"input {found.input!r}, outputs {found.outputs!r}")
+        return found
 
 
 class Session(Protocol):
@@ -131,7 +140,13 @@ def read(path: Path, cfg: Config) -> Weights | Exported:
     session = open_session(kind, path, mix=cfg.mix)
     if session.document is None:
         raise OcrnetError(f"{path} was not written by ocrnet export: it does not say what it takes and answers")
-    return Exported(path, Facts.from_dict(session.document), session)
+    try:
+        facts = Facts.from_dict(session.document)
+    except (TypeError, KeyError, ValueError, AttributeError, OcrnetError) as error:
+        raise OcrnetError(
+            f"{path}: what it says of itself is damaged ({type(error).__name__}: {error}); export it again"
+        ) from None
+    return Exported(path, facts, session)
 
 
 def as_weights(found: Weights | Exported) -> Weights:

@@ -80,6 +80,9 @@ def export(wish: Wish, labelled: Dataset | None, say: Callable[[str], None]) -> 
     kind = _format(wish)
     _check_choices(wish, kind)
     check_writable(wish.output)
+    beside = wish.output.with_suffix(".bin")
+    if kind == "openvino" and beside.exists() and not wish.output.exists():
+        raise OcrnetError(f"--output {wish.output}: {beside} exists and belongs to no such file; give another --output")
     for library in WRITERS[kind]:
         check_installed(library, f"--format {kind}")
     if format_of(wish.checkpoint):

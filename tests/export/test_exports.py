@@ -1,8 +1,13 @@
 """What `ocrnet export` writes answers as the authors' code and our engine do, in the runtime that users have."""
 
+import contextlib
+import io
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 import pytest
@@ -30,6 +35,11 @@ def save(path, tensors, variant="hrnet"):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     return save(tmp_path_factory.mktemp("small") / "small.safetensors", spec.init(spec.Arch(**SMALL), 3))
+
+
+@pytest.fixture(scope="module")
+def small_onnx(small, tmp_path_factory):
+    return export(small, tmp_path_factory.mktemp("onnx") / "small.onnx")
 
 
 def export(source, output, *flags):
@@ -84,6 +94,44 @@ def test_torch_export(small, tmp_path):
     np.testing.assert_allclose(found, ocrnet.load(small).logits(x)[1], rtol=1e-4, atol=1e-5)
     with pytest.raises(OcrnetError, match=r"takes images of 64x96 alone, not 32x48.*--dynamic True"):
         ocrnet.load(path).predict(draw((64, 96), 0), scales=(0.5, 1.0))
+    ran = tmp_path / "ran"
+    altered = with_a_pickle(Path(path), tmp_path / "evil.pt2", f"open({str(ran)!r}, 'w')")
+    with pytest.raises(OcrnetError, match=r"evil.pt2 is refused: .*could run code"):
+        ocrnet.load(altered)
+    assert not ran.exists()
+    with contextlib.suppress(Exception):
+        torch.export.load(str(altered))  # what it would have done
+    assert ran.exists()
+
+
+class Evil:
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def __reduce__(self):
+        return exec, (self.code,)
+
+
+def with_a_pickle(source: Path, target: Path, code: str) -> Path:
+    """Copy a .pt2 file with a pickle that runs code in the place of a weight."""
+    buffer = io.BytesIO()
+    torch.save(Evil(code), buffer)
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename.endswith("weights_config.json"):
+                tree = json.loads(content)
+                first = next(iter(tree["config"].values()))
+                first["use_pickle"], victim = True, first["path_name"]
+                content = json.dumps(tree).encode()
+            new.writestr(entry, content)
+        names = {Path(name).name: name for name in old.namelist()}
+    with zipfile.ZipFile(target) as old:
+        rest = [(entry, old.read(entry)) for entry in old.infolist() if entry.filename != names[victim]]
+    with zipfile.ZipFile(target, "w") as new:
+        for entry, content in [*rest, (names[victim], buffer.getvalue())]:
+            new.writestr(entry, content)
+    return target
 
 
 def test_passes_over_a_files_logits_are_the_engines(small, tmp_path):
@@ -154,12 +202,41 @@ def test_labels_are_cut_from_windows_and_not_averaged(small, tmp_path):
         opened.probabilities(image, slide=(64, 96))
 
 
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda tree: tree | {"of a later version": 1}, None),
+        (lambda tree: [], "what it says of itself is damaged"),
+        (lambda tree: {key: tree[key] for key in tree if key != "arch"}, "damaged .*'arch'"),
+        (lambda tree: tree | {"names": tree["names"][:3]}, "damaged .*3 names"),
+        (lambda tree: tree | {"std": "abc"}, "damaged .*no numbers"),
+        (lambda tree: tree | {"outputs": "banana"}, "damaged .*banana"),
+        (lambda tree: tree | {"outputs": "logits"}, "says that it answers logits, but its answer has the shape"),
+        (lambda tree: tree | {"input": "normalised"}, "cannot be run in onnxruntime"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_not_believed_blindly(small_onnx, tmp_path, change, wanted):
+    model = onnx.load(small_onnx)
+    (entry,) = (prop for prop in model.metadata_props if prop.key == "ocrnet")
+    entry.value = json.dumps(change(json.loads(entry.value)))
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(OcrnetError, match=wanted) if wanted else contextlib.nullcontext():
+        ocrnet.load(tmp_path / "other.onnx").predict(draw((64, 96), 0))
+
+
+def test_a_bin_file_of_somebody_elses_stays(small, tmp_path, capsys):
+    (tmp_path / "net.bin").write_text("precious")
+    assert cli.main(["export", "--checkpoint_path", small, "--output", str(tmp_path / "net.xml")]) == 2
+    assert "net.bin exists and belongs to no such file" in capsys.readouterr().err
+    assert (tmp_path / "net.bin").read_text() == "precious"
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".torchscript", ".pt2"])
 def test_a_damaged_file_is_an_error_with_its_name(tmp_path, suffix):
     path = tmp_path / f"net{suffix}"
     path.write_bytes(b"no network")
     path.with_suffix(".bin").write_bytes(b"")
-    with pytest.raises(OcrnetError, match=f"net{suffix} is damaged or no "):
+    with pytest.raises(OcrnetError, match=f"net{suffix} is (damaged or no |refused: it is damaged)"):
         ocrnet.load(path)
 
 

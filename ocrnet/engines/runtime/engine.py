@@ -98,11 +98,23 @@ class RuntimeEngine:
         size, wanted = image.shape[:2], self.facts.size
         if wanted not in (None, size):
             height, width = wanted
+            windows = f"look through windows of that size (--set eval.slide=[{height},{width}]), or "
             raise OcrnetError(
-                f"{self.path} takes images of {height}x{width} alone, not {size[0]}x{size[1]}: look through windows of "
-                f"that size (--set eval.slide=[{height},{width}]), or export with --size or --dynamic True"
+                f"{self.path} takes images of {height}x{width} alone, not {size[0]}x{size[1]}: "
+                f"{windows if size[0] >= height and size[1] >= width else ''}export with --size or --dynamic True"
             )
-        return self.session.run(as_input(image, self.facts.input, self.facts.mean, self.facts.std))[0]
+        x = as_input(image, self.facts.input, self.facts.mean, self.facts.std)
+        try:
+            answer = self.session.run(x)[0]
+        except Exception as error:  # each runtime has errors of its own
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OcrnetError(f"{self.path} cannot be run in {self.session.runtime}: {first}") from error
+        if answer.shape != size if self.facts.outputs == "labels" else answer.shape[:-2] != (len(self.facts.names),):
+            raise OcrnetError(
+                f"{self.path} says that it answers {self.facts.outputs}, but its answer has the shape {answer.shape}; "
+                "export it again"
+            )
+        return answer
 
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Refuse: an exported file has no auxiliary head, and may not take normalised input."""
