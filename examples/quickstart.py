@@ -81,7 +81,8 @@ def main() -> None:
     shutil.rmtree(ROOT / OUT, ignore_errors=True)
     scenes, checkpoint = str(OUT / "scenes"), str(OUT / "run")
     print("Quickstart: about three minutes on two cores. The scenes are synthetic: drawn by a program.")
-    run("ocrnet", "synthetic", scenes, "--train", "80", "--val", "12", "--test", "3", "--size", "256", "512")
+    val = "12" if steps is None else "4"
+    run("ocrnet", "synthetic", scenes, "--train", "80", "--val", val, "--test", "3", "--size", "256", "512")
     run("python", "train.py", *config)
     run("python", "eval.py", *config, "--checkpoint_path", checkpoint, "--multi_scale", "True", "--flip", "True",
         "--visualize", "True")  # fmt: skip

@@ -1,5 +1,6 @@
 """Weights of every family on the MindSpore engine, op by op: the logits of the family's own network."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ocrnet.convert import convert
 from ocrnet.engine import open_engine
 from ocrnet.world import World
 
+long = pytest.mark.skipif(not os.environ.get("OCRNET_TEST_LONG"), reason="slow: make test-long")
 FIXTURE = Path(__file__).parents[1] / "data" / "official_w6"
 
 
@@ -24,7 +26,10 @@ def logits(path, x):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("network", [Authors, Openseg, OpensegInplace, Nvidia, Mmseg, Paddle, MindSpore])
+@pytest.mark.parametrize(
+    "network",
+    [*(pytest.param(one, marks=long) for one in (Authors, Openseg, OpensegInplace, Nvidia)), Mmseg, Paddle, MindSpore],
+)
 def test_logits_are_the_familys(network, tmp_path):
     net = fill(network(4, 1, (1, 1, 1), 3, 8, 256 if network is MindSpore else 4))
     torch.save(net.state_dict(), tmp_path / "a.pth")

@@ -1,6 +1,7 @@
 """The benchmark scripts at toy size, so that they cannot rot; what they measure here means nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("script", CASES)
+SLOW = ("memory.py", "scaling.py")  # many processes, each of which imports the framework
+long = pytest.mark.skipif(not os.environ.get("OCRNET_TEST_LONG"), reason="slow: make test-long")
+
+
+@pytest.mark.parametrize("script", [pytest.param(name, marks=long if name in SLOW else ()) for name in CASES])
 def test_a_script_runs_and_leaves_its_figures(script, tmp_path):
     out = tmp_path / "out.json"
     command = [sys.executable, f"benchmarks/{script}", *CASES[script], "--out", str(out)]
