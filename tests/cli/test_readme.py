@@ -21,8 +21,8 @@ READMES = ("README.md", "README_CN.md")
 CODE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SCENE = "leftImg8bit/val/demo/demo_000000_000019_leftImg8bit.png"
 
-# Commands that are not run here, and where they are.
-ELSEWHERE = {"make quickstart": ".ci/run", "make test": ".ci/run"}
+# Commands that are not run here, and the lines of .ci/run that run them.
+ELSEWHERE = {"make quickstart": "make quickstart STEPS=70", "make test": "make test"}
 
 
 def text(name: str) -> str:
@@ -127,7 +127,7 @@ def test_a_section_runs_as_it_stands(title, cityscapes, tmp_path):
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for line in sections(text("README.md"))[title]:
         if line in ELSEWHERE:
-            assert line in (ROOT / ELSEWHERE[line]).read_text().splitlines()
+            assert ELSEWHERE[line] in (ROOT / ".ci/run").read_text().splitlines()
             continue
         small = made_small(line, tmp_path)
         done = subprocess.run(
