@@ -78,10 +78,11 @@ def test_train_forward(case, dtype):
     sample, model = read(f"case_{case}"), network(dtype).train()
     with torch.no_grad():
         aux, ocr = model(sample["x"].to(dtype))
-    # Held values come from float64. Batch statistics over the 19 regions amplify float32's rounding: 5.5e-5 here.
-    bounds = (1e-5, 1e-4) if dtype == torch.float32 else (3e-7, 3e-7)
-    assert apart(aux, sample["train_aux"]) < bounds[0]
-    assert apart(ocr, sample["train_ocr"]) < bounds[1]
+    # Held values come from float64. Batch statistics amplify float32's rounding, which is each CPU's own: 1.7e-5 (aux)
+    # and 5.5e-5 (ocr, over the 19 regions) were seen.
+    bound = 1e-4 if dtype == torch.float32 else 3e-7
+    assert apart(aux, sample["train_aux"]) < bound
+    assert apart(ocr, sample["train_ocr"]) < bound
     state, untouched = model.state_dict(), read("state_dict")
     for name, wanted in sample["running_after_train"].items():
         assert apart(state[name], wanted) < 1e-5

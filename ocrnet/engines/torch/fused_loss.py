@@ -6,6 +6,7 @@ resolution is made within the forward pass: what lives is one band, and one grad
 """
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         low = logits.detach().to(dtype).contiguous()
         gradient = torch.zeros_like(low) if ctx.needs_input_grad[0] else None
-        with torch.autocast(low.device.type, enabled=False):
+        with _no_autocast(low.device.type):
             total = _sum_in_bands(low, label, pixel_weight, align_corners, gradient)
         if gradient is not None:
             ctx.save_for_backward(gradient)
@@ -44,6 +45,12 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         """The gradient that the forward pass made, times what comes from behind."""
         (gradient,) = ctx.saved_tensors
         return (gradient * grad).to(ctx.dtype), None, None, None
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Compute in the tensors' own dtype; the meta device has no autocast to turn off."""
+    has_autocast = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if has_autocast else nullcontext()
 
 
 def _sum_in_bands(
