@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 PR_SET_PDEATHSIG = 1
+
+# One request may come as several signals: Ctrl-C in a terminal, and mpirun's own SIGTERM behind it; PR_SET_PDEATHSIG
+# once for each of the parent's threads, up to 9 ms apart.
+ONE_REQUEST_S = 1.0
 
 
 @contextlib.contextmanager
@@ -51,6 +56,7 @@ class StopRequest:
     def __init__(self, *, speaks: bool = True, what: str = "stopping after this step, with a checkpoint") -> None:
         self.speaks, self.what = speaks, what
         self.number: int | None = None
+        self._asked_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> int:
@@ -69,8 +75,10 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
+            if time.monotonic() - self._asked_at < ONE_REQUEST_S:
+                return
             os._exit(128 + number)
-        self.number = number
+        self.number, self._asked_at = number, time.monotonic()
         if not self.speaks:
             return
         name = signal.Signals(number).name

@@ -109,7 +109,14 @@ MUTATIONS = (
         "ocrnet/signals.py",
         "            os._exit(128 + number)\n",
         "            return\n",
-        f"{REAL}::test_a_second_signal_exits_at_once",
+        "tests/core/test_signals.py::test_a_second_signal_exits_at_once",
+    ),
+    Mutation(
+        "signals within a second are one request to stop",
+        "ocrnet/signals.py",
+        "< ONE_REQUEST_S",
+        "< 0",
+        "tests/core/test_signals.py::test_signals_right_behind_the_first_are_of_the_same_request",
     ),
     Mutation(
         "a step that is not finite leaves BN statistics as they were",

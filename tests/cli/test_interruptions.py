@@ -54,19 +54,6 @@ def test_a_signal_to_every_process_ends_with_a_checkpoint(cityscapes, tmp_path, 
     assert_same_end(tmp_path / "out", whole)
 
 
-def test_a_second_signal_exits_at_once(cityscapes, tmp_path):
-    slow = ("data.crop_size=[384,768]", "batch_size=4", "log_interval=1", "num_workers=0")  # seconds a step
-    process = start(*command(cityscapes, tmp_path / "out", *slow, steps=100_000))
-    wait_for(process, "step 1/")
-    os.kill(process.pid, signal.SIGTERM)
-    assert "once more to exit at once" in process.stderr.readline()
-    os.kill(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "stopped after step" not in said
-    assert not list((tmp_path / "out").rglob("*.safetensors"))
-
-
 def test_kill_9_at_random_moments(cityscapes, tmp_path, whole):
     moments = random.Random(5)
     folder = tmp_path / "out"

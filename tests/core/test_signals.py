@@ -1,0 +1,49 @@
+"""Real processes and real signals: what one request to stop is, and what the next one does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ocrnet.signals import ONE_REQUEST_S
+
+STEPPING = """
+import os, sys, time
+from ocrnet.signals import StopRequest
+with StopRequest() as stopped:
+    print("begun", flush=True)
+    time.sleep(60)  # a long step
+sys.exit("ended by itself")
+"""
+
+
+@pytest.fixture
+def process():
+    with subprocess.Popen([sys.executable, "-c", STEPPING], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout.readline() == "begun\n"
+        yield process
+        process.kill()
+
+
+def ask(process, number):
+    os.kill(process.pid, number)
+    assert "once more to exit at once" in process.stderr.readline()
+
+
+def test_a_second_signal_exits_at_once(process):
+    ask(process, signal.SIGINT)
+    time.sleep(ONE_REQUEST_S + 0.1)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+
+
+def test_signals_right_behind_the_first_are_of_the_same_request(process):
+    ask(process, signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):  # a dying mpirun's, a terminal's
+        time.sleep(0.01)
+        os.kill(process.pid, number)
+    time.sleep(ONE_REQUEST_S)
+    assert process.poll() is None
