@@ -21,7 +21,7 @@ from mindspore import Tensor, nn, ops
 from ocrnet import schedule, spec
 from ocrnet.config import Config, Data
 from ocrnet.spec import Arch
-from ocrnet.weights.mindspore import canonical
+from ocrnet.weights.mindspore import FAMILY
 
 HEAD_EPS = 1e-4
 OCR, AUX = 1.0, 0.4
@@ -313,12 +313,11 @@ class Rival:
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over all weights and statistics under canonical names, but for the two biases that are not here."""
-        parameters = list(self.network.get_parameters())
-        places = canonical({one.name: np.array(number) for number, one in enumerate(parameters)})
-        for name, number in places.items():
-            assert parameters[int(number)].shape == state[name].shape, name
-            parameters[int(number)].set_data(Tensor(state[name]))
-        left = state.keys() - places.keys()
+        parameters = {FAMILY.ours(one.name): one for one in self.network.get_parameters()}
+        left = state.keys() - parameters.keys()
+        for name in state.keys() - left:
+            assert parameters[name].shape == state[name].shape, name
+            parameters[name].set_data(Tensor(state[name]))
         assert left == {"conv3x3_ocr.0.bias", "aux_head.0.bias"}, left
         assert not any(state[name].any() for name in left)
 

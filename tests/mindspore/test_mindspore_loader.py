@@ -321,6 +321,7 @@ def test_handlers_and_settings_are_left_as_they_were(stream):
     try:
         settings = [getattr(config, f"get_{name}")() for name in names]
         method = multiprocessing.get_start_method(allow_none=True)
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         made, _ = begin_endless(stream, 2)
         heard.clear()
         subprocess.run(["true"], check=True)
@@ -328,7 +329,7 @@ def test_handlers_and_settings_are_left_as_they_were(stream):
         made.close()
         assert settings == [getattr(config, f"get_{name}")() for name in names]
         assert multiprocessing.get_start_method(allow_none=True) == method
-        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == held
     finally:
         signal.signal(signal.SIGCHLD, before)
 
