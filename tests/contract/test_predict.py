@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import ARCH, MemoryStream
 
+from ocrnet import spec
 from ocrnet.config import Eval
 from ocrnet.errors import OcrnetError
 from ocrnet.passes import Pass, make_passes
@@ -43,6 +44,19 @@ def test_outputs_and_their_types(engine, images):
     np.testing.assert_array_equal(engine.predict(images, make_passes(Eval(), SIZE))["labels"], found["labels"])
     with pytest.raises(OcrnetError, match="lables"):
         engine.predict(images, make_passes(Eval(), SIZE), ("lables",))
+
+
+def test_a_prediction_is_of_the_weights_as_they_are_now(make_engine, engine, images):
+    look(engine, images)
+    engine.train(2)
+    trained = look(engine, images)["probabilities"]
+    other = make_engine(fresh=False)
+    other.restore(engine.state(), 0)
+    np.testing.assert_array_equal(look(other, images)["probabilities"], trained)
+    other.restore(spec.init(ARCH, 1), 0)
+    fresh = look(make_engine(), images)["probabilities"]
+    np.testing.assert_array_equal(look(other, images)["probabilities"], fresh)
+    assert np.abs(fresh - trained).max() > 1e-3
 
 
 def test_a_batch_is_its_images(engine, images):

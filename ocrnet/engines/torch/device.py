@@ -13,8 +13,9 @@ from ocrnet.errors import OcrnetError
 
 @dataclass(frozen=True)
 class Precision:
-    """The autocast to compute under (a fresh context each call), whether the loss needs a scale, and why."""
+    """The convolutions' dtype, the autocast for it (a fresh context each call), if the loss needs a scale, and why."""
 
+    dtype: torch.dtype
     autocast: Callable[[], contextlib.AbstractContextManager]
     scaled: bool
     text: str
@@ -41,19 +42,20 @@ def choose_device(target: str | None, local: int = 0) -> tuple[torch.device, str
 def choose_precision(device: torch.device, mix: bool) -> Precision:
     """Return what ``--mix`` means here: bfloat16 where it is native, else float16 with a scaled loss on GPU."""
     if not mix:
-        return Precision(contextlib.nullcontext, False, "float32")
+        return Precision(torch.float32, contextlib.nullcontext, False, "float32")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Precision(_autocast("cuda", torch.bfloat16), False, "bfloat16")
+            return _mixed("cuda", torch.bfloat16, "bfloat16")
         why = "float16 with a dynamic loss scale, because this GPU has no bfloat16"
-        return Precision(_autocast("cuda", torch.float16), True, why)
+        return _mixed("cuda", torch.float16, why)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return Precision(_autocast("cpu", torch.bfloat16), False, "bfloat16")
-    return Precision(contextlib.nullcontext, False, "float32, because this CPU has no bfloat16 instructions")
+        return _mixed("cpu", torch.bfloat16, "bfloat16")
+    why = "float32, because this CPU has no bfloat16 instructions"
+    return Precision(torch.float32, contextlib.nullcontext, False, why)
 
 
-def _autocast(device_type: str, dtype: torch.dtype) -> Callable[[], contextlib.AbstractContextManager]:
-    return lambda: torch.autocast(device_type, dtype)
+def _mixed(device_type: str, dtype: torch.dtype, text: str) -> Precision:
+    return Precision(dtype, lambda: torch.autocast(device_type, dtype), dtype == torch.float16, text)
 
 
 @contextlib.contextmanager

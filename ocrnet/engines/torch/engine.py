@@ -15,6 +15,7 @@ from ocrnet.config import Config
 from ocrnet.engine import OUTPUTS, Stats
 from ocrnet.engines.torch import ranks
 from ocrnet.engines.torch.device import Precision, choose_device, choose_precision, configure, describe, memory_told
+from ocrnet.engines.torch.fold import folded
 from ocrnet.engines.torch.hrnet import Norm, Size, resize
 from ocrnet.engines.torch.loader import Batch, batches
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
@@ -49,6 +50,7 @@ class TorchEngine:
         self.step = 0
         self._batches: Generator[Batch, None, None] | None = None
         self._failure: OcrnetError | None = None
+        self._folded: OCRNet | None = None
         if stream is not None:
             self._prepare_training()
 
@@ -100,6 +102,7 @@ class TorchEngine:
             pinned = self.device.type == "cuda"
             self._batches = batches(self.stream, self.cfg, world=self.world, step=self.step, pinned=pinned)
         self.model.train()
+        self._folded = None
         heads = torch.zeros(steps, 2, dtype=torch.float64, device=self.device)
         finite = torch.zeros(steps, dtype=torch.bool, device=self.device)
         ready = self._batches
@@ -202,7 +205,6 @@ class TorchEngine:
         unknown = set(outputs) - set(OUTPUTS)
         if unknown:
             raise OcrnetError(f"predict has no output {sorted(unknown)}; it has {', '.join(OUTPUTS)}")
-        self.model.eval()
         x = self._normalise(torch.from_numpy(images).to(self.device))
         size = images.shape[1], images.shape[2]
         if list(outputs) == ["labels"] and len(passes) == 1:
@@ -237,16 +239,20 @@ class TorchEngine:
         return resize(logits, size, align_corners)
 
     def _ocr(self, x: torch.Tensor) -> torch.Tensor:
-        with self.precision.autocast():
-            return self.model(x)[1].float()
+        return self._heads(x)[1].float()
 
     @torch.inference_mode()
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Run the network once on normalised float32 N,3,H,W."""
-        self.model.eval()
-        with self.precision.autocast():
-            aux, ocr = self.model(torch.from_numpy(x).to(self.device))
+        aux, ocr = self._heads(torch.from_numpy(x).to(self.device))
         return aux.float().cpu().numpy(), ocr.float().cpu().numpy()
+
+    def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the network in evaluation; the one without norms is made where weights have changed."""
+        if self._folded is None:
+            self._folded = folded(self.model, self.precision.dtype)
+        with self.precision.autocast():
+            return self._folded(x)
 
     def state(self) -> dict[str, np.ndarray]:
         """Copy the state to the host under canonical names."""
@@ -269,6 +275,7 @@ class TorchEngine:
                     given = state.get(MOMENTUM + name)
                     buffer.copy_(torch.from_numpy(given)) if given is not None else buffer.zero_()
             self.scaler.restore(state)
+        self._folded = None
         self.close_loader()
         self.step = step
         self._failure = None

@@ -1,0 +1,37 @@
+"""Batch norms taken into the convolutions before them, for prediction: a third fewer passes over the activations."""
+
+import copy
+
+import torch
+from torch import nn
+
+from ocrnet.engines.torch.hrnet import Conv, Norm
+from ocrnet.engines.torch.ocr import OCRNet
+
+
+@torch.no_grad()
+def folded(model: OCRNet, dtype: torch.dtype) -> OCRNet:
+    """Return a copy for evaluation without norms, its weights in ``dtype``; the outputs are those but for rounding.
+
+    A norm there is a factor and a shift a channel: gamma (W x + b - mean) / sqrt(var + eps) + beta is again a
+    convolution. Every norm stands behind a convolution whose output nothing else uses. The factors are float64.
+    """
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    before: Conv | None = None
+    for name, module in list(network.named_modules()):
+        if isinstance(module, Conv):
+            before = module
+        elif isinstance(module, Norm):
+            assert before is not None
+            _fold(before, module)
+            owner, _, part = name.rpartition(".")
+            setattr(network.get_submodule(owner), part, nn.Identity())
+    return network.to(dtype)
+
+
+def _fold(conv: Conv, norm: Norm) -> None:
+    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    bias = 0.0 if conv.bias is None else conv.bias.double()
+    shifted = norm.bias.double() + factor * (bias - norm.running_mean.double())
+    conv.weight.copy_(conv.weight.double() * factor[:, None, None, None])
+    conv.bias = nn.Parameter(shifted.to(conv.weight.dtype), requires_grad=False)
