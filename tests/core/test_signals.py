@@ -11,9 +11,10 @@ import pytest
 from ocrnet.signals import ONE_REQUEST_S
 
 STEPPING = """
-import os, sys, time
+import signal, sys, time
 from ocrnet.signals import StopRequest
-with StopRequest() as stopped:
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
+with StopRequest():
     print("begun", flush=True)
     time.sleep(60)  # a long step
 sys.exit("ended by itself")
