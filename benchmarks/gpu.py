@@ -1,14 +1,23 @@
-"""One GPU, correctness first, then speed; prints one JSON document to keep under benchmarks/results/.
+"""One GPU, correctness first, then speed; prints a table and one JSON document to keep under benchmarks/results/.
 
-    python benchmarks/gpu.py --camvid FOLDER [--out FILE]
-    python benchmarks/gpu.py --device_target CPU --size 64 128 --steps 1 --rounds 1      (to try the script itself)
+    python benchmarks/gpu.py --camvid FOLDER [--camvid_config config/camvid_quick.yml] [--out FILE]
+    python benchmarks/gpu.py --device_target CPU --toy [--out FILE]      (to try the script itself)
 
-1. The network against the authors' outputs (tests/data/official_w6) in float32 without TF32 and in float64.
-2. `--mix True` training on CamVid with config/camvid_quick.yml, then evaluation, single scale and ms + flip.
-3. W48 and W18 at 512x1024: images per second of training and prediction, float32 and mixed, the median of rounds.
+1. The network against the authors' outputs (tests/data/official_w6) in float32 without TF32 and in float64; the first
+   training step's loss against the plain baseline's.
+2. Training of W48 at 512x1024 for several batch sizes, prediction of one image of 512x1024 and of 1024x2048, and W18:
+   ours against plain.py (a) in float32, (b) with AMP, (c) with AMP and channels_last. In every round each way is built,
+   warmed up, timed and taken down, in turn, so that each has the memory for itself. Images a second, milliseconds, peak
+   memory, kernels a step, and the share of the time that the operations alone would take at the pace of a large
+   bfloat16 product on the same device ("of peak"; ours needs fewer operations than the network has, so it can pass 1).
+3. `--mix True` training on CamVid through the public commands, then evaluation, single scale and ms + flip.
+
+What no longer begins within ``--seconds`` is left out and listed, so that a call has an end.
 """
 
 import argparse
+import gc
+import itertools
 import json
 import platform
 import statistics
@@ -16,16 +25,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from common import Noise, tell
+from plain import Plain
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
-from ocrnet import spec
+from ocrnet import cost, spec
 from ocrnet.config import Config, Eval
 from ocrnet.engines.torch.engine import TorchEngine
+from ocrnet.engines.torch.loader import Batch, collate
 from ocrnet.engines.torch.ocr import OCRNet
+from ocrnet.errors import OcrnetError
 from ocrnet.passes import make_passes
 from ocrnet.run import core_versions, git_commit
 from ocrnet.spec import Arch
@@ -33,6 +49,30 @@ from ocrnet.world import World
 
 ROOT = Path(__file__).parents[1]
 FIXTURE = ROOT / "tests/data/official_w6"
+Size = tuple[int, int]
+
+
+class Case(NamedTuple):
+    """What is measured: a training step or a prediction of ``batch_size`` images of ``size`` by a network."""
+
+    task: str
+    width: int
+    size: Size
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.task} W{self.width} {self.size[0]}x{self.size[1]} batch {self.batch_size}"
+
+
+CASES = (
+    *(Case("train", 48, (512, 1024), batch_size) for batch_size in (8, 2, 4, 16, 32)),
+    Case("predict", 48, (1024, 2048), 1),
+    Case("predict", 48, (512, 1024), 1),
+    Case("predict", 48, (512, 1024), 8),
+    Case("train", 18, (512, 1024), 8),
+)
+TOY = (Case("train", 16, (64, 64), 2), Case("predict", 16, (64, 64), 1))
+WAYS = ("ours", "ours float32", "a: float32", "b: AMP", "c: AMP, channels_last")
 
 
 def check_network(device: str) -> dict[str, float]:
@@ -54,10 +94,134 @@ def check_network(device: str) -> dict[str, float]:
     return found
 
 
-def train_camvid(folder: str, device_target: str) -> dict[str, object]:
-    """Train and evaluate config/camvid_quick.yml through the public commands; return its time and scores."""
+def check_step(target: str) -> dict[str, float]:
+    """Return the first step's loss, ours in float32 and the plain baseline's, from the same weights and images."""
+    arch, size = Arch(width=6, dropout=0.0), (64, 128)
+    engine, sample = ours(target, arch, size, 2, mix=False), Noise(size, 512).sample
+    both = (np.repeat(array[None], 2, axis=0) for array in (sample.image, sample.label))
+    found = {"ours": float(engine.train(1).loss[0] @ (0.4, 1.0)), "plain": Plain(arch, device(target)).train(*both)}
+    engine.close()
+    assert abs(found["ours"] - found["plain"]) < 1e-4 * found["plain"], f"the losses are {found}"
+    return found
+
+
+def device(target: str) -> str:
+    """Return PyTorch's name of a device."""
+    return "cuda" if target == "GPU" else "cpu"
+
+
+def ours(target: str, arch: Arch, size: Size, batch_size: int, *, mix: bool) -> TorchEngine:
+    """Return our engine with one batch that it trains on again and again: the loader is not what is measured."""
+    cfg = Config(device_target=target, mix=mix, batch_size=batch_size, num_workers=0, total_step=10_000)  # type: ignore[arg-type]
+    engine = TorchEngine(cfg, arch, world=World(), stream=Noise(size, arch.channels))  # type: ignore[arg-type]
+    engine.restore(spec.init(arch, 1), 0)
+    batch = collate([Noise(size, arch.channels).sample] * batch_size)
+    assert isinstance(batch, Batch)
+    if target == "GPU":
+        batch = Batch(*(part.pin_memory() for part in batch[:3]), ())
+    engine._batches = (batch for _ in itertools.count())
+    return engine
+
+
+def begin(way: str, case: Case, target: str) -> Callable[[int], object]:
+    """Build one way of a case; return what takes a number of steps and waits for the last."""
+    arch = Arch(width=case.width)
+    sample = Noise(case.size, arch.channels).sample
+    images, label = (np.repeat(array[None], case.batch_size, axis=0) for array in (sample.image, sample.label))
+    if way.startswith("ours"):
+        engine = ours(target, arch, case.size, case.batch_size, mix=way == "ours")
+        if case.task == "train":
+            return engine.train
+        passes = make_passes(Eval(), case.size)
+        return lambda steps: [engine.predict(images, passes) for _ in range(steps)]
+    rival = Plain(arch, device(target), amp="AMP" in way, channels_last="channels_last" in way)
+    given = tuple(torch.from_numpy(array) for array in (images, label))
+    if target == "GPU":
+        given = tuple(array.pin_memory() for array in given)
+    if case.task == "train":
+        return lambda steps: [rival.train(*given) for _ in range(steps)]
+    return lambda steps: [rival.predict(given[0]) for _ in range(steps)]
+
+
+def measure(way: str, case: Case, args: argparse.Namespace) -> dict[str, float]:
+    """Return one round of one way: milliseconds a step, peak memory, and kernels a step."""
+    on_gpu = args.device_target == "GPU"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    call = begin(way, case, args.device_target)
+    call(args.warmup)
+    begun = time.perf_counter()
+    call(args.steps)
+    found = {"ms": 1000 * (time.perf_counter() - begun) / args.steps}
+    if on_gpu:
+        found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
+        call(1)
+    events = seen.events() or []
+    found["kernels"] = sum(event.device_type == DeviceType.CUDA for event in events) if on_gpu else len(events)
+    return found
+
+
+def compare(case: Case, args: argparse.Namespace, peak: float, until: float) -> dict[str, object]:
+    """Return all ways of a case: medians over rounds in turn, and the ratios to the rivals; see the module."""
+    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    failed: dict[str, str] = {}
+    for _, way in itertools.product(range(args.rounds), WAYS):
+        if way in failed or (rounds[way] and time.monotonic() > until):
+            continue
+        try:
+            rounds[way].append(measure(way, case, args))
+        except (torch.OutOfMemoryError, OcrnetError) as error:
+            failed[way] = str(error).splitlines()[0]
+        gc.collect()
+    arch = Arch(width=case.width)
+    operations = (cost.train_flops if case.task == "train" else cost.forward_flops)(arch, case.size) * case.batch_size
+    ways: dict[str, dict[str, object]] = {}
+    for way, seen in rounds.items():
+        if not seen:
+            ways[way] = {"failed": failed.get(way, "no time left")}
+            continue
+        ms = statistics.median(one["ms"] for one in seen)
+        ways[way] = {
+            "ms": ms,
+            "ms_of_rounds": [one["ms"] for one in seen],
+            "images_per_second": 1000 * case.batch_size / ms,
+            "of_peak": operations / (ms / 1000) / peak,
+            **{key: max(one[key] for one in seen) for key in ("peak_gib", "kernels") if key in seen[0]},
+        }
+    mine = ways["ours"].get("ms")
+    ratios = {way: ways[way]["ms"] / mine for way in WAYS if mine and "ms" in ways[way]}  # type: ignore[operator]
+    return {"ways": ways, "times_as_fast_as": ratios}
+
+
+def peaks(target: str) -> dict[str, float]:
+    """Return the pace of a large bfloat16 product in FLOP/s, and of a large copy in bytes/s (read and written)."""
+    size, numbers = (8192, 2**28) if target == "GPU" else (512, 2**22)
+    square = torch.randn(size, size, device=device(target)).bfloat16()
+    flat = torch.zeros(numbers, device=device(target))
+    other = torch.empty_like(flat)
+
+    def pace(call: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(6):
+            begun = time.perf_counter()
+            call()
+            if target == "GPU":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begun)
+        return min(seconds[1:])
+
+    return {
+        "bfloat16_flops": 2 * size**3 / pace(lambda: square @ square),
+        "bytes_per_second": 8 * numbers / pace(lambda: other.copy_(flat)),
+    }
+
+
+def train_camvid(folder: str, config: str, target: str) -> dict[str, object]:
+    """Train and evaluate on CamVid through the public commands; return time and scores."""
     with tempfile.TemporaryDirectory() as out:
-        base = ["--config", str(ROOT / "config/camvid_quick.yml"), "--device_target", device_target, "--mix", "True"]
+        base = ["--config", str(ROOT / config), "--device_target", target, "--mix", "True"]
         data = ["--save_dir", out, "--set", f"data.dataset_dir={folder}"]
         begun = time.perf_counter()
         subprocess.run([sys.executable, "train.py", *base, *data], cwd=ROOT, check=True)
@@ -69,61 +233,65 @@ def train_camvid(folder: str, device_target: str) -> dict[str, object]:
     return {"seconds": seconds, "mean_iou": rows[0]["mean_iou"], "mean_iou_ms_flip": rows[1]["mean_iou"]}
 
 
-def measure(args: argparse.Namespace, width: int, *, mix: bool, batch_size: int) -> dict[str, float]:
-    """Return median images per second of training and of prediction (argmax at full size), and the peak memory."""
-    arch = Arch(width=width)
-    size, steps = tuple(args.size), args.steps
-    cfg = Config(device_target=args.device_target, mix=mix, batch_size=batch_size, num_workers=0, total_step=10_000)
-    engine = TorchEngine(cfg, arch, world=World(), stream=Noise(size, arch.channels))  # type: ignore[arg-type]
-    engine.restore(spec.init(arch, 1), 0)
-    engine.train(steps)
-    trained, predicted = [], []
-    images = np.repeat(Noise(size, 1).sample.image[None], batch_size, axis=0)
-    passes = make_passes(Eval(), size)
-    for _ in range(args.rounds):
-        stats = engine.train(steps)
-        trained.append(stats.samples / (stats.seconds - stats.data_seconds))
-        begun = time.perf_counter()
-        for _ in range(steps):
-            engine.predict(images, passes)
-        predicted.append(steps * batch_size / (time.perf_counter() - begun))
-    memory = engine.train(1).memory_bytes / 2**30
-    if args.device_target == "GPU":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    return {"train": statistics.median(trained), "predict": statistics.median(predicted), "memory_gib": memory}
+def table(speed: dict[str, dict]) -> str:
+    """Lay the figures out as Markdown."""
+    lines = [
+        "| | way | images/s | ms | peak GiB | kernels | of peak |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, found in speed.items():
+        for way, row in found["ways"].items():
+            if "failed" in row:
+                lines.append(f"| {name} | {way} | {row['failed']} | | | | |")
+                continue
+            memory = f"{row['peak_gib']:.2f}" if "peak_gib" in row else ""
+            figures = f"{row['images_per_second']:.1f} | {row['ms']:.2f} | {memory} | {row['kernels']}"
+            lines.append(f"| {name} | {way} | {figures} | {row['of_peak']:.2f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Run the three parts in order; a failed check ends it."""
+    """Run the parts in order; a failed check ends it."""
+    begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--camvid", help="folder of CamVid; without it that part is left out")
+    parser.add_argument("--camvid_config", default="config/camvid_quick.yml")
     parser.add_argument("--device_target", default="GPU", choices=("GPU", "CPU"))
-    parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--widths", type=int, nargs="+", default=(48, 18))
+    parser.add_argument("--toy", action="store_true", help="a tiny network, one round: to try the script")
+    parser.add_argument("--only", default="", help="cases whose name holds this, such as 'train W48'")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=540, help="no case or round begins after this")
     parser.add_argument("--out")
     args = parser.parse_args()
+    if args.toy:
+        args.steps, args.warmup, args.rounds = 1, 0, 1
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     report: dict[str, object] = {
         "device": torch.cuda.get_device_name() if args.device_target == "GPU" else platform.processor(),
         "versions": core_versions() | {"torch": torch.__version__, "cuda": str(torch.version.cuda)},
         "python": platform.python_version(),
         "commit": git_commit(),
-        "network_max_difference": check_network("cuda" if args.device_target == "GPU" else "cpu"),
-        "camvid": train_camvid(args.camvid, args.device_target) if args.camvid else None,
+        "network_max_difference": check_network(device(args.device_target)),
+        "first_loss": check_step(args.device_target),
     }
     torch.backends.cudnn.allow_tf32 = True
-    report["images_per_second"] = {
-        f"w{width} batch {batch_size} {'mix' if mix else 'float32'}": measure(
-            args, width, mix=mix, batch_size=batch_size
-        )
-        for width in args.widths
-        for mix in (True, False)
-        for batch_size in (2, 8)
-    }
+    measured = peaks(args.device_target)
+    speed: dict[str, dict] = {}
+    left_out = []
+    for case in TOY if args.toy else CASES:
+        if args.only not in str(case):
+            continue
+        if time.monotonic() - begun > args.seconds:
+            left_out.append(str(case))
+            continue
+        speed[str(case)] = compare(case, args, measured["bfloat16_flops"], begun + args.seconds)
+        print(table({str(case): speed[str(case)]}), flush=True)
+    report |= {"peaks": measured, "speed": speed, "left_out": left_out}
+    report["camvid"] = train_camvid(args.camvid, args.camvid_config, args.device_target) if args.camvid else None
     tell(report, args.out)
+    print(table(speed))
 
 
 if __name__ == "__main__":

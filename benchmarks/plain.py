@@ -2,7 +2,8 @@
 
 Eager, channels-first, float32; both heads brought to full resolution; PyTorch's cross-entropy with class weights and
 its own SGD; the loss is fetched every step. The network's modules are ours, which compute what the authors' compute
-(tests/twins), in PyTorch's default memory order. Nothing is made slower than that recipe has it.
+(tests/twins), in PyTorch's default memory order. Nothing is made slower than that recipe has it. ``amp`` adds autocast
+to bfloat16, which needs no loss scaling, and ``channels_last`` that memory order, as today's toolboxes can.
 """
 
 import numpy as np
@@ -16,42 +17,52 @@ from ocrnet.engines.torch.ocr import OCRNet
 from ocrnet.spec import Arch
 
 AUX, OCR = 0.4, 1.0
+Images = np.ndarray | torch.Tensor
 
 
 class Plain:
-    """One network with its optimizer; images are uint8 N,H,W,3 and labels uint8 N,H,W, as for our engine."""
+    """One network with its optimizer; images are uint8 N,H,W,3 and labels uint8 N,H,W: arrays, or (pinned) tensors."""
 
-    def __init__(self, arch: Arch, device: str = "cpu") -> None:
-        self.device = torch.device(device)
-        self.model = OCRNet(arch)
+    def __init__(self, arch: Arch, device: str = "cpu", *, amp: bool = False, channels_last: bool = False) -> None:
+        self.device, self.amp = torch.device(device), amp
+        self.order = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = OCRNet(arch, low_resolution=False)
         state = {name: torch.from_numpy(array) for name, array in spec.init(arch, 1).items()}
         self.model.load_state_dict(state)
-        self.model.to(self.device)
+        self.model.to(self.device, memory_format=self.order)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
         self.criterion = nn.CrossEntropyLoss(torch.ones(arch.num_classes, device=self.device), ignore_index=255)
         self.mean = torch.tensor(Data.mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(Data.std, device=self.device).view(1, 3, 1, 1)
 
-    def train(self, images: np.ndarray, label: np.ndarray) -> float:
+    def train(self, images: Images, label: Images) -> float:
         """Take one step; return its loss."""
         self.model.train()
-        target = torch.from_numpy(label).to(self.device).long()
+        target = torch.as_tensor(label).to(self.device, non_blocking=True).long()
         self.optimizer.zero_grad()
-        aux, ocr = (self._full(logits, target.shape[1:]) for logits in self.model(self._input(images)))
+        with self._autocast():
+            heads = self.model(self._input(images))
+        aux, ocr = (self._full(logits.float(), target.shape[1:]) for logits in heads)
         loss = AUX * self.criterion(aux, target) + OCR * self.criterion(ocr, target)
         loss.backward()
         self.optimizer.step()
         return loss.item()
 
     @torch.no_grad()
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    def predict(self, images: Images) -> np.ndarray:
         """Return class indices, uint8 N,H,W."""
         self.model.eval()
-        logits = self._full(self.model(self._input(images))[1], images.shape[1:3])
+        with self._autocast():
+            logits = self.model(self._input(images))[1].float()
+        logits = self._full(logits, images.shape[1:3])
         return logits.argmax(1).to(torch.uint8).cpu().numpy()
 
-    def _input(self, images: np.ndarray) -> torch.Tensor:
-        x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).contiguous().float() / 255
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
+
+    def _input(self, images: Images) -> torch.Tensor:
+        x = torch.as_tensor(images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        x = x.contiguous(memory_format=self.order).float() / 255
         return (x - self.mean) / self.std
 
     def _full(self, logits: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:

@@ -157,7 +157,7 @@ def test_one_rank_goes_on_where_two_were(trained, alone, tmp_path):
     [
         ("torch", "torchrun", 3),
         pytest.param("torch", "mpirun", 1, marks=long),
-        ("mindspore", "mpirun", 3),
+        pytest.param("mindspore", "mpirun", 3, marks=long),
     ],
 )
 def test_two_ranks_evaluate_any_number_of_images_to_the_digits_of_one(engine, name, images, trained, tmp_path):
@@ -285,7 +285,7 @@ def test_ranks_whose_launcher_was_killed_stop_with_a_checkpoint(name, running, t
     assert checkpoint.newest_valid(tmp_path / "out/checkpoint").checkpoint.meta["step"] >= 8
 
 
-@pytest.mark.parametrize("what", ["batch_size", "validation images"])
+@pytest.mark.parametrize("what", ["batch_size", pytest.param("validation images", marks=long)])
 def test_ranks_that_were_not_given_the_same_are_refused(what, trained, tmp_path):
     """A score over a part of the images, or steps of other sizes, would look like what was asked for."""
     common = f"--config {W32} --device_target CPU --engine torch --save_dir {tmp_path / 'out'} --set num_workers=0"

@@ -1,10 +1,11 @@
 """One behaviour suite, run once for each engine.
 
 MindSpore runs op by op here, because compiling takes seconds an engine; tests marked `compiled` run it in graph mode
-too, or with ``only=True`` instead.
+too, or with ``only=True`` instead; with ``long=True`` only in `make test-long`.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import pytest
@@ -18,14 +19,14 @@ from ocrnet.world import World
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "compiled(only=False): run MindSpore in graph mode too, or in that alone")
+    config.addinivalue_line("markers", "compiled(only=False, long=False): run MindSpore in graph mode too, or alone")
 
 
 def pytest_generate_tests(metafunc):
     if "make_engine" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("compiled")
         modes = [] if marker is not None and marker.kwargs.get("only") else ["pynative"]
-        if marker is not None:
+        if marker is not None and (os.environ.get("OCRNET_TEST_LONG") or not marker.kwargs.get("long")):
             modes.append("graph")
         engines = ["torch"] + [pytest.param(f"mindspore-{mode}", marks=pytest.mark.mindspore) for mode in modes]
         metafunc.parametrize("make_engine", engines, indirect=True)

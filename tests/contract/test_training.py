@@ -152,7 +152,7 @@ def test_momentum_and_learning_rate_are_those_of_sgd(make_engine):
             np.testing.assert_allclose(states[step + 1][name], moved, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.compiled
+@pytest.mark.compiled(long=True)
 def test_clip_grad_bounds_the_step(make_engine):
     def first_momentum(clip_grad):
         engine = make_engine(MemoryStream(), weight_decay=0.0, momentum=0.9, clip_grad=clip_grad)
@@ -166,7 +166,7 @@ def test_clip_grad_bounds_the_step(make_engine):
     np.testing.assert_array_equal(unbound, free)
 
 
-@pytest.mark.compiled
+@pytest.mark.compiled(long=True)
 def test_micro_batches_give_the_mean_of_the_whole_batch(make_engine):
     """The image is the same throughout, so that batch norm sees the same statistics; only the labels differ."""
     options = {"weight_decay": 0.0, "momentum": 0.9}

@@ -14,13 +14,15 @@ CASES = {
     "pipeline.py": ["--size", "128", "256", "--crop_size", "64", "128", "--images", "2", "--rounds", "1"],
     "memory.py": ["--width", "8", "--size", "64", "128"],
     "loss.py": ["--size", "256", "512", "--rounds", "1"],
-    "gpu.py": ["--device_target", "CPU", "--size", "64", "128", "--steps", "1", "--rounds", "1", "--widths", "6"],
+    "gpu.py": ["--device_target", "CPU", "--toy"],
     "export.py": ["--quick"],
+    "growth.py": ["--toy", "--calls", "1"],
     "scaling.py": ["--device_target", "CPU", "--width", "6", "--size", "64", "128", "--steps", "1", "--rounds", "1"],
 }
 
 
-SLOW = ("memory.py", "scaling.py")  # many processes, each of which imports the framework
+# Many processes, each of which imports the framework, or many files to write.
+SLOW = ("memory.py", "scaling.py", "growth.py", "export.py")
 long = pytest.mark.skipif(not os.environ.get("OCRNET_TEST_LONG"), reason="slow: make test-long")
 
 

@@ -29,7 +29,7 @@ class Portable(nn.Module):
         self, arch: Arch, tensors: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float], given: str
     ) -> None:
         super().__init__()
-        self.network, self.given, self.outputs = OCRNet(arch), given, ("logits",)
+        self.network, self.given, self.outputs = OCRNet(arch, low_resolution=False), given, ("logits",)
         weights = {name: torch.tensor(tensors[name]) for name in self.network.state_dict()}
         self.network.load_state_dict(weights)
         self.mean: Tensor

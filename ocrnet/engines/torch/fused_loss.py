@@ -5,13 +5,14 @@ head. Here a band of rows at a time is brought to full size, as two small matrix
 resolution is made within the forward pass: what lives is one band, and one gradient as small as the logits.
 """
 
-import functools
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ocrnet.engines.torch.bilinear import bilinear_matrix, source_rows
 
 BAND_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # of one band's logits: a CPU's cache, or few kernels on a GPU
 
@@ -82,31 +83,3 @@ def _sum_in_bands(
             up.scatter_add_(1, target, -weight[:, None])
             gradient[:, :, first:last] += F.linear(rows_here.T @ up, columns.T)
     return total
-
-
-def source(size: int, target: int, align_corners: bool, index: Tensor | int) -> Any:
-    """Return where in 0 .. size - 1 the pixels ``index`` of ``target`` ones are taken from, as torch has it."""
-    if align_corners:
-        return index * ((size - 1) / (target - 1) if target > 1 else 0.0)
-    place = (index + 0.5) * (size / target) - 0.5
-    return place.clamp_min(0) if isinstance(place, Tensor) else max(place, 0.0)
-
-
-def source_rows(size: int, target: int, align_corners: bool, start: int, stop: int) -> tuple[int, int]:
-    """Return the range of rows that target rows ``start`` to ``stop`` - 1 are made of."""
-    first = int(source(size, target, align_corners, start))
-    last = int(source(size, target, align_corners, stop - 1)) + 2
-    return max(0, min(first, size - 1)), min(last, size)
-
-
-@functools.lru_cache(16)
-def bilinear_matrix(size: int, target: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix target,size by which ``F.interpolate`` bilinearly resizes one axis."""
-    place = source(size, target, align_corners, torch.arange(target, dtype=torch.float64))
-    low = place.long().clamp_max(size - 1)
-    high = (low + 1).clamp_max(size - 1)
-    share = place - low
-    matrix = torch.zeros(target, size, dtype=torch.float64)
-    matrix.scatter_add_(1, low[:, None], (1 - share)[:, None])
-    matrix.scatter_add_(1, high[:, None], share[:, None])
-    return matrix.to(device, dtype)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ocrnet.engines.torch.bilinear import conv_of_upsampled
 from ocrnet.engines.torch.hrnet import Conv, HRNet, Norm, norm_act, resize
 from ocrnet.spec import Arch, head_channels
 
@@ -31,8 +32,17 @@ class ConvNormAct(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """N,inp,H,W -> N,out,H,W."""
-        conv, norm, *then = self
-        x = norm_act(norm, conv(x), self.slope)
+        return self._after_conv(self[0](x))
+
+    def of_upsampled(self, maps: list[Tensor], align_corners: bool) -> Tensor:
+        """What `forward` gives for the maps brought to the first one's size and concatenated."""
+        conv = self[0]
+        assert isinstance(conv, Conv)
+        return self._after_conv(conv_of_upsampled(conv, maps, align_corners))
+
+    def _after_conv(self, x: Tensor) -> Tensor:
+        _, norm, *then = self
+        x = norm_act(norm, x, self.slope)
         for layer in then:
             x = layer(x)
         return x
@@ -41,8 +51,9 @@ class ConvNormAct(nn.Sequential):
 class ObjectContext(nn.Module):
     """Attention from pixels (query) to object regions (key, value): formulas 4 and 5 of the paper."""
 
-    def __init__(self, arch: Arch) -> None:
+    def __init__(self, arch: Arch, low_resolution: bool) -> None:
         super().__init__()
+        self.low_resolution = low_resolution
         channels, key = arch.channels, arch.key_channels
         self.scale = key**-0.5
         self.f_pixel = nn.Sequential(Conv(channels, key), NormAct(key, arch), Conv(key, key), NormAct(key, arch))
@@ -58,19 +69,22 @@ class ObjectContext(nn.Module):
 
     def forward(self, pixels: Tensor, objects: Tensor) -> Tensor:
         """Pixels N,channels,H,W and objects N,channels,K,1 -> the objects' context of every pixel, as pixels."""
-        value = self.f_down(objects).flatten(2).transpose(1, 2)  # N, K, key
-        context = self.relation(pixels, objects) @ value  # N, HW, key
+        conv, norm = self.f_up
+        value = self.f_down(objects)  # N, key, K, 1
+        if self.low_resolution:  # what is linear on K regions, not on HW pixels; a pixel's relations add up to 1
+            value = conv(value)
+        context = self.relation(pixels, objects) @ value.flatten(2).transpose(1, 2)  # N, HW, key or channels
         context = context.transpose(1, 2).unflatten(2, pixels.shape[-2:])
-        return self.f_up(context)
+        return norm(context if self.low_resolution else conv(context))
 
 
 class SpatialOCR(nn.Module):
     """Pixels and their object context, mixed to the features that the classifier sees, with channel dropout."""
 
-    def __init__(self, arch: Arch) -> None:
+    def __init__(self, arch: Arch, low_resolution: bool) -> None:
         super().__init__()
         self.dropout = arch.dropout
-        self.object_context_block = ObjectContext(arch)
+        self.object_context_block = ObjectContext(arch, low_resolution)
         features = head_channels(arch)
         conv = Conv(2 * arch.channels, features, arch.rule.bottleneck_kernel)
         self.conv_bn_dropout = nn.Sequential(conv, NormAct(features, arch))
@@ -91,13 +105,18 @@ def gather(pixels: Tensor, logits: Tensor) -> Tensor:
 
 
 class OCRNet(HRNet):
-    """HRNet with the OCR head; names and shapes of its state are ``spec.shapes(arch)``."""
+    """HRNet with the OCR head; names and shapes of its state are ``spec.shapes(arch)``.
 
-    def __init__(self, arch: Arch) -> None:
+    ``low_resolution``: the head's linear layers are computed where they cost least, which saves W48 a quarter of its
+    operations and differs by rounding alone; False: where the paper has them, as graphs of any size need.
+    """
+
+    def __init__(self, arch: Arch, *, low_resolution: bool = True) -> None:
         super().__init__(arch)
+        self.low_resolution = low_resolution
         total = sum(arch.widths)
         self.conv3x3_ocr = ConvNormAct(Conv(total, arch.channels, 3, bias=True), arch)
-        self.ocr_distri_head = SpatialOCR(arch)
+        self.ocr_distri_head = SpatialOCR(arch, low_resolution)
         self.cls_head = Conv(head_channels(arch), arch.num_classes, bias=True)
         classifier = Conv(total, arch.num_classes, bias=True)
         self.aux_head = ConvNormAct(Conv(total, total, self.rule.aux_kernel, bias=True), arch, classifier)
@@ -108,9 +127,15 @@ class OCRNet(HRNet):
         ``keep`` N,features marks the channels of the OCR head that dropout keeps; None drops none.
         """
         maps = self.maps(x)
-        height, width = maps[0].shape[-2:]
-        x = torch.cat([resize(y, (height, width), self.rule.align_corners) for y in maps], 1)
-        aux = self.aux_head(x)
-        pixels = self.conv3x3_ocr(x)
+        aux, pixels = self._heads(maps)
         features = self.ocr_distri_head(pixels, gather(pixels, aux), keep)
         return aux, self.cls_head(features)
+
+    def _heads(self, maps: list[Tensor]) -> list[Tensor]:
+        """The auxiliary head's logits and the pixel representations, from the four maps."""
+        heads, align_corners = (self.aux_head, self.conv3x3_ocr), self.rule.align_corners
+        if self.low_resolution:
+            return [head.of_upsampled(maps, align_corners) for head in heads]
+        height, width = maps[0].shape[-2:]
+        x = torch.cat([resize(y, (height, width), align_corners) for y in maps], 1)
+        return [head(x) for head in heads]
