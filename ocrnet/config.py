@@ -153,6 +153,9 @@ class Config:
         None, "a fixed loss scale where mix computes in float16; none: one that adapts", low=1, high=2**31
     )
     norm: Literal["sync", "local"] = key("sync", "batch norm over all cards, or each card's own")
+    fused_norm: bool = key(
+        False, "batch norm, sum and ReLU as one Triton kernel on NVIDIA GPUs, in training; not yet run on one"
+    )
     rank_timeout: float = key(600.0, "seconds that a rank waits for the others before it gives up", low=1)
     deterministic: bool = key(False, "bit-equal repeats on GPU, at the price of speed")
     save_dir: str = key("output", "folder of the run")

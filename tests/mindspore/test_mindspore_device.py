@@ -72,7 +72,7 @@ def test_another_error_stays_what_it_is():
 def test_the_threads_that_compute_and_the_instructions_are_told_and_recorded(monkeypatch):
     def told(**given):
         cfg = Config(**given)
-        return describe("CPU", "CPU", choose_precision("CPU", cfg), cfg, training=False)
+        return describe("CPU", "CPU", choose_precision("CPU", cfg), cfg, training=cfg.fused_norm)
 
     before = os.sched_getaffinity(0)
     try:
@@ -88,3 +88,4 @@ def test_the_threads_that_compute_and_the_instructions_are_told_and_recorded(mon
     assert any(line.startswith("ONEDNN_MAX_CPU_ISA is SSE41 in the environment") for line in lines)
     assert versions["ONEDNN_MAX_CPU_ISA"] == "SSE41"
     assert not any(line.startswith("loss_scale") for line in lines)
+    assert "fused_norm: no effect on the mindspore engine" in told(fused_norm=True)[0]

@@ -1,6 +1,7 @@
 """What to compute on and in which precision, chosen once, with the reason."""
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,8 +81,19 @@ def configure(device: torch.device, *, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
+def fused_norm_hindrance(device: torch.device, cfg: Config, ranks: int) -> str | None:
+    """Return what keeps ``fused_norm`` from being used, as the end of "no effect ..."; None: nothing."""
+    if device.type != "cuda":
+        return "on a CPU"
+    if importlib.util.find_spec("triton") is None:
+        return "without Triton, which PyTorch's builds for CUDA bring"
+    if cfg.norm == "sync" and ranks > 1:
+        return f"on batch norm over {ranks} ranks; norm local has each rank its own"
+    return None
+
+
 def describe(
-    device: torch.device, why: str, precision: Precision, cfg: Config, *, training: bool
+    device: torch.device, why: str, precision: Precision, cfg: Config, *, training: bool, ranks: int
 ) -> tuple[list[str], dict[str, str]]:
     """Return the banner's lines, and the versions for the checkpoint."""
     versions = {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
@@ -94,6 +106,9 @@ def describe(
     ]
     if cfg.deterministic:
         lines.append("deterministic: on")
+    if training and cfg.fused_norm:
+        hindrance = fused_norm_hindrance(device, cfg, ranks)
+        lines.append(f"fused_norm: no effect {hindrance}" if hindrance else "fused_norm: on")
     lines += [
         f"{name}: no effect on the torch engine"
         for name in ("amp_level", "ms_mode", "loss_scale", "max_rowsize")

@@ -14,7 +14,15 @@ from ocrnet import schedule, spec
 from ocrnet.config import Config
 from ocrnet.engine import OUTPUTS, Stats
 from ocrnet.engines.torch import ranks
-from ocrnet.engines.torch.device import Precision, choose_device, choose_precision, configure, describe, memory_told
+from ocrnet.engines.torch.device import (
+    Precision,
+    choose_device,
+    choose_precision,
+    configure,
+    describe,
+    fused_norm_hindrance,
+    memory_told,
+)
 from ocrnet.engines.torch.fold import folded
 from ocrnet.engines.torch.hrnet import Norm, Size, resize
 from ocrnet.engines.torch.loader import Batch, batches
@@ -41,7 +49,9 @@ class TorchEngine:
         configure(self.device, deterministic=cfg.deterministic)
         if world.size > 1:
             ranks.join(world, self.device, cfg.rank_timeout)
-        self.decisions, self.versions = describe(self.device, why, self.precision, cfg, training=stream is not None)
+        self.decisions, self.versions = describe(
+            self.device, why, self.precision, cfg, training=stream is not None, ranks=world.size
+        )
         self.model = OCRNet(arch).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.running = _flatten_buffers(self.model)
         self.parameters = dict(self.model.named_parameters())
@@ -66,9 +76,15 @@ class TorchEngine:
         self.scaler = LossScaler(self.device, dynamic=self.precision.scaled)
         self.optimizer = self._make_optimizer()
         self.gradient_sum = ranks.GradientSum(self.parameters.values()) if self.world.size > 1 else None
+        fused: Callable[..., torch.Tensor] | None = None
+        if cfg.fused_norm and fused_norm_hindrance(self.device, cfg, self.world.size) is None:
+            from ocrnet.engines.torch.fused_norm import batch_norm_relu
+
+            fused = batch_norm_relu
         for module in self.model.modules():
             if isinstance(module, Norm):
                 module.sync = cfg.norm == "sync" and self.world.size > 1
+                module.fused = fused
 
     def _make_optimizer(self) -> torch.optim.SGD:
         """Return SGD with explicit decay groups and momentum that begins as zeros, as the state of a file would."""

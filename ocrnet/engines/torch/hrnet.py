@@ -3,6 +3,8 @@
 Module names give the authors' state-dict names, so ``nn.Identity`` stands where their lists hold None.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,13 +26,15 @@ def resize(x: Tensor, size: Size, align_corners: bool) -> Tensor:
 class Norm(nn.Module):
     """Batch norm over N, H and W without a step counter; identity until weights are loaded.
 
-    ``sync``: in training, over the batches of all ranks.
+    ``sync``: in training, over the batches of all ranks. ``fused``: what computes it in training with the sum and ReLU
+    that follow (``fused_norm.batch_norm_relu``), or None.
     """
 
     def __init__(self, channels: int, eps: float = spec.BN_EPS) -> None:
         super().__init__()
         self.eps = eps
         self.sync = False
+        self.fused: Callable[..., Tensor] | None = None
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -75,6 +79,9 @@ class Conv(nn.Conv2d):
 
 def norm_act(norm: nn.Module, x: Tensor, slope: float = 0.0, add: Tensor | None = None) -> Tensor:
     """Norm, then ``add`` where given, then ReLU (leaky where ``slope`` is not 0): every norm with an activation."""
+    if isinstance(norm, Norm) and norm.training and norm.fused is not None and not slope:
+        statistics = norm.running_mean, norm.running_var
+        return norm.fused(x, norm.weight, norm.bias, *statistics, spec.BN_MOMENTUM, norm.eps, add)
     y = norm(x)
     if add is not None:
         y = y + add

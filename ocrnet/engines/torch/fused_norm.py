@@ -1,0 +1,363 @@
+"""Batch norm by the batch, a sum and ReLU in one, in Triton: fewer passes over the activations on NVIDIA GPUs.
+
+Apart, they read or write an activation 13 times forward and backward, 16 times with the sum; here 8 and 11 times.
+Neither a normalised input nor a mask is stored: where ReLU is 0 is computed again, or read from the output where there
+is a sum.
+
+An activation N,C,H,W in channels-last memory is a matrix of ``rows`` = N H W by ``channels`` = C. A reduction over rows
+is made in ``parts`` by one kernel and ended by a second one, in an order that the shape alone gives: repeats are
+bit-equal. Nothing waits for the device, and grids come from shapes, so that a CUDA graph can hold the launches.
+
+This module needs Triton: it is imported only where ``device.fused_norm_hindrance`` finds nothing against it.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TILE = 4096  # values that a program holds at a time: 16 a thread, two loads of 16 bytes where a value has 16 bits
+WARPS = 8
+PROGRAMS = 512  # that reduce, at most: enough to fill a GPU, and parts few enough to be ended as one tile
+END_CHANNELS = 8  # of a program that ends a reduction: a sector of 32 bytes
+
+
+def batch_norm_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+    add: Tensor | None = None,
+) -> Tensor:
+    """Normalise N,C,H,W by its mean and variance over N, H and W, then add ``add`` N,C,H,W where given, then ReLU.
+
+    The same as ``F.batch_norm`` in training, a sum and ``F.relu``, but for rounding: between input and output all is
+    float32. The running statistics learn the mean and the unbiased variance. The result is channels-last.
+    """
+    if x.numel() == x.shape[1]:
+        raise ValueError(f"batch norm by the batch needs more than one value a channel; got {tuple(x.shape)}")
+    if add is not None and add.shape != x.shape:
+        raise ValueError(f"add is {tuple(add.shape)}, where the input is {tuple(x.shape)}")
+    return _BatchNormReLU.apply(x, weight, bias, running_mean, running_var, momentum, eps, add)
+
+
+class _BatchNormReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+        add: Tensor | None,
+    ) -> Tensor:
+        x, cut = _channels_last(x), _cut(x)
+        part_mean, part_m2 = _floats(x, cut.parts, cut.channels)
+        moments[cut.reducing](x, part_mean, part_m2, cut.rows, cut.channels, cut.tiles, **cut.blocks)
+        mean, rstd = _floats(x, cut.channels)
+        statistics = mean, rstd, running_mean, running_var
+        shape = cut.rows, cut.channels, cut.parts, cut.part_rows
+        end_moments[cut.ending](part_mean, part_m2, *statistics, *shape, momentum, eps, **cut.end_blocks)
+        affine = mean, rstd, weight, bias
+        added = x if add is None else _channels_last(add)
+        y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, added.dtype))
+        apply[cut.applying](x, added, *affine, y, cut.rows, cut.channels, has_add=add is not None, **cut.blocks)
+        ctx.save_for_backward(x, *affine, None if add is None else y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of ``add`` is ``dy`` behind ReLU, from which the second pass then makes that of ``x``."""
+        x, *affine, y = ctx.saved_tensors
+        dy, cut, has_add = _channels_last(dy), _cut(x), y is not None
+        dadd = torch.empty_like(y) if has_add else None
+        behind = (dy, y, dadd) if has_add else (dy, dy, dy)
+        part_dweight, part_dbias = _floats(x, cut.parts, cut.channels)
+        parts = part_dweight, part_dbias, cut.rows, cut.channels, cut.tiles
+        reduce_gradient[cut.reducing](x, *behind, *affine, *parts, has_add=has_add, **cut.blocks)
+        dweight, dbias = _floats(x, cut.channels)
+        end_gradient[cut.ending](part_dweight, part_dbias, dweight, dbias, cut.channels, cut.parts, **cut.end_blocks)
+        dx, sums = torch.empty_like(x), (dweight, dbias)
+        apply_gradient[cut.applying](
+            x, behind[2], *affine, *sums, dx, cut.rows, cut.channels, has_add=has_add, **cut.blocks
+        )
+        return dx, dweight, dbias, None, None, None, None, dadd
+
+
+class _Cut(NamedTuple):
+    """How rows x channels are shared out: a part is ``tiles`` blocks below each other; three grids, and block sizes."""
+
+    rows: int
+    channels: int
+    tiles: int
+    parts: int
+    part_rows: int
+    reducing: tuple[int, int]
+    ending: tuple[int]
+    applying: tuple[int, int]
+    blocks: dict[str, int]
+    end_blocks: dict[str, int]
+
+
+def _cut(x: Tensor) -> _Cut:
+    channels = x.shape[1]
+    rows = x.numel() // channels
+    block_channels = min(128, triton.next_power_of_2(channels))
+    block_rows = TILE // block_channels
+    columns, all_tiles = triton.cdiv(channels, block_channels), triton.cdiv(rows, block_rows)
+    tiles = triton.cdiv(all_tiles, max(1, PROGRAMS // columns))
+    parts = triton.cdiv(all_tiles, tiles)  # none of them is empty
+    return _Cut(
+        rows,
+        channels,
+        tiles,
+        parts,
+        tiles * block_rows,
+        (parts, columns),
+        (triton.cdiv(channels, END_CHANNELS),),
+        (all_tiles, columns),
+        {"block_rows": block_rows, "block_channels": block_channels, "num_warps": WARPS},
+        {"block_parts": triton.next_power_of_2(parts), "block_channels": END_CHANNELS},
+    )
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _floats(like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+    made = torch.empty(2, *shape, dtype=torch.float32, device=like.device)
+    return made[0], made[1]
+
+
+@triton.jit
+def moments(
+    x: tl.tensor,
+    part_mean: tl.tensor,
+    part_m2: tl.tensor,
+    rows: tl.tensor,
+    channels: tl.tensor,
+    tiles: tl.tensor,
+    block_rows: tl.constexpr,
+    block_channels: tl.constexpr,
+) -> None:
+    """Mean and summed squared deviation of ``x`` rows,channels -> parts,channels, by Welford and then Chan et al."""
+    lane = tl.program_id(0) * tiles * block_rows + tl.arange(0, block_rows)
+    column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
+    mean = tl.zeros((block_rows, block_channels), tl.float32)
+    m2 = tl.zeros((block_rows, block_channels), tl.float32)
+    row = lane
+    for i in range(tiles):
+        inside = (row < rows)[:, None] & (column < channels)[None, :]
+        at = row.to(tl.int64)[:, None] * channels + column[None, :]
+        value = tl.load(x + at, inside, 0.0).to(tl.float32)
+        delta = tl.where(inside, value - mean, 0.0)
+        mean += delta * (1.0 / (i + 1))
+        m2 += delta * (value - mean)
+        row += block_rows
+    count = tl.minimum(tl.maximum((rows - lane + block_rows - 1) // block_rows, 0), tiles)
+    mean_all, m2_all = _merged(count.to(tl.float32), mean, m2)
+    to = tl.program_id(0) * channels + column
+    tl.store(part_mean + to, mean_all, column < channels)
+    tl.store(part_m2 + to, m2_all, column < channels)
+
+
+@triton.jit
+def _merged(count: tl.tensor, mean: tl.tensor, m2: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Parts of ``count`` K values, with means and squared deviations K,channels, as one (Chan et al., 1979).
+
+    Means are taken relative to the first one, which is not empty: summed as they are, large ones would lose digits.
+    """
+    first = tl.sum(tl.where(tl.arange(0, mean.shape[0])[:, None] == 0, mean, 0.0), 0)
+    offset = tl.where(count[:, None] > 0, mean - first[None, :], 0.0)
+    shift = tl.sum(offset * (count / tl.sum(count, 0))[:, None], 0)
+    deviation = offset - shift[None, :]
+    return first + shift, tl.sum(m2 + count[:, None] * deviation * deviation, 0)
+
+
+@triton.jit
+def end_moments(
+    part_mean: tl.tensor,
+    part_m2: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    running_mean: tl.tensor,
+    running_var: tl.tensor,
+    rows: tl.tensor,
+    channels: tl.tensor,
+    parts: tl.tensor,
+    part_rows: tl.tensor,
+    momentum: tl.tensor,
+    eps: tl.tensor,
+    block_parts: tl.constexpr,
+    block_channels: tl.constexpr,
+) -> None:
+    """Mean and 1 / standard deviation of each channel; the running statistics learn in place."""
+    part = tl.arange(0, block_parts)
+    column = tl.program_id(0) * block_channels + tl.arange(0, block_channels)
+    known = column < channels
+    at = part[:, None] * channels + column[None, :]
+    inside = (part < parts)[:, None] & known[None, :]
+    count = tl.minimum(tl.maximum(rows - part * part_rows, 0), part_rows).to(tl.float32)
+    of_batch, m2 = _merged(count, tl.load(part_mean + at, inside, 0.0), tl.load(part_m2 + at, inside, 0.0))
+    tl.store(mean + column, of_batch, known)
+    tl.store(rstd + column, 1.0 / tl.sqrt_rn(m2 / rows + eps), known)
+    learnt = tl.load(running_mean + column, known, 0.0)
+    tl.store(running_mean + column, (1.0 - momentum) * learnt + momentum * of_batch, known)
+    learnt = tl.load(running_var + column, known, 0.0)
+    tl.store(running_var + column, (1.0 - momentum) * learnt + momentum * (m2 / (rows - 1)), known)
+
+
+@triton.jit
+def apply(
+    x: tl.tensor,
+    add: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
+    rows: tl.tensor,
+    channels: tl.tensor,
+    has_add: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_channels: tl.constexpr,
+) -> None:
+    """ReLU of ``x`` rows,channels, normalised, and ``add``; what is not a number stays so."""
+    row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
+    inside = (row < rows)[:, None] & (column < channels)[None, :]
+    at = row.to(tl.int64)[:, None] * channels + column[None, :]
+    _, z = _normalised(tl.load(x + at, inside, 0.0), mean, rstd, weight, bias, column, channels)
+    if has_add:
+        z += tl.load(add + at, inside, 0.0).to(tl.float32)
+    tl.store(y + at, tl.where(z <= 0, 0.0, z), inside)
+
+
+@triton.jit
+def _normalised(
+    value: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    column: tl.tensor,
+    channels: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:
+    """A block of the input, normalised, and with weight and bias, in float32."""
+    known = column < channels
+    centred = value.to(tl.float32) - tl.load(mean + column, known, 0.0)[None, :]
+    normal = centred * tl.load(rstd + column, known, 0.0)[None, :]
+    scaled = normal * tl.load(weight + column, known, 0.0)[None, :]
+    return normal, scaled + tl.load(bias + column, known, 0.0)[None, :]
+
+
+@triton.jit
+def _rounded(z: tl.tensor, x: tl.tensor) -> tl.tensor:
+    """Float32 values that ``x`` could hold; back in float32, as Triton 3.9's interpreter compares bfloat16 wrongly."""
+    return z.to(x.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def reduce_gradient(
+    x: tl.tensor,
+    dy: tl.tensor,
+    y: tl.tensor,
+    dadd: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    part_dweight: tl.tensor,
+    part_dbias: tl.tensor,
+    rows: tl.tensor,
+    channels: tl.tensor,
+    tiles: tl.tensor,
+    has_add: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_channels: tl.constexpr,
+) -> None:
+    """The parts of weight's and bias's gradients, parts,channels; with a sum, also the gradient of what is added."""
+    row = tl.program_id(0) * tiles * block_rows + tl.arange(0, block_rows)
+    column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
+    dweight = tl.zeros((block_rows, block_channels), tl.float32)
+    dbias = tl.zeros((block_rows, block_channels), tl.float32)
+    for _ in range(tiles):
+        inside = (row < rows)[:, None] & (column < channels)[None, :]
+        at = row.to(tl.int64)[:, None] * channels + column[None, :]
+        value, behind = tl.load(x + at, inside, 0.0), tl.load(dy + at, inside, 0.0)
+        normal, z = _normalised(value, mean, rstd, weight, bias, column, channels)
+        if has_add:
+            behind = tl.where(tl.load(y + at, inside, 0.0).to(tl.float32) <= 0, 0.0, behind)
+            tl.store(dadd + at, behind, inside)
+        else:
+            behind = tl.where(_rounded(z, x) <= 0, 0.0, behind)
+        dweight += behind.to(tl.float32) * normal
+        dbias += behind.to(tl.float32)
+        row += block_rows
+    to = tl.program_id(0) * channels + column
+    tl.store(part_dweight + to, tl.sum(dweight, 0), column < channels)
+    tl.store(part_dbias + to, tl.sum(dbias, 0), column < channels)
+
+
+@triton.jit
+def end_gradient(
+    part_dweight: tl.tensor,
+    part_dbias: tl.tensor,
+    dweight: tl.tensor,
+    dbias: tl.tensor,
+    channels: tl.tensor,
+    parts: tl.tensor,
+    block_parts: tl.constexpr,
+    block_channels: tl.constexpr,
+) -> None:
+    """The gradients of weight and bias."""
+    part = tl.arange(0, block_parts)
+    column = tl.program_id(0) * block_channels + tl.arange(0, block_channels)
+    at = part[:, None] * channels + column[None, :]
+    inside = (part < parts)[:, None] & (column < channels)[None, :]
+    tl.store(dweight + column, tl.sum(tl.load(part_dweight + at, inside, 0.0), 0), column < channels)
+    tl.store(dbias + column, tl.sum(tl.load(part_dbias + at, inside, 0.0), 0), column < channels)
+
+
+@triton.jit
+def apply_gradient(
+    x: tl.tensor,
+    behind: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    dweight: tl.tensor,
+    dbias: tl.tensor,
+    dx: tl.tensor,
+    rows: tl.tensor,
+    channels: tl.tensor,
+    has_add: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_channels: tl.constexpr,
+) -> None:
+    """The gradient of ``x`` (Ioffe and Szegedy, 2015) from that of the output; with a sum, from ``dadd``."""
+    row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
+    known = column < channels
+    inside = (row < rows)[:, None] & known[None, :]
+    at = row.to(tl.int64)[:, None] * channels + column[None, :]
+    normal, z = _normalised(tl.load(x + at, inside, 0.0), mean, rstd, weight, bias, column, channels)
+    dz = tl.load(behind + at, inside, 0.0).to(tl.float32)
+    if not has_add:
+        dz = tl.where(_rounded(z, x) <= 0, 0.0, dz)
+    factor = tl.load(weight + column, known, 0.0) * tl.load(rstd + column, known, 0.0)
+    along = tl.load(dweight + column, known, 0.0) / rows
+    level = tl.load(dbias + column, known, 0.0) / rows
+    tl.store(dx + at, factor[None, :] * (dz - level[None, :] - normal * along[None, :]), inside)
