@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ocrnet.engines.torch import bilinear
 from ocrnet.engines.torch.bilinear import conv_of_upsampled
 from ocrnet.engines.torch.ocr import OCRNet
 from ocrnet.spec import Arch
@@ -35,7 +36,9 @@ def plain(conv, maps, align_corners):
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "x".join(map(str, sizes[0])))
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_outputs_and_gradients_are_the_plain_ones(sizes, kernel, align_corners):
+@pytest.mark.parametrize("block", [5, 128])
+def test_outputs_and_gradients_are_the_plain_ones(sizes, kernel, align_corners, block, monkeypatch):
+    monkeypatch.setitem(bilinear.BLOCK, "cpu", block)
     conv, maps = given(sizes, kernel)
     wanted, found = plain(conv, maps, align_corners), conv_of_upsampled(conv, maps, align_corners)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
