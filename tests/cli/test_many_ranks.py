@@ -124,7 +124,7 @@ def alone(trained, tmp_path_factory) -> dict[str, Path]:
         ("torch", "mpirun"),
         ("torch", "torchrun"),
         ("mindspore", "mpirun"),
-        pytest.param("mindspore", "msrun", marks=long),
+        ("mindspore", "msrun"),
     ],
 )
 def test_two_ranks_of_batch_1_are_one_of_batch_2(engine, name, trained, alone, tmp_path):
@@ -157,7 +157,7 @@ def test_one_rank_goes_on_where_two_were(trained, alone, tmp_path):
     [
         ("torch", "torchrun", 3),
         pytest.param("torch", "mpirun", 1, marks=long),
-        pytest.param("mindspore", "mpirun", 3, marks=long),
+        ("mindspore", "mpirun", 3),
     ],
 )
 def test_two_ranks_evaluate_any_number_of_images_to_the_digits_of_one(engine, name, images, trained, tmp_path):
