@@ -372,6 +372,7 @@ def leave() -> None:
         if together:
             with contextlib.suppress(RuntimeError):  # a faster one has left already, having heard all it needs
                 all_sum(np.zeros(1, np.int32))
+            time.sleep(0.5)  # for what it sends: a busy machine has it still in hand, and others would wait for it
             _finalize_collective()
             time.sleep(0.2)  # for its threads, which speak last
     if _lent or not together:  # else it signs off, which once in some hundred times is a segmentation fault
