@@ -119,13 +119,7 @@ def alone(trained, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("engine", "name"),
-    [
-        ("torch", "mpirun"),
-        ("torch", "torchrun"),
-        ("mindspore", "mpirun"),
-        ("mindspore", "msrun"),
-    ],
+    ("engine", "name"), [("torch", "mpirun"), ("torch", "torchrun"), ("mindspore", "mpirun"), ("mindspore", "msrun")]
 )
 def test_two_ranks_of_batch_1_are_one_of_batch_2(engine, name, trained, alone, tmp_path):
     found = launched(name, tmp_path, *training(engine, trained, tmp_path / "out", 1))
