@@ -21,6 +21,7 @@ NOT_INSTALLED: dict[Framework, str] = {
     "mindspore": "MindSpore is not installed: from a clone, pip install -e '.[mindspore]'",
 }
 OUTPUTS = ("labels", "confidence", "probabilities")
+ATTENTION = ("regions", "relation")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Engine(Protocol):
 
         Of `OUTPUTS`, as asked: labels uint8 N,H,W; confidence float32 N,H,W, the winning class's probability;
         probabilities float32 N,num_classes,H,W, the mean over the passes of the softmax at full resolution.
+
+        Of `ATTENTION`, for a single pass of whole images, not mirrored, at a quarter of its size, float32
+        N,num_classes,ceil(H/4),ceil(W/4): regions, where each class's object region lies, adding up to 1 over the
+        pixels (formula 1 of the OCR paper); relation, what each pixel takes from each region, adding up to 1 over the
+        classes (formula 4). They run the network once more.
         """
 
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +83,16 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release loader workers and process groups."""
+
+
+def check_outputs(outputs: Sequence[str], passes: Sequence[Pass]) -> None:
+    """Raise `OcrnetError` where `Engine.predict` cannot give these outputs for these passes."""
+    known = (*OUTPUTS, *ATTENTION)
+    if unknown := sorted(set(outputs) - set(known)):
+        raise OcrnetError(f"predict has no output {unknown}; it has {', '.join(known)}")
+    asked = [name for name in outputs if name in ATTENTION]
+    if asked and (len(passes) > 1 or passes[0].flip or len(passes[0].windows) > 1):
+        raise OcrnetError(f"{' and '.join(asked)}: of one look at whole images alone; leave out scales, flip and slide")
 
 
 def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | None = None) -> Engine:

@@ -41,7 +41,7 @@ class Model:
         Probabilities are averaged over ``scales`` and, with ``flip``, over the mirrored image; ``slide`` (height,
         width) looks through windows, for images too large to look at whole.
         """
-        return self._predict(image, Eval(scales=tuple(scales), flip=flip, slide=slide), "labels")
+        return self.outputs(image, ("labels",), scales, flip, slide)["labels"]
 
     def probabilities(
         self,
@@ -51,19 +51,32 @@ class Model:
         slide: tuple[int, int] | None = None,
     ) -> np.ndarray:
         """Return probabilities float32 num_classes,H,W for an image uint8 H,W,3 RGB; arguments as for `predict`."""
-        return self._predict(image, Eval(scales=tuple(scales), flip=flip, slide=slide), "probabilities")
+        return self.outputs(image, ("probabilities",), scales, flip, slide)["probabilities"]
 
-    def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalised float32 N,3,H,W."""
-        return self._engine.logits(np.ascontiguousarray(x, dtype=np.float32))
+    def outputs(
+        self,
+        image: np.ndarray,
+        outputs: Sequence[str] = ("labels",),
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        slide: tuple[int, int] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return any of labels, confidence, probabilities, regions and relation; arguments as for `predict`.
 
-    def _predict(self, image: np.ndarray, how: Eval, output: str) -> np.ndarray:
+        labels uint8 H,W; confidence float32 H,W; probabilities float32 num_classes,H,W; regions and relation float32
+        num_classes,ceil(H/4),ceil(W/4), of one look at the whole image alone: see `ocrnet.engine.Engine.predict`.
+        """
         if not isinstance(image, np.ndarray):
             raise OcrnetError(f"an image must be a NumPy array, uint8 H,W,3 in RGB order, not {type(image).__name__}")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OcrnetError(f"an image must be uint8 H,W,3 in RGB order, not {image.dtype} {image.shape}")
-        passes = make_passes(how, (image.shape[0], image.shape[1]))
-        return self._engine.predict(np.ascontiguousarray(image)[None], passes, (output,))[output][0]
+        passes = make_passes(Eval(scales=tuple(scales), flip=flip, slide=slide), (image.shape[0], image.shape[1]))
+        found = self._engine.predict(np.ascontiguousarray(image)[None], passes, tuple(outputs))
+        return {name: array[0] for name, array in found.items()}
+
+    def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalised float32 N,3,H,W."""
+        return self._engine.logits(np.ascontiguousarray(x, dtype=np.float32))
 
 
 def load(

@@ -46,6 +46,29 @@ def test_outputs_and_their_types(engine, images):
         engine.predict(images, make_passes(Eval(), SIZE), ("lables",))
 
 
+def test_what_the_head_attends_to(make_engine, engine, images):
+    whole = make_passes(Eval(scales=(0.5,)), SIZE)
+    found = engine.predict(images, whole, ("labels", "regions", "relation"))
+    assert {found[name].shape for name in ("regions", "relation")} == {(2, 5, 10, 13)}
+    assert {array.dtype.name for array in found.values()} == {"uint8", "float32"}
+    np.testing.assert_allclose(found["regions"].sum(axis=(2, 3)), 1, rtol=1e-5)
+    np.testing.assert_allclose(found["relation"].sum(axis=1), 1, rtol=1e-5)
+    mean = np.array(engine.cfg.data.mean, np.float32), np.array(engine.cfg.data.std, np.float32)
+    x = ((images / np.float32(255) - mean[0]) / mean[1]).transpose(0, 3, 1, 2)
+    once = engine.predict(images, make_passes(Eval(), SIZE), ("regions",))["regions"]
+    aux = np.exp(engine.logits(x)[0])
+    np.testing.assert_allclose(once, aux / aux.sum(axis=(2, 3), keepdims=True), rtol=1e-3)
+    other = make_engine(fresh=False)
+    for factor in (0, 1000):  # all regions look alike, or very different
+        scaled = ("aux_head.3.weight", "ocr_distri_head.object_context_block.f_object.0.weight")
+        other.restore({name: factor * w if name in scaled else w for name, w in engine.state().items()}, 0)
+        relation = other.predict(images, whole, ("relation",))["relation"]
+        assert (np.abs(relation - 1 / 5).max() > 1e-2) == bool(factor)
+    for how in ({"scales": (1.0, 0.5)}, {"flip": True}, {"slide": (64, 64)}):
+        with pytest.raises(OcrnetError, match=r"relation: of one look at whole images"):
+            engine.predict(images, make_passes(Eval(**how), SIZE), ("relation",))
+
+
 def test_a_prediction_is_of_the_weights_as_they_are_now(make_engine, engine, images):
     look(engine, images)
     engine.train(2)

@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from ocrnet import spec
-from ocrnet.config import Config, Data, Optimizer
+from ocrnet.config import Config, Data, Eval, Optimizer
 from ocrnet.datasets import open_dataset
-from ocrnet.engine import open_engine
+from ocrnet.engine import ATTENTION, open_engine
+from ocrnet.passes import make_passes
 from ocrnet.spec import Arch
 from ocrnet.stream import TrainStream
 from ocrnet.world import World
@@ -43,6 +44,20 @@ def test_every_variant_answers_alike(variant, size):
         answers.append(engine.logits(x))
     for a, b in zip(*answers, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def test_the_heads_attend_to_the_same():
+    image = open_dataset("cityscapes", GOLDEN, "train").read(0)[0]
+    passes = make_passes(Eval(), image.shape[:2])
+    seen = []
+    for name in ("torch", "mindspore"):
+        engine = open_engine(Config(engine=name, device_target="CPU", ms_mode="pynative"), ARCH, world=World())
+        engine.restore(load_file(GOLDEN / "start.safetensors"), 0)
+        seen.append(engine.predict(image[None], passes, ATTENTION))
+    for name in ATTENTION:
+        spread = np.ptp(seen[0][name])
+        assert spread > 1e-3
+        np.testing.assert_allclose(seen[0][name], seen[1][name], rtol=0, atol=1e-3 * spread)
 
 
 def config(engine, **changes):

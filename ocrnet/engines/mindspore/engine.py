@@ -10,7 +10,7 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from ocrnet import schedule, spec
 from ocrnet.config import Config
-from ocrnet.engine import OUTPUTS, Stats
+from ocrnet.engine import ATTENTION, Stats, check_outputs
 from ocrnet.engines.mindspore import ranks
 from ocrnet.engines.mindspore.device import Precision, choose_device, choose_precision, configure, describe, memory_told
 from ocrnet.engines.mindspore.hrnet import Size, resize
@@ -153,9 +153,7 @@ class MindSporeEngine:
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
     ) -> dict[str, np.ndarray]:
         """Average the softmax over ``passes``; a single pass's labels need no softmax."""
-        unknown = set(outputs) - set(OUTPUTS)
-        if unknown:
-            raise OcrnetError(f"predict has no output {sorted(unknown)}; it has {', '.join(OUTPUTS)}")
+        check_outputs(outputs, passes)
         self.network.set_train(False)
         self.predictor.expect({(height, width) for one in passes for _, _, height, width in one.windows})
         x = (Tensor(images).astype("float32").transpose(0, 3, 1, 2) - self.mean) / self.std
@@ -171,6 +169,9 @@ class MindSporeEngine:
             "confidence": lambda: ops.amax(probabilities, 1).asnumpy(),
             "probabilities": probabilities.asnumpy,
         }
+        if set(ATTENTION) & set(outputs):
+            attention = self.predictor.attention(resize(x, passes[0].size, align_corners=False))
+            found |= {name: part.asnumpy for name, part in zip(ATTENTION, attention, strict=True)}
         return {name: found[name]() for name in outputs}
 
     def _look(self, x: Tensor, one: Pass, size: Size) -> Tensor:
@@ -251,7 +252,7 @@ class Predictor:
     """
 
     def __init__(self, network: OCRNet) -> None:
-        self.fixed, self.any = Logits(network), Logits(network)
+        self.fixed, self.any, self.seen = Logits(network), Logits(network), Attention(network)
         self.any.set_inputs(Tensor(shape=[None, 3, None, None], dtype=ms.float32))
         self.size: Size | None = None
         self.many = False
@@ -268,9 +269,26 @@ class Predictor:
         cell.set_train(False)
         return cell(x)
 
+    def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(regions, relation), each float32 N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised."""
+        return self.seen.set_train(False)(x)
+
     def __call__(self, x: Tensor) -> Tensor:
         """The OCR head's logits alone."""
         return self.both(x)[1]
+
+
+class Attention(nn.Cell):
+    """What the head attends to, in float32."""
+
+    def __init__(self, network: OCRNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised."""
+        regions, relation = self.network.attention(x)
+        return regions.astype("float32"), relation.astype("float32")
 
 
 class Logits(nn.Cell):

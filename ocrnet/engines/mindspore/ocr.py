@@ -97,10 +97,14 @@ def softmax(x: Tensor) -> Tensor:
     return ops.softmax(x.astype("float32"), -1).astype(x.dtype)
 
 
+def soft_regions(logits: Tensor) -> Tensor:
+    """Where each class's object region lies: logits N,K,H,W -> N,K,HW, which add up to 1 over the pixels."""
+    return softmax(flatten(logits))
+
+
 def gather(pixels: Tensor, logits: Tensor) -> Tensor:
     """Object regions: pixels N,C,H,W averaged by each class's spatial softmax of logits N,K,H,W -> N,C,K,1."""
-    weights = softmax(flatten(logits))  # N, K, HW
-    return ops.bmm(weights, flatten(pixels).swapaxes(1, 2)).swapaxes(1, 2).expand_dims(3)
+    return ops.bmm(soft_regions(logits), flatten(pixels).swapaxes(1, 2)).swapaxes(1, 2).expand_dims(3)
 
 
 class OCRNet(HRNet):
@@ -121,15 +125,24 @@ class OCRNet(HRNet):
 
         ``keep`` N,features marks the channels of the OCR head that dropout keeps; None drops none.
         """
+        aux, pixels = self.heads(x)
+        features = self.ocr_distri_head(pixels, gather(pixels, aux), keep)
+        return aux, self.cls_head(features)
+
+    def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4): see `ocrnet.engine.Engine.predict`."""
+        aux, pixels = self.heads(x)
+        relation = self.ocr_distri_head.object_context_block.relation(pixels, gather(pixels, aux))
+        return soft_regions(aux).reshape(aux.shape), relation.swapaxes(1, 2).reshape(aux.shape)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The auxiliary head's logits and the pixel representations of x N,3,H,W."""
         if self.half:
             x = x.astype("float16")
         maps = self.maps(x)
         size = maps[0].shape[-2:]
         x = ops.cat([resize(y, size, self.align_corners) for y in maps], 1)
-        aux = self.aux_head(x)
-        pixels = self.conv3x3_ocr(x)
-        features = self.ocr_distri_head(pixels, gather(pixels, aux), keep)
-        return aux, self.cls_head(features)
+        return self.aux_head(x), self.conv3x3_ocr(x)
 
     def compute_at(self, level: str) -> None:
         """Choose the precision: O0 float32, O1 convolutions in float16, O2 and O3 all but norms and softmax."""

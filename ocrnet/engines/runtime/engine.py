@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from ocrnet.config import Config
-from ocrnet.engine import OUTPUTS, Stats
+from ocrnet.engine import ATTENTION, Stats, check_outputs
 from ocrnet.errors import OcrnetError
 from ocrnet.exported import Exported
 from ocrnet.passes import Pass, cuts
@@ -37,8 +37,9 @@ class RuntimeEngine:
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
     ) -> dict[str, np.ndarray]:
         """Average over ``passes`` where the file answers probabilities or logits; labels allow a single look."""
-        if unknown := set(outputs) - set(OUTPUTS):
-            raise OcrnetError(f"predict has no output {sorted(unknown)}; it has {', '.join(OUTPUTS)}")
+        check_outputs(outputs, passes)
+        if asked := sorted(set(ATTENTION) & set(outputs)):
+            raise OcrnetError(f"{self.path}: an exported file has no {' and no '.join(asked)}; give its checkpoint")
         if self.facts.outputs == "labels":
             if list(outputs) != ["labels"]:
                 raise self._labels_alone(", ".join(outputs))

@@ -12,7 +12,7 @@ from torch import nn
 
 from ocrnet import schedule, spec
 from ocrnet.config import Config
-from ocrnet.engine import OUTPUTS, Stats
+from ocrnet.engine import ATTENTION, Stats, check_outputs
 from ocrnet.engines.torch import ranks
 from ocrnet.engines.torch.device import (
     Precision,
@@ -218,9 +218,7 @@ class TorchEngine:
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
     ) -> dict[str, np.ndarray]:
         """Average the softmax over ``passes``; a single pass's labels need no softmax."""
-        unknown = set(outputs) - set(OUTPUTS)
-        if unknown:
-            raise OcrnetError(f"predict has no output {sorted(unknown)}; it has {', '.join(OUTPUTS)}")
+        check_outputs(outputs, passes)
         x = self._normalise(torch.from_numpy(images).to(self.device))
         size = images.shape[1], images.shape[2]
         if list(outputs) == ["labels"] and len(passes) == 1:
@@ -231,12 +229,15 @@ class TorchEngine:
         probabilities /= len(passes)
         confidence, labels = probabilities.max(1)
         found = {"labels": labels.to(torch.uint8), "confidence": confidence, "probabilities": probabilities}
+        if set(ATTENTION) & set(outputs):
+            with self.precision.autocast():
+                attention = self._network().attention(self._resized(x, passes[0]))
+            found |= {name: part.float() for name, part in zip(ATTENTION, attention, strict=True)}
         return {name: found[name].cpu().numpy() for name in outputs}
 
     def _look(self, x: torch.Tensor, one: Pass, size: Size) -> torch.Tensor:
         """Return the OCR head's logits float32 N,num_classes,H,W at the image's own size, seen through one pass."""
-        if one.size != x.shape[2:]:
-            x = resize(x, one.size, align_corners=False)
+        x = self._resized(x, one)
         if one.flip:
             x = x.flip(3)
         align_corners = self.arch.rule.align_corners
@@ -254,6 +255,9 @@ class TorchEngine:
             logits = logits.flip(3)
         return resize(logits, size, align_corners)
 
+    def _resized(self, x: torch.Tensor, one: Pass) -> torch.Tensor:
+        return x if one.size == x.shape[2:] else resize(x, one.size, align_corners=False)
+
     def _ocr(self, x: torch.Tensor) -> torch.Tensor:
         return self._heads(x)[1].float()
 
@@ -264,11 +268,14 @@ class TorchEngine:
         return aux.float().cpu().numpy(), ocr.float().cpu().numpy()
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the network in evaluation; the one without norms is made where weights have changed."""
+        with self.precision.autocast():
+            return self._network()(x)
+
+    def _network(self) -> OCRNet:
+        """Return the network without norms, made anew where weights have changed."""
         if self._folded is None:
             self._folded = folded(self.model, self.precision.dtype)
-        with self.precision.autocast():
-            return self._folded(x)
+        return self._folded
 
     def state(self) -> dict[str, np.ndarray]:
         """Copy the state to the host under canonical names."""

@@ -98,10 +98,14 @@ class SpatialOCR(nn.Module):
         return x
 
 
+def soft_regions(logits: Tensor) -> Tensor:
+    """Where each class's object region lies: logits N,K,H,W -> N,K,HW, which add up to 1 over the pixels."""
+    return torch.softmax(logits.flatten(2), dim=2)
+
+
 def gather(pixels: Tensor, logits: Tensor) -> Tensor:
     """Object regions: pixels N,C,H,W averaged by each class's spatial softmax of logits N,K,H,W -> N,C,K,1."""
-    weights = torch.softmax(logits.flatten(2), dim=2)  # N, K, HW
-    return (weights @ pixels.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)
+    return (soft_regions(logits) @ pixels.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)
 
 
 class OCRNet(HRNet):
@@ -130,6 +134,12 @@ class OCRNet(HRNet):
         aux, pixels = self._heads(maps)
         features = self.ocr_distri_head(pixels, gather(pixels, aux), keep)
         return aux, self.cls_head(features)
+
+    def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4): see `ocrnet.engine.Engine.predict`."""
+        aux, pixels = self._heads(self.maps(x))
+        relation = self.ocr_distri_head.object_context_block.relation(pixels, gather(pixels, aux))
+        return soft_regions(aux).view_as(aux), relation.transpose(1, 2).reshape(aux.shape)
 
     def _heads(self, maps: list[Tensor]) -> list[Tensor]:
         """The auxiliary head's logits and the pixel representations, from the four maps."""
