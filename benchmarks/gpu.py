@@ -4,12 +4,15 @@
     python benchmarks/gpu.py --device_target CPU --toy [--out FILE]      (to try the script itself)
 
 1. The network against the authors' outputs (tests/data/official_w6) in float32 without TF32 and in float64; the first
-   training steps' losses, with and without the fused norms, against the plain baseline's.
+   training step's loss, with and without the fused norms, against the plain baseline's; the losses of a few steps taken
+   by a CUDA graph against those of steps taken one by one.
 2. Training of W48 at 512x1024 for several batch sizes, prediction of one image of 512x1024 and of 1024x2048, and W18:
-   ours against plain.py (a) in float32, (b) with AMP, (c) with AMP and channels_last. In every round each way is built,
-   warmed up, timed and taken down, in turn, so that each has the memory for itself. Images a second, milliseconds, peak
-   memory, kernels a step, and the share of the time that the operations alone would take at the pace of a large
-   bfloat16 product on the same device ("of peak"; ours needs fewer operations than the network has, so it can pass 1).
+   ours, also with the fused norms, as a CUDA graph, and both (``--compiled``: as a graph of what torch.compile made
+   of the network), against plain.py (a) in float32, (b) with AMP, (c) with AMP and channels_last. In every round each
+   way is built, warmed up, timed and taken down, in turn, so that each has the memory for itself. Images a second,
+   milliseconds, seconds of warming up (and compiling), peak memory, kernels a step, and the share of the time that
+   the operations alone would take at the pace of a large bfloat16 product on the same device ("of peak"; ours needs
+   fewer operations than the network has, so it can pass 1).
 3. `--mix True` training on CamVid through the public commands, then evaluation, single scale and ms + flip.
 
 What no longer begins within ``--seconds`` is left out and listed, so that a call has an end.
@@ -38,7 +41,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from ocrnet import cost, spec
 from ocrnet.config import Config, Eval
+from ocrnet.engines.torch import ocr
 from ocrnet.engines.torch.engine import TorchEngine
+from ocrnet.engines.torch.graph import WARMUP
 from ocrnet.engines.torch.loader import Batch, collate
 from ocrnet.engines.torch.ocr import OCRNet
 from ocrnet.errors import OcrnetError
@@ -72,7 +77,9 @@ CASES = (
     Case("train", 18, (512, 1024), 8),
 )
 TOY = (Case("train", 16, (64, 64), 2), Case("predict", 16, (64, 64), 1))
-WAYS = ("ours", "ours, fused_norm", "ours float32", "a: float32", "b: AMP", "c: AMP, channels_last")
+GRAPH, COMPILED = "ours, cuda_graph", "ours, cuda_graph, compiled"
+OPTIONS = ("ours, fused_norm", GRAPH, f"{GRAPH}, fused_norm")
+WAYS = ("ours", *OPTIONS, "ours float32", "a: float32", "b: AMP", "c: AMP, channels_last")
 
 
 def check_network(device: str) -> dict[str, float]:
@@ -105,6 +112,13 @@ def check_step(target: str) -> dict[str, float]:
         found[name] = float(engine.train(1).loss[0] @ (0.4, 1.0))
         engine.close()
         assert abs(found[name] - found["plain"]) < 1e-4 * found["plain"], f"the losses are {found}"
+    steps = {}
+    for name in ("ours", GRAPH):
+        engine = ours(target, arch, size, 2, mix=False, cuda_graph=name == GRAPH)
+        steps[name] = engine.train(WARMUP + 3).loss @ (0.4, 1.0)
+        engine.close()
+    found["ours, last step"], found[f"{GRAPH}, last step"] = (float(loss[-1]) for loss in steps.values())
+    assert np.allclose(steps["ours"], steps[GRAPH], rtol=1e-4), f"the losses are {steps}"
     return found
 
 
@@ -113,7 +127,7 @@ def device(target: str) -> str:
     return "cuda" if target == "GPU" else "cpu"
 
 
-def ours(target: str, arch: Arch, size: Size, batch_size: int, *, mix: bool, fused_norm: bool = False) -> TorchEngine:
+def ours(target: str, arch: Arch, size: Size, batch_size: int, *, mix: bool, **options: bool) -> TorchEngine:
     """Return our engine with one batch that it trains on again and again: the loader is not what is measured."""
     cfg = Config(
         device_target=target,  # type: ignore[arg-type]
@@ -121,7 +135,7 @@ def ours(target: str, arch: Arch, size: Size, batch_size: int, *, mix: bool, fus
         batch_size=batch_size,
         num_workers=0,
         total_step=10_000,
-        fused_norm=fused_norm,
+        **options,  # type: ignore[arg-type]
     )
     engine = TorchEngine(cfg, arch, world=World(), stream=Noise(size, arch.channels))  # type: ignore[arg-type]
     engine.restore(spec.init(arch, 1), 0)
@@ -139,8 +153,10 @@ def begin(way: str, case: Case, target: str) -> Callable[[int], object]:
     sample = Noise(case.size, arch.channels).sample
     images, label = (np.repeat(array[None], case.batch_size, axis=0) for array in (sample.image, sample.label))
     if way.startswith("ours"):
-        how = {"mix": "float32" not in way, "fused_norm": "fused_norm" in way}
-        engine = ours(target, arch, case.size, case.batch_size, **how)
+        options = {name: name in way for name in ("fused_norm", "cuda_graph")}
+        engine = ours(target, arch, case.size, case.batch_size, mix="float32" not in way, **options)
+        if way == COMPILED:
+            engine.model = torch.compile(engine.model, dynamic=False)  # type: ignore[assignment]
         if case.task == "train":
             return engine.train
         passes = make_passes(Eval(), case.size)
@@ -161,10 +177,11 @@ def measure(way: str, case: Case, args: argparse.Namespace) -> dict[str, float]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     call = begin(way, case, args.device_target)
-    call(args.warmup)
     begun = time.perf_counter()
+    call(args.warmup)
+    warm = time.perf_counter()
     call(args.steps)
-    found = {"ms": 1000 * (time.perf_counter() - begun) / args.steps}
+    found = {"ms": 1000 * (time.perf_counter() - warm) / args.steps, "seconds_before": warm - begun}
     if on_gpu:
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
@@ -176,13 +193,14 @@ def measure(way: str, case: Case, args: argparse.Namespace) -> dict[str, float]:
 
 def compare(case: Case, args: argparse.Namespace, peak: float, until: float) -> dict[str, object]:
     """Return all ways of a case: medians over rounds in turn, and the ratios to the rivals; see the module."""
-    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    known = (*WAYS, COMPILED) if args.compiled else WAYS
+    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in known}
     failed: dict[str, str] = {}
-    for _, way in itertools.product(range(args.rounds), WAYS):
+    for _, way in itertools.product(range(args.rounds), known):
         if way in failed or (rounds[way] and time.monotonic() > until):
             continue
-        if case.task == "predict" and "fused_norm" in way:
-            failed[way] = "training alone"
+        if way in (*OPTIONS, COMPILED) and (case.task == "predict" or args.device_target == "CPU"):
+            failed[way] = "in training on a GPU alone"
             continue
         try:
             rounds[way].append(measure(way, case, args))
@@ -200,12 +218,13 @@ def compare(case: Case, args: argparse.Namespace, peak: float, until: float) -> 
         ways[way] = {
             "ms": ms,
             "ms_of_rounds": [one["ms"] for one in seen],
+            "seconds_before": max(one["seconds_before"] for one in seen),
             "images_per_second": 1000 * case.batch_size / ms,
             "of_peak": operations / (ms / 1000) / peak,
             **{key: max(one[key] for one in seen) for key in ("peak_gib", "kernels") if key in seen[0]},
         }
     mine = ways["ours"].get("ms")
-    ratios = {way: ways[way]["ms"] / mine for way in WAYS if mine and "ms" in ways[way]}  # type: ignore[operator]
+    ratios = {way: ways[way]["ms"] / mine for way in ways if mine and "ms" in ways[way]}  # type: ignore[operator]
     return {"ways": ways, "times_as_fast_as": ratios}
 
 
@@ -274,13 +293,16 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="a tiny network, one round: to try the script")
     parser.add_argument("--only", default="", help="cases whose name holds this, such as 'train W48'")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=WARMUP + 2)
+    parser.add_argument("--compiled", action="store_true", help="a compiled network too, which takes minutes to make")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=540, help="no case or round begins after this")
     parser.add_argument("--out")
     args = parser.parse_args()
     if args.toy:
         args.steps, args.warmup, args.rounds = 1, 0, 1
+    if args.compiled:  # its matrices are made on the CPU, which a graph cannot record
+        ocr.conv_of_upsampled = torch.compiler.disable(ocr.conv_of_upsampled)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     report: dict[str, object] = {
         "device": torch.cuda.get_device_name() if args.device_target == "GPU" else platform.processor(),

@@ -156,6 +156,9 @@ class Config:
     fused_norm: bool = key(
         False, "batch norm, sum and ReLU as one Triton kernel on NVIDIA GPUs, in training; not yet run on one"
     )
+    cuda_graph: bool = key(
+        False, "each training step as one CUDA graph, where one NVIDIA GPU trains; not yet run on one"
+    )
     rank_timeout: float = key(600.0, "seconds that a rank waits for the others before it gives up", low=1)
     deterministic: bool = key(False, "bit-equal repeats on GPU, at the price of speed")
     save_dir: str = key("output", "folder of the run")

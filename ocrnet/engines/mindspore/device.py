@@ -117,8 +117,11 @@ def describe(target: str, why: str, precision: Precision, cfg: Config, *, traini
         lines.append("loss_scale: no effect in float32; mixed precision is --mix True")
     if cfg.deterministic:
         lines.append("deterministic: on")
-    if training and cfg.fused_norm:
-        lines.append("fused_norm: no effect on the mindspore engine")
+    lines += [
+        f"{name}: no effect on the mindspore engine"
+        for name in ("fused_norm", "cuda_graph")
+        if training and getattr(cfg, name)
+    ]
     if training and cfg.ms_mode == "graph":
         lines.append("the first step compiles the network, which takes a minute or more; those after it are fast")
     return lines, versions

@@ -3,8 +3,9 @@
 And so a convolution of upsampled maps need not be made where it is dear: see `conv_of_upsampled`.
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,8 +77,20 @@ def _needed(size: int, target: int, kernel: int, align_corners: bool, block: sli
     return source_rows(size, target, align_corners, max(0, block.start - margin), min(target, block.stop + margin))
 
 
-@functools.lru_cache(64)
-@torch.inference_mode(False)
+_holders: list[list[Tensor]] = []
+
+
+@contextlib.contextmanager
+def matrices_held() -> Iterator[list[Tensor]]:
+    """Give a list that keeps every matrix used within: what is recorded then needs them after the cache drops them."""
+    held: list[Tensor] = []
+    _holders.append(held)
+    try:
+        yield held
+    finally:
+        _holders.remove(held)
+
+
 def tap_matrix(
     size: int, target: int, kernel: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -85,6 +98,25 @@ def tap_matrix(
 
     Output i is the sum over taps k of what tap k has at place i + k - kernel // 2 of the target's; 0 beyond its ends.
     """
+    return _held(_tap_matrix(size, target, kernel, align_corners, dtype, device))
+
+
+def bilinear_matrix(size: int, target: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the matrix target,size by which ``F.interpolate`` bilinearly resizes one axis."""
+    return _held(_bilinear_matrix(size, target, align_corners, dtype, device))
+
+
+def _held(matrix: Tensor) -> Tensor:
+    for held in _holders:
+        held.append(matrix)
+    return matrix
+
+
+@functools.lru_cache(64)
+@torch.inference_mode(False)  # what prediction makes first, training uses too
+def _tap_matrix(
+    size: int, target: int, kernel: int, align_corners: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     upsampling = bilinear_matrix(size, target, align_corners, torch.float64, torch.device("cpu"))
     margin = kernel // 2
     padded = F.pad(upsampling, (0, 0, margin, margin))
@@ -108,9 +140,8 @@ def source_rows(size: int, target: int, align_corners: bool, start: int, stop: i
 
 
 @functools.lru_cache(64)
-@torch.inference_mode(False)  # what prediction makes first, training uses too
-def bilinear_matrix(size: int, target: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix target,size by which ``F.interpolate`` bilinearly resizes one axis."""
+@torch.inference_mode(False)
+def _bilinear_matrix(size: int, target: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     place = source(size, target, align_corners, torch.arange(target, dtype=torch.float64, device="cpu"))
     low = place.long().clamp_max(size - 1)
     high = (low + 1).clamp_max(size - 1)

@@ -92,6 +92,13 @@ def fused_norm_hindrance(device: torch.device, cfg: Config, ranks: int) -> str |
     return None
 
 
+def cuda_graph_hindrance(device: torch.device, ranks: int) -> str | None:
+    """Return what keeps ``cuda_graph`` from being used, as the end of "no effect ..."; None: nothing."""
+    if device.type != "cuda":
+        return "on a CPU"
+    return f"on {ranks} ranks" if ranks > 1 else None
+
+
 def describe(
     device: torch.device, why: str, precision: Precision, cfg: Config, *, training: bool, ranks: int
 ) -> tuple[list[str], dict[str, str]]:
@@ -106,9 +113,10 @@ def describe(
     ]
     if cfg.deterministic:
         lines.append("deterministic: on")
-    if training and cfg.fused_norm:
-        hindrance = fused_norm_hindrance(device, cfg, ranks)
-        lines.append(f"fused_norm: no effect {hindrance}" if hindrance else "fused_norm: on")
+    wanted = {"fused_norm": fused_norm_hindrance(device, cfg, ranks), "cuda_graph": cuda_graph_hindrance(device, ranks)}
+    for name, hindrance in wanted.items():
+        if training and getattr(cfg, name):
+            lines.append(f"{name}: no effect {hindrance}" if hindrance else f"{name}: on")
     lines += [
         f"{name}: no effect on the torch engine"
         for name in ("amp_level", "ms_mode", "loss_scale", "max_rowsize")

@@ -19,11 +19,13 @@ from ocrnet.engines.torch.device import (
     choose_device,
     choose_precision,
     configure,
+    cuda_graph_hindrance,
     describe,
     fused_norm_hindrance,
     memory_told,
 )
 from ocrnet.engines.torch.fold import folded
+from ocrnet.engines.torch.graph import CudaRecorder, Inputs, Recorder, StepGraph
 from ocrnet.engines.torch.hrnet import Norm, Size, resize
 from ocrnet.engines.torch.loader import Batch, batches
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
@@ -75,6 +77,9 @@ class TorchEngine:
         )
         self.scaler = LossScaler(self.device, dynamic=self.precision.scaled)
         self.optimizer = self._make_optimizer()
+        self.graph: StepGraph | None = None
+        if cfg.cuda_graph and cuda_graph_hindrance(self.device, self.world.size) is None:
+            self.use_graph(CudaRecorder())
         self.gradient_sum = ranks.GradientSum(self.parameters.values()) if self.world.size > 1 else None
         fused: Callable[..., torch.Tensor] | None = None
         if cfg.fused_norm and fused_norm_hindrance(self.device, cfg, self.world.size) is None:
@@ -107,6 +112,11 @@ class TorchEngine:
             for parameter in self.parameters.values():
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
+
+    def use_graph(self, recorder: Recorder) -> None:
+        """Take the steps from now on by repeating a recorded one."""
+        self.graph = StepGraph(self._attempt, recorder, self.device)
+        self.lr_now = torch.zeros((), device=self.device)
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
         """Take up to ``steps`` optimizer attempts; nothing is copied from the device until the last is under way."""
@@ -150,24 +160,33 @@ class TorchEngine:
 
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
         """Take one optimizer attempt; return the two heads' losses and whether it was finite, both on the device."""
+        lr = float(self.lr[self.step])
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr if self.graph is None else self.lr_now
+        with memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"):
+            if self.graph is not None:
+                self.lr_now.fill_(lr)
+                return self.graph(micro_batches)
+            return self._attempt(
+                [[part.to(self.device, non_blocking=True) for part in batch[:3]] for batch in micro_batches]
+            )
+
+    def _attempt(self, on_device: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do what one optimizer attempt does on the device, which is asked nothing."""
         before = self.running.clone()
         try:
-            with (
-                self._others_told(),
-                memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"),
-            ):
-                heads, norm = self._gradients(micro_batches)
+            with self._others_told():
+                heads, norm = self._gradients(on_device)
                 finite = torch.isfinite(norm) & torch.isfinite(heads).all()
-        except OcrnetError:
+        except (OcrnetError, RuntimeError, MemoryError):
             self.running.copy_(before)
             raise
         self._update(norm, finite)
         self.running.copy_(torch.where(finite, self.running, before))
         return heads, finite
 
-    def _gradients(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _gradients(self, on_device: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the gradients of one attempt, summed over the ranks; return the heads' losses and the norm."""
-        on_device = [[part.to(self.device, non_blocking=True) for part in batch[:3]] for batch in micro_batches]
         denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in on_device]).sum()
         heads = torch.zeros(2, device=self.device)
         if self.gradient_sum is None:
@@ -201,8 +220,6 @@ class TorchEngine:
         divisor = self.scaler.scale
         if self.cfg.clip_grad is not None:
             divisor = divisor * (norm / self.cfg.clip_grad).clamp(min=1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = float(self.lr[self.step])
         self.optimizer.grad_scale = divisor.float()  # type: ignore[attr-defined]
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()

@@ -9,7 +9,10 @@ GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000
 
 
 class LossScaler:
-    """A loss scale on the device: halved by a step that is not finite, doubled after 2000 that are; or fixed at 1."""
+    """A loss scale on the device: halved by a step that is not finite, doubled after 2000 that are; or fixed at 1.
+
+    Both tensors are changed in place, so that a recorded step finds them.
+    """
 
     def __init__(self, device: torch.device, *, dynamic: bool) -> None:
         self.dynamic = dynamic
@@ -24,10 +27,10 @@ class LossScaler:
         """Learn from one step, without asking the device."""
         if not self.dynamic:
             return
-        self.good_steps = torch.where(finite, self.good_steps + 1, 0)
-        grown = self.good_steps >= INTERVAL
-        self.scale = torch.where(finite, torch.where(grown, self.scale * GROWTH, self.scale), self.scale * BACKOFF)
-        self.good_steps = torch.where(grown, 0, self.good_steps)
+        good_steps = torch.where(finite, self.good_steps + 1, 0)
+        grown = good_steps >= INTERVAL
+        self.scale.mul_(torch.where(finite, torch.where(grown, GROWTH, 1.0), BACKOFF))
+        self.good_steps.copy_(torch.where(grown, 0, good_steps))
 
     def state(self) -> dict[str, np.ndarray]:
         """Return scaler/scale and scaler/good_steps; nothing where the scale is fixed."""
@@ -38,5 +41,5 @@ class LossScaler:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over a state that has a scale; keep the initial one otherwise."""
         if self.dynamic and "scaler/scale" in state:
-            self.scale = torch.as_tensor(state["scaler/scale"]).to(self.scale)
-            self.good_steps = torch.as_tensor(state["scaler/good_steps"]).to(self.good_steps)
+            self.scale.copy_(torch.as_tensor(state["scaler/scale"]))
+            self.good_steps.copy_(torch.as_tensor(state["scaler/good_steps"]))
