@@ -1,0 +1,164 @@
+"""What is measured on the validation images beside the confusion matrix: boundaries, calibration, each image."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ocrnet import metrics
+from ocrnet.metrics import IGNORE
+
+# How far a boundary pixel may lie from the other boundary, as a share of the image's diagonal (Csurka et al., 2013).
+TOLERANCE = 0.0075
+
+# Intervals of confidence (Guo et al., 2017).
+BINS = 15
+
+# Confidences are read as counts of this small part, so that sums are exact and do not depend on the order of images.
+_PART = 2**-24
+
+
+def boundary(indices: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return, bool H,W, the pixels of class indices uint8 H,W that lie at another class: up, down, left or right.
+
+    Pixels that are not ``valid`` (bool H,W) are no boundary and make none, and neither does the image's border.
+    """
+    found = np.zeros(indices.shape, bool)
+    for before, behind in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        differs = (indices[before] != indices[behind]) & valid[before] & valid[behind]
+        found[before] |= differs
+        found[behind] |= differs
+    return found
+
+
+def tolerance(height: int, width: int) -> int:
+    """Return how many pixels a boundary may be off in an image of this size: 0.75 % of the diagonal, rounded up."""
+    return math.ceil(TOLERANCE * math.hypot(height, width))
+
+
+def boundary_scores(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the boundary F-score of each class in one image, float64 num_classes; nan for a class without boundary.
+
+    Both are uint8 H,W class indices; truth 255 is left out of both. Precision is the share of the predicted class's
+    boundary pixels that have one of the true class's within `tolerance` pixels (Euclidean), recall the reverse, and F
+    their harmonic mean: Csurka et al., "What is a good evaluation measure for semantic segmentation?" (BMVC 2013),
+    with the matching of Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation"
+    (CVPR 2016), which is by dilation. A class with a boundary on one side alone has F 0.
+    """
+    valid = truth != IGNORE
+    edges = boundary(prediction, valid), boundary(truth, valid)
+    reach = tolerance(*truth.shape)
+    found = np.full(num_classes, np.nan)
+    for index in np.union1d(prediction[edges[0]], truth[edges[1]]):
+        here, there = edges[0] & (prediction == index), edges[1] & (truth == index)
+        precision, recall = _within(here, there, reach), _within(there, here, reach)
+        found[index] = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return found
+
+
+def _within(points: np.ndarray, others: np.ndarray, reach: int) -> float:
+    """Return the share of ``points`` that have one of ``others`` (both bool H,W) within ``reach`` pixels."""
+    if not points.any() or not others.any():
+        return 0.0
+    # Only what lies around the class is looked at; distances of its own points do not change by that.
+    rows, columns = np.flatnonzero((points | others).any(1)), np.flatnonzero((points | others).any(0))
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    away = cv2.distanceTransform((~others[box]).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return float((away[points[box]] <= reach + 1e-3).mean())
+
+
+@dataclass
+class Calibration:
+    """Confidences against how often they are right, in `BINS` equal intervals of (0, 1], over all valid pixels.
+
+    Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017); confidence is the winning class's probability.
+    """
+
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    right: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    parts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))  # sums of confidence, in 2**-24
+
+    def add(self, confidence: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> None:
+        """Count an image: confidence float32 H,W, class indices uint8 H,W; truth 255 is left out."""
+        valid = truth != IGNORE
+        sure = confidence[valid].astype(np.float64)
+        place = np.clip(np.ceil(sure * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        hit = (prediction == truth)[valid]
+        self.pixels += np.bincount(place, minlength=BINS)
+        self.right += np.bincount(place[hit], minlength=BINS)
+        # Whole numbers below 2**53: a float64 adds them up exactly.
+        self.parts += np.bincount(place, np.rint(sure / _PART), BINS).astype(np.int64)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """The mean confidence of each interval, float64; nan where it has no pixel."""
+        with np.errstate(invalid="ignore"):
+            return self.parts * _PART / self.pixels
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """The share of each interval's pixels whose class is right, float64; nan where it has no pixel."""
+        with np.errstate(invalid="ignore"):
+            return self.right / self.pixels
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean over pixels of how far their interval's two numbers are apart."""
+        total = int(self.pixels.sum())
+        return float(np.abs(self.parts * _PART - self.right).sum() / total) if total else float("nan")
+
+
+@dataclass
+class Tally:
+    """Everything that is counted over the validation images, one at a time; nothing in it grows but a row an image."""
+
+    num_classes: int
+    confusion: np.ndarray = field(init=False)
+    calibration: Calibration = field(default_factory=Calibration)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    _edge_sum: np.ndarray = field(init=False)
+    _edge_count: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
+        self._edge_sum, self._edge_count = np.zeros(self.num_classes), np.zeros(self.num_classes, np.int64)
+
+    def add(self, name: str, prediction: np.ndarray, confidence: np.ndarray, truth: np.ndarray) -> None:
+        """Count an image: class indices uint8 H,W, confidence float32 H,W."""
+        counts = metrics.confusion(prediction, truth, self.num_classes)
+        self.confusion += counts
+        self.calibration.add(confidence, prediction, truth)
+        edges = boundary_scores(prediction, truth, self.num_classes)
+        known = ~np.isnan(edges)
+        self._edge_sum[known] += edges[known]
+        self._edge_count += known
+        scores = metrics.scores(counts, [""] * self.num_classes)
+        self.images.append(
+            {
+                "name": name,
+                "mean_iou": plain(scores.mean_iou),
+                "pixel_accuracy": plain(scores.pixel_accuracy),
+                "boundary": plain(float(edges[known].mean()) if known.any() else math.nan),
+                "classes": int(np.count_nonzero(counts.sum(axis=1))),
+            }
+        )
+
+    @property
+    def boundary(self) -> np.ndarray:
+        """The boundary F-score of each class, float64: the mean over the images in which it has a boundary."""
+        with np.errstate(invalid="ignore"):
+            return self._edge_sum / np.where(self._edge_count, self._edge_count, np.nan)
+
+
+def ranked(images: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the positions of the images that have a score, from the lowest mean IoU to the highest."""
+    known = [i for i, image in enumerate(images) if image["mean_iou"] is not None]
+    return sorted(known, key=lambda i: (images[i]["mean_iou"], images[i]["name"]))
+
+
+def plain(value: float) -> float | None:
+    """Return a number as strict JSON has it: None for nan."""
+    return None if math.isnan(value) else float(value)
