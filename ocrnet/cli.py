@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import select
 import signal
 import sys
@@ -24,6 +23,7 @@ from ocrnet.evaluate import evaluate
 from ocrnet.export import Wish, export
 from ocrnet.images import write_png
 from ocrnet.metrics import Scores, as_dict, constant_answer, table
+from ocrnet.report import command as report
 from ocrnet.run import Run, core_versions, silence
 from ocrnet.signals import Stopped, sent_when_parent_dies
 from ocrnet.spec import Arch
@@ -42,6 +42,7 @@ commands:
   export     write it for a runtime     ocrnet export --checkpoint_path output --output ocrnet.onnx
   convert    weights from or to others   ocrnet convert --input model.pdparams --output model.safetensors
   bench      time checkpoints and files  ocrnet bench --checkpoint_path output ocrnet.onnx
+  report     a run as a page            ocrnet report output
   check      look through a dataset      ocrnet check --config CONFIG --set data.dataset_dir=FOLDER
   doctor     look at this machine        ocrnet doctor
   synthetic  write a made-up Cityscapes  ocrnet synthetic scenes
@@ -133,7 +134,7 @@ def run_eval(argv: Sequence[str]) -> int:
     dataset = open_split(cfg, "val")
     notes += [*pulled, meaning] if meaning else pulled
     notes += [*found.notes, *_differences(cfg, found.arch, path)]
-    cfg, said = _normalised(cfg, found)
+    cfg, said = convert.normalised(cfg, found)
     notes += said
     if found.arch.num_classes != len(dataset.classes):
         raise OcrnetError(
@@ -202,17 +203,6 @@ def _differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
         for name in ("width", "blocks", "modules", "channels", "key_channels", "variant", "align_corners")
         if getattr(configured, name) != getattr(arch, name)
     ]
-
-
-def _normalised(cfg: Config, found: weights.Weights) -> tuple[Config, list[str]]:
-    """Take the mean and std that another implementation's network was trained with, where the config has others."""
-    mean, std = convert.normal_of(found)
-    foreign = found.notes or "source" in found.meta
-    if not foreign or (mean, std) == (cfg.data.mean, cfg.data.std):
-        return cfg, []
-    data = dataclasses.replace(cfg.data, mean=mean, std=std)
-    said = f"data.mean and data.std: the config says {list(cfg.data.mean)} and {list(cfg.data.std)}; the file's win"
-    return dataclasses.replace(cfg, data=data), [said]
 
 
 def _shower(dataset: Dataset, folder: Path) -> Callable:
@@ -285,6 +275,25 @@ def run_convert(argv: Sequence[str]) -> int:
     return 0
 
 
+def run_report(argv: Sequence[str]) -> int:
+    """Write what runs reached as one HTML file, and of a single run a model card; or follow runs under way."""
+    args = flags.parse("report", argv)
+    path = args.options.get("checkpoint_path")
+    output = args.options.get("output")
+    order = report.Order(
+        runs=[Path(run) for run in args.inputs],
+        output=Path(output) if output else None,
+        wish=report.Wish(args.given, checkpoint.resolve(path)[0] if path else None, flags.as_number(args, "images", 0)),
+        curves_only=flags.as_bool(args, "curves_only"),
+    )
+    if flags.as_bool(args, "watch"):
+        print(f"wrote {report.watch(order, lambda line: print(line, flush=True))}")
+        return 0
+    written = report.make(order, lambda line: print(line, flush=True))
+    print(f"wrote {' and '.join(map(str, written))}")
+    return 0
+
+
 def run_check(argv: Sequence[str]) -> int:
     """Read every image and label of the training and validation split, and say what they hold."""
     cfg, _ = flags.load_config(flags.parse("check", argv))
@@ -344,6 +353,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": run_export,
     "convert": run_convert,
     "bench": bench.main,
+    "report": run_report,
     "check": run_check,
     "doctor": run_doctor,
     "synthetic": run_synthetic,

@@ -1,11 +1,12 @@
 """The command convert: weights of other implementations into a checkpoint of ours, and ours into theirs."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
 
 from ocrnet import checkpoint, spec, weights
-from ocrnet.config import Data
+from ocrnet.config import Config, Data
 from ocrnet.engine import write_pth
 from ocrnet.errors import OcrnetError
 from ocrnet.model import classes_of
@@ -64,6 +65,17 @@ def normal_of(found: Weights) -> Normal:
     data = found.meta.get("config", {}).get("data", {})
     mean, std = data.get("mean", Data.mean), data.get("std", Data.std)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def normalised(cfg: Config, found: Weights) -> tuple[Config, list[str]]:
+    """Take the mean and std that another implementation's network was trained with, where the config has others."""
+    mean, std = normal_of(found)
+    foreign = found.notes or "source" in found.meta
+    if not foreign or (mean, std) == (cfg.data.mean, cfg.data.std):
+        return cfg, []
+    data = dataclasses.replace(cfg.data, mean=mean, std=std)
+    said = f"data.mean and data.std: the config says {list(cfg.data.mean)} and {list(cfg.data.std)}; the file's win"
+    return dataclasses.replace(cfg, data=data), [said]
 
 
 def _meta(source: Path, arch: Arch, meta: dict[str, Any]) -> dict[str, Any]:

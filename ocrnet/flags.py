@@ -12,7 +12,7 @@ from ocrnet.errors import OcrnetError, nearest
 from ocrnet.layers import KEYS, Given
 
 RUN = ("train", "eval")
-ENGINE = (*RUN, "predict")
+ENGINE = (*RUN, "predict", "report")
 
 # What ModelArts adds to the command of a job, according to its documentation (framework images, its runner, its
 # training service), and what the public MindSpore scripts take from it; ranks are known from the environment.
@@ -23,6 +23,9 @@ MODELARTS = (
 
 # What a command takes without a flag before it.
 POSITIONAL = {"predict": ("input", "an image, or a folder of images")}
+
+# What a command takes one or more of without a flag before them.
+SEVERAL = {"report": ("run", "the folder of a run, or of an evaluation; several are compared")}
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,18 @@ FLAGS = (
     Flag("save_dir", RUN, "save_dir", "folder of the run"),
     Flag(
         "checkpoint_path",
-        ("eval", "predict", "export"),
+        ("eval", "predict", "export", "report"),
         None,
         "checkpoint file, or a folder: its newest valid one; eval and predict: an exported file too",
         "ckpt_path",
     ),
     Flag("input", ("convert",), None, "weights of any implementation, or a checkpoint of ours"),
-    Flag("output", ("predict", "export", "convert"), None, "where the results go (predict: a folder, else a file)"),
+    Flag(
+        "output",
+        ("predict", "export", "convert", "report"),
+        None,
+        "where the results go (predict: a folder, else a file; report: RUN/report.html without it)",
+    ),
     Flag("to", ("convert",), None, "another implementation's names, instead of ours: hrnet, mmseg or mindspore"),
     Flag("allow_partial", ("convert",), None, "take what fits, and fresh values for what is missing", bare=True),
     Flag("size", ("export",), None, "height and width that the network is exported for, as [1024, 2048]"),
@@ -77,6 +85,9 @@ FLAGS = (
     Flag("precision", ("export",), None, "float32, float16 (openvino) or int8 (onnx, openvino)"),
     Flag("calibration", ("export",), None, "int8: a folder of images like those the network will see"),
     Flag("images", ("export",), None, "a folder of images to compare on; default: synthetic street scenes"),
+    Flag("images", ("report",), None, "how many validation images to look at, evenly spread, 0: all; default 0"),
+    Flag("curves_only", ("report",), None, "True: without looking at the validation images", bare=True),
+    Flag("watch", ("report",), None, "write the curves anew every few seconds, until the run is done", bare=True),
     Flag("num_images", ("export",), None, "how many images to compare on, 0: all; default 8"),
     Flag("tolerance", ("export",), None, "how far the logits may be apart, of the largest; default by precision"),
     Flag("multi_scale", ("eval", "predict"), "eval.scales", "True: average over scales 0.5 0.75 1 1.25 1.5 1.75"),
@@ -103,6 +114,7 @@ class Args:
     given: dict[str, Given]
     options: dict[str, str]
     added: tuple[str, ...] = ()  # flags of MODELARTS
+    inputs: tuple[str, ...] = ()  # what SEVERAL names
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,7 +127,12 @@ def parse(command: str, argv: Sequence[str]) -> Args:
     flags = [flag for flag in FLAGS if command in flag.commands]
     parser = _parser(command, flags)
     names = [action for flag in flags for action in (flag.name, flag.alias) if action] + ["set"]
-    known, unknown = parser.parse_known_args(_spread_sets(argv))
+    tokens = _spread_sets(argv)
+    if command in SEVERAL:
+        tokens = _bare(tokens, [f"--{flag.name}" for flag in flags if flag.bare])
+        known, unknown = parser.parse_known_intermixed_args(tokens)
+    else:
+        known, unknown = parser.parse_known_args(tokens)
     if unknown:
         stray = unknown[0]
         hint = nearest(stray.split("=")[0].lstrip("-"), names).replace("'", "'--", 1) if stray.startswith("-") else ""
@@ -143,7 +160,8 @@ def parse(command: str, argv: Sequence[str]) -> Args:
         name = POSITIONAL[command][0]
         options[name] = os.path.expanduser(getattr(known, name))
     added = [name for name in MODELARTS if getattr(known, name)] if command in RUN else []
-    return Args(given, options, tuple(added))
+    inputs = tuple(map(os.path.expanduser, getattr(known, SEVERAL[command][0]))) if command in SEVERAL else ()
+    return Args(given, options, tuple(added), inputs)
 
 
 def _parser(command: str, flags: Sequence[Flag]) -> _Parser:
@@ -151,6 +169,9 @@ def _parser(command: str, flags: Sequence[Flag]) -> _Parser:
     if command in POSITIONAL:
         name, text = POSITIONAL[command]
         parser.add_argument(name, help=text, metavar=name.upper())
+    if command in SEVERAL:
+        name, text = SEVERAL[command]
+        parser.add_argument(name, help=text, metavar=name.upper(), nargs="+")
     for flag in flags:
         names = [f"--{name}" for name in (flag.name, flag.alias) if name]
         bare: dict[str, Any] = {"nargs": "?", "const": "True"} if flag.bare else {}
@@ -232,6 +253,15 @@ def _of_modelarts(cfg: Config, added: Sequence[str]) -> list[str]:
     if cfg.enable_modelarts and not (cfg.data_url or cfg.train_url):
         notes.append("enable_modelarts: no effect without data_url or train_url; results stay in save_dir")
     return notes
+
+
+def _bare(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Have a bare flag keep away from what is no value of its own: in ``--watch run``, the run."""
+    after = [*argv[1:], ""]
+    return [
+        f"{token}=True" if token in names and not isinstance(layers.parse_value(behind), bool) else token
+        for token, behind in zip(argv, after, strict=False)
+    ]
 
 
 def _spread_sets(argv: Sequence[str]) -> list[str]:

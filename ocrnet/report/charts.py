@@ -1,0 +1,258 @@
+"""Charts as SVG text: they take their colours from the page's CSS, so that light and dark are one file."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+# Of a curve with more points, the lowest and the highest of each of so many parts are drawn.
+PARTS = 240
+
+_WIDTH, _HEIGHT = 360, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 24
+
+Number = float | None
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve; a y that is None or not finite is a gap. ``dots``: points are marked, each with its value."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[Number]
+    dots: bool = False
+
+
+def line(
+    title: str,
+    series: Sequence[Series],
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    unit: str = "",
+) -> str:
+    """Return a figure with the curves over the steps; ``low`` and ``high`` are ends that the axis has at least."""
+
+    def text(value: float) -> str:
+        return f"{value:.4g}{unit}"
+
+    points = [[(x, y) for x, y in zip(one.x, one.y, strict=True) if y is not None and _known(y)] for one in series]
+    values = [y for some in points for _, y in some]
+    if not values:
+        return _figure(title, "", '<p class="none">nothing on record yet</p>')
+    bottom, top = min([*values, *_given(low)]), max([*values, *_given(high)])
+    ticks = nice(bottom, top)
+    bottom, top = min(bottom, ticks[0]), max(top, ticks[-1])
+    steps = [x for some in points for x, _ in some]
+    first, last = min(steps), max(steps)
+    across = nice(first, last, most=4) if last > first else [first]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        right = (x - first) / (last - first) if last > first else 0.5
+        return (
+            _LEFT + right * (_WIDTH - _LEFT - _RIGHT),
+            _TOP + (top - y) / (top - bottom) * (_HEIGHT - _TOP - _BOTTOM),
+        )
+
+    parts = []
+    for tick in ticks:
+        y = place(first, tick)[1]
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(text(tick))}</text>')
+    for tick in across:
+        if first <= tick <= last:
+            x = place(tick, bottom)[0]
+            anchor = "end" if x > _WIDTH - 30 else "middle"
+            parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 7}" text-anchor="{anchor}">{short(tick)}</text>')
+    for number, one in enumerate(series):
+        parts.append(_curve(one, number, place, text))
+    drawing = (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)} over the steps" '
+        f"data-ends='{json.dumps([first, last, _LEFT, _WIDTH - _RIGHT, unit])}' data-points='{_numbers(points)}'>"
+        f'{"".join(parts)}<line class="at" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/></svg>'
+    )
+    return _figure(title, _legend(series, points, text), drawing)
+
+
+def _curve(one: Series, number: int, place: Callable, text: Callable[[float], str]) -> str:
+    runs: list[list[tuple[float, float]]] = [[]]
+    for x, y in zip(one.x, one.y, strict=True):
+        if y is not None and _known(y):
+            runs[-1].append((x, y))
+        elif runs[-1]:
+            runs.append([])
+    colour = f"s{number % 6 + 1}"
+    drawn = []
+    for run in filter(None, runs):
+        spots = [place(x, y) for x, y in thinned(run)]
+        if len(spots) == 1 and not one.dots:
+            drawn.append(f'<circle class="dot {colour}" cx="{spots[0][0]:.1f}" cy="{spots[0][1]:.1f}" r="2"/>')
+        else:
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
+            drawn.append(f'<path class="curve {colour}" d="M{path}"/>')
+    if one.dots:
+        for x, y in (point for run in runs for point in thinned(run)):
+            across, down = place(x, y)
+            drawn.append(
+                f'<circle class="dot {colour}" cx="{across:.1f}" cy="{down:.1f}" r="3">'
+                f"<title>{escape(one.name)}, step {x:,.0f}: {escape(text(y))}</title></circle>"
+            )
+    return "".join(drawn)
+
+
+def _legend(series: Sequence[Series], points: Sequence[Sequence[tuple[float, float]]], text: Callable) -> str:
+    entries = [
+        f'<span><i class="key s{number % 6 + 1}"></i>{escape(one.name)} <b>{escape(text(some[-1][1]))}</b></span>'
+        for number, (one, some) in enumerate(zip(series, points, strict=True))
+        if some
+    ]
+    return f'<span class="legend">{"".join(entries)}</span>'
+
+
+def _numbers(points: Sequence[Sequence[tuple[float, float]]]) -> str:
+    """Return what the script shows of the step pointed at: the drawn points of each curve that has some."""
+    return json.dumps([[[x, float(f"{y:.5g}")] for x, y in thinned(some)] for some in points if some])
+
+
+def _figure(title: str, legend: str, drawing: str) -> str:
+    return f'<figure class="chart"><figcaption><b>{escape(title)}</b>{legend}</figcaption>{drawing}</figure>'
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Return the points of a curve, of a long one the lowest and the highest of each part, and both ends."""
+    if len(points) <= 2 * PARTS:
+        return points
+    kept = {0, len(points) - 1}
+    for part in range(PARTS):
+        inside = range(part * len(points) // PARTS, (part + 1) * len(points) // PARTS)
+        kept |= {min(inside, key=lambda i: points[i][1]), max(inside, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(kept)]
+
+
+def nice(low: float, high: float, most: int = 5) -> list[float]:
+    """Return round numbers that span ``low`` to ``high``: 1, 2 or 5 times a power of ten apart, about ``most``."""
+    if not high > low:
+        pad = abs(low) / 10 or 1.0
+        low, high = low - pad, high + pad
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12 - math.floor(math.log10(step))) for number in range(first, last + 1)]
+
+
+def short(number: float) -> str:
+    """Return a count as people write it on an axis: 800, 20k, 1.5M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.4g}{letter}"
+    return f"{number:.4g}"
+
+
+def heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """Return the confusion matrix as SVG: a row a true class, each cell the share of the row's pixels in per cent."""
+    count = len(names)
+    cell, left, top = (34, 110, 96) if count <= 12 else (27, 110, 96)
+    width, height = left + count * cell + 58, top + count * cell + 4
+    parts = []
+    for row, (name, counts) in enumerate(zip(names, confusion, strict=True)):
+        middle = top + row * cell + cell / 2
+        parts.append(f'<text x="{left - 8}" y="{middle + 4:.0f}" text-anchor="end">{_label(name)}</text>')
+        parts.append(
+            f'<text transform="translate({left + row * cell + cell / 2 + 4:.0f} {top - 8}) rotate(-55)">'
+            f"{_label(name)}</text>"
+        )
+        total = sum(counts)
+        for column, pixels in enumerate(counts):
+            share = pixels / total if total else 0.0
+            where = f'x="{left + column * cell}" y="{top + row * cell}" width="{cell - 2}" height="{cell - 2}" rx="3"'
+            kind = "right" if row == column else "wrong"
+            said = f"{escape(name)} answered as {escape(names[column])}: {100 * share:.2f} % ({pixels:,} pixels)"
+            # The square root shows what is rare: 1 % is a tenth of the colour.
+            parts.append(f'<rect class="cell" {where}/>')
+            parts.append(
+                f'<rect class="{kind}" fill-opacity="{math.sqrt(share):.3f}" {where}><title>{said}</title></rect>'
+            )
+            if share >= 0.005:
+                ink = "on" if share > 0.3 else "off"
+                x, y = left + column * cell + cell / 2 - 1, middle + 3
+                parts.append(f'<text class="{ink}" x="{x:.0f}" y="{y:.0f}">{100 * share:.0f}</text>')
+    return (
+        f'<div class="scroll"><svg class="heat" style="min-width:{width}px;max-width:{round(1.4 * width)}px" '
+        f'viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="confusion matrix: rows are the truth, columns the answer">{"".join(parts)}</svg></div>'
+    )
+
+
+def reliability(series: Sequence[tuple[str, dict]]) -> str:
+    """Return the reliability diagram: how often each interval of confidence is right, and how many pixels it has.
+
+    One calibration is drawn as bars with the gap to what is claimed, several as curves.
+    """
+    side, left, top, floor = 260, 40, 8, 54
+    width, height = left + side + 10, top + side + floor + 30
+
+    def x(value: float) -> float:
+        return left + value * side
+
+    def y(value: float) -> float:
+        return top + (1 - value) * side
+
+    parts = []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        parts.append(f'<line class="grid" x1="{left}" x2="{left + side}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{100 * tick:.0f}</text>')
+        parts.append(f'<text x="{x(tick):.1f}" y="{height - 16}" text-anchor="middle">{100 * tick:.0f}</text>')
+    for number, (_, calibration) in enumerate(series):
+        parts.append(_bins(calibration, number, alone=len(series) == 1, x=x, y=y))
+    parts.append(f'<line class="diagonal" x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}"/>')
+    if len(series) == 1:
+        parts.append(_amounts(series[0][1]["pixels"], x, top + side + 4, floor - 4))
+    parts.append(f'<text x="{x(0.5)}" y="{height - 3}" text-anchor="middle">confidence, %</text>')
+    return (
+        f'<svg class="square" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="reliability diagram: share of right pixels over confidence">{"".join(parts)}</svg>'
+    )
+
+
+def _bins(calibration: dict, number: int, *, alone: bool, x: Callable, y: Callable) -> str:
+    accuracy, confidence, pixels = (calibration[name] for name in ("accuracy", "confidence", "pixels"))
+    count, drawn, spots = len(pixels), [], []
+    for i, (right, sure, many) in enumerate(zip(accuracy, confidence, pixels, strict=True)):
+        if right is None:
+            continue
+        spots.append(f"{x(sure):.1f} {y(right):.1f}")
+        if alone:
+            at = f'x="{x(i / count) + 1:.1f}" width="{x(1 / count) - x(0) - 2:.1f}"'
+            gap, kind = sorted((y(right), y(sure))), "over" if sure > right else "under"
+            drawn.append(
+                f'<rect class="right" {at} y="{gap[1]:.1f}" height="{y(0) - gap[1]:.1f}"/>'
+                f'<rect class="{kind}" {at} y="{gap[0]:.1f}" height="{gap[1] - gap[0]:.1f}">'
+                f"<title>confidence {100 * sure:.1f} %, right {100 * right:.1f} %, {many:,} pixels</title></rect>"
+            )
+    if not alone and spots:
+        drawn.append(f'<path class="curve s{number % 6 + 1}" d="M{"L".join(spots)}"/>')
+    return "".join(drawn)
+
+
+def _amounts(pixels: Sequence[int], x: Callable, top: float, height: float) -> str:
+    most, count = max(max(pixels), 1), len(pixels)
+    return "".join(
+        f'<rect class="amount" x="{x(i / count) + 1:.1f}" width="{x(1 / count) - x(0) - 2:.1f}" '
+        f'y="{top:.1f}" height="{many / most * (height - 8):.1f}"/>'
+        for i, many in enumerate(pixels)
+    )
+
+
+def _label(name: str) -> str:
+    return escape(name if len(name) <= 16 else name[:15] + "…")
+
+
+def _known(value: float) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _given(value: float | None) -> list[float]:
+    return [] if value is None else [value]

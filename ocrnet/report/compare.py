@@ -1,0 +1,129 @@
+"""Several runs side by side, and the classes that moved."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from ocrnet.report import charts
+from ocrnet.report.compute import Figures
+from ocrnet.report.page import curves
+from ocrnet.report.pieces import bar, document, named, section, table
+from ocrnet.report.source import Source, shown
+from ocrnet.report.summary import ClassLine, Number, Summary, percent, summary
+
+
+def distinct(runs: Sequence[Source]) -> list[str]:
+    """Return a name for each run: its folder's, with as many folders above it as it takes to tell them apart."""
+    paths = [Path(run.folder).resolve() for run in runs]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]).lstrip("/") for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.name} ({number})" for number, path in enumerate(paths, 1)]
+
+
+def page(
+    runs: Sequence[Source], figures: Sequence[Figures | None], *, note: str = "", refresh: int | None = None
+) -> str:
+    """Return the page that compares runs; changes are against the first."""
+    found = [summary(run, some) for run, some in zip(runs, figures, strict=True)]
+    names = [one.name for one in found]
+    title = " and ".join(names) if len(names) == 2 else f"{len(names)} runs"
+    text = f"<header><h1>{escape(title)}</h1><p>Side by side; changes are against {escape(names[0])}.</p></header>"
+    text += f'<p class="note">{escape(note)}</p>' if note else ""
+    parts = [text, _numbers(found), curves(runs), _classes(found), _calibration(found, figures), _settings(runs)]
+    return document("ocrnet report: " + " | ".join(names), "".join(parts), refresh=refresh)
+
+
+def _numbers(found: Sequence[Summary]) -> str:
+    def row(label: str, values: Sequence[Number], digits: int = 2, *, less: bool = False) -> list[str]:
+        cells = [f"<td>{percent(value, digits)}{_change(value, values[0], less)}</td>" for value in values]
+        return [f"<td>{label}</td>", f"<td>{percent(values[0], digits)}</td>", *cells[1:]]
+
+    rows = [
+        row("mean IoU, %", [one.mean_iou for one in found]),
+        row("pixel accuracy, %", [one.pixel_accuracy for one in found]),
+        row("mean accuracy, %", [one.mean_accuracy for one in found]),
+        row("boundary F, %", [one.boundary for one in found]),
+        row("calibration error, %", [one.calibration for one in found], less=True),
+        ["<td>images a second</td>", *(f"<td>{_plain(one.images_per_second)}</td>" for one in found)],
+        ["<td>steps</td>", *(f"<td>{one.step:,}</td>" for one in found)],
+        ["<td>network</td>", *(f"<td>{escape(one.network)}</td>" for one in found)],
+    ]
+    head = ["", *(escape(one.name) for one in found)]
+    origins = "".join(f"<br>{escape(one.name)}: {escape(one.origin or 'not evaluated')}." for one in found)
+    content = f'<div class="panel">{table(head, rows)}</div><p class="soft" style="margin-top:12px">Scores{origins}</p>'
+    return section("numbers", "In numbers", content)
+
+
+def _classes(found: Sequence[Summary]) -> str:
+    lines = [{line.name: line for line in one.classes} for one in found]
+    names = list(dict.fromkeys(name for some in lines for name in some))
+    if not names:
+        return ""
+
+    def moved(name: str) -> float:
+        first = _iou(lines[0].get(name))
+        changes = [_iou(some.get(name)) for some in lines[1:]]
+        known = [abs(value - first) for value in changes if value is not None and first is not None]
+        return max(known, default=-1.0)
+
+    rows = []
+    for name in sorted(names, key=moved, reverse=True):
+        colour = next(some[name].colour for some in lines if name in some)
+        values = [_iou(some.get(name)) for some in lines]
+        rows.append(
+            [
+                f'<td class="name" title="{escape(name)}">{named(name, colour)}</td>',
+                f"<td>{percent(values[0])}</td>",
+                *(f"<td>{percent(value)}{_change(value, values[0])}</td>" for value in values[1:]),
+                f'<td class="wide maybe">{"".join(bar(value) for value in values)}</td>',
+            ]
+        )
+    head = ["IoU, %", *(escape(one.name) for one in found), '<span class="maybe"></span>']
+    lead = "Those that moved most come first."
+    return section("classes", "The classes that moved", f'<div class="panel">{table(head, rows)}</div>', lead)
+
+
+def _calibration(found: Sequence[Summary], figures: Sequence[Figures | None]) -> str:
+    known = [(one.name, some.facts["calibration"]) for one, some in zip(found, figures, strict=True) if some]
+    if not known:
+        return ""
+    legend = "".join(
+        f'<span><i class="key s{number % 6 + 1}"></i>{escape(name)} <b>{percent(some["error"])} %</b></span>'
+        for number, (name, some) in enumerate(known)
+    )
+    drawing = charts.reliability(known if len(known) > 1 else [("", known[0][1])])
+    content = f'<div class="panel"><p class="legend">{legend}</p>{drawing}</div>'
+    lead = "How often an interval of confidence is right; beside each name the expected calibration error."
+    return section("calibration", "Calibration", content, lead)
+
+
+def _settings(runs: Sequence[Source]) -> str:
+    def rows(tables: Sequence[dict]) -> Iterable[list[str]]:
+        for key in dict.fromkeys(key for some in tables for key in some):
+            texts = [shown(some[key], key) if key in some else "–" for some in tables]
+            if len(set(texts)) > 1:
+                yield [f"<td>{escape(key)}</td>", *(f"<td>{escape(text)}</td>" for text in texts)]
+
+    found = [*rows([run.config for run in runs]), *rows([run.versions for run in runs])]
+    if not found:
+        return section("setup", "What differs", '<p class="soft">Config and versions are the same.</p>')
+    content = table(["", *(escape(run.name) for run in runs)], found, "plain")
+    return section("setup", "What differs", f'<div class="panel">{content}</div>', "Of config and versions.")
+
+
+def _iou(line: ClassLine | None) -> Number:
+    return line.iou if line else None
+
+
+def _change(value: Number, first: Number, less: bool = False) -> str:
+    if value is None or first is None:
+        return ""
+    by = 100 * (value - first)
+    kind = "soft" if abs(by) < 0.005 else "up" if (by > 0) != less else "down"
+    return f' <span class="{kind}">{by:+.2f}</span>'
+
+
+def _plain(value: Number) -> str:
+    return "–" if value is None else f"{value:.3g}"

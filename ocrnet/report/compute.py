@@ -1,0 +1,247 @@
+"""Look at the validation images with a run's network, once: the figures are kept beside the run."""
+
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ocrnet import checkpoint, config, convert, exported, metrics, spec
+from ocrnet.config import Config, Eval
+from ocrnet.datasets.base import Dataset
+from ocrnet.engine import Engine
+from ocrnet.errors import OcrnetError
+from ocrnet.layers import Given
+from ocrnet.passes import make_passes
+from ocrnet.report import source
+from ocrnet.report.figures import Tally, plain, ranked, tolerance
+from ocrnet.report.source import Source
+from ocrnet.stream import val_stream
+from ocrnet.training import open_split
+from ocrnet.visual import thumbnail
+from ocrnet.weights import Weights
+from ocrnet.world import World
+
+# Another number here has what an earlier version kept made anew.
+FORMAT = 1
+
+# How many images are shown from either end, and the longer side of what is kept of one, in pixels.
+SHOWN = 3
+SIDE = 480
+
+# The longer side of the map in which a pixel's relation to the regions can be looked up.
+RELATION_SIDE = 96
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """What was found: ``facts`` are strict JSON, ``arrays`` hold the pictures that the page shows."""
+
+    facts: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def scores(self) -> metrics.Scores:
+        """What the confusion matrix says, as `ocrnet eval` does."""
+        confusion = np.array(self.facts["confusion"], np.int64)
+        return metrics.scores(confusion, self.facts["names"], self.facts["categories"])
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line asks for; ``images`` 0 means all."""
+
+    given: Mapping[str, Given] = dataclasses.field(default_factory=dict)
+    checkpoint: Path | None = None
+    images: int = 0
+
+
+def figures(run: Source, wish: Wish, say: Say) -> Figures:
+    """Return the figures of a run's best checkpoint, computed or as they were kept; `OcrnetError` says why not.
+
+    Labels are as `ocrnet eval` has them for the same config. One exception: where a single pass is looked through, it
+    takes the class of the largest logit, we that of the largest probability; the two part where float32 tells no more.
+    """
+    path = wish.checkpoint or source.best_checkpoint(run)
+    if path is None:
+        raise OcrnetError(f"'{run.folder}' has no checkpoint to look at; give one with --checkpoint_path")
+    given = exported.read(path, Config())
+    found = exported.as_weights(given)
+    flat = run.config or dict(_flat(found))
+    cfg = source.config_for(flat, wish.given, str(run.folder / "config.yml" if run.config else path))
+    cfg, _ = convert.normalised(cfg, found)
+    key = {
+        "format": FORMAT,
+        "checkpoint": _identity(found),
+        "eval": [list(cfg.eval.scales), cfg.eval.flip, cfg.eval.slide and list(cfg.eval.slide)],
+        "base_size": cfg.data.base_size and list(cfg.data.base_size),
+        "mix": cfg.mix,
+        "images": wish.images,
+    }
+    kept = _kept(run, key)
+    try:
+        dataset = open_split(cfg, "val")
+    except OcrnetError as error:
+        if kept is None:
+            raise OcrnetError(f"{error}\nor make the report without: --curves_only True") from None
+        say("the validation images are not here: the figures are those that were kept beside the run")
+        return kept
+    if kept and kept.facts["identity"] == dataset.identity:
+        say(f"{path.name} was looked at before: the figures are those that were kept beside the run")
+        return kept
+    if found.arch.num_classes != len(dataset.classes):
+        raise OcrnetError(
+            f"{path} answers {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
+            f"{len(dataset.classes)}; give the dataset it was trained for with --set data.dataset_dir=FOLDER"
+        )
+    engine = exported.open_engine(cfg, given, world=World())
+    try:
+        engine.restore(found.tensors, found.meta.get("step", 0))
+        say(f"looking at {wish.images or len(dataset)} of {len(dataset)} validation images with {path.name}")
+        made = look(engine, cfg, dataset, wish.images, say)
+    finally:
+        engine.close()
+    made.facts.update(
+        key=key,
+        identity=dataset.identity,
+        checkpoint=path.name,
+        step=found.meta.get("step", 0),
+        arch=_arch(found),
+        parameters=spec.num_parameters(found.arch),
+        eval={"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide and list(cfg.eval.slide)},
+        decisions=list(engine.decisions),
+        versions=dict(engine.versions),
+    )
+    _keep(run, made, say)
+    return made
+
+
+def look(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -> Figures:
+    """Count over the images, then look once more at those that are shown."""
+    count = min(images or len(dataset), len(dataset))
+    chosen = [i * len(dataset) // count for i in range(count)]
+    part = Dataset(dataset.classes, [dataset.pairs[i] for i in chosen], dataset.root)
+    tally, reach = Tally(len(dataset.classes)), set()
+    begun = said = time.monotonic()
+    for index, image, truth in val_stream(part, World(), cfg.num_workers):
+        passes = make_passes(cfg.eval, (truth.shape[0], truth.shape[1]), cfg.data.base_size)
+        answer = engine.predict(image[None], passes, ("labels", "confidence"))
+        tally.add(part.name(index), answer["labels"][0], answer["confidence"][0], truth)
+        reach.add(tolerance(*truth.shape))
+        if time.monotonic() - said > 10:
+            said = time.monotonic()
+            say(f"looked at {index + 1}/{count} images, {(index + 1) / (said - begun):.2f} img/s")
+    if not tally.confusion.any():
+        raise OcrnetError(f"no pixel of the validation images at {dataset.root} is labelled; see ocrnet check")
+    order = ranked(tally.images)
+    shown = [("best", i) for i in reversed(order[-SHOWN:])]
+    shown += [("worst", i) for i in order[:SHOWN] if i not in order[-SHOWN:]]
+    arrays: dict[str, np.ndarray] = {}
+    samples = []
+    for place, (why, index) in enumerate(shown):
+        image, truth = part.read(index)
+        labels = engine.predict(
+            image[None], make_passes(cfg.eval, (truth.shape[0], truth.shape[1]), cfg.data.base_size)
+        )["labels"][0]
+        for name, array in (("image", image), ("truth", truth), ("prediction", labels)):
+            arrays[f"{place}_{name}"] = thumbnail(array, SIDE)
+        samples.append({"why": why, **tally.images[index]})
+    classes = dataset.classes
+    facts: dict[str, Any] = {
+        "dataset": cfg.data.name,
+        "images": count,
+        "of": len(dataset),
+        "names": list(classes.names),
+        "palette": [list(colour) for colour in classes.palette],
+        "categories": list(classes.categories),
+        "confusion": tally.confusion.tolist(),
+        "boundary": [plain(value) for value in tally.boundary.tolist()],
+        "tolerance": sorted(reach),
+        "calibration": {
+            "pixels": tally.calibration.pixels.tolist(),
+            "accuracy": [plain(value) for value in tally.calibration.accuracy.tolist()],
+            "confidence": [plain(value) for value in tally.calibration.confidence.tolist()],
+            "error": plain(tally.calibration.error),
+        },
+        "per_image": tally.images,
+        "samples": samples,
+    }
+    richest = max(order, key=lambda i: (tally.images[i]["classes"], tally.images[i]["mean_iou"]))
+    facts["ocr"] = _what_ocr_saw(engine, part, richest, arrays, say)
+    return Figures(facts, arrays)
+
+
+def _what_ocr_saw(
+    engine: Engine, dataset: Dataset, index: int, arrays: dict[str, np.ndarray], say: Say
+) -> dict[str, Any] | None:
+    """Keep an image, its soft object regions and each pixel's relation to them; None where the engine has no such."""
+    image = dataset.image(index)
+    passes = make_passes(Eval(), (image.shape[0], image.shape[1]))
+    try:
+        answer = engine.predict(image[None], passes, ("labels", "regions", "relation"))
+    except OcrnetError as error:
+        say(f"without what OCR saw: {error}")
+        return None
+    regions, relation = answer["regions"][0], answer["relation"][0]  # float32 num_classes,h,w
+    highest = regions.max(axis=(1, 2), keepdims=True)
+    spread = np.round(np.sqrt(regions / np.maximum(highest, 1e-30)) * 255).astype(np.uint8)
+    arrays["ocr_image"], arrays["ocr_labels"] = thumbnail(image, SIDE), thumbnail(answer["labels"][0], SIDE)
+    arrays["ocr_regions"] = np.stack([thumbnail(region, SIDE // 2) for region in spread])
+    step = max(1, round(max(relation.shape[1:]) / RELATION_SIDE))
+    arrays["ocr_relation"] = np.round(relation[:, step // 2 :: step, step // 2 :: step] * 255).astype(np.uint8)
+    return {"name": dataset.name(index), "own": _on_own(regions, answer["labels"][0])}
+
+
+def _on_own(regions: np.ndarray, labels: np.ndarray) -> list[float]:
+    """Return how much of each region's weight lies on pixels that are then answered to be its class."""
+    small = labels[::4, ::4]
+    return [float(region[small == index].sum()) for index, region in enumerate(regions)]
+
+
+def _identity(found: Weights) -> str:
+    return found.meta.get("sha256") or f"{found.path.name} {found.path.stat().st_size} {found.path.stat().st_mtime_ns}"
+
+
+def _arch(found: Weights) -> dict[str, Any]:
+    arch = found.arch
+    names = ("width", "blocks", "modules", "channels", "key_channels", "variant")
+    return {name: getattr(arch, name) if name != "modules" else list(arch.modules) for name in names}
+
+
+def _flat(found: Weights) -> dict[str, Any]:
+    return dict(config.flat(found.meta.get("config", {})))
+
+
+def _kept(run: Source, key: dict[str, Any]) -> Figures | None:
+    """Return what an earlier report kept, where it was made for the same question."""
+    folder = run.folder / "report"
+    try:
+        facts = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+        if facts["key"] != key:
+            return None
+        with np.load(folder / "figures.npz", allow_pickle=False) as file:
+            if file["stamp"].item() != facts["stamp"]:
+                return None
+            return Figures(facts, {name: file[name] for name in file.files})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep(run: Source, made: Figures, say: Say) -> None:
+    """Keep the figures beside the run; a folder that cannot be written costs the next report its time, no more."""
+    stamp = time.time_ns()  # tells whether the two files belong together
+    packed = io.BytesIO()
+    np.savez_compressed(packed, stamp=np.int64(stamp), **made.arrays)
+    text = json.dumps(made.facts | {"stamp": stamp}, allow_nan=False)
+    try:
+        checkpoint.replace(run.folder / "report" / "figures.npz", [packed.getvalue()], flag="folder")
+        checkpoint.replace(run.folder / "report" / "figures.json", [text.encode()], flag="folder")
+    except OcrnetError as error:
+        say(f"the figures are not kept for the next report: {error}")

@@ -1,0 +1,321 @@
+"""One run as a page."""
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from ocrnet import config
+from ocrnet.config import Config
+from ocrnet.report import charts
+from ocrnet.report.charts import Series
+from ocrnet.report.compute import Figures
+from ocrnet.report.pieces import (
+    bar,
+    document,
+    errors,
+    glow,
+    indexed,
+    jpeg,
+    named,
+    picture,
+    section,
+    swatch,
+    table,
+    tiles,
+)
+from ocrnet.report.source import Row, Source, shown
+from ocrnet.report.summary import Number, Summary, number, percent, summary, waiting
+
+# Mistakes, and regions, beyond so many are not listed.
+MOST_PAIRS = 8
+MOST_REGIONS = 12
+
+
+def page(run: Source, figures: Figures | None, *, note: str = "", refresh: int | None = None) -> str:
+    """Return the page of a run; ``note`` says what is missing, with ``refresh`` it loads itself anew."""
+    found = summary(run, figures)
+    parts = [_head(found, note, live=refresh is not None), curves([run])]
+    if found.classes:
+        parts.append(_classes(found))
+    if figures:
+        parts += [_confusion(figures), _calibration(figures), _samples(figures), _what_ocr_saw(figures)]
+    parts += [_scored(run), _setup(run, figures)]
+    return document(f"{run.name}: ocrnet report", "".join(parts), refresh=refresh)
+
+
+def _head(found: Summary, note: str, *, live: bool) -> str:
+    about = [found.network, *([f"on {found.dataset}"] if found.dataset else [])]
+    done = f"{found.step:,}" + (f" of {found.total_step:,}" if found.total_step else "") + " steps"
+    running = f'<p><span class="live">● live</span> after {escape(done)}</p>' if live else ""
+    text = f"<header><h1>{escape(found.name)}</h1><p>{escape(', '.join([*about, done]))}</p>{running}</header>"
+    entries = [
+        ("mean IoU", percent(found.mean_iou), "% over the classes"),
+        ("pixel accuracy", percent(found.pixel_accuracy), "% of labelled pixels"),
+    ]
+    if found.boundary is not None:
+        entries.append(("boundary F", percent(found.boundary), "% over the classes"))
+    if found.calibration is not None:
+        entries.append(("calibration error", percent(found.calibration), "% off, expected"))
+    if found.images_per_second is not None:
+        entries.append(("training speed", f"{found.images_per_second:.3g}", "images a second"))
+    if found.memory_bytes is not None:
+        entries.append(("memory", f"{found.memory_bytes / 2**30:.2f}", "GiB at most"))
+    scored = found.mean_iou is not None
+    text += tiles(entries if scored else entries[2:])
+    origin = f"Scores: {found.origin}." if scored else "Not evaluated yet."
+    text += f'<p class="soft" style="margin-top:12px">{escape(origin)}</p>'
+    return text + (f'<p class="note">{escape(note)}</p>' if note else "")
+
+
+def curves(runs: Sequence[Source]) -> str:
+    """Return the curves: of one run each head's loss, of several one curve a run."""
+    alone = len(runs) == 1
+
+    def over(name: str, label: str, *, evals: bool = False, factor: float = 1.0) -> list[Series]:
+        return [
+            Series(label if alone else run.name, _steps(rows), _values(rows, name, factor), dots=evals)
+            for run in runs
+            for rows in [run.evals if evals else run.train]
+        ]
+
+    losses = over("loss", "total")
+    if alone:
+        losses += over("loss_ocr", "OCR") + over("loss_aux", "auxiliary")
+    scores = over("mean_iou", "mIoU", evals=True, factor=100)
+    if alone:
+        scores += over("pixel_accuracy", "pixel accuracy", evals=True, factor=100)
+    waits = [
+        Series(
+            "data wait" if alone else run.name, _steps(run.train), [_times(part, 100) for part in waiting(run.train)]
+        )
+        for run in runs
+    ]
+
+    drawn = [
+        charts.line("training loss", losses, low=0),
+        charts.line("validation", scores, unit=" %"),
+        charts.line("learning rate", over("learning_rate", "learning rate"), low=0),
+        charts.line("images a second", over("images_per_second", "img/s"), low=0),
+        charts.line("memory, GiB", over("memory_bytes", "memory", factor=2**-30), low=0),
+        charts.line("waiting for data", waits, low=0, high=5, unit=" %"),
+    ]
+    lead = "Over the steps; beside each name the newest value, or that of the step pointed at."
+    return section("curves", "Curves", f'<div class="charts">{"".join(drawn)}</div>', lead)
+
+
+def _classes(found: Summary) -> str:
+    edges = any(line.boundary is not None for line in found.classes)
+    head = ["class", "IoU, %", "", "accuracy, %", *(["boundary F, %"] if edges else []), "pixels, %"]
+    order = sorted(found.classes, key=lambda line: (line.iou is None, -(line.iou or 0)))
+    rows = [
+        [
+            f'<td class="name" title="{escape(line.name)}">{named(line.name, line.colour)}</td>',
+            f"<td><b>{percent(line.iou)}</b></td>",
+            f'<td class="wide">{bar(line.iou)}</td>',
+            f"<td>{percent(line.accuracy)}</td>",
+            *([f"<td>{percent(line.boundary)}</td>"] if edges else []),
+            f"<td>{percent(line.share)}</td>",
+        ]
+        for line in order
+    ]
+    lead = "Accuracy is the share of a class’s own pixels that are found. A dash: no pixel decides it."
+    if edges:
+        lead += (
+            " Boundary F: precision and recall of the class’s outline, where 0.75 % of the image’s diagonal counts "
+            "as hit (Csurka et al., 2013)."
+        )
+    return section("classes", "Classes", f'<div class="panel">{table(head, rows)}</div>', lead)
+
+
+def _confusion(figures: Figures) -> str:
+    counts, names = figures.facts["confusion"], figures.facts["names"]
+    pairs = []
+    for row, pixels in enumerate(counts):
+        for column, many in enumerate(pixels):
+            if row != column and many:
+                pairs.append((many, many / sum(pixels), names[row], names[column]))
+    wrong = sum(pair[0] for pair in pairs) or 1
+    rows = "".join(
+        f"<li><span>{escape(truth)} answered as {escape(answer)} "
+        f'<span class="soft">({percent(share, 1)} % of it)</span></span><b>{percent(many / wrong, 1)} %</b></li>'
+        for many, share, truth, answer in sorted(pairs, reverse=True)[:MOST_PAIRS]
+    )
+    content = (
+        f'<div class="two"><div class="panel">{charts.heat(counts, names)}</div><div class="panel">'
+        f'<h3 style="margin-top:0">Where the wrong pixels are</h3><ol class="pairs">{rows}</ol></div></div>'
+    )
+    lead = "A row is a true class, a column the answer; per cent of the row’s pixels. Colours go by the square root."
+    return section("confusion", "Confusion", content, lead)
+
+
+def _calibration(figures: Figures) -> str:
+    found = figures.facts["calibration"]
+    total = sum(found["pixels"]) or 1
+    sure = sum((c or 0) * n for c, n in zip(found["confidence"], found["pixels"], strict=True)) / total
+    right = sum((a or 0) * n for a, n in zip(found["accuracy"], found["pixels"], strict=True)) / total
+    lean = "too sure of itself" if sure > right else "too modest"
+    lean = "as sure as it is right" if abs(sure - right) < 0.005 else lean
+    text = (
+        f"<p>The expected calibration error is <b>{percent(found['error'])} %</b>: so far apart are, on average over "
+        f"{total:,} pixels, how sure the network is and how often it is right.</p>"
+        f"<p>Its mean confidence is {percent(sure)} %, and {percent(right)} % of the pixels are right: on the whole it "
+        f"is {lean}.</p>"
+        '<p class="soft">An interval of confidence is right as often as its bar is blue and green; red is what it '
+        "claims beyond that, green what it has beyond its claim. Grey, below: how many pixels it has. 15 intervals "
+        "(Guo et al., 2017).</p>"
+    )
+    content = (
+        f'<div class="two narrow"><div class="panel">{charts.reliability([("", found)])}</div><div>{text}</div></div>'
+    )
+    return section("calibration", "Calibration", content)
+
+
+def _samples(figures: Figures) -> str:
+    facts, parts = figures.facts, []
+    for place, sample in enumerate(facts["samples"]):
+        image, truth, answer = (figures.arrays[f"{place}_{name}"] for name in ("image", "truth", "prediction"))
+        panels = (
+            ("image", jpeg(image)),
+            ("truth", indexed(truth, facts["palette"])),
+            ("prediction", indexed(answer, facts["palette"])),
+            ("errors", jpeg(errors(image, answer, truth))),
+        )
+        cells = "".join(f"<div>{picture(uri, what)}<span>{what}</span></div>" for what, uri in panels)
+        scores = f"mIoU {percent(sample['mean_iou'])} %, pixels {percent(sample['pixel_accuracy'])} %"
+        parts.append(
+            f'<figure class="panel sample"><figcaption><b>{escape(sample["why"])}: {escape(sample["name"])}</b>'
+            f'<span>{scores}</span></figcaption><div class="four">{cells}</div></figure>'
+        )
+    seen = np.unique(np.concatenate([array.ravel() for name, array in figures.arrays.items() if _is_labels(name)]))
+    legend = "".join(
+        f"<span>{named(name, colour)}</span>"
+        for index, (name, colour) in enumerate(zip(facts["names"], facts["palette"], strict=True))
+        if index in seen
+    )
+    ignored = f"<span>{swatch((40, 40, 40))}left out</span>"
+    lead = "By the mean IoU of the image alone. Errors: wrong pixels are red."
+    return section(
+        "images", "Best and worst images", f'{"".join(parts)}<div class="classes">{legend}{ignored}</div>', lead
+    )
+
+
+def _is_labels(name: str) -> bool:
+    return name.endswith(("_truth", "_prediction"))
+
+
+def _what_ocr_saw(figures: Figures) -> str:
+    facts, arrays = figures.facts, figures.arrays
+    if not facts["ocr"]:
+        return ""
+    names, palette, relation = facts["names"], facts["palette"], arrays["ocr_relation"]
+    count, height, width = relation.shape
+    second = np.sort(relation, axis=0)[-2] if count > 1 else relation[0]
+    y, x = (int(value) for value in np.unravel_index(int(second.argmax()), second.shape))
+    shares = relation[:, y, x] / 255
+    rows = "".join(
+        f"<span>{named(name, colour)}</span>{bar(float(share))}<b>{percent(float(share), 1)}</b>"
+        for name, colour, share in zip(names, palette, shares, strict=True)
+    )
+    data = {
+        "width": width,
+        "height": height,
+        "x": x,
+        "y": y,
+        "bytes": base64.b64encode(relation.tobytes()).decode(),
+    }
+    image, labels = arrays["ocr_image"], arrays["ocr_labels"]
+    pin = f'<i class="pin" style="left:{100 * (x + 0.5) / width:.2f}%;top:{100 * (y + 0.5) / height:.2f}%"></i>'
+    stage = (
+        f'<div class="stage" tabindex="0" role="application" aria-label="the image; arrow keys move the pixel">'
+        f"{picture(jpeg(image), 'the image')}{pin}</div>"
+    )
+    top = (
+        f'<div class="two"><figure class="panel sample" style="margin:0"><figcaption><b>{escape(facts["ocr"]["name"])}'
+        f"</b><span>point at a pixel, or tap it</span></figcaption>{stage}</figure>"
+        f'<div class="panel"><h3 style="margin-top:0">What this pixel takes in from each region, %</h3>'
+        f'<div class="relation">{rows}</div></div></div>'
+    )
+    areas = np.bincount(labels.ravel(), minlength=count)[:count]
+    order = [int(index) for index in np.argsort(-areas, kind="stable") if areas[index]][:MOST_REGIONS]
+    regions = "".join(
+        f'<figure class="region">{picture(jpeg(glow(_smaller(image), arrays["ocr_regions"][index])), "a soft region")}'
+        f"<figcaption>{named(names[index], palette[index])}<small>{percent(facts['ocr']['own'][index], 0)} % of it on "
+        "pixels answered so</small></figcaption></figure>"
+        for index in order
+    )
+    script = f'<script type="application/json" id="relation">{json.dumps(data)}</script>'
+    lead = (
+        "Object-contextual representations: the network first gathers a soft region for each class (below: where the "
+        "region’s weight lies), then each pixel takes in the regions by how closely it is related to them."
+    )
+    heading = "<h3>The soft object regions</h3>"
+    return section("ocr", "What OCR saw", f'{top}{heading}<div class="regions">{regions}</div>{script}', lead)
+
+
+def _smaller(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image[::2, ::2])
+
+
+def _scored(run: Source) -> str:
+    rows = [
+        [
+            f"<td>{escape(str(row.get('checkpoint', '')).rsplit('/', 1)[-1])}</td>",
+            f"<td>{escape(shown(row.get('scales', '')))}{', flip' if row.get('flip') is True else ''}</td>",
+            *(f"<td>{percent(number(row.get(name)))}</td>" for name in ("mean_iou", "pixel_accuracy")),
+        ]
+        for row in run.scored
+    ]
+    if not rows:
+        return ""
+    content = table(["checkpoint", "scales", "mIoU, %", "pixel accuracy, %"], rows)
+    return section("evaluations", "Evaluations", f'<div class="panel">{content}</div>', "By ocrnet eval, oldest first.")
+
+
+def _setup(run: Source, figures: Figures | None) -> str:
+    normal = dict(config.flat(config.as_dict(Config())))
+    values = [
+        [f"<td>{escape(name)}</td><td>{escape(shown(value, name))}</td>"]
+        for name, value in run.config.items()
+        if name in normal and value != normal[name]
+    ]
+    every = [[f"<td>{escape(name)}</td><td>{escape(shown(value, name))}</td>"] for name, value in run.config.items()]
+    parts = []
+    if values:
+        parts.append(
+            _details(f"Config: {len(values)} keys that differ from the defaults", table((), values, "plain"), True)
+        )
+    if every:
+        parts.append(_details(f"Config, all {len(every)} keys", table((), every, "plain")))
+    if versions := run.versions or (figures.facts["versions"] if figures else {}):
+        rows = [[f"<td>{escape(str(k))}</td><td>{escape(str(v))}</td>"] for k, v in versions.items()]
+        parts.append(_details("Versions", table((), rows, "plain")))
+    if run.starts:
+        rows = [[f"<td>{escape(str(row.get('time', '')))}</td><td>{_start(row)}</td>"] for row in run.starts]
+        parts.append(_details(f"Starts: {len(rows)}", table((), rows, "plain")))
+    return section("setup", "How it was made", "".join(parts)) if parts else ""
+
+
+def _start(row: Row) -> str:
+    command = row.get("command")
+    words = " ".join(shown(word) for word in command) if isinstance(command, list) else ""
+    commit = f"<br>commit {escape(str(row['commit']))}" if row.get("commit") else ""
+    return f"<code>{escape(words)}</code>{commit}"
+
+
+def _details(title: str, content: str, is_open: bool = False) -> str:
+    return f"<details{' open' if is_open else ''}><summary>{escape(title)}</summary>{content}</details>"
+
+
+def _steps(rows: Sequence[Row]) -> list[float]:
+    return [row["step"] for row in rows]
+
+
+def _values(rows: Sequence[Row], name: str, factor: float) -> list[Number]:
+    return [_times(number(row.get(name)), factor) for row in rows]
+
+
+def _times(value: Number, factor: float) -> Number:
+    return None if value is None else value * factor

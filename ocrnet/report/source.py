@@ -1,0 +1,180 @@
+"""What a run's folder, or an evaluation's, says of itself: config, measurements, starts, checkpoints."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ocrnet import checkpoint, config, layers
+from ocrnet.cloud import urls
+from ocrnet.config import Config
+from ocrnet.errors import OcrnetError
+from ocrnet.layers import Given
+
+Row = Mapping[str, Any]
+
+# No key of ours is called so; what is, in a config of another version, is nobody's business.
+_SECRET = ("secret", "token", "password", "api_key", "access_key")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One run as its folder tells it; what the folder lacks is empty.
+
+    ``config`` is flat: ``data.crop_size`` and its value. Of ``scored``, the rows of eval.jsonl, the last is the newest.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    train: Sequence[Row] = ()
+    evals: Sequence[Row] = ()
+    scored: Sequence[Row] = ()
+    starts: Sequence[Row] = ()
+
+    @property
+    def total_step(self) -> int | None:
+        """How many steps the run is to take, where the folder says so."""
+        total = self.config.get("total_step")
+        return total if self.train and isinstance(total, int) else None
+
+    @property
+    def step(self) -> int:
+        """How many steps are on record."""
+        return max((row["step"] for row in (*self.train, *self.evals)), default=0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is on record, with its evaluation where there is to be one."""
+        last = self.total_step
+        if last is None or not any(row["step"] >= last for row in self.train):
+            return False
+        return self.config.get("run_eval") is False or any(row["step"] >= last for row in self.evals)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions that the newest start, or else the newest evaluation, was made with."""
+        for row in (*reversed(self.starts), *reversed(self.scored)):
+            if isinstance(row.get("versions"), dict):
+                return row["versions"]
+        return {}
+
+
+def read(folder: str | Path) -> Source:
+    """Read a folder of `ocrnet train` or `ocrnet eval`; raise `OcrnetError` where it is neither.
+
+    A line that is not whole, as the last one of a run under way may be, is passed over.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise OcrnetError(f"'{folder}' is no folder; give the save_dir of ocrnet train or ocrnet eval")
+    rows = _rows(folder / "metrics.jsonl")
+    found = Source(
+        folder=folder,
+        name=folder.resolve().name or "run",
+        config=_config(folder / "config.yml"),
+        train=[row for row in rows if _has(row, "train")],
+        evals=[row for row in rows if _has(row, "eval")],
+        scored=[row for row in _rows(folder / "eval.jsonl") if _has(row, "eval")],
+        starts=_rows(folder / "starts.jsonl"),
+    )
+    if not (found.config or rows or found.scored or _checkpoints(folder)):
+        raise OcrnetError(
+            f"'{folder}' is no run's folder: it has no config.yml, metrics.jsonl, eval.jsonl or checkpoint/; "
+            "give the save_dir of ocrnet train or ocrnet eval"
+        )
+    return found
+
+
+def best_checkpoint(source: Source) -> Path | None:
+    """Return the run's best checkpoint, else its newest valid one, else what an evaluation looked at; None without."""
+    for path in _checkpoints(source.folder):
+        if "_best_" in path.name:
+            try:
+                checkpoint.read_meta(path)
+            except OcrnetError:
+                continue
+            return path
+    for place in (source.folder / "checkpoint", source.folder):
+        newest = checkpoint.newest_valid(place).checkpoint
+        if newest:
+            return newest.path
+    scored = [Path(row["checkpoint"]) for row in source.scored if isinstance(row.get("checkpoint"), str)]
+    return next((path for path in reversed(scored) if path.is_file()), None)
+
+
+def config_for(flat: Mapping[str, Any], given: Mapping[str, Given], where: str) -> Config:
+    """Return the config that a run recorded, with what the command line gives, for looking at its network here.
+
+    Device and engine are this machine's, not the run's, unless given.
+    """
+    recorded = {
+        name: Given(value, where) for name, value in flat.items() if name not in ("device_target", "engine", "expect")
+    }
+    for name in recorded:
+        layers.known(name, where)
+    cfg = layers.build(recorded | dict(given))
+    config.check(cfg)
+    return cfg
+
+
+def shown(value: Any, name: str = "") -> str:
+    """Return a config's value, or an argument of a command, as text that can be given away.
+
+    No keys of the environment and no credentials of a url; of an absolute path its last part alone.
+    """
+    if any(word in name.lower() for word in _SECRET):
+        return "***"
+    if isinstance(value, bool) or value is None:
+        return {True: "True", False: "False", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(shown(part) for part in value) + "]"
+    text = urls.scrub(str(value)).replace(str(Path.home()), "~")
+    key, equals, rest = text.partition("=")
+    if equals and os.path.isabs(rest):
+        return f"{key}={shown(rest)}"
+    if "?" in text and "://" in text:  # a presigned url carries its signature there
+        text = text.split("?")[0] + "?…"
+    if os.path.isabs(text) or text.startswith("~/"):
+        return f"…/{Path(text).name}"
+    return text
+
+
+def _has(row: Row, kind: str) -> bool:
+    return row.get("kind") == kind and isinstance(row.get("step"), int)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OcrnetError(f"'{path}' cannot be read: {error.strerror}") from None
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}  # it is being written, or never was
+    return dict(config.flat(tree)) if isinstance(tree, dict) else {}
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for place in (folder / "checkpoint", folder) for path in sorted(place.glob("*.safetensors"))]

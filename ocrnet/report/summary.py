@@ -1,0 +1,148 @@
+"""The numbers of a run that the page, the comparison and the model card share."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ocrnet.datasets.base import colours
+from ocrnet.report.compute import Figures
+from ocrnet.report.figures import plain
+from ocrnet.report.source import Row, Source
+
+Number = float | None
+
+
+@dataclass(frozen=True)
+class ClassLine:
+    """One class: fractions of 1, None where nothing decides it."""
+
+    name: str
+    colour: tuple[int, ...]
+    iou: Number
+    accuracy: Number
+    share: Number
+    boundary: Number = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run reached; ``origin`` says in words on what, and is empty where nothing was evaluated."""
+
+    name: str
+    network: str
+    dataset: str
+    origin: str
+    mean_iou: Number
+    pixel_accuracy: Number
+    mean_accuracy: Number
+    boundary: Number
+    calibration: Number
+    classes: tuple[ClassLine, ...]
+    step: int
+    total_step: int | None
+    images_per_second: Number
+    waiting: Number  # share of the time in which a step waits for its data
+    memory_bytes: Number
+
+
+def summary(run: Source, figures: Figures | None) -> Summary:
+    """Return what is known of a run: by its figures, else by its best evaluation on record."""
+    facts = figures.facts if figures else {}
+    known: dict[str, Any] = {"boundary": None, "calibration": None}
+    if figures:
+        scores = figures.scores
+        edges = [value for value in facts["boundary"] if value is not None]
+        known = {
+            "origin": f"{facts['images']:,} of {facts['of']:,} validation images, {facts['checkpoint']}, {_how(facts)}",
+            "mean_iou": plain(scores.mean_iou),
+            "pixel_accuracy": plain(scores.pixel_accuracy),
+            "mean_accuracy": plain(scores.mean_accuracy),
+            "boundary": statistics.fmean(edges) if edges else None,
+            "calibration": facts["calibration"]["error"],
+        }
+        columns = zip(scores.iou, scores.accuracy, scores.share, facts["boundary"], strict=True)
+        rows = [(plain(iou), plain(accuracy), plain(share), edge) for iou, accuracy, share, edge in columns]
+        lines = [
+            ClassLine(name, tuple(colour), *row)
+            for name, colour, row in zip(facts["names"], facts["palette"], rows, strict=True)
+        ]
+    else:
+        row, known["origin"] = _best(run)
+        known |= {name: number(row.get(name)) for name in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
+        lines = _lines(row.get("classes"))
+    return Summary(
+        name=run.name,
+        network=_network(run, facts),
+        dataset=str(facts.get("dataset") or run.config.get("data.name") or ""),
+        classes=tuple(lines),
+        step=max(run.step, facts.get("step", 0)),
+        total_step=run.total_step,
+        images_per_second=_median(run.train, "images_per_second"),
+        waiting=_median([{"part": share} for share in waiting(run.train)], "part"),
+        memory_bytes=max((value for row in run.train if (value := number(row.get("memory_bytes")))), default=None),
+        **known,
+    )
+
+
+def number(value: Any) -> Number:
+    """Return a finite number of a row, None for anything else."""
+    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if fine else None
+
+
+def waiting(rows: Sequence[Row]) -> list[Number]:
+    """Return which share of a step's time each row waited for data."""
+    pairs = [(number(row.get("data_seconds_per_step")), number(row.get("seconds_per_step"))) for row in rows]
+    return [data / whole if data is not None and whole else None for data, whole in pairs]
+
+
+def percent(value: Number, digits: int = 2) -> str:
+    """Return a fraction as per cent without the sign; a dash for None."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _best(run: Source) -> tuple[Row, str]:
+    """Return the evaluation on record that tells most: the last of ocrnet eval, else the best while training."""
+    if run.scored:
+        row = run.scored[-1]
+        checkpoint = str(row.get("checkpoint", "")).rsplit("/", 1)[-1]
+        scales = {"scales": row.get("scales", [1.0]), "flip": row.get("flip", False), "slide": row.get("slide")}
+        return row, f"ocrnet eval, {checkpoint or 'a checkpoint'}, {_how({'eval': scales})}"
+    rows = [row for row in run.evals if number(row.get("mean_iou")) is not None]
+    if not rows:
+        return {}, ""
+    best = max(rows, key=lambda row: row["mean_iou"])
+    return best, f"the best evaluation while training, after step {best['step']:,}"
+
+
+def _how(facts: dict[str, Any]) -> str:
+    how = facts["eval"]
+    scales = how["scales"] if isinstance(how["scales"], list) else [how["scales"]]
+    size = "single scale" if scales == [1.0] else "scales " + " ".join(f"{scale}" for scale in scales)
+    windows = "" if not how["slide"] else ", windows of {}".format("x".join(map(str, how["slide"])))
+    return size + (" with flip" if how["flip"] else "") + windows
+
+
+def _lines(classes: Any) -> list[ClassLine]:
+    if not isinstance(classes, dict):
+        return []
+    palette = itertools.cycle(colours())
+    return [
+        ClassLine(str(name), colour, *(number(row.get(key)) for key in ("iou", "accuracy", "share")))
+        for (name, row), colour in zip(classes.items(), palette, strict=False)
+        if isinstance(row, dict)
+    ]
+
+
+def _network(run: Source, facts: dict[str, Any]) -> str:
+    width = facts.get("arch", {}).get("width") or run.config.get("backbone.width")
+    text = f"OCRNet-HRNet-W{width}" if width else "OCRNet"
+    return f"{text}, {facts['parameters'] / 1e6:.2f} M parameters" if "parameters" in facts else text
+
+
+def _median(rows: Sequence[Row], name: str) -> Number:
+    values = [value for row in rows if (value := number(row.get(name))) is not None]
+    return statistics.median(values) if values else None

@@ -1,0 +1,351 @@
+"""The report's page, comparison and card, from runs made up here: whole, safe to show, and true to the numbers."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import threading
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from ocrnet import config, metrics
+from ocrnet.config import Config, Data
+from ocrnet.datasets.base import ClassTable, Dataset, Pair
+from ocrnet.errors import OcrnetError
+from ocrnet.flags import parse
+from ocrnet.images import write_png
+from ocrnet.report import card, charts, command, compare, compute, page, source
+from ocrnet.report.command import Order
+from ocrnet.report.compute import Figures, Wish
+
+HOSTILE = (
+    "road",
+    "</script><script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "a|b`c` [x](http://evil.test)",
+)
+VOID = {"meta", "img", "br"}
+
+
+class Engine:
+    """Answers what is painted into the image's red channel, wrong in a corner; regions and relation like an engine."""
+
+    def predict(self, images, passes, outputs=("labels",)):
+        labels = images[..., 0] % 4
+        labels[:, :20, :20] = 1
+        count, height, width = labels.shape
+        small = -(-height // 4), -(-width // 4)
+        regions = np.random.default_rng(0).random((count, 4, *small)).astype(np.float32)
+        relation = np.random.default_rng(1).random((count, 4, *small)).astype(np.float32)
+        found = {
+            "labels": labels.astype(np.uint8),
+            "confidence": np.full(labels.shape, 0.9, np.float32),
+            "regions": regions / regions.sum((2, 3), keepdims=True),
+            "relation": relation / relation.sum(1, keepdims=True),
+        }
+        return {name: found[name] for name in outputs}
+
+
+class Page(HTMLParser):
+    """What a browser would take from a page: its elements, whether they close in order, its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def write_run(folder: Path, *, steps=(10, 20, 30), gain=0.0, **changes) -> Path:
+    folder.mkdir(parents=True)
+    cfg = Config(total_step=30, save_dir=str(folder), data=Data(dataset_dir="/home/somebody/secret place/camvid"))
+    (folder / "config.yml").write_text(yaml.safe_dump(config.as_dict(dataclasses.replace(cfg, **changes))))
+    rows = []
+    for step in steps:
+        rows.append({
+            "kind": "train", "step": step, "loss": 3 / step, "loss_aux": 2 / step, "loss_ocr": 1 / step,
+            "learning_rate": 0.01, "skipped": 0, "images_per_second": 4.0 + step, "seconds_per_step": 0.5,
+            "data_seconds_per_step": 0.1, "memory_bytes": 2**30,
+        })  # fmt: skip
+        classes = {name: {"iou": 0.1 * i + gain * i, "accuracy": 0.5, "share": 0.25} for i, name in enumerate(HOSTILE)}
+        rows.append({
+            "kind": "eval", "step": step, "mean_iou": step / 100 + gain, "pixel_accuracy": 0.5, "mean_accuracy": 0.4,
+            "classes": classes, "categories": {},
+        })  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    start = {
+        "time": "2026-01-02T03:04:05+0000",
+        "command": ["/home/somebody/train.py", "--save_dir", str(folder), "--note=<b>x</b>"],
+        "commit": "0123abc",
+        "versions": {"ocrnet": "1.0", "<i>": "<u>2</u>"},
+    }
+    (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory) -> Figures:
+    root = tmp_path_factory.mktemp("images")
+    pairs = []
+    for number in range(8):
+        label = np.kron(np.arange(12).reshape(3, 4) % 4, np.ones((20, 20))).astype(np.uint8)
+        label[:, : 5 * number] = 0
+        image = np.repeat(label[..., None], 3, axis=2)
+        label[-8:] = 255
+        write_png(root / f"{number}.png", image)
+        write_png(root / f"{number}_label.png", label)
+        pairs.append(Pair(f"<s>{number}</s>", root / f"{number}.png", root / f"{number}_label.png"))
+    table = ClassTable(HOSTILE, ((9, 9, 9), (200, 0, 0), (0, 200, 0), (0, 0, 200)), (0, 1, 2, 3), frozenset({255}))
+    made = compute.look(Engine(), Config(num_workers=0), Dataset(table, pairs, root), 0, print)
+    how = {"scales": [1.0], "flip": False, "slide": None}
+    made.facts.update(checkpoint="x.safetensors", step=30, eval=how, parameters=12, arch={"width": 18}, versions={})
+    return made
+
+
+def test_what_is_shown_comes_from_the_counts(figures):
+    facts = figures.facts
+    assert facts["images"] == facts["of"] == 8
+    assert [s["why"] for s in facts["samples"]] == ["best"] * 3 + ["worst"] * 3
+    scores = [sample["mean_iou"] for sample in facts["samples"]]
+    assert scores[:3] == sorted(scores[:3], reverse=True)
+    assert scores[0] == max(i["mean_iou"] for i in facts["per_image"])
+    assert scores[3] == min(i["mean_iou"] for i in facts["per_image"])
+    confusion = np.array(facts["confusion"])
+    assert confusion.sum() == 8 * 52 * 80
+    assert figures.scores.mean_iou == metrics.scores(confusion, HOSTILE).mean_iou
+    assert sum(facts["calibration"]["pixels"]) == confusion.sum()
+    right = np.diagonal(confusion).sum() / confusion.sum()
+    assert facts["calibration"]["error"] == pytest.approx(abs(0.9 - right), abs=1e-6)
+
+
+def test_hostile_names_stay_text_and_nothing_is_fetched(tmp_path, figures):
+    run = source.read(write_run(tmp_path / "<b onclick=alert(3)>&run"))
+    for text in (
+        page.page(run, figures),
+        page.page(run, None, note="<p>", refresh=5),
+        compare.page([run, dataclasses.replace(run, name="<other>")], [figures, None]),
+    ):
+        seen = Page(text)
+        assert [tag for tag, _ in seen.elements].count("script") == 1 + text.count('id="relation"')
+        assert not {tag for tag, _ in seen.elements} & {"link", "iframe", "object", "s", "u", "form", "base", "a"}
+        for tag, attributes in seen.elements:
+            assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+            for name in ("src", "href", "xlink:href", "srcset", "data"):
+                assert attributes.get(name, "data:").startswith("data:")
+        assert "url(" not in text
+        assert "@import" not in text
+        assert HOSTILE[1] in seen.text
+        assert "alert(1)</script>" not in text
+
+
+def test_the_page_has_every_part_and_its_numbers(tmp_path, figures):
+    run = source.read(write_run(tmp_path / "run"))
+    text = page.page(run, figures)
+    ids = [attributes["id"] for tag, attributes in Page(text).elements if tag == "section"]
+    assert ids == ["curves", "classes", "confusion", "calibration", "images", "ocr", "setup"]
+    assert f"<b>{100 * figures.scores.mean_iou:.2f}</b>" in text
+    assert text.count("data:image/") == 6 * 4 + 1 + 4
+    assert len(text) < 1_000_000
+    lone = page.page(run, None)
+    assert [a["id"] for t, a in Page(lone).elements if t == "section"] == ["curves", "classes", "setup"]
+    assert "<b>30.00</b>" in lone  # the best evaluation on record
+    assert 'http-equiv="refresh"' not in lone
+
+
+def test_without_regions_the_page_lacks_that_part_alone(tmp_path, figures):
+    facts = figures.facts | {"ocr": None}
+    text = page.page(source.read(write_run(tmp_path / "run")), Figures(facts, figures.arrays))
+    assert "What OCR saw" not in text
+    assert 'id="images"' in text
+
+
+def test_nothing_of_the_machine_and_no_key_lands_on_the_page(tmp_path, figures, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    folder = write_run(
+        tmp_path / "run", data_url="s3://bucket/a?X-Amz-Signature=abcdef", train_url="s3://k:pw123@bucket/x"
+    )
+    with (folder / "starts.jsonl").open("a") as file:
+        file.write(json.dumps({"command": ["train", "wJalrXUtnFEMI", f"--config={folder}/config.yml"]}) + "\n")
+    run = source.read(folder)
+    for text in (page.page(run, figures), card.card(run, figures), compare.page([run, run], [None, None])):
+        for secret in ("wJalrXUtnFEMI", "abcdef", "pw123", "/home/somebody", str(tmp_path)):
+            assert secret not in text
+    assert "…/camvid" in page.page(run, figures)
+
+
+def test_half_written_and_foreign_lines_are_passed_over(tmp_path):
+    folder = write_run(tmp_path / "run")
+    whole = source.read(folder)
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'[1]\n{"kind": "train"}\n{"kind": "train", "step": "9"}\n\xff\xfe\n')
+        file.write(b'{"kind": "train", "step": 40, "lo')
+    (folder / "starts.jsonl").write_text('{"time": "x", "comm')
+    (folder / "config.yml").write_text("a: [1")
+    found = source.read(folder)
+    assert found.train == whole.train
+    assert found.evals == whole.evals
+    Page(page.page(found, None))
+
+
+def test_values_that_are_missing_or_odd_are_gaps(tmp_path):
+    folder = write_run(tmp_path / "run")
+    rows = [
+        {"kind": "train", "step": 40, "loss": None, "memory_bytes": "many", "seconds_per_step": 0},
+        {"kind": "train", "step": 50, "loss": float("inf")},
+        {"kind": "eval", "step": 50, "mean_iou": None, "classes": [1]},
+    ]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    text = page.page(source.read(folder), None)
+    assert not re.search(r"\b(nan|inf)\b", text.split("</style>")[1].split("<script>")[0])
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file"])
+def test_what_is_no_run_is_named(tmp_path, what):
+    path = tmp_path / "x"
+    path.write_text("") if what == "a file" else path.mkdir()
+    with pytest.raises(OcrnetError, match=r"is no (run's )?folder.*give the save_dir"):
+        command.make(Order([path]), print)
+
+
+def test_a_comparison_puts_the_classes_that_moved_first(tmp_path):
+    runs = [source.read(write_run(tmp_path / name, gain=gain)) for name, gain in (("one", 0.0), ("two", 0.05))]
+    text = compare.page(runs, [None, None])
+    table = text.split('id="classes"')[1].split("</section>")[0]
+    places = [table.index(f'title="{name}"') for name in ("a|b`c` [x](http://evil.test)", "road")]
+    assert places == sorted(places)
+    assert '<span class="up">+15.00</span>' in table
+    assert "save_dir" in text.split('id="setup"')[1]
+    assert "lr_init" not in text.split('id="setup"')[1]
+    assert [len(section.split("curve s2")) for section in [text.split('id="curves"')[1].split("</section>")[0]]] == [7]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    runs = [source.read(write_run(tmp_path / name / "run")) for name in ("a", "b")]
+    assert compare.distinct(runs) == ["a/run", "b/run"]
+
+
+def test_the_card_says_what_the_page_says_and_an_edited_one_is_kept(tmp_path, figures):
+    run = source.read(write_run(tmp_path / "run"))
+    text = card.card(run, figures)
+    assert f"| mean IoU | {100 * figures.scores.mean_iou:.2f} |" in text
+    assert "<script>" not in text.replace("\\<script\\>", "")
+    rows = [line for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [7] * 4
+    path = tmp_path / "MODEL_CARD.md"
+    assert card.write(path, text) == path
+    assert card.write(path, text + "new\n") == path
+    path.write_text(path.read_text() + "by hand\n")
+    assert card.write(path, text) == tmp_path / "MODEL_CARD.new.md"
+    assert path.read_text().endswith("by hand\n")
+
+
+def test_images_that_are_not_here_are_left_out_and_said_unless_asked_for(tmp_path):
+    folder, said = write_run(tmp_path / "run"), []
+    written = command.make(Order([folder]), said.append)
+    assert written == [folder / "report.html", folder / "MODEL_CARD.md"]
+    assert any("without images" in line for line in said)
+    assert "could not be looked at" in written[0].read_text()
+    command.make(Order([folder], curves_only=True), said.append)
+    assert "Curves only" in written[0].read_text()
+    with pytest.raises(OcrnetError, match="no checkpoint to look at"):
+        command.make(Order([folder], wish=Wish(images=3)), said.append)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--set", "lr_init=1"], "--set lr_init: no effect on report"),
+        (["--output", "x.pdf"], "--output x.pdf: must be an HTML file"),
+        (["--checkpoint_path", "x"], "several runs are given"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, argv, message):
+    runs = [write_run(tmp_path / name) for name in ("a", "b")]
+    args = parse("report", [*map(str, runs), *argv])
+    wish = Wish(args.given, args.options.get("checkpoint_path"))
+    output = args.options.get("output")
+    with pytest.raises(OcrnetError, match=message):
+        command.make(Order([Path(run) for run in args.inputs], output and Path(output), wish), print)
+    with pytest.raises(OcrnetError, match="given twice"):
+        command.make(Order([runs[0], runs[0]]), print)
+
+
+def test_runs_stand_anywhere_on_the_command_line_and_a_bare_flag_takes_none():
+    args = parse("report", ["--watch", "a", "--set", "eval.flip=True", "b", "--curves_only", "False", "c"])
+    assert args.inputs == ("a", "b", "c")
+    assert args.options == {"watch": "True", "curves_only": "False"}
+
+
+def test_watch_follows_a_run_and_ends_with_it(tmp_path):
+    folder, said = write_run(tmp_path / "run", steps=(10,)), []
+    lines = (write_run(tmp_path / "whole") / "metrics.jsonl").read_text().splitlines(keepends=True)
+
+    def train() -> None:
+        page_path = folder / "report.html"
+        for _ in range(100):
+            if page_path.exists() and 'http-equiv="refresh"' in page_path.read_text():
+                break
+            time.sleep(0.05)
+        half = len(lines[2]) // 2
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(lines[2][:half])
+            file.flush()
+            time.sleep(0.4)
+            file.write(lines[2][half:] + "".join(lines[3:]))
+
+    other = threading.Thread(target=train)
+    other.start()
+    output = command.watch(Order([folder]), said.append, interval=0.1)
+    other.join()
+    assert "report.html: run after step 10/30" in said[0]
+    assert 'http-equiv="refresh"' not in output.read_text()
+    assert "30 of 30 steps" in output.read_text()
+
+
+def test_watch_writes_a_last_page_when_it_is_interrupted(tmp_path):
+    folder = write_run(tmp_path / "run", steps=(10,))
+    before = signal.getsignal(signal.SIGINT)
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    output = command.watch(Order([folder]), lambda line: None, interval=30)
+    assert 'http-equiv="refresh"' not in output.read_text()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_axes_have_round_numbers_and_long_curves_keep_their_peaks():
+    assert charts.nice(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert charts.nice(3, 3)[0] <= 3 <= charts.nice(3, 3)[-1]
+    for low, high in ((1e-6, 3e-6), (-2, 7), (0, 159_999)):
+        ticks = charts.nice(low, high)
+        assert ticks[0] <= low < high <= ticks[-1]
+        assert 2 <= len(ticks) <= 8
+    points = [(float(i), 0.0) for i in range(10_000)]
+    points[1234] = (1234.0, 9.0)
+    kept = charts.thinned(points)
+    assert len(kept) <= 2 * charts.PARTS + 2
+    assert points[1234] in kept
+    assert [kept[0], kept[-1]] == [points[0], points[-1]]
+    assert charts.thinned(points[:50]) == points[:50]
+    assert [charts.short(n) for n in (800, 20_000, 1_500_000)] == ["800", "20k", "1.5M"]
