@@ -46,6 +46,18 @@ def test_outputs_and_their_types(engine, images):
         engine.predict(images, make_passes(Eval(), SIZE), ("lables",))
 
 
+def test_labels_do_not_depend_on_what_else_is_asked(make_engine, images):
+    engine = make_engine(fresh=False)
+    tied = {
+        "cls_head.weight": np.zeros((5, 16, 1, 1), np.float32),
+        "cls_head.bias": np.float32([0, 1e-9, -50, -50, -50]),
+    }
+    engine.restore(spec.init(ARCH, 1) | tied, 0)  # the softmax rounds both to a half, the logits differ
+    whole = make_passes(Eval(), SIZE)
+    np.testing.assert_array_equal(engine.predict(images, whole)["labels"], 1)
+    np.testing.assert_array_equal(engine.predict(images, whole, ALL)["labels"], 1)
+
+
 def test_what_the_head_attends_to(make_engine, engine, images):
     whole = make_passes(Eval(scales=(0.5,)), SIZE)
     found = engine.predict(images, whole, ("labels", "regions", "relation"))

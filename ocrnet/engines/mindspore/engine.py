@@ -162,10 +162,12 @@ class MindSporeEngine:
             return {"labels": self._look(x, passes[0], size).argmax(1).asnumpy().astype(np.uint8)}
         probabilities = ops.zeros((len(images), self.arch.num_classes, *size), ms.float32)
         for one in passes:
-            probabilities = probabilities + ops.softmax(self._look(x, one, size), 1)
+            logits = self._look(x, one, size)
+            probabilities = probabilities + ops.softmax(logits, 1)
         probabilities = probabilities / len(passes)
+        decides = logits if len(passes) == 1 else probabilities  # the softmax's rounding makes ties
         found = {
-            "labels": lambda: probabilities.argmax(1).asnumpy().astype(np.uint8),
+            "labels": lambda: decides.argmax(1).asnumpy().astype(np.uint8),
             "confidence": lambda: ops.amax(probabilities, 1).asnumpy(),
             "probabilities": probabilities.asnumpy,
         }

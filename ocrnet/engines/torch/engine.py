@@ -242,9 +242,12 @@ class TorchEngine:
             return {"labels": self._look(x, passes[0], size).argmax(1).to(torch.uint8).cpu().numpy()}
         probabilities = torch.zeros(len(images), self.arch.num_classes, *size, device=self.device)
         for one in passes:
-            probabilities += self._look(x, one, size).softmax(1)
+            logits = self._look(x, one, size)
+            probabilities += logits.softmax(1)
         probabilities /= len(passes)
         confidence, labels = probabilities.max(1)
+        if len(passes) == 1:  # as without the softmax, whose rounding makes ties
+            labels = logits.argmax(1)
         found = {"labels": labels.to(torch.uint8), "confidence": confidence, "probabilities": probabilities}
         if set(ATTENTION) & set(outputs):
             with self.precision.autocast():
