@@ -10,17 +10,19 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
 import ocrnet
-from ocrnet import config, curves
-from ocrnet.board import Board
+from ocrnet import config
 from ocrnet.config import Config
 from ocrnet.errors import OcrnetError
 from ocrnet.images import write_png
+
+if TYPE_CHECKING:
+    from ocrnet.board import Board
 
 try:
     import fcntl
@@ -103,11 +105,15 @@ class Run:
         if self.writes and self.metrics.exists():
             picture = self.folder / "curves.png"
             with _writing(picture):
+                from ocrnet import curves
+
                 curves.draw(self.metrics, picture)
 
     def open_board(self, step: int) -> None:
         """Write to TensorBoard from here on; what it shows of an earlier start after ``step`` is dropped."""
         if self.writes:
+            from ocrnet.board import Board  # with what it imports, more than half a second, as curves above
+
             with _writing(self._tensorboard):
                 self._board = Board(self._tensorboard, step)
 

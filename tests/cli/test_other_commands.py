@@ -131,6 +131,14 @@ def test_a_run_keeps_samples_curves_and_tensorboard(w48_run):
     assert list((w48_run / "tensorboard").iterdir())
 
 
+def test_what_needs_no_framework_loads_none():
+    code = (
+        "import sys, ocrnet.cli; slow = {'torch', 'matplotlib', 'tensorboardX', 'mindspore'} & set(sys.modules); "
+        "import ocrnet.board, torch.nn; print(sorted(slow), 'torch._C' in sys.modules)"
+    )
+    assert run("-c", code).stdout.split("\n")[0] == "[] True"
+
+
 def test_debug_shows_the_traceback():
     plain = run("train.py", "--config", "no.yml", ok=False)
     debug = run("train.py", "--config", "no.yml", "--debug", ok=False)
