@@ -17,7 +17,7 @@ from ocrnet.cloud.cache import Speaker
 from ocrnet.cloud.push import RESULTS, Push, Pushing, check_writable
 from ocrnet.cloud.store import open_store
 from ocrnet.config import Config
-from ocrnet.datasets import Dataset, synthetic
+from ocrnet.datasets import Dataset, decoded, synthetic
 from ocrnet.errors import OcrnetError, nearest
 from ocrnet.evaluate import evaluate
 from ocrnet.export import Wish, export
@@ -27,7 +27,7 @@ from ocrnet.report import command as report
 from ocrnet.run import Run, core_versions, silence
 from ocrnet.signals import Stopped, sent_when_parent_dies
 from ocrnet.spec import Arch
-from ocrnet.training import arch_of, identities, open_split, rehearse, train
+from ocrnet.training import VAL, arch_of, identities, open_split, rehearse, train
 from ocrnet.visual import side_by_side
 from ocrnet.world import World, read_world
 
@@ -141,13 +141,14 @@ def run_eval(argv: Sequence[str]) -> int:
             f"{path} answers {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
             f"{len(dataset.classes)}; give the dataset it was trained for"
         )
+    sets, room = decoded.prepare(cfg.data.cache_dir, {VAL: dataset})
     store = open_store(urls.parse("train_url", cfg.train_url), cfg.cloud) if cfg.train_url else None
     with Pushing(cfg.cloud) as pushing:
         engine = exported.open_engine(cfg, given, world=world)
         try:
             if world.size > 1:
                 seen = {"checkpoint": weights.identity(found), **config.of_all_ranks(cfg)}
-                ranks.check_same(engine, seen | identities({"validation images": dataset}))
+                ranks.check_same(engine, seen | identities(sets))
             with ranks.together(engine):
                 engine.restore(found.tensors, found.meta.get("step", 0))
                 run = Run(cfg.save_dir, rank=world.rank, name="eval")
@@ -155,10 +156,10 @@ def run_eval(argv: Sequence[str]) -> int:
                     check_writable(store, cfg.cloud, run.say)
                     cloud_resume.bring_results(cfg, store, run.say)
                     pushing.begin(Push(store, run.folder, cfg.cloud, keep=0, patterns=PUSHED_BY_EVAL), run.say)
-                for line in [*engine.decisions, *notes, *_what(cfg, path, dataset)]:
+                for line in [*engine.decisions, *notes, *_what(cfg, path, dataset), *room]:
                     run.say(line)
                 shower = _shower(dataset, run.folder / "visualize") if show else None
-            scores = evaluate(engine, dataset, cfg, how=cfg.eval, show=shower, say=run.say)
+            scores = evaluate(engine, sets[VAL], cfg, how=cfg.eval, show=shower, say=run.say)
         finally:
             engine.close()
         how = {"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide}

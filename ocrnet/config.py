@@ -19,6 +19,7 @@ LOCAL = {
     "save_dir": "train_url",
     "data.dataset_dir": "data_url",
     "backbone.backbone_ckpt": "ckpt_url",
+    "data.cache_dir": "data_url",
     "cloud.cache_dir": "data_url",
 }
 
@@ -41,6 +42,9 @@ class Data:
 
     name: Literal["cityscapes", "camvid", "folder"] = key("cityscapes", "layout of the dataset")
     dataset_dir: str = key("your cityscapes", "folder of the dataset")
+    cache_dir: str | None = key(
+        None, "folder of this machine that keeps every image and label decoded, for faster reading; none: no such thing"
+    )
     crop_size: tuple[int, int] = key((512, 1024), "height and width of a training crop", low=32)
     base_size: tuple[int, int] | None = key(
         None,
@@ -272,7 +276,7 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         if there.is_relative_to(Path(cfg.save_dir).resolve()):
             yield f"train_url {cfg.train_url} lies in save_dir {cfg.save_dir}, which is pushed there; give another"
     for name, instead in LOCAL.items():
-        if "://" in value(cfg, name):
+        if "://" in (value(cfg, name) or ""):
             yield f"{name} is a path on this machine and cannot be a url; give a url as {instead}"
 
 

@@ -17,6 +17,8 @@ _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _LABELS = "a label is a PNG of one channel, 8 bits a pixel, whose values are the class ids"
 _DAMAGED = "is damaged or no image; write it again or take it out of the dataset"
 
+_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
 
 def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
     """Read an image file as uint8 H,W,3 RGB, whatever its channels and depth.
@@ -35,6 +37,17 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return height and width as the beginning of an image file tells them; raises `OcrnetError` naming the file."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError:
+        raise OcrnetError(f"{path} does not exist") from None
+    except _UNDECODABLE as why:
+        raise OcrnetError(f"{path} {_DAMAGED} ({why})") from None
+
+
 def read_label(path: str | Path) -> np.ndarray:
     """Read a label file as uint8 H,W of the ids stored in it: grey values, or the indices of a palette PNG.
 
@@ -46,7 +59,7 @@ def read_label(path: str | Path) -> np.ndarray:
             kind, mode, ids = image.format, image.mode, np.asarray(image)
     except UnidentifiedImageError:
         raise OcrnetError(f"{path} {_DAMAGED}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as why:
+    except _UNDECODABLE as why:
         raise OcrnetError(f"{path} {_DAMAGED} ({why})") from None
     if kind == "JPEG":
         raise OcrnetError(f"{path} is a JPEG, which changes ids; {_LABELS}: write it again from its source")

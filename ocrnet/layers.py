@@ -39,7 +39,7 @@ RENAMED = {
 
 KEYS = dict(config.schema())
 # A leading ~ in these is one's home folder.
-PATHS = ("save_dir", "data.dataset_dir", "backbone.backbone_ckpt", "cloud.cache_dir", *config.URLS)
+PATHS = ("save_dir", "data.dataset_dir", "data.cache_dir", "backbone.backbone_ckpt", "cloud.cache_dir", *config.URLS)
 GROUPS = {name.split(".")[0] for name in KEYS if "." in name}
 
 
@@ -163,7 +163,7 @@ def known(name: str, source: str) -> None:
 def build(given: dict[str, Given]) -> Config:
     """Make the `Config` from given values over the defaults; raise `OcrnetError` naming key, value and source."""
     values = {name: convert(name, item) for name, item in given.items()}
-    values |= {name: os.path.expanduser(values[name]) for name in PATHS if name in values}
+    values |= {name: os.path.expanduser(values[name]) for name in PATHS if values.get(name)}
 
     def make(node: type, prefix: str) -> Any:
         chosen = {}

@@ -11,6 +11,7 @@ import numpy as np
 from ocrnet import augment
 from ocrnet.config import Config, Data
 from ocrnet.datasets.base import Dataset
+from ocrnet.datasets.decoded import CacheError
 from ocrnet.errors import OcrnetError
 from ocrnet.world import World
 
@@ -57,7 +58,8 @@ class TrainStream:
             try:
                 return *self.dataset.read(index), tuple(unreadable)
             except OcrnetError as error:
-                if self.data.on_error == "fail" or len(unreadable) == MOST_PASSED_OVER:
+                passed_over = self.data.on_error == "skip" and not isinstance(error, CacheError)
+                if not passed_over or len(unreadable) == MOST_PASSED_OVER:
                     raise
                 unreadable.append(str(error))
                 index = (index + 1) % len(self.dataset)
@@ -115,15 +117,21 @@ def val_stream(dataset: Dataset, world: World, num_workers: int) -> Iterator[tup
     """Yield (index, image, label) of this rank's share of a dataset, decoded ahead in ``num_workers`` threads."""
     indices = range(world.rank, len(dataset), world.size)
     if num_workers == 0:
-        yield from ((i, *dataset.read(i)) for i in indices)
+        yield from ((i, *_writeable(dataset, i)) for i in indices)
         return
     waiting: deque[tuple[int, Future]] = deque()
     with ThreadPoolExecutor(num_workers) as pool:
         for i in indices:
-            waiting.append((i, pool.submit(dataset.read, i)))
+            waiting.append((i, pool.submit(_writeable, dataset, i)))
             if len(waiting) > num_workers:
                 index, future = waiting.popleft()
                 yield (index, *future.result())
         while waiting:
             index, future = waiting.popleft()
             yield (index, *future.result())
+
+
+def _writeable(dataset: Dataset, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a pair in arrays of its own, as frameworks take no others: one from a cache is copied, here and now."""
+    image, label = dataset.read(i)
+    return np.require(image, requirements="W"), np.require(label, requirements="W")

@@ -16,7 +16,7 @@ from ocrnet.cloud.cache import Speaker
 from ocrnet.cloud.push import CHECKPOINTS, Push, Pushing, check_writable
 from ocrnet.cloud.store import Store, tried
 from ocrnet.config import Config
-from ocrnet.datasets import Dataset, open_dataset
+from ocrnet.datasets import Dataset, decoded, open_dataset
 from ocrnet.engine import Engine, open_engine
 from ocrnet.errors import OcrnetError
 from ocrnet.loop import Loop, Progress
@@ -25,6 +25,8 @@ from ocrnet.signals import Stopped, StopRequest
 from ocrnet.spec import Arch
 from ocrnet.stream import TrainStream
 from ocrnet.world import World
+
+TRAIN, VAL = "training images", "validation images"
 
 
 def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, begin_from: Path | None = None) -> None:
@@ -40,13 +42,13 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
     store, resume, brought = cloud_resume.begin(cfg, resume, Speaker(world))
     found, note = find_resume(cfg, resume, begin_from)
     tensors, report = starting_state(cfg, arch, found)
-    notes = [*notes, *implied, *brought, *note, *report]
+    sets, room = decoded.prepare(cfg.data.cache_dir, {TRAIN: train_set} | ({VAL: val_set} if val_set else {}))
+    notes = [*notes, *implied, *brought, *note, *report, *room]
 
-    stream = _stream(cfg, train_set, arch)
+    stream = _stream(cfg, sets[TRAIN], arch)
     with Pushing(cfg.cloud) as pushing:
         engine = open_engine(cfg, arch, world=world, stream=stream)
         try:
-            sets = {"training images": train_set} | ({"validation images": val_set} if val_set else {})
             seen = {"checkpoint": _identity(found), **config.of_all_ranks(cfg)}
             ranks.check_same(engine, seen | identities(sets))  # before rank 0 changes anything in the folder
             versions = core_versions() | dict(engine.versions)
@@ -59,7 +61,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
                 with ranks.together(engine):
                     push = _begin_push(cfg, run, store, pushing)
                 with StopRequest(speaks=run.writes) as stopped:
-                    number = Loop(cfg, engine, run, stream, val_set, progress, stopped, push).fit()
+                    number = Loop(cfg, engine, run, stream, sets.get(VAL), progress, stopped, push).fit()
             finally:
                 run.close()
             if number:

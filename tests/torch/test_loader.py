@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ocrnet.config import Config, Data
-from ocrnet.datasets import open_dataset, synthetic
+from ocrnet.datasets import decoded, open_dataset, synthetic
 from ocrnet.engines.torch.loader import batches
 from ocrnet.errors import OcrnetError
 from ocrnet.signals import SIGNALS
@@ -46,6 +46,15 @@ def test_any_number_of_workers_gives_the_same_bytes(stream, workers):
     assert len(wanted) == 6
     assert digests(stream, workers=workers) == wanted
     assert len(set(wanted)) == 6
+
+
+def test_workers_that_build_and_use_a_cache_give_the_same_bytes(stream, tmp_path):
+    sets, _ = decoded.prepare(str(tmp_path / "cache"), {"images": stream.dataset})
+    kept = TrainStream(sets["images"], CONFIG.data, seed=9, channels=32, dropout=0.1)
+    wanted = digests(stream)
+    assert digests(kept, workers=2) == wanted
+    assert len(list((tmp_path / "cache").iterdir())) == 5
+    assert digests(kept, workers=2) == wanted
 
 
 @pytest.mark.parametrize("workers", [0, 4])
