@@ -1,84 +1,345 @@
-"""The input pipeline alone, on one core: decoding 1024x2048 PNGs, augmenting, and both; prints one JSON document.
+"""The input pipeline on one core, part by part: reading, decoding, keeping decoded pairs, augmenting; prints JSON.
 
-python benchmarks/pipeline.py [--dataset_dir FOLDER] [--out FILE]
+    python benchmarks/pipeline.py [--dataset_dir FOLDER] [--out FILE]
+
+Times are medians over rounds, in each of which all options come in turn, each on every pair. Made-up scenes are always
+measured; FOLDER is a Cityscapes tree, measured as it is, or another with images/train and labels/train (CamVid), whose
+photographs are laid side by side to pictures of that size. Decoders that are not installed are left out.
 """
 
 import argparse
+import io
+import math
+import multiprocessing
 import os
 import statistics
+import struct
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from common import tell
+from PIL import Image
 
-from ocrnet import augment
+from ocrnet import augment, images
 from ocrnet.config import Data
-from ocrnet.datasets import open_dataset, synthetic
+from ocrnet.datasets import Dataset, decoded, open_dataset, synthetic
+from ocrnet.datasets.decoded import DecodedDataset
 from ocrnet.run import core_versions, git_commit
 from ocrnet.stream import TrainStream
 
-
-def images_per_second(call: Callable[[int], object], count: int, rounds: int) -> float:
-    """Return the median over rounds of calls a second."""
-    paces = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        for number in range(count):
-            call(number)
-        paces.append(count / (time.perf_counter() - begun))
-    return statistics.median(paces)
+WANTED = 150  # images a second, on 16 cores
+LEVELS = (0, 1, 6, 9)
+SECONDS = 3
+Size = tuple[int, int]
 
 
-def measure(folder: str, crop_size: tuple[int, int], rounds: int) -> dict[str, object]:
-    """Return images a second of each part on the training split of a Cityscapes tree."""
-    cv2.setNumThreads(1)
-    dataset = open_dataset("cityscapes", folder, "train")
-    data = Data(dataset_dir=folder, crop_size=crop_size)
-    stream = TrainStream(dataset, data, seed=1, channels=512, dropout=0.05)
-    image, label = dataset.read(0)
-    count = len(dataset)
-    decoded = images_per_second(dataset.read, count, rounds)
-    made = images_per_second(lambda n: augment.train(image, label, np.random.default_rng(n), data), 4 * count, rounds)
-    both = images_per_second(stream.__getitem__, count, rounds)
+def nothing(number: int) -> None:
+    """Prepare nothing."""
+
+
+class Option(NamedTuple):
+    """What is timed, for a pair's number, and what must be done before, untimed."""
+
+    call: Callable[[int], object]
+    before: Callable[[int], None] = nothing
+
+
+def in_turn(options: dict[str, Option], count: int, rounds: int) -> dict[str, float]:
+    """Return the median milliseconds of a call of each option."""
+    seconds: dict[str, list[float]] = {name: [] for name in options}
+    for turn in range(rounds + 1):  # the first warms up
+        for name, option in options.items():
+            taken = 0.0
+            for number in range(count):
+                option.before(number)
+                begun = time.perf_counter()
+                option.call(number)
+                taken += time.perf_counter() - begun
+            if turn:
+                seconds[name].append(taken / count)
+    return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+
+
+def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
+    """Return every PNG decoder that is at hand: bytes -> uint8 H,W,3 RGB."""
+    keep = cv2.IMREAD_IGNORE_ORIENTATION
+    found: dict[str, Callable[[bytes], np.ndarray]] = {
+        "OpenCV, then BGR to RGB": lambda data: cv2.cvtColor(
+            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | keep), cv2.COLOR_BGR2RGB
+        ),
+        "Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data))),
+    }
+    if hasattr(cv2, "IMREAD_COLOR_RGB"):
+        rgb = cv2.IMREAD_COLOR_RGB | keep
+        found["OpenCV, RGB at once"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), rgb)
+    try:
+        import imagecodecs
+
+        found["imagecodecs, libpng"], found["imagecodecs, libspng"] = imagecodecs.png_decode, imagecodecs.spng_decode
+    except ImportError:
+        pass
+    try:
+        import pyspng
+
+        found["pyspng"] = pyspng.load
+    except ImportError:
+        pass
+    try:
+        from isal import isal_zlib
+
+        found["isal inflates, OpenCV unfilters"] = lambda data: first_rows(data, isal_zlib.decompressobj())
+    except ImportError:
+        pass
+    return found
+
+
+def first_rows(data: bytes, inflater: object, rows: int | None = None) -> np.ndarray:
+    """Decode the first rows of an 8 bit RGB PNG: inflated that far, then given to OpenCV as an uncompressed PNG."""
+    width, height = struct.unpack_from(">II", data, 16)
+    rows = rows or height
+    assert data[24:29] == b"\x08\x02\0\0\0", "no plain RGB PNG"
+    position, packed = 8, []
+    while position < len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"IDAT":
+            packed.append(memoryview(data)[position + 8 : position + 8 + length])
+        position += 12 + length
+    raw = inflater.decompress(b"".join(packed), rows * (1 + 3 * width))  # type: ignore[attr-defined]
+    header = struct.pack(">II", width, rows) + data[24:29]
+    plain = b"".join((data[:8], chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(raw, 0)), chunk(b"IEND", b"")))
+    return decoders_rgb(plain)
+
+
+def decoders_rgb(data: bytes) -> np.ndarray:
+    """Decode by OpenCV."""
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """Return a PNG chunk."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
+
+
+def at_level(image: np.ndarray, level: int) -> bytes:
+    """Return a PNG of that compression level."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=level)
+    return file.getvalue()
+
+
+def rows_needed(height: int, data: Data) -> dict[str, float]:
+    """Return which share of an image's rows crops need, and up to which row they reach, by drawing crops."""
+    rng = np.random.default_rng(0)
+    spans = [augment._span(height, data.crop_size[0], rng.uniform(*data.scale_range), rng)[0] for _ in range(20_000)]
     return {
-        "image_size": list(label.shape),
-        "crop_size": list(crop_size),
-        "decode_images_per_second": decoded,
-        "augment_images_per_second": made,
-        "stream_images_per_second": both,
-        "share_of_decoding": both / decoded,
-        "augment_cost_in_decodes": decoded / made,
+        "needed": statistics.mean((span.stop - span.start) / height for span in spans),
+        "up_to_the_last": statistics.mean(span.stop / height for span in spans),
     }
 
 
+def forget(path: Path) -> None:
+    """Have the system drop what it keeps of a file in memory."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def reading(dataset: Dataset, kept: DecodedDataset, data: Data) -> tuple[dict[str, Option], dict[str, bool]]:
+    """Return the options of getting a pair, and which decoders give the bytes that ours does."""
+    pngs = [dataset.path(i).read_bytes() for i in range(len(dataset))]
+    labels = [pair.label for pair in dataset.pairs]
+    ids = [images.read_label(label) for label in labels]
+    table, unknown = dataset.classes._index_of_id, dataset.classes._unknown.astype(bool)
+    reach = round(rows_needed(ids[0].shape[0], data)["up_to_the_last"] * ids[0].shape[0])
+    options, exact = {}, {}
+    for name, decode in decoders().items():
+        options[f"image: {name}"] = Option(lambda i, decode=decode: decode(pngs[i]))
+        exact[name] = all(np.array_equal(decode(png), dataset.image(i)) for i, png in enumerate(pngs))
+
+    def first_time(i: int) -> None:
+        kept._compared[i] = 0
+
+    return options | {
+        "image: ours, read and checked": Option(dataset.image),
+        "image: zlib inflates the rows up to the last needed, OpenCV unfilters": Option(
+            lambda i: first_rows(pngs[i], zlib.decompressobj(), reach)
+        ),
+        "image: zlib inflates all rows, OpenCV unfilters": Option(lambda i: first_rows(pngs[i], zlib.decompressobj())),
+        "image: its checksums alone": Option(lambda i: images._check_png("", pngs[i])),
+        "label: ours, read and checked": Option(lambda i: images.read_label(labels[i])),
+        "label: OpenCV": Option(lambda i: cv2.imread(str(labels[i]), cv2.IMREAD_UNCHANGED)),
+        "label: ids to class indices": Option(lambda i: dataset.classes.to_indices(ids[i], "")),
+        "label: ids to class indices by NumPy": Option(lambda i: (unknown[ids[i]].any(), table[ids[i]])),
+        "pair: decoded": Option(dataset.read),
+        "pair: decoded and kept": Option(kept.read, lambda i: kept.place(i).unlink(missing_ok=True)),
+        "pair: kept, checksum compared": Option(kept.read, first_time),
+        "pair: kept": Option(lambda i: [array.copy() for array in kept.read(i)]),
+        "pair: decoded, from the disk": Option(dataset.read, lambda i: forget(dataset.path(i))),
+        "pair: kept, from the disk": Option(
+            lambda i: [array.copy() for array in kept.read(i)], lambda i: forget(kept.place(i))
+        ),
+    }, exact  # fmt: skip
+
+
+def augmenting(dataset: Dataset, data: Data) -> dict[str, Option]:
+    """Return the options of making a crop from a decoded pair."""
+    pairs = [dataset.read(i) for i in range(len(dataset))]
+    crops = [augment.scale_and_crop(*pair, np.random.default_rng(i), data) for i, pair in enumerate(pairs)]
+
+    def made(i: int, part: Callable[..., object], *given: object) -> object:
+        return part(*given, np.random.default_rng(i))
+
+    return {
+        "augment: all": Option(lambda i: augment.train(*pairs[i], np.random.default_rng(i), data)),
+        "augment: cut and resize": Option(
+            lambda i: augment.scale_and_crop(*pairs[i], np.random.default_rng(i), data)
+        ),
+        "augment: mirror": Option(lambda i: [np.ascontiguousarray(array[:, ::-1]) for array in crops[i]]),
+        "augment: colour": Option(lambda i: augment.vary_colour(crops[i][0], np.random.default_rng(i))),
+    }  # fmt: skip
+
+
+def measure(dataset: Dataset, cache: Path, data: Data, rounds: int) -> dict[str, object]:
+    """Return what every option takes on a training split."""
+    sets, _ = decoded.prepare(str(cache), {"": dataset})
+    kept, count = sets[""], len(dataset)
+    plain, warm = (TrainStream(d, data, seed=1, channels=512, dropout=0.05) for d in (dataset, kept))
+    read, exact = reading(dataset, kept, data)
+    levels = {level: at_level(dataset.image(0), level) for level in LEVELS}
+    ours = {level: Option(lambda i, png=png: decoders_rgb(png)) for level, png in levels.items()}
+    found = in_turn(
+        read
+        | augmenting(dataset, data)
+        | {"sample: decoded": Option(plain.__getitem__), "sample: kept": Option(warm.__getitem__)}
+        | {f"image: level {level}, OpenCV": option for level, option in ours.items()},
+        count,
+        rounds,
+    )
+    height, width = dataset.read(0)[1].shape
+    return {
+        "image_size": [height, width],
+        "crop_size": list(data.crop_size),
+        "png_bytes": statistics.mean(dataset.path(i).stat().st_size for i in range(count)),
+        "kept_bytes": kept.place(0).stat().st_size,
+        "png_bytes_by_level": {str(level): len(png) for level, png in levels.items()},
+        "milliseconds": found,
+        "exact": exact,
+        "rows": rows_needed(height, data),
+        "at_once": {"decoded": at_once(plain), "kept": at_once(warm)},
+    }
+
+
+def at_once(stream: TrainStream) -> dict[str, float]:
+    """Return samples a second of one process, and of as many as there are cores, all at once."""
+    rates = {}
+    for processes in (1, os.cpu_count() or 1):
+        with multiprocessing.get_context("fork").Pool(processes) as pool:
+            rates[str(processes)] = math.fsum(pool.map(Rate(stream), range(processes), chunksize=1))
+    return rates
+
+
+class Rate:
+    """Samples a second of a stream in a process, over some seconds."""
+
+    def __init__(self, stream: TrainStream) -> None:
+        self.stream = stream
+
+    def __call__(self, process: int) -> float:
+        """Make samples, other ones in each process, and return how many a second."""
+        begun, made = time.perf_counter(), 0
+        while time.perf_counter() - begun < SECONDS:
+            self.stream[1000 * process + made]
+            made += 1
+        return made / (time.perf_counter() - begun)
+
+
+def laid_out(folder: Path, root: Path, size: Size, count: int) -> None:
+    """Write photographs of a tree with images/train and labels/train, side by side, as a Cityscapes tree."""
+    paths = sorted((folder / "images/train").iterdir())
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        image, label = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
+        top = 0
+        while top < size[0]:
+            left, tall = 0, 0
+            while left < size[1]:
+                path = paths[int(rng.integers(len(paths)))]
+                photo, ids = images.read_image(path), images.read_label(folder / f"labels/train/{path.stem}.png")
+                part = image[top : top + ids.shape[0], left : left + ids.shape[1]]
+                part[:] = photo[: part.shape[0], : part.shape[1]]
+                label[top : top + ids.shape[0], left : left + ids.shape[1]] = 7 + ids[: part.shape[0], : part.shape[1]]
+                left, tall = left + ids.shape[1], ids.shape[0]
+            top += tall
+        name = f"train/photos/{number}"
+        for place, array in ((f"leftImg8bit/{name}_leftImg8bit", image), (f"gtFine/{name}_gtFine_labelIds", label)):
+            path = root / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(at_level(array, 6))
+
+
 def main() -> None:
-    """Measure on a given Cityscapes tree, or on scenes made for it."""
+    """Measure on made-up scenes and, where a folder is given, on its pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_dir", help="a Cityscapes tree; without it scenes are made up")
+    parser.add_argument("--dataset_dir", help="a Cityscapes tree, or one with images/train and labels/train")
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 2048), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--crop_size", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out")
     args = parser.parse_args()
     load = os.getloadavg()[0]
+    cv2.setNumThreads(1)
+    size, data = tuple(args.size), Data(crop_size=tuple(args.crop_size))
+    found = {}
     with tempfile.TemporaryDirectory() as made:
-        folder = args.dataset_dir or str(Path(made) / "scenes")
-        if not args.dataset_dir:
-            synthetic.write(folder, train=args.images, val=0, test=0, size=tuple(args.size))
-        found = measure(folder, tuple(args.crop_size), args.rounds)
-    report = {
-        "data": "given" if args.dataset_dir else "synthetic scenes",
-        **found,
-        "load_before": load,
-        "versions": core_versions(),
-        "commit": git_commit(),
-    }
-    tell(report, args.out)
+        roots = {"synthetic scenes": Path(made) / "scenes"}
+        synthetic.write(roots["synthetic scenes"], train=args.images, val=0, test=0, size=size)
+        if args.dataset_dir and (Path(args.dataset_dir) / "leftImg8bit").is_dir():
+            roots["given"] = Path(args.dataset_dir)
+        elif args.dataset_dir:
+            roots["photographs side by side"] = Path(made) / "photos"
+            laid_out(Path(args.dataset_dir), Path(made) / "photos", size, args.images)
+        for what, root in roots.items():
+            dataset = open_dataset("cityscapes", root, "train")
+            dataset = Dataset(dataset.classes, dataset.pairs[: args.images], root)
+            found[what] = measure(dataset, Path(made) / "cache", data, args.rounds)
+    tell(
+        {
+            "data": found,
+            "cores_wanted_by": {
+                what: {
+                    name: WANTED * milliseconds / 1e3
+                    for name, milliseconds in row["milliseconds"].items()
+                    if name.startswith("sample")
+                }
+                for what, row in found.items()
+            },
+            "images_per_second_wanted": WANTED,
+            "load_before": load,
+            "versions": core_versions() | versions(),
+            "commit": git_commit(),
+        },
+        args.out,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the optional decoders that are installed."""
+    import importlib.metadata
+
+    found = {}
+    for name in ("imagecodecs", "pyspng", "isal"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 if __name__ == "__main__":

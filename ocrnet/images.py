@@ -17,6 +17,8 @@ _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _LABELS = "a label is a PNG of one channel, 8 bits a pixel, whose values are the class ids"
 _DAMAGED = "is damaged or no image; write it again or take it out of the dataset"
 
+_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # from OpenCV 4.11 on; before, channels are turned around afterwards
+_COLOURS = cv2.IMREAD_COLOR if _RGB is None else _RGB
 _UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -27,14 +29,14 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
     Raises `OcrnetError` naming a file that is missing, empty, truncated or undecodable.
     """
     data = _read(path)
-    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = _COLOURS if upright else _COLOURS | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise OcrnetError(f"{path} {_DAMAGED} ({error.err})") from None
     if image is None:
         raise OcrnetError(f"{path} {_DAMAGED}")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if _COLOURS == _RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

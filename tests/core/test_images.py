@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ocrnet import images
 from ocrnet.errors import OcrnetError
-from ocrnet.images import read_image, read_label, write_png
+from ocrnet.images import image_size, read_image, read_label, write_png
 
 RNG = np.random.default_rng(0)
 PICTURE = cv2.GaussianBlur(RNG.integers(0, 256, (24, 40, 3), np.uint8), (5, 5), 0)
@@ -52,6 +53,28 @@ def test_every_kind_of_image_becomes_8_bit_rgb(tmp_path):
     assert cv2.imwrite(str(tmp_path / "deepgrey.png"), deep[..., 0])
     np.testing.assert_array_equal(read_image(tmp_path / "deep.png"), PICTURE)
     np.testing.assert_array_equal(read_image(tmp_path / "deepgrey.png"), np.stack([grey] * 3, -1))
+
+
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])
+def test_an_opencv_that_knows_no_rgb_gives_the_same(tmp_path, monkeypatch, kind, upright):
+    turned = Image.Exif()
+    turned[0x112] = 6
+    for mode in ("RGB", "L", "CMYK") if kind == "JPEG" else ("RGB", "L", "RGBA"):
+        path = stored(tmp_path, encoded(kind, mode=mode, exif=turned))
+        at_once = read_image(path, upright=upright)
+        monkeypatch.setattr(images, "_COLOURS", cv2.IMREAD_COLOR)
+        np.testing.assert_array_equal(read_image(path, upright=upright), at_once)
+        monkeypatch.undo()
+
+
+def test_the_size_is_told_without_decoding(tmp_path):
+    for kind in ("PNG", "JPEG", "WEBP"):
+        assert image_size(stored(tmp_path, encoded(kind))) == (24, 40)
+    with pytest.raises(OcrnetError, match="does not exist"):
+        image_size(tmp_path / "none.png")
+    with pytest.raises(OcrnetError, match=r"file\.png is damaged or no image"):
+        image_size(stored(tmp_path, b"no picture"))
 
 
 def test_transparent_pixels_keep_their_colour(tmp_path):
