@@ -32,6 +32,7 @@ REAL, MANY = "tests/cli/test_interruptions.py", "tests/cli/test_many_ranks.py"
 DOOR = "tests/contract/test_training.py"
 CACHE, PUSH, RESUME = "ocrnet/cloud/cache.py", "ocrnet/cloud/push.py", "ocrnet/cloud/resume.py"
 PULLED, PUSHED = "tests/cloud/test_pull.py", "tests/cloud/test_push.py"
+DECODED, KEPT = "ocrnet/datasets/decoded.py", "tests/core/test_datasets_cache.py"
 
 MUTATIONS = (
     Mutation(
@@ -453,6 +454,62 @@ MUTATIONS = (
         '    tried(lambda: store.upload(b"ocrnet", PROBE), f"train_url {store.url}", retries=cloud.retries, say=say)\n',
         "",
         "tests/cloud/test_push.py::test_whether_a_store_takes_files_is_tried_at_the_start",
+    ),
+    Mutation(
+        "a decoded pair's checksum is compared",
+        DECODED,
+        "if zlib.crc32(memoryview(mapped)[_SEAL.size :]) != crc:",
+        "if False:",
+        f"{KEPT}::test_a_damaged_file_is_said_and_made_anew",
+    ),
+    Mutation(
+        "a decoded pair has its name when it is whole",
+        DECODED,
+        'draft = place.with_name(f"{place.stem}.{secrets.token_hex(8)}{DRAFT_END}")',
+        "draft = place",
+        f"{KEPT}::test_a_process_killed_in_the_middle_of_writing_leaves_no_pair",
+    ),
+    Mutation(
+        "a source that changed is decoded anew",
+        DECODED,
+        "if Source(*written) != source:",
+        "if False:",
+        f"{KEPT}::test_a_changed_source_is_decoded_anew_in_its_place",
+    ),
+    Mutation(
+        "a source that changes while it is read is not kept",
+        DECODED,
+        "if _source(pair) == source:",
+        "if True:",
+        f"{KEPT}::test_what_changes_while_it_is_read_is_not_kept",
+    ),
+    Mutation(
+        "other classes have decoded pairs of their own",
+        DECODED,
+        "classes.ids, sorted(classes.ignored), ",
+        "",
+        f"{KEPT}::test_other_classes_or_another_decoder_have_files_of_their_own",
+    ),
+    Mutation(
+        "the room for decoded pairs is looked at",
+        DECODED,
+        "if needed > free:",
+        "if False:",
+        f"{KEPT}::test_the_room_is_looked_at_at_the_start",
+    ),
+    Mutation(
+        "a cache that cannot be written is no unreadable image",
+        "ocrnet/stream.py",
+        " and not isinstance(error, CacheError)",
+        "",
+        f"{KEPT}::test_a_full_disk_is_an_error_that_no_setting_passes_over",
+    ),
+    Mutation(
+        "a checksum is compared by one of the forked processes",
+        DECODED,
+        "            self._compared[i] = 1\n",
+        "",
+        f"{KEPT}::test_a_checksum_is_compared_once_by_all_forked_processes",
     ),
 )
 
