@@ -192,6 +192,9 @@ class Config:
         None, "also write each checkpoint's weights as MindSpore's .ckpt; none: with the mindspore engine alone"
     )
     tensorboard: bool = key(True, "write TensorBoard files to SAVE_DIR/tensorboard")
+    sinks: tuple[Literal["wandb", "mlflow"], ...] = key((), "services that are told what training measures as well")
+    project: str = key("ocrnet", "of sinks: the project (W&B), the experiment (MLflow)")
+    run_name: str = key("", "of sinks: the run's name there; empty: that of save_dir")
     expect: float | None = key(None, "mIoU that `eval` must reach, or it exits with 1; none: any", low=0, high=1)
     num_workers: int = key(4, "processes that read and augment; 0: the training process itself", low=0)
     prefetch_size: int = key(2, "batches that each worker prepares ahead", low=1)

@@ -208,6 +208,8 @@ def _fit(value: Any, kind: Any, item: dataclasses.Field) -> Any:
 
 def _fit_tuple(value: Any, args: tuple, item: dataclasses.Field) -> tuple:
     if not isinstance(value, (list, tuple)):
+        if typing.get_origin(args[0]) is typing.Literal:
+            raise ValueError(f"must be a list like [{', '.join(typing.get_args(args[0]))}]")
         raise ValueError(f"must be a list of numbers like [{'1, 2' if args[-1] is not Ellipsis else '1.0, 1.0'}]")
     if args[-1] is Ellipsis:
         return tuple(_fit(element, args[0], item) for element in value)

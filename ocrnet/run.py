@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ import numpy as np
 import yaml
 
 import ocrnet
-from ocrnet import config
+from ocrnet import config, sinks
 from ocrnet.config import Config
 from ocrnet.errors import OcrnetError
 from ocrnet.images import write_png
+from ocrnet.sinks import Sink
 
 if TYPE_CHECKING:
     from ocrnet.board import Board
@@ -35,7 +36,8 @@ PACKAGES = ("numpy", "opencv-python-headless", "pillow", "safetensors")
 class Run:
     """Log lines to the screen and ``logs/``, measurements to ``metrics.jsonl``, checkpoints to ``checkpoint/``.
 
-    Pictures go to ``samples/`` and ``curves.png``; measurements and pictures to ``tensorboard/`` too, where opened.
+    Pictures go to ``samples/`` and ``curves.png``; measurements and pictures to ``tensorboard/`` and to services too,
+    where opened.
     """
 
     def __init__(self, folder: str | Path, *, rank: int = 0, name: str = "train") -> None:
@@ -45,6 +47,7 @@ class Run:
         self.log = self.folder / "logs" / f"{name}.log"
         self._tensorboard = self.folder / "tensorboard"
         self._board: Board | None = None
+        self._sinks: list[Sink] = []
         if self.writes:
             self._make_folder(self.log.parent)
 
@@ -87,18 +90,22 @@ class Run:
         self._append(self.metrics, json.dumps(row, allow_nan=False))
         if self._board is not None:
             with _writing(self._tensorboard):
-                for name, value in row.items():
-                    if isinstance(value, float):
-                        self._board.scalar(f"{row['kind']}/{name}", value, row["step"])
+                for name, value in sinks.scalars(row).items():
+                    self._board.scalar(name, value, row["step"])
                 self._board.flush()
+        for sink in self._sinks:
+            sink.record(row)
 
     def sample(self, name: str, step: int, picture: np.ndarray) -> None:
         """Keep a picture, uint8 H,W,3 RGB, of what the network answers after ``step``."""
         name = name.replace("/", "_")
-        write_png(self.folder / "samples" / f"step_{step}" / f"{name}.png", picture)
+        path = self.folder / "samples" / f"step_{step}" / f"{name}.png"
+        write_png(path, picture)
         if self._board is not None:
             with _writing(self._tensorboard):
                 self._board.image(f"samples/{name}", picture, step)
+        for sink in self._sinks:
+            sink.picture(path, step)
 
     def draw_curves(self) -> None:
         """Draw metrics.jsonl as curves.png."""
@@ -117,8 +124,23 @@ class Run:
             with _writing(self._tensorboard):
                 self._board = Board(self._tensorboard, step)
 
-    def close(self) -> None:
-        """Write out what TensorBoard still holds."""
+    def open_sinks(self, names: Sequence[str], *, project: str, run_name: str, fresh: bool) -> None:
+        """Tell services, after `begin`, what is measured; a ``fresh`` run waits for them, and is another one there."""
+        if not self.writes:
+            return
+        for name in names:
+            if fresh:
+                (self.folder / "logs" / f"{name}.json").unlink(missing_ok=True)
+            run_name = run_name or self.folder.resolve().name
+            self._sinks.append(Sink(name, self.folder, project=project, run_name=run_name, say=self.say))
+        for sink in self._sinks if fresh else ():
+            sink.wait_until_ready()
+
+    def close(self, ending: str = "failed") -> None:
+        """Write out what TensorBoard and services still hold; ``ending``: finished, stopped or failed."""
+        closing, self._sinks = self._sinks, []
+        for sink in closing:
+            sink.close(ending)
         if self._board is not None:
             board, self._board = self._board, None
             with _writing(self._tensorboard):

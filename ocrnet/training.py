@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from ocrnet import checkpoint, config, dry_run, ranks, schedule, spec, weights
+from ocrnet import checkpoint, config, dry_run, ranks, schedule, sinks, spec, weights
 from ocrnet.checkpoint import Checkpoint
 from ocrnet.cloud import resume as cloud_resume
 from ocrnet.cloud.cache import Speaker
@@ -57,13 +57,15 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             with ranks.together(engine):
                 engine.restore(tensors, progress.step)
             run = _open_folder(cfg, engine, progress, versions, [*banner(cfg, arch, engine, len(train_set)), *notes])
+            ending = "failed"
             try:
                 with ranks.together(engine):
                     push = _begin_push(cfg, run, store, pushing)
                 with StopRequest(speaks=run.writes) as stopped:
                     number = Loop(cfg, engine, run, stream, sets.get(VAL), progress, stopped, push).fit()
+                ending = "stopped" if number else "finished"
             finally:
-                run.close()
+                run.close(ending)
             if number:
                 run.say(f"stopped after step {progress.step}; go on with --resume_ckpt auto")
                 raise Stopped(number)
@@ -98,6 +100,8 @@ def _open_folder(
 ) -> Run:
     """Make the folder this run's own and begin its record with ``lines``: rank 0's work, for which all wait."""
     with ranks.together(engine):
+        if engine.world.rank == 0:
+            sinks.check(cfg.sinks)
         run = Run(cfg.save_dir, rank=engine.world.rank)
         run.claim()
         checkpoint.clean(run.checkpoints)
@@ -107,6 +111,7 @@ def _open_folder(
             run.open_board(progress.step)
         for line in lines:
             run.say(line)
+        run.open_sinks(cfg.sinks, project=cfg.project, run_name=cfg.run_name, fresh=progress.step == 0)
     return run
 
 
@@ -116,6 +121,7 @@ def rehearse(cfg: Config, *, notes: list[str], world: World) -> list[str]:
     Every rank looks at the data and takes the steps; rank 0 prints.
     """
     say = _print if world.rank == 0 else _ignore
+    sinks.check(cfg.sinks)
     datasets = {split: open_split(cfg, split) for split in (("train", "val") if cfg.run_eval else ("train",))}
     train_set = datasets["train"]
     cfg = resolved(cfg, len(train_set.classes))

@@ -21,7 +21,9 @@ CONFIRMING = 3  # how often the question whether a file has arrived is asked aga
 CHECKPOINTS = "checkpoint/"
 PROBE = ".ocrnet"  # written and removed at the start
 RESULTS = ("eval.jsonl", "logs/eval.log")  # of evaluations
-RECORD = ("config.yml", "starts.jsonl", "metrics.jsonl", "logs/train.log")  # what a resumed run goes on writing
+RECORD = (  # what a resumed run goes on writing
+    "config.yml", "starts.jsonl", "metrics.jsonl", "logs/train.log", "logs/wandb.json", "logs/mlflow.json"
+)  # fmt: skip
 
 
 def check_writable(store: Store, cloud: Cloud, say: Callable[[str], None]) -> None:
