@@ -10,7 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ocrnet
-from ocrnet import bench, check, checkpoint, config, convert, doctor, exported, flags, layers, predict, ranks, weights
+from ocrnet import (
+    bench,
+    check,
+    checkpoint,
+    completion,
+    config,
+    convert,
+    doctor,
+    exported,
+    flags,
+    layers,
+    predict,
+    ranks,
+    weights,
+)
 from ocrnet.cloud import pull, urls
 from ocrnet.cloud import resume as cloud_resume
 from ocrnet.cloud.cache import Speaker
@@ -46,6 +60,7 @@ commands:
   check      look through a dataset      ocrnet check --config CONFIG --set data.dataset_dir=FOLDER
   doctor     look at this machine        ocrnet doctor
   synthetic  write a made-up Cityscapes  ocrnet synthetic scenes
+  completion flags by TAB in your shell  ocrnet completion bash
 
 ocrnet COMMAND --help lists the flags of a command. --debug shows the traceback of an error."""
 
@@ -347,6 +362,14 @@ def run_synthetic(argv: Sequence[str]) -> int:
     return 0
 
 
+def run_completion(argv: Sequence[str]) -> int:
+    """Print what makes a shell complete commands, flags, values and files."""
+    parser = argparse.ArgumentParser(prog="ocrnet completion", description=run_completion.__doc__, allow_abbrev=False)
+    parser.add_argument("shell", choices=completion.SHELLS)
+    print(completion.script(parser.parse_args(argv).shell, COMMANDS, USAGE), end="")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "eval": run_eval,
@@ -358,4 +381,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "check": run_check,
     "doctor": run_doctor,
     "synthetic": run_synthetic,
+    "completion": run_completion,
 }
