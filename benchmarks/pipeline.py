@@ -66,17 +66,19 @@ def in_turn(options: dict[str, Option], count: int, rounds: int) -> dict[str, fl
     return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
 
 
+def by_opencv(data: bytes) -> np.ndarray:
+    """Decode as OpenCV always could: to BGR, which is then turned around."""
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
 def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
     """Return every PNG decoder that is at hand: bytes -> uint8 H,W,3 RGB."""
-    keep = cv2.IMREAD_IGNORE_ORIENTATION
     found: dict[str, Callable[[bytes], np.ndarray]] = {
-        "OpenCV, then BGR to RGB": lambda data: cv2.cvtColor(
-            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | keep), cv2.COLOR_BGR2RGB
-        ),
+        "OpenCV, then BGR to RGB": by_opencv,
         "Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data))),
     }
     if hasattr(cv2, "IMREAD_COLOR_RGB"):
-        rgb = cv2.IMREAD_COLOR_RGB | keep
+        rgb = cv2.IMREAD_COLOR_RGB
         found["OpenCV, RGB at once"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), rgb)
     try:
         import imagecodecs
@@ -113,12 +115,7 @@ def first_rows(data: bytes, inflater: object, rows: int | None = None) -> np.nda
     raw = inflater.decompress(b"".join(packed), rows * (1 + 3 * width))  # type: ignore[attr-defined]
     header = struct.pack(">II", width, rows) + data[24:29]
     plain = b"".join((data[:8], chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(raw, 0)), chunk(b"IEND", b"")))
-    return decoders_rgb(plain)
-
-
-def decoders_rgb(data: bytes) -> np.ndarray:
-    """Decode by OpenCV."""
-    return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return by_opencv(plain)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -192,15 +189,21 @@ def augmenting(dataset: Dataset, data: Data) -> dict[str, Option]:
     pairs = [dataset.read(i) for i in range(len(dataset))]
     crops = [augment.scale_and_crop(*pair, np.random.default_rng(i), data) for i, pair in enumerate(pairs)]
 
-    def made(i: int, part: Callable[..., object], *given: object) -> object:
-        return part(*given, np.random.default_rng(i))
+    def filled(crop: np.ndarray) -> None:
+        out = np.empty(crop.shape, np.uint8)
+        out[:] = mean
+        out[:] = crop
 
+    mean = np.round(np.array(data.mean) * 255).astype(np.uint8)
     return {
         "augment: all": Option(lambda i: augment.train(*pairs[i], np.random.default_rng(i), data)),
         "augment: cut and resize": Option(
             lambda i: augment.scale_and_crop(*pairs[i], np.random.default_rng(i), data)
         ),
-        "augment: mirror": Option(lambda i: [np.ascontiguousarray(array[:, ::-1]) for array in crops[i]]),
+        "augment: mirror": Option(lambda i: [cv2.flip(array, 1) for array in crops[i]]),
+        "augment: mirror by NumPy": Option(lambda i: [np.ascontiguousarray(array[:, ::-1]) for array in crops[i]]),
+        "augment: pad to the crop": Option(lambda i: cv2.copyMakeBorder(crops[i][0], 0, 0, 0, 0, cv2.BORDER_CONSTANT)),
+        "augment: fill by NumPy and copy into it": Option(lambda i: filled(crops[i][0])),
         "augment: colour": Option(lambda i: augment.vary_colour(crops[i][0], np.random.default_rng(i))),
     }  # fmt: skip
 
@@ -212,7 +215,7 @@ def measure(dataset: Dataset, cache: Path, data: Data, rounds: int) -> dict[str,
     plain, warm = (TrainStream(d, data, seed=1, channels=512, dropout=0.05) for d in (dataset, kept))
     read, exact = reading(dataset, kept, data)
     levels = {level: at_level(dataset.image(0), level) for level in LEVELS}
-    ours = {level: Option(lambda i, png=png: decoders_rgb(png)) for level, png in levels.items()}
+    ours = {level: Option(lambda i, png=png: by_opencv(png)) for level, png in levels.items()}
     found = in_turn(
         read
         | augmenting(dataset, data)

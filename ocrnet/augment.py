@@ -22,10 +22,10 @@ def train(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, data: 
     """Return a training crop: image uint8 crop_h,crop_w,3 RGB, label uint8 crop_h,crop_w (255 beyond the image)."""
     image, label = scale_and_crop(image, label, rng, data)
     if data.flip and rng.random() < 0.5:
-        image, label = image[:, ::-1], label[:, ::-1]
+        image, label = cv2.flip(image, 1), cv2.flip(label, 1)
     if data.color:
         image = vary_colour(image, rng)
-    return np.ascontiguousarray(image), np.ascontiguousarray(label)
+    return image, label
 
 
 def scale_and_crop(
@@ -39,13 +39,11 @@ def scale_and_crop(
         axis_scale = scale * (data.base_size[axis] / size if data.base_size else 1)
         spans.append(_span(size, crop, axis_scale, rng))
     (rows, height, top), (columns, width, left) = spans
-    inside = (slice(top, top + height), slice(left, left + width))
-    out = np.empty((*data.crop_size, 3), np.uint8)
-    out[:] = np.round(np.array(data.mean) * 255).astype(np.uint8)
-    out[inside] = cv2.resize(image[rows, columns], (width, height), interpolation=cv2.INTER_LINEAR)
-    out_label = np.full(data.crop_size, IGNORE, np.uint8)
-    out_label[inside] = cv2.resize(label[rows, columns], (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    return out, out_label
+    image = cv2.resize(image[rows, columns], (width, height), interpolation=cv2.INTER_LINEAR)
+    label = cv2.resize(label[rows, columns], (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    around = (top, data.crop_size[0] - top - height, left, data.crop_size[1] - left - width, cv2.BORDER_CONSTANT)
+    mean = [round(255 * value) for value in data.mean]
+    return cv2.copyMakeBorder(image, *around, value=mean), cv2.copyMakeBorder(label, *around, value=[IGNORE])
 
 
 def _span(size: int, crop: int, scale: float, rng: np.random.Generator) -> tuple[slice, int, int]:
