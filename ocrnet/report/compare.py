@@ -7,7 +7,7 @@ from pathlib import Path
 from ocrnet.report import charts
 from ocrnet.report.compute import Figures
 from ocrnet.report.page import curves
-from ocrnet.report.pieces import bar, document, named, section, table
+from ocrnet.report.pieces import bar, document, indexed, jpeg, named, picture, section, table
 from ocrnet.report.source import Source, shown
 from ocrnet.report.summary import ClassLine, Number, Summary, percent, summary
 
@@ -31,7 +31,8 @@ def page(
     title = " and ".join(names) if len(names) == 2 else f"{len(names)} runs"
     text = f"<header><h1>{escape(title)}</h1><p>Side by side; changes are against {escape(names[0])}.</p></header>"
     text += f'<p class="note">{escape(note)}</p>' if note else ""
-    parts = [text, _numbers(found), curves(runs), _classes(found), _calibration(found, figures), _settings(runs)]
+    parts = [text, _numbers(found), curves(runs), _classes(found), _calibration(found, figures)]
+    parts += [_images(found, figures), _settings(runs)]
     return document("ocrnet report: " + " | ".join(names), "".join(parts), refresh=refresh)
 
 
@@ -48,11 +49,12 @@ def _numbers(found: Sequence[Summary]) -> str:
         row("calibration error, %", [one.calibration for one in found], less=True),
         ["<td>images a second</td>", *(f"<td>{_plain(one.images_per_second)}</td>" for one in found)],
         ["<td>steps</td>", *(f"<td>{one.step:,}</td>" for one in found)],
-        ["<td>network</td>", *(f"<td>{escape(one.network)}</td>" for one in found)],
     ]
     head = ["", *(escape(one.name) for one in found)]
-    origins = "".join(f"<br>{escape(one.name)}: {escape(one.origin or 'not evaluated')}." for one in found)
-    content = f'<div class="panel">{table(head, rows)}</div><p class="soft" style="margin-top:12px">Scores{origins}</p>'
+    origins = "<br>".join(
+        f"{escape(one.name)}: {escape(one.network)}; {escape(one.origin or 'not evaluated')}." for one in found
+    )
+    content = f'<div class="panel">{table(head, rows)}</div><p class="soft" style="margin-top:12px">{origins}</p>'
     return section("numbers", "In numbers", content)
 
 
@@ -77,7 +79,7 @@ def _classes(found: Sequence[Summary]) -> str:
                 f'<td class="name" title="{escape(name)}">{named(name, colour)}</td>',
                 f"<td>{percent(values[0])}</td>",
                 *(f"<td>{percent(value)}{_change(value, values[0])}</td>" for value in values[1:]),
-                f'<td class="wide maybe">{"".join(bar(value) for value in values)}</td>',
+                f'<td class="wide maybe">{_bars(values)}</td>',
             ]
         )
     head = ["IoU, %", *(escape(one.name) for one in found), '<span class="maybe"></span>']
@@ -101,7 +103,7 @@ def _calibration(found: Sequence[Summary], figures: Sequence[Figures | None]) ->
 
 def _settings(runs: Sequence[Source]) -> str:
     def rows(tables: Sequence[dict]) -> Iterable[list[str]]:
-        for key in dict.fromkeys(key for some in tables for key in some):
+        for key in dict.fromkeys(key for some in tables for key in some if key != "save_dir"):
             texts = [shown(some[key], key) if key in some else "–" for some in tables]
             if len(set(texts)) > 1:
                 yield [f"<td>{escape(key)}</td>", *(f"<td>{escape(text)}</td>" for text in texts)]
@@ -113,16 +115,45 @@ def _settings(runs: Sequence[Source]) -> str:
     return section("setup", "What differs", f'<div class="panel">{content}</div>', "Of config and versions.")
 
 
+def _bars(values: Sequence[Number]) -> str:
+    return "".join(bar(value, f"s{number % 6 + 1}") for number, value in enumerate(values))
+
+
+def _images(found: Sequence[Summary], figures: Sequence[Figures | None]) -> str:
+    """Return the images that all runs kept for this, with what each answers."""
+    known = [(one.name, some) for one, some in zip(found, figures, strict=True) if some]
+    places = [
+        {sample["name"]: place for place, sample in enumerate(some.facts["samples"]) if sample["why"] == "same"}
+        for _, some in known
+    ]
+    parts = []
+    for image in places[0] if len(known) > 1 else ():
+        if not all(image in some for some in places[1:]):
+            continue
+        first, where = known[0][1], places[0][image]
+        panels = [("image", jpeg(first.arrays[f"{where}_image"]))]
+        panels.append(("truth", indexed(first.arrays[f"{where}_truth"], first.facts["palette"])))
+        for (name, some), by_name in zip(known, places, strict=True):
+            answer = some.arrays[f"{by_name[image]}_prediction"]
+            score = some.facts["samples"][by_name[image]]["mean_iou"]
+            panels.append((f"{name}: {percent(score)} %", indexed(answer, some.facts["palette"])))
+        cells = "".join(f"<div>{picture(uri, what)}<span>{escape(what)}</span></div>" for what, uri in panels)
+        parts.append(
+            f'<figure class="panel sample"><figcaption><b>{escape(image)}</b></figcaption>'
+            f'<div class="many">{cells}</div></figure>'
+        )
+    return section("images", "The same images", "".join(parts), "With the mean IoU of the image.") if parts else ""
+
+
 def _iou(line: ClassLine | None) -> Number:
     return line.iou if line else None
 
 
 def _change(value: Number, first: Number, less: bool = False) -> str:
-    if value is None or first is None:
+    if value is None or first is None or abs(by := 100 * (value - first)) < 0.005:
         return ""
-    by = 100 * (value - first)
-    kind = "soft" if abs(by) < 0.005 else "up" if (by > 0) != less else "down"
-    return f' <span class="{kind}">{by:+.2f}</span>'
+    text = f"{by:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return f' <span class="{"up" if (by > 0) != less else "down"}">{text}</span>'
 
 
 def _plain(value: Number) -> str:

@@ -30,8 +30,10 @@ from ocrnet.world import World
 # Another number here has what an earlier version kept made anew.
 FORMAT = 1
 
-# How many images are shown from either end, and the longer side of what is kept of one, in pixels.
+# How many images are shown from either end; how many are the same for every network, so that runs can be compared;
+# and the longer side of what is kept of one, in pixels.
 SHOWN = 3
+SAME = 2
 SIDE = 480
 
 # The longer side of the map in which a pixel's relation to the regions can be looked up.
@@ -143,6 +145,7 @@ def look(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -
     order = ranked(tally.images)
     shown = [("best", i) for i in reversed(order[-SHOWN:])]
     shown += [("worst", i) for i in order[:SHOWN] if i not in order[-SHOWN:]]
+    shown += [("same", (2 * k + 1) * count // (2 * SAME)) for k in range(min(SAME, count))]
     arrays: dict[str, np.ndarray] = {}
     samples = []
     for place, (why, index) in enumerate(shown):

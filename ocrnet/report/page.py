@@ -176,6 +176,8 @@ def _calibration(figures: Figures) -> str:
 def _samples(figures: Figures) -> str:
     facts, parts = figures.facts, []
     for place, sample in enumerate(facts["samples"]):
+        if sample["why"] == "same":
+            continue
         image, truth, answer = (figures.arrays[f"{place}_{name}"] for name in ("image", "truth", "prediction"))
         panels = (
             ("image", jpeg(image)),

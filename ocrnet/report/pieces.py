@@ -68,9 +68,9 @@ def swatch(colour: Sequence[int]) -> str:
     return f'<i class="swatch" style="background:rgb({",".join(str(int(part)) for part in colour)})"></i>'
 
 
-def bar(value: Number) -> str:
-    """Return a bar as long as a fraction of 1."""
-    return f'<span class="bar"><i style="width:{percent(min(max(value or 0.0, 0.0), 1.0), 1)}%"></i></span>'
+def bar(value: Number, kind: str = "") -> str:
+    """Return a bar as long as a fraction of 1; ``kind`` is a class of the style."""
+    return f'<span class="bar {kind}"><i style="width:{percent(min(max(value or 0.0, 0.0), 1.0), 1)}%"></i></span>'
 
 
 def jpeg(image: np.ndarray) -> str:

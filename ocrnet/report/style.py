@@ -60,6 +60,9 @@ td.wide{width:34%;min-width:110px}
 box-shadow:0 0 0 1px rgba(127,127,127,.45)}
 .bar{display:block;height:9px;border-radius:5px;background:var(--track);overflow:hidden}
 .bar i{display:block;height:100%;border-radius:5px;background:var(--accent)}
+.bar.s1 i{background:var(--s1)}.bar.s2 i{background:var(--s2)}.bar.s3 i{background:var(--s3)}
+.bar.s4 i{background:var(--s4)}.bar.s5 i{background:var(--s5)}.bar.s6 i{background:var(--s6)}
+.bar[class*=" s"]{height:6px;margin:3px 0}
 .up{color:var(--good)}.down{color:var(--bad)}
 .two{display:grid;grid-template-columns:minmax(0,1.7fr) minmax(0,1fr);gap:14px;align-items:start}
 .two.narrow{grid-template-columns:minmax(0,360px) minmax(0,1fr);gap:24px}
@@ -80,8 +83,10 @@ ol.pairs b{font-weight:600;white-space:nowrap}
 color:var(--soft);margin-bottom:8px}
 .sample figcaption b{color:var(--ink);overflow-wrap:anywhere;min-width:0}
 .four{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:8px}
-.four div,.region div{position:relative}
-.four span{position:absolute;left:6px;top:6px;background:rgba(12,13,15,.72);color:#f2f2f0;font-size:11.5px;
+.many{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(210px,48%),1fr));gap:8px}
+.four div,.many div,.region div{position:relative}
+.four span,.many span{max-width:calc(100% - 12px);overflow:hidden;text-overflow:ellipsis;white-space:nowrap;
+position:absolute;left:6px;top:6px;background:rgba(12,13,15,.72);color:#f2f2f0;font-size:11.5px;
 padding:1px 7px;border-radius:5px}
 img{display:block;width:100%;height:auto;border-radius:6px;background:var(--track)}
 .classes{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:13px;margin-top:12px}

@@ -12,44 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from report_runs import HOSTILE, made_up_figures, write_run
 
-from ocrnet import config, metrics
-from ocrnet.config import Config, Data
-from ocrnet.datasets.base import ClassTable, Dataset, Pair
+from ocrnet import metrics
 from ocrnet.errors import OcrnetError
 from ocrnet.flags import parse
-from ocrnet.images import write_png
-from ocrnet.report import card, charts, command, compare, compute, page, source
+from ocrnet.report import card, charts, command, compare, page, source
 from ocrnet.report.command import Order
 from ocrnet.report.compute import Figures, Wish
 
-HOSTILE = (
-    "road",
-    "</script><script>alert(1)</script>",
-    '"><img src=x onerror=alert(2)>',
-    "a|b`c` [x](http://evil.test)",
-)
 VOID = {"meta", "img", "br"}
-
-
-class Engine:
-    """Answers what is painted into the image's red channel, wrong in a corner; regions and relation like an engine."""
-
-    def predict(self, images, passes, outputs=("labels",)):
-        labels = images[..., 0] % 4
-        labels[:, :20, :20] = 1
-        count, height, width = labels.shape
-        small = -(-height // 4), -(-width // 4)
-        regions = np.random.default_rng(0).random((count, 4, *small)).astype(np.float32)
-        relation = np.random.default_rng(1).random((count, 4, *small)).astype(np.float32)
-        found = {
-            "labels": labels.astype(np.uint8),
-            "confidence": np.full(labels.shape, 0.9, np.float32),
-            "regions": regions / regions.sum((2, 3), keepdims=True),
-            "relation": relation / relation.sum(1, keepdims=True),
-        }
-        return {name: found[name] for name in outputs}
 
 
 class Page(HTMLParser):
@@ -78,56 +50,15 @@ class Page(HTMLParser):
         self.text += data
 
 
-def write_run(folder: Path, *, steps=(10, 20, 30), gain=0.0, **changes) -> Path:
-    folder.mkdir(parents=True)
-    cfg = Config(total_step=30, save_dir=str(folder), data=Data(dataset_dir="/home/somebody/secret place/camvid"))
-    (folder / "config.yml").write_text(yaml.safe_dump(config.as_dict(dataclasses.replace(cfg, **changes))))
-    rows = []
-    for step in steps:
-        rows.append({
-            "kind": "train", "step": step, "loss": 3 / step, "loss_aux": 2 / step, "loss_ocr": 1 / step,
-            "learning_rate": 0.01, "skipped": 0, "images_per_second": 4.0 + step, "seconds_per_step": 0.5,
-            "data_seconds_per_step": 0.1, "memory_bytes": 2**30,
-        })  # fmt: skip
-        classes = {name: {"iou": 0.1 * i + gain * i, "accuracy": 0.5, "share": 0.25} for i, name in enumerate(HOSTILE)}
-        rows.append({
-            "kind": "eval", "step": step, "mean_iou": step / 100 + gain, "pixel_accuracy": 0.5, "mean_accuracy": 0.4,
-            "classes": classes, "categories": {},
-        })  # fmt: skip
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    start = {
-        "time": "2026-01-02T03:04:05+0000",
-        "command": ["/home/somebody/train.py", "--save_dir", str(folder), "--note=<b>x</b>"],
-        "commit": "0123abc",
-        "versions": {"ocrnet": "1.0", "<i>": "<u>2</u>"},
-    }
-    (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory) -> Figures:
-    root = tmp_path_factory.mktemp("images")
-    pairs = []
-    for number in range(8):
-        label = np.kron(np.arange(12).reshape(3, 4) % 4, np.ones((20, 20))).astype(np.uint8)
-        label[:, : 5 * number] = 0
-        image = np.repeat(label[..., None], 3, axis=2)
-        label[-8:] = 255
-        write_png(root / f"{number}.png", image)
-        write_png(root / f"{number}_label.png", label)
-        pairs.append(Pair(f"<s>{number}</s>", root / f"{number}.png", root / f"{number}_label.png"))
-    table = ClassTable(HOSTILE, ((9, 9, 9), (200, 0, 0), (0, 200, 0), (0, 0, 200)), (0, 1, 2, 3), frozenset({255}))
-    made = compute.look(Engine(), Config(num_workers=0), Dataset(table, pairs, root), 0, print)
-    how = {"scales": [1.0], "flip": False, "slide": None}
-    made.facts.update(checkpoint="x.safetensors", step=30, eval=how, parameters=12, arch={"width": 18}, versions={})
-    return made
+    return made_up_figures(tmp_path_factory.mktemp("images"))
 
 
 def test_what_is_shown_comes_from_the_counts(figures):
     facts = figures.facts
     assert facts["images"] == facts["of"] == 8
-    assert [s["why"] for s in facts["samples"]] == ["best"] * 3 + ["worst"] * 3
+    assert [s["why"] for s in facts["samples"]] == ["best"] * 3 + ["worst"] * 3 + ["same"] * 2
     scores = [sample["mean_iou"] for sample in facts["samples"]]
     assert scores[:3] == sorted(scores[:3], reverse=True)
     assert scores[0] == max(i["mean_iou"] for i in facts["per_image"])
@@ -237,9 +168,18 @@ def test_a_comparison_puts_the_classes_that_moved_first(tmp_path):
     places = [table.index(f'title="{name}"') for name in ("a|b`c` [x](http://evil.test)", "road")]
     assert places == sorted(places)
     assert '<span class="up">+15.00</span>' in table
-    assert "save_dir" in text.split('id="setup"')[1]
+    assert "Config and versions are the same" in text.split('id="setup"')[1]
     assert "lr_init" not in text.split('id="setup"')[1]
     assert [len(section.split("curve s2")) for section in [text.split('id="curves"')[1].split("</section>")[0]]] == [7]
+
+
+def test_a_comparison_shows_the_same_images_and_the_keys_that_differ(tmp_path, figures):
+    runs = [source.read(write_run(tmp_path / name, lr_init=rate)) for name, rate in (("one", 0.01), ("two", 0.02))]
+    text = compare.page(runs, [figures, figures])
+    assert text.split('id="images"')[1].split("</section>")[0].count("data:image/") == 2 * 4
+    assert "<td>lr_init</td><td>0.01</td><td>0.02</td>" in text.split('id="setup"')[1]
+    other = Figures(figures.facts | {"samples": []}, figures.arrays)
+    assert 'id="images"' not in compare.page(runs, [figures, other])
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
