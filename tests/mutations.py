@@ -32,6 +32,8 @@ REAL, MANY = "tests/cli/test_interruptions.py", "tests/cli/test_many_ranks.py"
 DOOR = "tests/contract/test_training.py"
 CACHE, PUSH, RESUME = "ocrnet/cloud/cache.py", "ocrnet/cloud/push.py", "ocrnet/cloud/resume.py"
 PULLED, PUSHED = "tests/cloud/test_pull.py", "tests/cloud/test_push.py"
+REPORT, SHOWN = "ocrnet/report", "tests/core/test_report_page.py"
+MEASURED = "tests/core/test_report_figures.py"
 DECODED, KEPT = "ocrnet/datasets/decoded.py", "tests/core/test_datasets_cache.py"
 
 MUTATIONS = (
@@ -454,6 +456,41 @@ MUTATIONS = (
         '    tried(lambda: store.upload(b"ocrnet", PROBE), f"train_url {store.url}", retries=cloud.retries, say=say)\n',
         "",
         "tests/cloud/test_push.py::test_whether_a_store_takes_files_is_tried_at_the_start",
+    ),
+    Mutation(
+        "the names of classes are text on a page, never its code",
+        f"{REPORT}/pieces.py",
+        'return f"{swatch(colour)}{escape(name)}"',
+        'return f"{swatch(colour)}{name}"',
+        f"{SHOWN}::test_hostile_names_stay_text_and_nothing_is_fetched",
+    ),
+    Mutation(
+        "no key of the environment lands in a report",
+        f"{REPORT}/source.py",
+        "urls.scrub(str(value))",
+        "str(value)",
+        f"{SHOWN}::test_nothing_of_the_machine_and_no_key_lands_on_the_page",
+    ),
+    Mutation(
+        "a line that a run is still writing is passed over",
+        f"{REPORT}/source.py",
+        "except (ValueError, RecursionError):",
+        "except RecursionError:",
+        f"{SHOWN}::test_half_written_and_foreign_lines_are_passed_over",
+    ),
+    Mutation(
+        "a model card that somebody has edited stays",
+        f"{REPORT}/card.py",
+        "if path.exists() and not _is_ours(path):",
+        "if False:",
+        f"{SHOWN}::test_the_card_says_what_the_page_says_and_an_edited_one_is_kept",
+    ),
+    Mutation(
+        "what is left out makes no boundary",
+        f"{REPORT}/figures.py",
+        "& valid[before] & valid[behind]",
+        "",
+        f"{MEASURED}::test_what_is_left_out_makes_no_boundary_and_neither_does_the_border",
     ),
     Mutation(
         "a decoded pair's checksum is compared",

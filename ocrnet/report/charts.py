@@ -191,7 +191,7 @@ def reliability(series: Sequence[tuple[str, dict]]) -> str:
 
     One calibration is drawn as bars with the gap to what is claimed, several as curves.
     """
-    side, left, top, floor = 260, 40, 8, 54 if len(series) == 1 else -8
+    side, left, top, floor = 260, 40, 8, 54 if len(series) == 1 else 2
     width, height = left + side + 10, top + side + floor + 30
 
     def x(value: float) -> float:

@@ -83,7 +83,7 @@ ol.pairs b{font-weight:600;white-space:nowrap}
 color:var(--soft);margin-bottom:8px}
 .sample figcaption b{color:var(--ink);overflow-wrap:anywhere;min-width:0}
 .four{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:8px}
-.many{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(210px,48%),1fr));gap:8px}
+.many{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(210px,48%),1fr));gap:8px}
 .four div,.many div,.region div{position:relative}
 .four span,.many span{max-width:calc(100% - 12px);overflow:hidden;text-overflow:ellipsis;white-space:nowrap;
 position:absolute;left:6px;top:6px;background:rgba(12,13,15,.72);color:#f2f2f0;font-size:11.5px;
