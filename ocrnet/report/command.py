@@ -59,6 +59,10 @@ def make(order: Order, say: Say) -> list[Path]:
 def watch(order: Order, say: Say, *, interval: float = INTERVAL) -> Path:
     """Write the page of the curves every ``interval`` seconds, until the runs are done or a signal asks to stop."""
     _check(order)
+    if order.wish != Wish():
+        raise OcrnetError(
+            "--watch shows the curves alone: --images, --checkpoint_path and --set have no effect with it"
+        )
     output = _output(order)
     with StopRequest(what="the page is written a last time") as stopped:
         while True:

@@ -84,6 +84,7 @@ def figures(run: Source, wish: Wish, say: Say) -> Figures:
         "checkpoint": _identity(found),
         "eval": [list(cfg.eval.scales), cfg.eval.flip, cfg.eval.slide and list(cfg.eval.slide)],
         "base_size": cfg.data.base_size and list(cfg.data.base_size),
+        "ignore_label": cfg.data.ignore_label,
         "mix": cfg.mix,
         "images": wish.images,
     }

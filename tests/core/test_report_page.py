@@ -231,6 +231,8 @@ def test_mistakes_are_named(tmp_path, argv, message):
         command.make(Order([Path(run) for run in args.inputs], output and Path(output), wish), print)
     with pytest.raises(OcrnetError, match="given twice"):
         command.make(Order([runs[0], runs[0]]), print)
+    with pytest.raises(OcrnetError, match="--watch shows the curves alone"):
+        command.watch(Order([runs[0]], wish=Wish(images=1)), print)
 
 
 def test_runs_stand_anywhere_on_the_command_line_and_a_bare_flag_takes_none():
