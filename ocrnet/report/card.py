@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ocrnet import checkpoint
 from ocrnet.errors import OcrnetError
+from ocrnet.report import files
 from ocrnet.report.compute import Figures
 from ocrnet.report.source import Source, shown
 from ocrnet.report.summary import Number, Summary, percent, summary
@@ -56,8 +56,7 @@ def write(path: Path, text: str) -> Path:
     if path.exists() and not _is_ours(path):
         path = path.with_name(f"{path.stem}.new{path.suffix}")
     made = f"<!-- ocrnet report {_digest(text)}: written anew by the next report, unless it is changed -->\n"
-    checkpoint.replace(path, [(made + text).encode()], flag="--output")
-    return path
+    return files.write(path, (made + text).encode())
 
 
 def _is_ours(path: Path) -> bool:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocrnet import checkpoint
 from ocrnet.errors import OcrnetError
-from ocrnet.report import card, compare, page, source
+from ocrnet.report import card, compare, files, page, source
 from ocrnet.report.compute import Figures, Wish, figures
 from ocrnet.report.source import Source
 from ocrnet.signals import StopRequest
@@ -127,8 +126,7 @@ def _output(order: Order) -> Path:
 
 
 def _write(output: Path, text: str) -> Path:
-    checkpoint.replace(output, [text.encode("utf-8", "replace")], flag="--output")
-    return output
+    return files.write(output, text.encode("utf-8", "replace"))
 
 
 def _progress(run: Source) -> str:

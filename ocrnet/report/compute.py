@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ocrnet import checkpoint, config, convert, exported, metrics, spec
+from ocrnet import config, convert, exported, metrics, spec
 from ocrnet.config import Config, Eval
 from ocrnet.datasets.base import Dataset
 from ocrnet.engine import Engine
 from ocrnet.errors import OcrnetError
 from ocrnet.layers import Given
 from ocrnet.passes import make_passes
-from ocrnet.report import source
+from ocrnet.report import files, source
 from ocrnet.report.figures import Tally, plain, ranked, tolerance
 from ocrnet.report.source import Source
 from ocrnet.stream import val_stream
@@ -245,7 +245,7 @@ def _keep(run: Source, made: Figures, say: Say) -> None:
     np.savez_compressed(packed, stamp=np.int64(stamp), **made.arrays)
     text = json.dumps(made.facts | {"stamp": stamp}, allow_nan=False)
     try:
-        checkpoint.replace(run.folder / "report" / "figures.npz", [packed.getvalue()], flag="folder")
-        checkpoint.replace(run.folder / "report" / "figures.json", [text.encode()], flag="folder")
+        files.write(run.folder / "report" / "figures.npz", packed.getvalue())
+        files.write(run.folder / "report" / "figures.json", text.encode())
     except OcrnetError as error:
         say(f"the figures are not kept for the next report: {error}")

@@ -50,6 +50,7 @@ def test_watch_ends_cleanly_on_ctrl_c(finished, tmp_path):
     lines = (finished / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text(lines[0] + lines[-1][:20])
     shutil.copy(finished / "config.yml", tmp_path)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a child inherits what MindSpore's import left blocked
     watching = start("-m", "ocrnet", "report", str(tmp_path), "--watch")
     wait_for(watching, "after step")
     watching.send_signal(signal.SIGINT)

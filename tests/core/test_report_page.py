@@ -241,6 +241,21 @@ def test_runs_stand_anywhere_on_the_command_line_and_a_bare_flag_takes_none():
     assert args.options == {"watch": "True", "curves_only": "False"}
 
 
+def test_a_page_that_cannot_be_written_is_said_and_an_older_one_stays(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run")
+    output = command.make(Order([folder], curves_only=True), print)[0]
+    before = output.read_bytes()
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OcrnetError, match=r"cannot write .*report\.html: No space left on device"):
+        command.make(Order([folder], curves_only=True), print)
+    assert output.read_bytes() == before
+    assert not list(folder.glob(".*.tmp"))
+
+
 def test_watch_follows_a_run_and_ends_with_it(tmp_path):
     folder, said = write_run(tmp_path / "run", steps=(10,)), []
     lines = (write_run(tmp_path / "whole") / "metrics.jsonl").read_text().splitlines(keepends=True)
