@@ -251,7 +251,8 @@ def _what_ocr_saw(figures: Figures) -> str:
     script = f'<script type="application/json" id="relation">{json.dumps(data)}</script>'
     lead = (
         "Object-contextual representations: the network first gathers a soft region for each class (below: where the "
-        "region’s weight lies), then each pixel takes in the regions by how closely it is related to them."
+        "region’s weight lies), then each pixel takes in the regions by how closely it is related to them. Nothing in "
+        "training makes that its own class’s region: what helps is what is learned."
     )
     heading = "<h3>The soft object regions</h3>"
     return section("ocr", "What OCR saw", f'{top}{heading}<div class="regions">{regions}</div>{script}', lead)
