@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ocrnet import metrics
-from ocrnet.report.figures import BINS, Calibration, Tally, boundary, boundary_scores, ranked, tolerance
+from ocrnet.report.figures import BINS, Calibration, Tally, boundary, boundary_scores, ranked, spread, tolerance
 
 
 def blobs(rng: np.random.Generator, size: tuple[int, int], num_classes: int) -> np.ndarray:
@@ -56,6 +56,24 @@ def test_boundary_f_is_what_every_pixel_against_every_other_gives(seed):
     if seed == 3:
         truth[truth == 2] = 3  # a class in the prediction alone
     np.testing.assert_allclose(boundary_scores(prediction, truth, 6), slow_scores(prediction, truth, 6), rtol=1e-12)
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3, 5, 9, 18])
+def test_bits_spread_over_a_disk_of_any_size(reach):
+    bits = np.where(np.random.default_rng(reach).random((23, 40)) < 0.03, 5, 0).astype(np.uint32)
+    bits[3, 7] = 1 << 31
+    slow = np.zeros_like(bits)
+    for y, x in np.argwhere(bits):
+        rows, columns = np.ogrid[: bits.shape[0], : bits.shape[1]]
+        slow[(rows - y) ** 2 + (columns - x) ** 2 <= reach**2] |= bits[y, x]
+    np.testing.assert_array_equal(spread(bits, reach), slow)
+
+
+def test_more_classes_than_bits_are_matched_each_with_itself():
+    truth = np.repeat(np.arange(0, 200, 5), 4)[None].repeat(9, axis=0).astype(np.uint8)
+    prediction = truth.copy()
+    prediction[prediction == 40] = 40 + 32  # the same bit of another number
+    np.testing.assert_allclose(boundary_scores(prediction, truth, 200), slow_scores(prediction, truth, 200))
 
 
 def test_tolerance_is_three_quarters_of_a_per_cent_of_the_diagonal():
