@@ -156,7 +156,7 @@ def heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     count = len(names)
     cell, left, top = (34, 110, 96) if count <= 12 else (27, 110, 96)
     width, height = left + count * cell + 58, top + count * cell + 4
-    parts = []
+    parts = [f'<rect class="cell" x="{left}" y="{top}" width="{count * cell - 2}" height="{count * cell - 2}" rx="3"/>']
     for row, (name, counts) in enumerate(zip(names, confusion, strict=True)):
         middle = top + row * cell + cell / 2
         parts.append(f'<text x="{left - 8}" y="{middle + 4:.0f}" text-anchor="end">{_label(name)}</text>')
@@ -167,11 +167,12 @@ def heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
         total = sum(counts)
         for column, pixels in enumerate(counts):
             share = pixels / total if total else 0.0
+            if share < 1e-4:
+                continue
             where = f'x="{left + column * cell}" y="{top + row * cell}" width="{cell - 2}" height="{cell - 2}" rx="3"'
             kind = "right" if row == column else "wrong"
             said = f"{escape(name)} answered as {escape(names[column])}: {100 * share:.2f} % ({pixels:,} pixels)"
             # The square root shows what is rare: 1 % is a tenth of the colour.
-            parts.append(f'<rect class="cell" {where}/>')
             parts.append(
                 f'<rect class="{kind}" fill-opacity="{math.sqrt(share):.3f}" {where}><title>{said}</title></rect>'
             )

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ SHOWN = 3
 SAME = 2
 SIDE = 480
 
-# The longer side of the map in which a pixel's relation to the regions can be looked up.
-RELATION_SIDE = 96
+# How many numbers at most the map has in which a pixel's relation to the regions can be looked up.
+RELATIONS = 200_000
 
 Say = Callable[[str], None]
 
@@ -198,7 +199,7 @@ def _what_ocr_saw(
     spread = np.round(np.sqrt(regions / np.maximum(highest, 1e-30)) * 255).astype(np.uint8)
     arrays["ocr_image"], arrays["ocr_labels"] = thumbnail(image, SIDE), thumbnail(answer["labels"][0], SIDE)
     arrays["ocr_regions"] = np.stack([thumbnail(region, SIDE // 2) for region in spread])
-    step = max(1, round(max(relation.shape[1:]) / RELATION_SIDE))
+    step = math.ceil(math.sqrt(relation.size / RELATIONS))
     arrays["ocr_relation"] = np.round(relation[:, step // 2 :: step, step // 2 :: step] * 255).astype(np.uint8)
     return {"name": dataset.name(index), "own": _on_own(regions, answer["labels"][0])}
 

@@ -291,6 +291,13 @@ def test_watch_writes_a_last_page_when_it_is_interrupted(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_many_classes_do_not_make_a_page_of_many_megabytes():
+    counts = (np.eye(150, dtype=np.int64) * 1000 + (np.arange(150)[:, None] + 1 == np.arange(150))).tolist()
+    drawn = charts.heat(counts, [f"class {i}" for i in range(150)])
+    assert drawn.count("<title>") == 150 + 149
+    assert len(drawn) < 200_000
+
+
 def test_axes_have_round_numbers_and_long_curves_keep_their_peaks():
     assert charts.nice(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert charts.nice(3, 3)[0] <= 3 <= charts.nice(3, 3)[-1]
