@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORE_BIN := .venv-core/bin
 
-.PHONY: quickstart test test-long lint types core engine fix clean
+.PHONY: quickstart test test-long lint types docs core engine fix clean
 
 quickstart: .venv/ready
 	$(BIN)/python examples/quickstart.py $(if $(STEPS),--steps $(STEPS))
@@ -18,6 +18,10 @@ lint: .venv/ready
 
 types: .venv/ready
 	$(BIN)/mypy
+
+# The documentation as a site, in site/: a dead link or a missing page is an error.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The core, in an environment that has no framework, on NumPy 2.
 core: .venv-core/ready
@@ -58,4 +62,4 @@ fix: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-core quickstart build *.egg-info .mypy_cache .ruff_cache
+	rm -rf .venv .venv-core quickstart build site *.egg-info .mypy_cache .ruff_cache

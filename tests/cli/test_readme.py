@@ -21,6 +21,9 @@ READMES = ("README.md", "README_CN.md")
 CODE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SCENE = "leftImg8bit/val/demo/demo_000000_000019_leftImg8bit.png"
 
+# Pages whose commands are run after those of a section, on what these have made.
+PAGES = {"Quick start": "quickstart", "Your own images": "own_data", "Cityscapes": "cityscapes"}
+
 # Commands that are not run here, and the lines of .ci/run that run them.
 ELSEWHERE = {"make quickstart": "make quickstart STEPS=70", "make test": "make test"}
 
@@ -125,7 +128,10 @@ def test_a_section_runs_as_it_stands(title, cityscapes, tmp_path):
     os.symlink(sys.prefix, tmp_path / ".venv")
     PREPARE[title](tmp_path, cityscapes)
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for line in sections(text("README.md"))[title]:
+    lines = sections(text("README.md"))[title]
+    if title in PAGES:
+        lines += [line for line in commands(text(f"docs/{PAGES[title]}.md")) if line not in commands(text("README.md"))]
+    for line in lines:
         if line in ELSEWHERE:
             assert ELSEWHERE[line] in (ROOT / ".ci/run").read_text().splitlines()
             continue
