@@ -34,6 +34,7 @@ CACHE, PUSH, RESUME = "ocrnet/cloud/cache.py", "ocrnet/cloud/push.py", "ocrnet/c
 PULLED, PUSHED = "tests/cloud/test_pull.py", "tests/cloud/test_push.py"
 REPORT, SHOWN = "ocrnet/report", "tests/core/test_report_page.py"
 MEASURED = "tests/core/test_report_figures.py"
+SINK, SERVE_SINK, TOLD = "ocrnet/sinks/__init__.py", "ocrnet/sinks/__main__.py", "tests/core/test_sinks.py"
 DECODED, KEPT = "ocrnet/datasets/decoded.py", "tests/core/test_datasets_cache.py"
 
 MUTATIONS = (
@@ -547,6 +548,41 @@ MUTATIONS = (
         "            self._compared[i] = 1\n",
         "",
         f"{KEPT}::test_a_checksum_is_compared_once_by_all_forked_processes",
+    ),
+    Mutation(
+        "W&B and MLflow are not told a row twice",
+        SERVE_SINK,
+        'if step > known.get("eval" if kind == "picture" else kind, -1):',
+        "if True:",
+        f"{TOLD}::test_a_resumed_run_goes_on_there_and_nothing_is_told_twice",
+    ),
+    Mutation(
+        "a silent service is given up",
+        SINK,
+        "elif now - self._waits_since > SILENT_SECONDS:",
+        "elif False:",
+        f"{TOLD}::test_one_that_stalls_is_told_of_once_and_never_waited_for",
+    ),
+    Mutation(
+        "a pipe to a service is never waited for",
+        SINK,
+        "os.set_blocking(self._to, False)",
+        "os.set_blocking(self._to, True)",
+        f"{TOLD}::test_a_full_pipe_is_a_stall_too",
+    ),
+    Mutation(
+        "a service hears of a killed run",
+        SERVE_SINK,
+        "with contextlib.suppress(BrokenPipeError):",
+        "with contextlib.nullcontext():",
+        f"{TOLD}::test_a_killed_run_leaves_what_it_told",
+    ),
+    Mutation(
+        "keys do not come into a message about a service",
+        SINK,
+        'text = text.replace(secret, "***")',
+        "pass",
+        f"{TOLD}::test_one_that_fails_is_told_of_once_and_left_alone",
     ),
 )
 

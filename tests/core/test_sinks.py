@@ -29,7 +29,7 @@ def note(**what):
     with open(os.environ["NOTES"], "a") as file:
         file.write(json.dumps(what) + "\\n")
     if os.environ.get("HANGS_IN") == list(what)[0]:
-        time.sleep(60)
+        time.sleep(float(os.environ.get("HANGS_FOR", 60)))
     if os.environ.get("FAILS_IN") == list(what)[0]:
         raise RuntimeError("no route to " + os.environ["WANDB_API_KEY"])
 
@@ -173,8 +173,10 @@ def test_training_tells_the_services_of_its_config(notes, tmp_path, monkeypatch)
     assert [note.get("name", "end") for note in read(notes)] == ["first", "end"]
 
 
-def test_a_killed_run_leaves_what_it_told(notes, tmp_path):
+def test_a_killed_run_leaves_what_it_told(notes, tmp_path, monkeypatch):
     """Its process gets SIGKILL; what speaks to the service hears of it, says so there, and ends."""
+    monkeypatch.setenv("HANGS_IN", "log")
+    monkeypatch.setenv("HANGS_FOR", "0.5")  # the run is gone when it could be answered
     run_process = os.fork()
     if run_process == 0:
         with contextlib.suppress(BaseException):
