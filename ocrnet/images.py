@@ -1,11 +1,14 @@
 """Image files, read and written in one place: a damaged file is an error that names it, never half a picture."""
 
+import contextlib
 import io
 import os
 import struct
 import threading
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -14,6 +17,21 @@ from PIL import Image, UnidentifiedImageError
 from ocrnet.errors import OcrnetError
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_EXIF_ORIENTATION = 0x0112
+# What each EXIF orientation asks for: mirrored left to right or not, then turned so many quarters counter-clockwise.
+_TURNS = {
+    1: (False, 0),
+    2: (True, 0),
+    3: (False, 2),
+    4: (True, 2),
+    5: (True, 1),
+    6: (False, 3),
+    7: (True, 3),
+    8: (False, 1),
+}
+_CHUNK = 2**20  # bytes of a PNG's chunk: libpng warns of more than 8 million
+# Rows that are worked on at a time where a whole array more would count: so many pixels.
+STRIP_PIXELS = 2**22
 _LABELS = "a label is a PNG of one channel, 8 bits a pixel, whose values are the class ids"
 _DAMAGED = "is damaged or no image; write it again or take it out of the dataset"
 
@@ -28,15 +46,31 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
     ``upright`` turns it as its EXIF orientation says; datasets leave that out, because labels have no orientation.
     Raises `OcrnetError` naming a file that is missing, empty, truncated or undecodable.
     """
-    data = _read(path)
-    flags = _COLOURS if upright else _COLOURS | cv2.IMREAD_IGNORE_ORIENTATION
+    return decode_image(_read(path), path, upright=upright)
+
+
+def decode_image(data: bytes, name: str | Path, *, upright: bool = False) -> np.ndarray:
+    """Return the image in a file's bytes as uint8 H,W,3 RGB, as `read_image` does; errors call it ``name``."""
+    _check_whole(name, data)
+    webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    # OpenCV turns JPEG and PNG, but some of its versions no WebP.
+    flags = _COLOURS if upright and not webp else _COLOURS | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise OcrnetError(f"{path} {_DAMAGED} ({error.err})") from None
+        raise OcrnetError(f"{name} {_DAMAGED} ({error.err})") from None
     if image is None:
-        raise OcrnetError(f"{path} {_DAMAGED}")
-    return image if _COLOURS == _RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise OcrnetError(f"{name} {_DAMAGED}")
+    if _COLOURS != _RGB:
+        for strip in strips(image):
+            cv2.cvtColor(strip, cv2.COLOR_BGR2RGB, strip)  # in place: a second whole image would double the memory
+    return _turned(image, _webp_orientation(data)) if upright and webp else image
+
+
+def strips(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield an array H,W,... from top to bottom as views of a few megapixels each."""
+    rows = max(1, STRIP_PIXELS // array.shape[1])
+    yield from (array[top : top + rows] for top in range(0, len(array), rows))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -55,7 +89,12 @@ def read_label(path: str | Path) -> np.ndarray:
 
     Raises `OcrnetError` naming a file that is missing, empty, damaged, coloured, or holds a value above 255.
     """
-    data = _read(path)
+    return decode_label(_read(path), path)
+
+
+def decode_label(data: bytes, path: str | Path) -> np.ndarray:
+    """Return the ids in a label file's bytes, as `read_label` does; errors call it ``path``."""
+    _check_whole(path, data)
     try:
         with Image.open(io.BytesIO(data)) as image:
             kind, mode, ids = image.format, image.mode, np.asarray(image)
@@ -80,16 +119,38 @@ def write_png(path: str | Path, array: np.ndarray) -> None:
 
     Folders are made as needed. Raises `OcrnetError` where the file cannot be written.
     """
-    assert array.dtype == np.uint8, f"{array.dtype}, not uint8"
-    assert array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3), f"shape {array.shape}, not H,W or H,W,3"
+    write_png_rows(path, array.shape[:2], strips(array))  # type: ignore[arg-type]
+
+
+def write_png_rows(path: str | Path, size: tuple[int, int], rows: Iterable[np.ndarray]) -> None:
+    """Write a PNG of ``size`` (height, width) like `write_png`, from its rows as they come: h,W or h,W,3, top first.
+
+    Beside a strip nothing is held in memory. What ``rows`` raises is passed on, and leaves nothing behind.
+    """
+    with replaced(path) as file:
+        _encode(file, size, rows)
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """Return the PNG that `write_png` would write."""
+    file = io.BytesIO()
+    _encode(file, array.shape[:2], strips(array))  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def replaced(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a draft beside ``path`` that becomes it at the end of ``with``; where that raises, ``path`` stays as it was.
+
+    Folders are made as needed. Raises `OcrnetError` where the file cannot be written.
+    """
     path = Path(path)
-    done, data = cv2.imencode(".png", array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR))
-    assert done, f"OpenCV could not encode an array of shape {array.shape}"
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            draft.write_bytes(data.tobytes())
+            with draft.open("wb") as file:
+                yield file
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
@@ -97,14 +158,76 @@ def write_png(path: str | Path, array: np.ndarray) -> None:
         raise OcrnetError(f"{path} cannot be written: {error.strerror}") from None
 
 
+def _encode(file: BinaryIO, size: tuple[int, int], rows: Iterable[np.ndarray]) -> None:
+    left = size[0]
+    chunks = _Chunks(file)
+    for strip in rows:
+        assert strip.dtype == np.uint8, f"{strip.dtype}, not uint8"
+        assert strip.shape[1:] in ((size[1],), (size[1], 3)), f"rows of {strip.shape}, not h,{size[1]} or h,{size[1]},3"
+        if left == size[0]:
+            chunks.begin(size, colour=strip.ndim == 3)
+        chunks.rows(strip)
+        left -= len(strip)
+    assert left == 0, f"{left} of {size[0]} rows are missing"
+    chunks.end()
+
+
+class _Chunks:
+    """A PNG as it is written: signature, header, then compressed rows.
+
+    Of filters and strategies, these are as fast and as small as libpng's for pictures, and smaller for labels.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
+        self._above: np.ndarray | None = None
+
+    def begin(self, size: tuple[int, int], *, colour: bool) -> None:
+        self._file.write(_PNG)
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], 8, 2 if colour else 0, 0, 0, 0))
+
+    def rows(self, strip: np.ndarray) -> None:
+        colour = strip.ndim == 3
+        flat = strip.reshape(len(strip), -1)
+        packed = np.empty((len(flat), flat.shape[1] + 1), np.uint8)
+        packed[:, 0], packed[:, 1:] = (1, flat) if colour else (2, flat)
+        if colour:  # each byte less that of the pixel to its left
+            packed[:, 4:] -= flat[:, :-3]
+        else:  # each byte less the one above it
+            packed[1:, 1:] -= flat[:-1]
+            if self._above is not None:
+                packed[0, 1:] -= self._above
+            self._above = flat[-1].copy()
+        self._pixels(self._packer.compress(packed.data))
+
+    def end(self) -> None:
+        self._pixels(self._packer.flush())
+        self._chunk(b"IEND", b"")
+
+    def _pixels(self, data: bytes) -> None:
+        for begin in range(0, len(data), _CHUNK):
+            self._chunk(b"IDAT", data[begin : begin + _CHUNK])
+
+    def _chunk(self, kind: bytes, data: bytes) -> None:
+        self._file.write(struct.pack(">I", len(data)) + kind)
+        self._file.write(data)
+        self._file.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
+
+
 def _read(path: str | Path) -> bytes:
-    """Return a file's bytes after checking that it ends where its format says, which the decoders do not all do."""
+    """Return a file's bytes, checked by `_check_whole`."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise OcrnetError(f"{path} does not exist") from None
     except OSError as error:
         raise OcrnetError(f"{path} cannot be read: {error.strerror}") from None
+    return data
+
+
+def _check_whole(path: str | Path, data: bytes) -> None:
+    """Check that a file's bytes end where its format says, which the decoders do not all do."""
     if not data:
         raise OcrnetError(f"{path} is empty; write it again or take it out of the dataset")
     if data.startswith(_PNG):
@@ -112,7 +235,26 @@ def _read(path: str | Path) -> bytes:
     # The last scan must be followed by an end-of-image marker; what cameras append after that does no harm.
     elif data.startswith(_JPEG) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise OcrnetError(f"{path} is truncated: the JPEG has no end; write it again or take it out of the dataset")
-    return data
+
+
+def _webp_orientation(data: bytes) -> int:
+    """Return the EXIF orientation in a WebP file's bytes, 1 where there is none."""
+    position = 12
+    while position + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, position)
+        if kind == b"EXIF":
+            exif = Image.Exif()
+            with contextlib.suppress(Exception):  # damaged EXIF turns nothing; Pillow names no end of errors for it
+                exif.load(data[position + 8 : position + 8 + length])
+                return exif.get(_EXIF_ORIENTATION, 1)
+            return 1
+        position += 8 + length + length % 2
+    return 1
+
+
+def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    mirrored, quarters = _TURNS.get(orientation, (False, 0))
+    return np.ascontiguousarray(np.rot90(image[:, ::-1] if mirrored else image, quarters))
 
 
 def _check_png(path: str | Path, data: bytes) -> None:

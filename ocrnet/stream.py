@@ -1,10 +1,10 @@
 """The samples of a run: training as a pure function of (seed, sample number), evaluation in file order."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from ocrnet.datasets.base import Dataset
 from ocrnet.datasets.decoded import CacheError
 from ocrnet.errors import OcrnetError
 from ocrnet.world import World
+
+T = TypeVar("T")
 
 # The two uses of the seed, kept apart: the order of an epoch, and what happens to one sample.
 ORDER, SAMPLE = 0, 1
@@ -116,19 +118,25 @@ class StepNumbers:
 def val_stream(dataset: Dataset, world: World, num_workers: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield (index, image, label) of this rank's share of a dataset, decoded ahead in ``num_workers`` threads."""
     indices = range(world.rank, len(dataset), world.size)
+    for index, (image, label) in ahead(indices, partial(_writeable, dataset), num_workers):
+        yield index, image, label
+
+
+def ahead(indices: Iterable[int], read: Callable[[int], T], num_workers: int) -> Iterator[tuple[int, T]]:
+    """Yield (index, what ``read`` returns for it) in order, read ahead in ``num_workers`` threads."""
     if num_workers == 0:
-        yield from ((i, *_writeable(dataset, i)) for i in indices)
+        yield from ((i, read(i)) for i in indices)
         return
     waiting: deque[tuple[int, Future]] = deque()
     with ThreadPoolExecutor(num_workers) as pool:
         for i in indices:
-            waiting.append((i, pool.submit(_writeable, dataset, i)))
+            waiting.append((i, pool.submit(read, i)))
             if len(waiting) > num_workers:
                 index, future = waiting.popleft()
-                yield (index, *future.result())
+                yield index, future.result()
         while waiting:
             index, future = waiting.popleft()
-            yield (index, *future.result())
+            yield index, future.result()
 
 
 def _writeable(dataset: Dataset, i: int) -> tuple[np.ndarray, np.ndarray]:

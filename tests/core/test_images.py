@@ -42,6 +42,17 @@ def test_what_is_written_is_read_back(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new/folders/rgb.png")), PICTURE)
 
 
+def test_a_large_picture_has_small_chunks(tmp_path):
+    noise = RNG.integers(0, 256, (1500, 2000, 3), np.uint8)
+    write_png(tmp_path / "a.png", noise)
+    data, position, longest = (tmp_path / "a.png").read_bytes(), 8, 0
+    while position < len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        longest, position = max(longest, length), position + 12 + length
+    assert longest == 2**20
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), noise)
+
+
 def test_every_kind_of_image_becomes_8_bit_rgb(tmp_path):
     grey = PICTURE[..., 0]
     for mode in ("L", "1", "P", "RGBA", "LA"):
