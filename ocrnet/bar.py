@@ -1,4 +1,4 @@
-"""The progress bar of a training run, where the output is a terminal; elsewhere the log lines are enough."""
+"""The progress bar of a command, where the output is a terminal; elsewhere its lines are enough."""
 
 import sys
 from collections.abc import Mapping
@@ -9,25 +9,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Bar:
-    """Steps done of ``total_step``, the last log line's figures, and the time that is left.
+    """Steps done of ``total_step``, the last log line's figures, and the time that is left; ``title`` stands before it.
 
     Within ``with``, what is printed to stdout appears above the bar.
     """
 
-    def __init__(self, total_step: int, step: int, *, shown: bool | None = None) -> None:
-        shown = sys.stdout.isatty() if shown is None else shown
+    def __init__(self, total_step: int, step: int, *, title: str = "train", shown: bool | None = None) -> None:
+        self.shown = sys.stdout.isatty() if shown is None else shown
         self._progress = Progress(
-            TextColumn("[bold]train"),
+            TextColumn(f"[bold]{title}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True),
-            disable=not shown,
+            disable=not self.shown,
             expand=True,
             refresh_per_second=4,
             speed_estimate_period=120,
         )
-        self._task = self._progress.add_task("train", total=total_step, completed=step, figures="")
+        self._task = self._progress.add_task(title, total=total_step, completed=step, figures="")
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -40,9 +40,13 @@ class Bar:
         """Count one step within a segment."""
         self._progress.advance(self._task)
 
-    def settle(self, step: int) -> None:
+    def settle(self, step: float) -> None:
         """Show the step that a segment ended at."""
         self._progress.update(self._task, completed=step)
+
+    def say(self, text: str) -> None:
+        """Show a text in the place of the figures."""
+        self._progress.update(self._task, figures=text)
 
     def figures(self, row: Mapping[str, Any]) -> None:
         """Show the figures of a training row of metrics.jsonl."""
@@ -50,4 +54,4 @@ class Bar:
             f"loss {row['loss']:.3f}  lr {row['learning_rate']:.1e}  "
             f"{row['images_per_second']:.1f} img/s  {row['memory_bytes'] / 2**30:.1f} GiB"
         )
-        self._progress.update(self._task, figures=text)
+        self.say(text)

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import ocrnet
 from ocrnet import (
     bench,
     check,
@@ -20,9 +19,8 @@ from ocrnet import (
     doctor,
     exported,
     flags,
-    layers,
-    predict,
     ranks,
+    submit,
     weights,
 )
 from ocrnet.cloud import pull, urls
@@ -37,11 +35,11 @@ from ocrnet.evaluate import evaluate
 from ocrnet.export import Wish, export
 from ocrnet.images import write_png
 from ocrnet.metrics import Scores, as_dict, constant_answer, table
+from ocrnet.predict import command as predict_command
 from ocrnet.report import command as report
 from ocrnet.run import Run, core_versions, silence
 from ocrnet.signals import Stopped, sent_when_parent_dies
-from ocrnet.spec import Arch
-from ocrnet.training import VAL, arch_of, identities, open_split, rehearse, train
+from ocrnet.training import VAL, differences, identities, open_split, rehearse, train
 from ocrnet.visual import side_by_side
 from ocrnet.world import World, read_world
 
@@ -52,7 +50,8 @@ USAGE = """usage: ocrnet COMMAND [FLAGS]
 commands:
   train      train a network             ocrnet train --config config/ocrnet/config_ocrnet_hrw48_16k.yml --mix True
   eval       score a checkpoint          ocrnet eval --config CONFIG --checkpoint_path output
-  predict    segment images              ocrnet predict photo.jpg --checkpoint_path output
+  predict    segment images and videos   ocrnet predict photo.jpg --checkpoint_path output
+  submit     zip for Cityscapes' server  ocrnet submit --config CONFIG --checkpoint_path output --output test.zip
   export     write it for a runtime     ocrnet export --checkpoint_path output --output ocrnet.onnx
   convert    weights from or to others   ocrnet convert --input model.pdparams --output model.safetensors
   bench      time checkpoints and files  ocrnet bench --checkpoint_path output ocrnet.onnx
@@ -148,7 +147,7 @@ def run_eval(argv: Sequence[str]) -> int:
     found = exported.as_weights(given)
     dataset = open_split(cfg, "val")
     notes += [*pulled, meaning] if meaning else pulled
-    notes += [*found.notes, *_differences(cfg, found.arch, path)]
+    notes += [*found.notes, *differences(cfg, found.arch, path)]
     cfg, said = convert.normalised(cfg, found)
     notes += said
     if found.arch.num_classes != len(dataset.classes):
@@ -211,16 +210,6 @@ def _what(cfg: Config, path: Path, dataset: Dataset) -> list[str]:
     ]
 
 
-def _differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
-    """Say where the config describes another network than the file holds; the file wins."""
-    configured = arch_of(cfg, arch.num_classes)
-    return [
-        f"{name}: the config says {getattr(configured, name)}, {path.name} holds {getattr(arch, name)}; the file wins"
-        for name in ("width", "blocks", "modules", "channels", "key_channels", "variant", "align_corners")
-        if getattr(configured, name) != getattr(arch, name)
-    ]
-
-
 def _shower(dataset: Dataset, folder: Path) -> Callable:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -230,28 +219,6 @@ def _shower(dataset: Dataset, folder: Path) -> Callable:
         write_png(folder / f"{dataset.name(index).replace('/', '_')}.png", picture)
 
     return show
-
-
-def run_predict(argv: Sequence[str]) -> int:
-    """Segment an image or a folder of images into files."""
-    args = flags.parse("predict", argv)
-    cfg = layers.build(args.given)
-    config.check(cfg)
-    without = [name for name in args.given if name not in ("device_target", "engine", "mix") and name[:5] != "eval."]
-    if without:
-        raise OcrnetError(f"--set {without[0]}: no effect on predict; the network comes from the checkpoint")
-    path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
-    source, output = args.options["input"], args.options.get("output", "predictions")
-    predict.find(source, output)  # a wrong path is told before weights are read
-    model = ocrnet.load(path, engine=cfg.engine, device_target=cfg.device_target, mix=cfg.mix)
-    for line in [*model.decisions, *([meaning] if meaning else []), f"checkpoint: {path}", *model.notes]:
-        print(line)
-    report = predict.predict(model, source, output, how=cfg.eval, say=lambda line: print(line, flush=True))
-    print(predict.text(report, model.names))
-    print(f"{report.written} predicted into {output}: overlay/, indices/ (the class of each pixel), color/, legend.png")
-    if report.problems:
-        print(f"{len(report.problems)} not readable:\n  " + "\n  ".join(report.problems), file=sys.stderr)
-    return int(bool(report.problems))
 
 
 def run_export(argv: Sequence[str]) -> int:
@@ -373,7 +340,8 @@ def run_completion(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "eval": run_eval,
-    "predict": run_predict,
+    "predict": predict_command.main,
+    "submit": submit.main,
     "export": run_export,
     "convert": run_convert,
     "bench": bench.main,

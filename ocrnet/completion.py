@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ocrnet.exported import Format, Input, Outputs, Precision
 from ocrnet.flags import FLAGS
 from ocrnet.layers import KEYS
+from ocrnet.submit import SPLITS
 from ocrnet.weights.out import TARGETS
 
 SHELLS = ("bash", "zsh", "fish")
@@ -25,6 +26,7 @@ VALUES = {
     ("export", "outputs"): typing.get_args(Outputs),
     ("convert", "to"): tuple(TARGETS),
     ("train", "resume_ckpt"): ("auto",),
+    ("submit", "split"): SPLITS,
 }
 
 

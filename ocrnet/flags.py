@@ -12,7 +12,7 @@ from ocrnet.errors import OcrnetError, nearest
 from ocrnet.layers import KEYS, Given
 
 RUN = ("train", "eval")
-ENGINE = (*RUN, "predict", "report")
+ENGINE = (*RUN, "predict", "submit", "report")
 
 # What ModelArts adds to the command of a job, according to its documentation (framework images, its runner, its
 # training service), and what the public MindSpore scripts take from it; ranks are known from the environment.
@@ -22,7 +22,9 @@ MODELARTS = (
 )  # fmt: skip
 
 # What a command takes without a flag before it.
-POSITIONAL = {"predict": ("input", "an image, or a folder of images")}
+POSITIONAL = {
+    "predict": ("source", "an image, a video, a folder, a pattern in quotes, or the http(s) url of an image"),
+}
 
 # What a command takes one or more of without a flag before them.
 SEVERAL = {"report": ("run", "the folder of a run, or of an evaluation; several are compared")}
@@ -46,7 +48,7 @@ class Flag:
 FLAGS = (
     Flag(
         "config",
-        (*RUN, "check", "export"),
+        (*RUN, "check", "submit", "export"),
         None,
         "YAML file of the run, for example config/ocrnet/config_ocrnet_hrw48_16k.yml",
     ),
@@ -58,18 +60,27 @@ FLAGS = (
     Flag("save_dir", RUN, "save_dir", "folder of the run"),
     Flag(
         "checkpoint_path",
-        ("eval", "predict", "export", "report"),
+        ("eval", "predict", "submit", "export", "report"),
         None,
-        "checkpoint file, or a folder: its newest valid one; eval and predict: an exported file too",
+        "checkpoint file, or a folder: its newest valid one; eval, predict and submit: an exported file too",
         "ckpt_path",
     ),
     Flag("input", ("convert",), None, "weights of any implementation, or a checkpoint of ours"),
     Flag(
         "output",
-        ("predict", "export", "convert", "report"),
+        ("predict", "submit", "export", "convert", "report"),
         None,
-        "where the results go (predict: a folder, else a file; report: RUN/report.html without it)",
+        "where the results go (predict: a folder, submit: a .zip, else a file; report: RUN/report.html without it)",
     ),
+    Flag(
+        "save",
+        ("predict",),
+        None,
+        "which results, with commas between: overlay, indices, labelIds, color, side, confidence, json",
+    ),
+    Flag("offline", ("predict",), None, "download nothing: a url is an error", bare=True),
+    Flag("split", ("submit",), None, "test or val; default test"),
+    Flag("verify", ("submit",), None, "a .zip to look through instead of writing one"),
     Flag("to", ("convert",), None, "another implementation's names, instead of ours: hrnet, mmseg or mindspore"),
     Flag("allow_partial", ("convert",), None, "take what fits, and fresh values for what is missing", bare=True),
     Flag("size", ("export",), None, "height and width that the network is exported for, as [1024, 2048]"),
@@ -90,8 +101,13 @@ FLAGS = (
     Flag("watch", ("report",), None, "write the curves anew every few seconds, until the run is done", bare=True),
     Flag("num_images", ("export",), None, "how many images to compare on, 0: all; default 8"),
     Flag("tolerance", ("export",), None, "how far the logits may be apart, of the largest; default by precision"),
-    Flag("multi_scale", ("eval", "predict"), "eval.scales", "True: average over scales 0.5 0.75 1 1.25 1.5 1.75"),
-    Flag("flip", ("eval", "predict"), "eval.flip", "True: average with the mirrored image"),
+    Flag(
+        "multi_scale",
+        ("eval", "predict", "submit"),
+        "eval.scales",
+        "True: average over scales 0.5 0.75 1 1.25 1.5 1.75",
+    ),
+    Flag("flip", ("eval", "predict", "submit"), "eval.flip", "True: average with the mirrored image"),
     Flag("visualize", ("eval",), None, "True: write overlays beside the truth to SAVE_DIR/visualize"),
     Flag("resume_ckpt", ("train",), None, "checkpoint to go on from, or auto: the newest valid one in save_dir"),
     Flag("batch_size", ("train",), "batch_size", "crops per card"),
@@ -141,6 +157,8 @@ def parse(command: str, argv: Sequence[str]) -> Args:
         what = "unknown flag" if stray.startswith("-") else "unexpected argument"
         if stray.endswith("]"):
             hint = "; a value with spaces needs quotes: --set 'data.crop_size=[512, 1024]'"
+        elif command == "predict" and not stray.startswith("-"):
+            hint = "; give one source: a folder, or a pattern in quotes, as in ocrnet predict 'photos/*.jpg'"
         raise OcrnetError(f"{what} '{stray}'{hint} (all flags: ocrnet {command} --help)")
     texts = {flag.name: _once(flag.name, values) for flag in flags if (values := getattr(known, flag.name))}
     for name, text in texts.items():

@@ -184,6 +184,16 @@ def arch_of(cfg: Config, num_classes: int) -> Arch:
     )
 
 
+def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
+    """Say where the config describes another network than the file holds; the file wins."""
+    configured = arch_of(cfg, arch.num_classes)
+    return [
+        f"{name}: the config says {getattr(configured, name)}, {path.name} holds {getattr(arch, name)}; the file wins"
+        for name in ("width", "blocks", "modules", "channels", "key_channels", "variant", "align_corners")
+        if getattr(configured, name) != getattr(arch, name)
+    ]
+
+
 def _after_restart(cfg: Config, resume: str | None) -> tuple[str | None, list[str]]:
     """Return ``auto`` where torchrun has started the ranks anew after they had made checkpoints, and what to say."""
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -1,15 +1,24 @@
 """predict, check, doctor, --dry_run and expect, typed as a user types them."""
 
+import functools
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import cv2
 import numpy as np
 import pytest
-from commands import ROOT, SMALL, run
+from commands import ROOT, SMALL, run, start
 
+from ocrnet.cli import main
+from ocrnet.datasets import open_dataset
 from ocrnet.images import read_image, read_label, write_png
+from ocrnet.predict import video
 
 W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
 CPU = ("--device_target", "CPU")
@@ -34,11 +43,70 @@ def test_predict_a_folder_with_a_broken_file(w48_run, cityscapes, tmp_path):
     assert (tmp_path / "out/legend.png").is_file()
 
 
+def film(path, frames: int, size=(96, 192)) -> None:
+    """Write a video of noise that moves."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 12.5, size[::-1])
+    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8), (9, 9), 0)
+    for i in range(frames):
+        writer.write(np.roll(picture, 4 * i, axis=1))
+    writer.release()
+
+
+def test_predict_a_video_a_pattern_and_a_url(w48_run, cityscapes, tmp_path, monkeypatch, capsys):
+    film(tmp_path / "film.mp4", 4)
+    usual = ["--checkpoint_path", str(w48_run), *CPU, "--output", str(tmp_path / "out")]
+    assert main(["predict", str(tmp_path / "film.mp4"), *usual]) == 0
+    assert "96x192, 4 frames at 12.5 a second, without sound" in capsys.readouterr().out
+    with video.Reader(tmp_path / "out/overlay/film.mp4") as made:
+        assert (len(list(made)), made.rate) == (4, 12.5)
+    val = cityscapes / "leftImg8bit/val"
+    kinds = ["--save", "labelIds,indices,confidence,json"]
+    assert main(["predict", f"{val}/*/*_00000[01]_*.png", *usual, *kinds]) == 0
+    assert "2 predicted" in (said := capsys.readouterr().out)
+    assert "labelIds/ (the Cityscapes id of each pixel)" in said
+    names = [path.name for path in (val / "demo").iterdir() if path.name[:11] in ("demo_000000", "demo_000001")]
+    classes = open_dataset("cityscapes", cityscapes, "val").classes
+    for name in names:
+        ids, indices = (read_label(tmp_path / f"out/{kind}/demo/{name}") for kind in ("labelIds", "indices"))
+        np.testing.assert_array_equal(classes.to_indices(ids, name), indices)
+        sure = read_label(tmp_path / f"out/confidence/demo/{name}")
+        assert 255 / 19 - 1 <= sure.min() < sure.max() <= 255
+    monkeypatch.setenv("no_proxy", "*")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(val / "demo"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    with server, ThreadPoolExecutor(1) as pool:
+        pool.submit(server.serve_forever, 0.01)
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/{names[0]}"
+            assert main(["predict", url, *usual, "--save", "indices"]) == 0
+            assert main(["predict", url + ".gone", *usual]) == 2
+        finally:
+            server.shutdown()
+    assert "the server says 404" in capsys.readouterr().err
+    both = (read_label(tmp_path / f"out/indices/{folder}{names[0]}") for folder in ("", "demo/"))
+    np.testing.assert_array_equal(*both)
+
+
+def test_a_stopped_prediction_leaves_no_half_film(w48_run, tmp_path):
+    film(tmp_path / "film.mp4", 3000)
+    process = start("-m", "ocrnet", "predict", str(tmp_path / "film.mp4"), "--checkpoint_path", str(w48_run), *CPU,
+                    "--output", str(tmp_path / "out"))  # fmt: skip
+    while not list(tmp_path.glob("out/overlay/.film.*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert "SIGTERM: stopping; what is done stays" in process.stderr.read()
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["legend.png"]
+
+
 def test_predict_an_image_whole_and_in_tiles(w48_run, tmp_path):
     write_png(tmp_path / "large.png", np.random.default_rng(0).integers(0, 256, (500, 700, 3), np.uint8))
     command = ("-m", "ocrnet", "predict", tmp_path / "large.png", "--checkpoint_path", w48_run, *CPU, "--output")
     assert "tiles" not in run(*command, tmp_path / "whole").stdout
-    assert "500x700, in 6 tiles" in run(*command, tmp_path / "tiles", "--set", "eval.max_memory=0.1").stdout
+    said = run(*command, tmp_path / "tiles", "--set", "eval.max_memory=0.1").stdout
+    assert "500x700 would take more than eval.max_memory (0.1 GiB), so it is seen in overlapping tiles of" in said
+    assert "500x700, in 6 tiles" in said
     whole, tiles = (read_label(tmp_path / name / "indices/large.png") for name in ("whole", "tiles"))
     assert whole.shape == tiles.shape == (500, 700)
 
@@ -46,7 +114,7 @@ def test_predict_an_image_whole_and_in_tiles(w48_run, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ((), "required: INPUT"),
+        ((), "required: SOURCE"),
         (("no.jpg", "--checkpoint_path", "output"), "does not exist"),
         (("train.py",), "--checkpoint_path is required"),
         (("train.py", "--config", W48), "unknown flag '--config'"),

@@ -13,6 +13,7 @@ from ocrnet.images import write_png
 W48 = str(ROOT / "config/ocrnet/config_ocrnet_hrw48_16k.yml")
 FIXTURE = "tests/data/official_w6/state_dict.pth"
 OWN = str(ROOT / "config/own.yml")
+SUBMIT = ["submit", "--config", W48, "--checkpoint_path", "train.py"]
 EXPORT = ["export", "--checkpoint_path", "train.py", "--output"]
 
 # What is typed after `ocrnet train --config W48 --device_target CPU --save_dir OUT`, and what the error must hold.
@@ -105,7 +106,31 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
         (["train", "--config", "config"], "config"),
         (["eval", "--config", W48], "--checkpoint_path is required"),
         (["check"], "--config is required"),
-        (["predict"], "required: INPUT"),
+        (["predict"], "required: SOURCE"),
+        (["predict", "docs", "README.md", "--checkpoint_path", "train.py"], "a pattern in quotes, as in"),
+        (["predict", "docs/*.jpg", "--checkpoint_path", "train.py"], "'docs/*.jpg' matches no images"),
+        (["predict", "ftp://host/a.png", "--checkpoint_path", "train.py"], "must begin with http:// or https://"),
+        (["predict", "https:///a.png", "--checkpoint_path", "train.py"], "names no host"),
+        (["predict", "https://host/a.png", "--offline", "--checkpoint_path", "train.py"], "--offline: 'https://host"),
+        (["predict", "docs", "--offline", "perhaps", "--checkpoint_path", "train.py"], "True or False"),
+        (["predict", "docs", "--save", "overly", "--checkpoint_path", "train.py"], "did you mean 'overlay'"),
+        (["predict", "docs", "--save", ",", "--checkpoint_path", "train.py"], "name some of overlay, indices"),
+        (["submit"], "--config is required"),
+        (["submit", "--config", W48], "--output is required"),
+        (["submit", "--config", W48, "--output", "x.zip"], "--checkpoint_path is required"),
+        ([*SUBMIT, "--output", "x.tar"], "must end in .zip"),
+        ([*SUBMIT, "--output", "x.zip"], "data.dataset_dir: 'your cityscapes' does not exist"),
+        (
+            [*SUBMIT, "--output", "x.zip", "--set", "data.name=folder"],
+            "data.name is folder, but submit is for Cityscapes",
+        ),
+        ([*SUBMIT, "--output", "x.zip", "--split", "vla"], "did you mean 'val'"),
+        ([*SUBMIT, "--output", "x.zip", "--save_dir", "out"], "unknown flag '--save_dir'"),
+        (["submit", "--verify", "no.zip"], "no.zip does not exist"),
+        (["submit", "--verify", "README.md"], "README.md is damaged or no zip"),
+        (["submit", "--verify", "x.zip", "--output", "y.zip"], "--output has no effect with --verify"),
+        (["submit", "--verify", "x.zip", "--flip", "True"], "no effect on submit --verify without --config"),
+        (["submit", "--verify", "x.zip", "--split", "train"], "--split is 'train', but must be test or val"),
         (["predict", "no.jpg", "--checkpoint_path", "train.py"], "'no.jpg' does not exist"),
         (["predict", "config", "--checkpoint_path", "train.py"], "holds no images"),
         (

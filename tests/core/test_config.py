@@ -164,6 +164,6 @@ def test_a_tilde_is_ones_home_folder(monkeypatch, tmp_path):
     cfg, _ = load_config(parse("train", argv))
     assert (cfg.save_dir, cfg.data.dataset_dir) == (str(tmp_path / "run"), str(tmp_path / "images"))
     assert parse("predict", ["~/a.jpg", "--output", "~/b"]).options == {
-        "input": str(tmp_path / "a.jpg"),
+        "source": str(tmp_path / "a.jpg"),
         "output": str(tmp_path / "b"),
     }

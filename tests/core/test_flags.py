@@ -13,16 +13,20 @@ CONFIG = str(ROOT / "config/ocrnet/config_ocrnet_hrw32_16k.yml")
 
 # A change here is a change of what users type: update README.md, README_CN.md and CHANGELOG.md with it.
 FROZEN = {
-    ("config", "train eval check export", None, None),
-    ("device_target", "train eval predict report", "device_target", None),
-    ("engine", "train eval predict report", "engine", None),
-    ("mix", "train eval predict report", "mix", None),
+    ("config", "train eval check submit export", None, None),
+    ("device_target", "train eval predict submit report", "device_target", None),
+    ("engine", "train eval predict submit report", "engine", None),
+    ("mix", "train eval predict submit report", "mix", None),
     ("amp_level", "train eval", "amp_level", None),
     ("ms_mode", "train eval", "ms_mode", None),
     ("save_dir", "train eval", "save_dir", None),
-    ("checkpoint_path", "eval predict export report", None, "ckpt_path"),
+    ("checkpoint_path", "eval predict submit export report", None, "ckpt_path"),
     ("input", "convert", None, None),
-    ("output", "predict export convert report", None, None),
+    ("output", "predict submit export convert report", None, None),
+    ("save", "predict", None, None),
+    ("offline", "predict", None, None),
+    ("split", "submit", None, None),
+    ("verify", "submit", None, None),
     ("to", "convert", None, None),
     ("allow_partial", "convert", None, None),
     ("size", "export", None, None),
@@ -38,8 +42,8 @@ FROZEN = {
     ("watch", "report", None, None),
     ("num_images", "export", None, None),
     ("tolerance", "export", None, None),
-    ("multi_scale", "eval predict", "eval.scales", None),
-    ("flip", "eval predict", "eval.flip", None),
+    ("multi_scale", "eval predict submit", "eval.scales", None),
+    ("flip", "eval predict submit", "eval.flip", None),
     ("visualize", "eval", None, None),
     ("resume_ckpt", "train", None, None),
     ("batch_size", "train", "batch_size", None),
@@ -146,6 +150,6 @@ def test_a_bare_flag_means_true_and_predict_takes_its_input_first():
     assert not flags.as_bool(parse("train", ["--dry_run", "False"]), "dry_run")
     assert not flags.as_bool(parse("train", []), "dry_run")
     args = parse("predict", ["photo.jpg", "--checkpoint_path", "run"])
-    assert args.options == {"input": "photo.jpg", "checkpoint_path": "run"}
-    with pytest.raises(OcrnetError, match="required: INPUT"):
+    assert args.options == {"source": "photo.jpg", "checkpoint_path": "run"}
+    with pytest.raises(OcrnetError, match="required: SOURCE"):
         parse("predict", ["--checkpoint_path", "run"])

@@ -1,50 +1,120 @@
-"""What `ocrnet predict` looks at and how it cuts: names of results, tiles, and who decides a pixel."""
+"""What `ocrnet predict` looks at, how it cuts, what it writes: with a stand-in that answers an image's own colours."""
 
+import json
+import os
+
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from ocrnet import cost, passes, predict
 from ocrnet.config import Eval
+from ocrnet.datasets import cityscapes
 from ocrnet.errors import OcrnetError
-from ocrnet.images import write_png
+from ocrnet.images import read_image, read_label, write_png
+from ocrnet.predict import Job, tiles, video
+from ocrnet.predict.progress import Progress, duration
+from ocrnet.predict.writers import Painter, parse_save
 from ocrnet.spec import Arch
 
 ARCH = Arch(width=18, num_classes=4)
 
 
 class Colours:
-    """A model that answers each pixel's red value, and the shape of what it was shown."""
+    """A model that answers each pixel's red value, a quarter of its green as confidence, and what it was shown."""
 
     arch = ARCH
+    names = ("road", "sky", "car", "tree")
+    palette = ((128, 64, 128), (70, 130, 180), (0, 0, 142), (107, 142, 35))
 
     def __init__(self) -> None:
         self.shown: list[tuple[int, int]] = []
 
-    def predict(self, image, scales, flip, slide):
+    def outputs(self, image, outputs, scales, flip, slide):
         self.shown.append(image.shape[:2])
-        return image[..., 0].copy()
+        found = {"labels": image[..., 0].copy(), "confidence": image[..., 1] / np.float32(255)}
+        return {name: found[name] for name in outputs}
+
+
+class Quarters(Colours):
+    """Answers the four classes, by the quarter of 0 to 255 that red lies in."""
+
+    def outputs(self, image, outputs, scales, flip, slide):
+        found = super().outputs(image, outputs, scales, flip, slide)
+        return found | {"labels": found["labels"] // 64}
+
+
+def run(source, output, *, model=None, **changes) -> predict.Report:
+    said = changes.setdefault("say", [].append)
+    job = Job(model or Quarters(), output, changes.pop("how", Eval()), **changes)
+    assert said is job.say
+    return predict.predict(job, predict.find(str(source), output))
+
+
+def names(source, output="out") -> list[str]:
+    return [found.name for found in predict.find(str(source), output)]
+
+
+# --- what a source means
 
 
 def test_a_folders_results_have_unique_names(tmp_path):
-    for name in ("a.png", "a.jpg", "deep/b.png", ".hidden.png", "note.txt"):
+    for name in ("a.png", "a.jpg", "deep/b.png", "deep/film.mp4", ".hidden.png", "note.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    assert list(predict.find(tmp_path, tmp_path / "out")) == ["a.jpg", "a.png", "deep/b"]
-    assert list(predict.find(tmp_path, tmp_path / "deep")) == ["a.jpg", "a.png"]
+    assert names(tmp_path, tmp_path / "out") == ["a.jpg", "a.png", "deep/b", "deep/film"]
+    assert names(tmp_path, tmp_path / "deep") == ["a.jpg", "a.png"]
+    assert [found.kind for found in predict.find(str(tmp_path), "out")] == ["image", "image", "image", "video"]
+    (tmp_path / "a.jpg.png").write_bytes(b"x")
+    assert names(tmp_path) == ["a.jpg", "a.jpg.png", "a.png", "deep/b.png", "deep/film.mp4"]
+
+
+def test_a_pattern_finds_images_and_videos_named_below_its_folder(tmp_path):
+    for name in ("p/a.png", "p/b.jpg", "p/deep/a.png", "p/deep/c.mov", "p/.a.png", "p/note.txt", "p/x[1].png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert names(tmp_path / "p/*") == ["a", "b", "x[1]"]
+    assert names(tmp_path / "p/**/[ac].*") == ["a", "deep/a", "deep/c"]
+    assert names(tmp_path / "*/a.png") == ["p/a"]
+    assert names(tmp_path / "p/x[1].png") == ["x[1]"]  # a file of this name goes before the pattern
+    with pytest.raises(OcrnetError, match=r"'.*\*\.bmp' matches no images"):
+        names(tmp_path / "p/*.bmp")
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(OcrnetError, match="does not exist"):
-        predict.find(tmp_path / "no", "out")
+    with pytest.raises(OcrnetError, match="does not exist; give an image, a video, a folder, a quoted pattern"):
+        names(tmp_path / "no")
     (tmp_path / "note.txt").write_text("x")
     with pytest.raises(OcrnetError, match=r"holds no images .* it holds note.txt"):
-        predict.find(tmp_path, "out")
+        names(tmp_path)
+
+
+def test_a_file_of_another_name_is_what_it_holds(tmp_path):
+    film(tmp_path / "film.mp4", 2)
+    os.rename(tmp_path / "film.mp4", tmp_path / "film.dat")
+    write_png(tmp_path / "photo.png", np.zeros((20, 30, 3), np.uint8))
+    os.rename(tmp_path / "photo.png", tmp_path / "photo")
+    (tmp_path / "text.txt").write_text("no picture\n" * 100)
+    kinds = [predict.find(str(tmp_path / name), "out")[0].kind for name in ("film.dat", "photo", "text.txt")]
+    assert kinds == ["video", "image", "image"]
+
+
+def test_a_playlist_is_no_video(tmp_path):
+    film(tmp_path / "film.ts.mp4", 12)
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{tmp_path / 'film.ts.mp4'}'\n")
+    with pytest.raises(OcrnetError, match=r"list\.mp4 is damaged or no video"):
+        run(tmp_path / "list.mp4", tmp_path / "out")
+
+
+# --- how an image is looked at
 
 
 def test_a_small_image_is_looked_at_whole():
     model = Colours()
-    labels, tiles = predict.label(model, np.zeros((300, 400, 3), np.uint8), Eval())
-    assert (labels.shape, tiles, model.shown) == ((300, 400), 1, [(300, 400)])
+    seen = predict.look(model, np.zeros((300, 400, 3), np.uint8), Eval())
+    assert (seen.labels.shape, seen.tiles, model.shown) == ((300, 400), 1, [(300, 400)])
+    assert seen.confidence is None
 
 
 @pytest.mark.parametrize("size", [(700, 900), (257, 1500), (1200, 301)])
@@ -52,12 +122,14 @@ def test_tiles_cover_every_pixel_once_and_stay_below_the_bound(size):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     how = Eval(max_memory=0.1)
-    model = Colours()
-    labels, tiles = predict.label(model, image, how)
-    np.testing.assert_array_equal(labels, image[..., 0])
-    assert tiles == len(model.shown) > 1
+    model, steps = Colours(), []
+    seen = predict.look(model, image, how, confidence=True, step=lambda *at: steps.append(at))
+    np.testing.assert_array_equal(seen.labels, image[..., 0])
+    np.testing.assert_array_equal(seen.confidence, image[..., 1])
+    assert seen.tiles == len(model.shown) > 1
+    assert steps == [(i + 1, seen.tiles) for i in range(seen.tiles)]
     for shown in model.shown:
-        side = predict.SMALLEST_TILE
+        side = tiles.SMALLEST_TILE
         assert cost.predict_bytes(ARCH, shown) <= 0.1 * 2**30 or shown == (min(size[0], side), min(size[1], side))
 
 
@@ -65,15 +137,283 @@ def test_a_pixel_is_taken_from_the_tile_in_which_it_lies_further_inside():
     assert passes.cuts([0, 200, 300], 256, 556) == {0: (0, 228), 200: (228, 378), 300: (378, 556)}
 
 
-def test_an_image_is_turned_upright(tmp_path):
-    from PIL import Image
+# --- kinds of image files
 
-    from ocrnet.images import read_image
+PICTURE = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8), (40, 24))
+PILLOW = Image.fromarray(PICTURE)
 
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+@pytest.mark.parametrize("orientation", [3, 5, 6, 8])
+def test_an_image_is_turned_upright(tmp_path, name, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    write_png(tmp_path / "b.png", np.zeros((20, 30, 3), np.uint8))
-    assert read_image(tmp_path / "a.jpg", upright=True).shape == (30, 20, 3)
-    assert read_image(tmp_path / "a.jpg").shape == (20, 30, 3)
-    assert read_image(tmp_path / "b.png", upright=True).shape == (20, 30, 3)
+    exif[0x0112] = orientation
+    options = {"lossless": True} if name.endswith("webp") else {}
+    PILLOW.save(tmp_path / name, exif=exif, **options)
+    turn = {3: Image.Transpose.ROTATE_180, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270,
+            8: Image.Transpose.ROTATE_90}[orientation]  # fmt: skip
+    read = read_image(tmp_path / name, upright=True)
+    upright = np.asarray(PILLOW.transpose(turn))
+    assert read.shape == upright.shape
+    assert np.abs(read.astype(int) - upright).mean() < (12 if name.endswith("jpg") else 0.1)
+    if not name.endswith("tif"):  # libtiff turns always
+        assert read_image(tmp_path / name).shape == (24, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "near"),
+    [
+        ("grey.png", "L", 0), ("grey.jpg", "L", 1), ("grey.tif", "L", 0), ("alpha.png", "RGBA", 0),
+        ("alpha.webp", "RGBA", 0), ("grey_alpha.png", "LA", 0), ("palette.png", "P", 0), ("palette.tif", "P", 0),
+        ("palette.bmp", "P", 0), ("bits.png", "1", 0), ("cmyk.jpg", "CMYK", 2), ("cmyk.tif", "CMYK", 0),
+    ],
+)  # fmt: skip
+def test_every_kind_of_image_is_predicted_as_pillow_shows_it(tmp_path, name, mode, near):
+    stored = PILLOW.convert(mode)
+    stored.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {"quality": 95}))
+    shown = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+    report = run(tmp_path / name, tmp_path / "out", model=Quarters(), save=("indices", "side"))
+    assert report.written == 1
+    left = read_image(tmp_path / f"out/side/{name.partition('.')[0]}.png")[:, :40]
+    assert np.abs(left.astype(int) - shown).max(initial=0) <= near * 3
+    assert np.abs(left.astype(int) - shown).mean() <= near
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep_grey.png", "deep_grey.tif"])
+def test_16_bits_are_divided_not_cut_off(tmp_path, name):
+    deep = PICTURE[..., 0] if "grey" in name else PICTURE
+    stored = deep.astype(np.uint16) * 256 + 129
+    assert cv2.imwrite(str(tmp_path / name), stored if "grey" in name else stored[..., ::-1])
+    shown = np.stack([deep] * 3, -1) if "grey" in name else deep
+    np.testing.assert_array_equal(read_image(tmp_path / name, upright=True), shown)
+
+
+# --- what is written
+
+
+def test_every_kind_of_result(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (60, 90, 3), np.uint8)
+    write_png(tmp_path / "in/a.png", image)
+    kinds = parse_save("overlay, indices,color,side,confidence,json,overlay")
+    assert kinds == ("overlay", "indices", "color", "side", "confidence", "json")
+    run(tmp_path / "in/a.png", tmp_path / "out", save=kinds)
+    labels = image[..., 0] // 64
+    np.testing.assert_array_equal(read_label(tmp_path / "out/indices/a.png"), labels)
+    np.testing.assert_array_equal(read_image(tmp_path / "out/color/a.png"), np.array(Colours.palette)[labels])
+    np.testing.assert_array_equal(read_label(tmp_path / "out/confidence/a.png"), image[..., 1])
+    overlay = read_image(tmp_path / "out/overlay/a.png")
+    assert np.abs(overlay - (image / 2 + np.array(Colours.palette)[labels] / 2)).max() <= 0.5
+    np.testing.assert_array_equal(read_image(tmp_path / "out/side/a.png"), np.concatenate([image, overlay], axis=1))
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([*kinds[:-1], "areas.json", "legend.png"])
+
+
+def test_the_usual_results(tmp_path):
+    write_png(tmp_path / "a.png", np.zeros((20, 30, 3), np.uint8))
+    run(tmp_path / "a.png", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["areas.json", "color", "indices", "legend.png", "overlay"]
+
+
+def test_large_pictures_are_written_in_strips_like_small_ones(tmp_path, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (61, 90, 3), np.uint8)
+    write_png(tmp_path / "a.png", image)
+    for name, pixels in (("whole", 2**22), ("strips", 90 * 7)):
+        monkeypatch.setattr("ocrnet.images.STRIP_PIXELS", pixels)
+        run(tmp_path / "a.png", tmp_path / name, save=("overlay", "indices", "color", "side", "confidence", "json"))
+    for path in (tmp_path / "whole").glob("*/a.png"):
+        other = tmp_path / "strips" / path.relative_to(tmp_path / "whole")
+        np.testing.assert_array_equal(read_image(other), read_image(path), err_msg=str(path))
+        np.testing.assert_array_equal(np.asarray(Image.open(other)), np.asarray(Image.open(path)), err_msg=str(path))
+    assert (tmp_path / "whole/areas.json").read_text() == (tmp_path / "strips/areas.json").read_text()
+
+
+def test_label_ids_are_for_cityscapes_alone(tmp_path):
+    model = Quarters()
+    model.names = cityscapes.classes().names
+    labels = np.array([[0, 18], [255, 7]], np.uint8)
+    assert Painter(model, ("labelIds",)).paint("labelIds", labels, labels, None).tolist() == [[7, 33], [0, 20]]
+    with pytest.raises(OcrnetError, match="--save labelIds: the classes of this network are not the 19 of Cityscapes"):
+        Painter(Quarters(), ("labelIds",))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("ovrelay", "did you mean 'overlay'"), (",", "name some of overlay"), ("all", "none of")]
+)
+def test_an_unknown_kind_is_named(text, said):
+    with pytest.raises(OcrnetError, match=said):
+        parse_save(text)
+
+
+def test_areas_are_those_of_the_indices(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        write_png(tmp_path / f"in/{name}.png", rng.integers(0, 256, (40, 50, 3), np.uint8))
+    report = run(tmp_path / "in", tmp_path / "out")
+    found = json.loads((tmp_path / "out/areas.json").read_text())
+    assert found["classes"] == list(Colours.names)
+    assert found["whole"] is True
+    total = np.zeros(4, int)
+    for row in found["images"]:
+        counts = np.bincount(read_label(tmp_path / f"out/indices/{row['name']}.png").reshape(-1), minlength=4)
+        assert row["pixels"] == {name: int(n) for name, n in zip(Colours.names, counts, strict=True)}
+        assert row["share"] == {name: round(n / 2000, 6) for name, n in row["pixels"].items()}
+        assert (row["source"], row["height"], row["width"]) == (str(tmp_path / f"in/{row['name']}.png"), 40, 50)
+        total += counts
+    assert [found["all"]["pixels"][name] for name in Colours.names] == total.tolist() == report.areas.total.tolist()
+    assert "% of the pixels" in predict.text(report)
+
+
+def test_a_broken_file_is_said_counted_and_passed_over(tmp_path):
+    write_png(tmp_path / "in/a.png", np.zeros((20, 30, 3), np.uint8))
+    (tmp_path / "in/b.png").write_bytes((tmp_path / "in/a.png").read_bytes()[:-20])
+    (tmp_path / "in/c.mp4").write_bytes(b"no film")
+    said = []
+    report = run(tmp_path / "in", tmp_path / "out", say=said.append)
+    assert report.written == 1
+    assert len(report.problems) == 2
+    assert [line for line in said if "passed over" in line] == [
+        f"[2/3] passed over: {report.problems[0]}", f"[3/3] passed over: {report.problems[1]}",
+    ]  # fmt: skip
+    assert "b.png is truncated" in report.problems[0]
+    assert "c.mp4 is damaged or no video" in report.problems[1]
+    with pytest.raises(OcrnetError, match=r"b\.png is truncated"):
+        run(tmp_path / "in/b.png", tmp_path / "out")
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+def stops_after(count: int):
+    calls = iter(range(count))
+
+    def check() -> None:
+        if next(calls, None) is None:
+            raise Stop
+
+    return check
+
+
+def test_a_stop_leaves_what_is_done_and_says_so(tmp_path):
+    for name in ("a", "b", "c"):
+        write_png(tmp_path / f"in/{name}.png", np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(Stop):
+        run(tmp_path / "in", tmp_path / "out", check=stops_after(3))
+    assert os.listdir(tmp_path / "out/overlay") == ["a.png"]
+    found = json.loads((tmp_path / "out/areas.json").read_text())
+    assert (found["whole"], [row["name"] for row in found["images"]]) == (False, ["a"])
+
+
+# --- progress
+
+
+def test_progress_says_rate_and_time_left(monkeypatch):
+    now, said = [100.0], []
+    monkeypatch.setattr("ocrnet.predict.progress.time.monotonic", lambda: now[0])
+    with Progress(10, said.append, shown=False) as progress:
+        for seconds in (4, 4, 4, 8):
+            now[0] += seconds
+            progress.done()
+        begun = now[0]
+        now[0] += 20
+        progress.part("frame", 30, 60, begun)
+        now[0] += 1
+        progress.part("frame", 31, 0, begun)  # too early to speak again
+        now[0] += 20
+        progress.part("frame", 32, 0, begun)
+    assert said == [
+        "3/10 images, 0.25 images/s, about 0:28 left",
+        "frames 30/60, 1.5 frames/s, about 0:49 left",
+        "frames 32, 0.78 frames/s, about 1:32 left",
+    ]
+    assert duration(3661) == "1:01:01"
+
+
+# --- videos
+
+
+def film(path, frames, *, rate=29.97, size=(48, 64)) -> list[int]:
+    """Write a video whose frames are of one red each; return the classes of the frames."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size[::-1])
+    assert writer.isOpened()
+    reds = [40 + 40 * (i % 5) for i in range(frames)]
+    for red in reds:
+        frame = np.zeros((*size, 3), np.uint8)
+        frame[..., 2] = red
+        writer.write(frame)
+    writer.release()
+    return [red // 64 for red in reds]
+
+
+def test_a_video_keeps_rate_length_and_size(tmp_path):
+    classes = film(tmp_path / "film.mp4", 12)
+    report = run(tmp_path / "film.mp4", tmp_path / "out", save=("overlay", "side", "confidence", "indices", "json"))
+    assert report.problems == []
+    for kind, width in (("overlay", 64), ("side", 128), ("confidence", 64)):
+        with video.Reader(tmp_path / f"out/{kind}/film.mp4") as made:
+            frames = list(made)
+        assert (len(frames), made.promised, made.size) == (12, 12, (48, width))
+        assert made.rate == pytest.approx(29.97)
+    indices = sorted((tmp_path / "out/indices/film").iterdir())
+    assert [np.unique(read_label(path)).tolist() for path in indices] == [[value] for value in classes]
+    lines = [json.loads(line) for line in (tmp_path / "out/areas/film.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(12))
+    assert lines[3]["seconds"] == pytest.approx(3 / 29.97, abs=1e-3)
+    assert [list(line["pixels"]) for line in lines] == [[Colours.names[value]] for value in classes]
+    (row,) = json.loads((tmp_path / "out/areas.json").read_text())["images"]
+    assert (row["frames"], sum(row["pixels"].values())) == (12, 12 * 48 * 64)
+    assert row["frames_per_second"] == pytest.approx(29.97)
+
+
+def test_the_usual_results_of_a_video_and_its_odd_size(tmp_path):
+    writer = video.Writer(tmp_path / "odd.mp4", 10)
+    with writer:
+        for i in range(5):
+            writer.write(np.full((31, 45, 3), 50 * i, np.uint8))
+        writer.finish()
+    with video.Reader(tmp_path / "odd.mp4") as made:
+        assert made.size == (32, 46)
+        assert len(list(made)) == 5
+    said = []
+    run(tmp_path / "odd.mp4", tmp_path / "out", say=said.append)
+    files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(files) == ["areas.json", "areas/odd.jsonl", "legend.png", "overlay/odd.mp4"]
+    assert "32x46, 5 frames at 10 a second, without sound" in said[-1]
+
+
+def test_a_truncated_video_is_named_and_its_frames_are_kept(tmp_path):
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        writer.write(rng.integers(0, 256, (48, 64, 3), np.uint8))
+    writer.release()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    report = run(path, tmp_path / "out")
+    (problem,) = report.problems
+    assert "film.avi is truncated or damaged: " in problem
+    assert "of 40 frames" in problem
+    with video.Reader(tmp_path / "out/overlay/film.mp4") as made:
+        assert 10 < len(list(made)) < 30
+    whole = tmp_path / "whole.mp4"  # whose index, at its end, is lost: nothing of it can be read
+    film(whole, 20)
+    whole.write_bytes(whole.read_bytes()[:-200])
+    with pytest.raises(OcrnetError, match=r"whole\.mp4 is damaged or no video"):
+        run(whole, tmp_path / "out")
+
+
+def test_a_stopped_video_leaves_no_half_file(tmp_path):
+    film(tmp_path / "film.mp4", 12)
+    with pytest.raises(Stop):
+        run(tmp_path / "film.mp4", tmp_path / "out", check=stops_after(6), save=("overlay", "confidence", "json"))
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["legend.png"]
+
+
+def test_a_video_that_the_disk_does_not_take_is_an_error(tmp_path):
+    with video.Writer(tmp_path / "film.mp4", 10) as writer:
+        for _ in range(4):
+            writer.write(np.zeros((32, 48, 3), np.uint8))
+        writer._frames += 1  # one that OpenCV lost without a word
+        with pytest.raises(OcrnetError, match="4 of 5 frames arrived; is the disk full"):
+            writer.finish()
+    assert os.listdir(tmp_path) == []

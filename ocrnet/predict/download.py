@@ -1,0 +1,142 @@
+"""An image behind an http(s) url, within limits of bytes, pixels and seconds that no server can stretch."""
+
+import io
+import re
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from http.client import HTTPException
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+import ocrnet
+from ocrnet.cloud import urls
+from ocrnet.errors import OcrnetError
+from ocrnet.signals import signals_held
+
+MOST_BYTES = 100 * 2**20
+MOST_PIXELS = 100_000_000
+MOST_SECONDS = 60.0
+MOST_REDIRECTS = 5
+SCHEMES = ("http", "https")
+
+_BLOCK = 2**16
+
+
+def check_url(url: str, *, offline: bool) -> None:
+    """Raise `OcrnetError` for a url that is not http(s), that has no host, or that ``offline`` forbids."""
+    parts = _parts(url)
+    if parts.scheme not in SCHEMES:
+        raise OcrnetError(f"'{urls.scrub(url)}' must begin with http:// or https://, or be a path")
+    if not parts.hostname:
+        raise OcrnetError(f"'{urls.scrub(url)}' names no host")
+    if offline:
+        raise OcrnetError(f"--offline: '{urls.scrub(url)}' is not downloaded; give a file, or leave --offline out")
+
+
+def name_of(url: str) -> str:
+    """Return the name of a url's result: the last part of its path without the suffix, harmless as a file's name."""
+    last = urllib.parse.unquote(_parts(url).path.rstrip("/").rpartition("/")[2])
+    name = re.sub(r"\.\w{1,5}$", "", re.sub(r"[^\w.-]+", "_", last))
+    return name.strip("._")[:100] or "image"
+
+
+def image(url: str) -> bytes:
+    """Download a file, and return its bytes; whether it is an image of a bearable size is told from its header.
+
+    Raises `OcrnetError` naming the url, for what the server says as for what it does not keep to.
+    """
+    data = _fetch(url)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as header:
+                width, height = header.size
+    except UnidentifiedImageError:
+        raise OcrnetError(f"{urls.scrub(url)} is no image: it begins with {data[:16]!r}") from None
+    except Image.DecompressionBombError:
+        raise OcrnetError(f"{urls.scrub(url)} has more than {MOST_PIXELS:,} pixels") from None
+    except Exception as error:  # Pillow names no end of errors for damaged headers
+        raise OcrnetError(f"{urls.scrub(url)} is damaged or no image ({error})") from None
+    if width * height > MOST_PIXELS:
+        raise OcrnetError(
+            f"{urls.scrub(url)} is {height}x{width}, more than {MOST_PIXELS:,} pixels; save it, and give the file"
+        )
+    return data
+
+
+def _fetch(url: str) -> bytes:
+    """Return the bytes behind a url, all of them within `MOST_SECONDS`.
+
+    A thread does it, and is left behind where it takes longer: timeouts of sockets end neither a server that sends a
+    byte now and then, nor a resolver that does not answer.
+    """
+    found: dict[str, Any] = {}
+    given_up = threading.Event()
+
+    def work() -> None:
+        try:
+            found["data"] = _read(url, given_up)
+        except OcrnetError as error:
+            found["error"] = error
+        except urllib.error.HTTPError as error:
+            found["error"] = OcrnetError(f"{urls.scrub(url)}: the server says {error.code} {error.reason}")
+        except (OSError, HTTPException, ValueError) as error:
+            why = getattr(error, "reason", None) or error
+            found["error"] = OcrnetError(f"{urls.scrub(url)} cannot be read: {why or type(why).__name__}")
+
+    with signals_held():
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+    thread.join(MOST_SECONDS)
+    given_up.set()
+    if not found:
+        raise OcrnetError(f"{urls.scrub(url)} was not there after {MOST_SECONDS:g} seconds; save it, and give the file")
+    if "error" in found:
+        raise found["error"]
+    return found["data"]
+
+
+def _read(url: str, given_up: threading.Event) -> bytes:
+    opener = urllib.request.OpenerDirector()  # not the usual one, which follows to ftp:// and opens file://
+    for handler in (
+        urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler, _Redirects,
+        urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler,
+    ):  # fmt: skip
+        opener.add_handler(handler())
+    asked = urllib.request.Request(url, headers={"User-Agent": f"ocrnet/{ocrnet.__version__}"})
+    data = bytearray()
+    with opener.open(asked, timeout=MOST_SECONDS) as answer:
+        promised = int(answer.headers.get("Content-Length", "-1"))
+        if promised > MOST_BYTES:
+            raise _too_large(url)
+        while not given_up.is_set() and (block := answer.read1(_BLOCK)):
+            data += block
+            if len(data) > MOST_BYTES:
+                raise _too_large(url)
+    if promised > len(data):
+        raise OcrnetError(f"{urls.scrub(url)} broke off after {len(data):,} of {promised:,} bytes")
+    return bytes(data)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    max_redirections = MOST_REDIRECTS
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        if _parts(newurl).scheme not in SCHEMES:
+            raise OcrnetError(f"{urls.scrub(req.full_url)} leads to {urls.scrub(newurl)}, which is no http(s) url")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _too_large(url: str) -> OcrnetError:
+    return OcrnetError(f"{urls.scrub(url)} is larger than {MOST_BYTES // 2**20} MiB; save it, and give the file")
+
+
+def _parts(url: str) -> urllib.parse.SplitResult:
+    try:
+        return urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise OcrnetError(f"'{urls.scrub(url)}' is no url: {error}") from None

@@ -1,0 +1,62 @@
+"""How far `ocrnet predict` is: a bar on a terminal, elsewhere a line every ten seconds."""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from ocrnet.bar import Bar
+
+EVERY_SECONDS = 10.0
+
+
+class Progress:
+    """Counts ``total`` things (``unit``: images), and the parts that one of them is done in: tiles, or frames."""
+
+    def __init__(
+        self, total: int, say: Callable[[str], None], *, unit: str = "images", shown: bool | None = None
+    ) -> None:
+        self._total, self._say, self._unit = total, say, unit
+        self._bar = Bar(total, 0, title="predict", shown=shown)
+        self._begun = self._said = time.monotonic()
+        self._done = 0
+
+    def __enter__(self) -> "Progress":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.__exit__(kind, error, trace)
+
+    def done(self) -> None:
+        """Count one thing as done."""
+        self._done += 1
+        passed = time.monotonic() - self._begun
+        self._show(self._done, f"{self._done}/{self._total} {self._unit}, {_rate(self._done, passed)} {self._unit}/s")
+
+    def part(self, what: str, number: int, total: int, since: float) -> None:
+        """Say that ``number`` of ``total`` parts (0: not known) of the thing in hand are done, begun at ``since``."""
+        rate = _rate(number, time.monotonic() - since)
+        of = f"/{max(total, number)}" if total else ""
+        share = min(1.0, number / total) if total else 0.0
+        self._show(self._done + share, f"{what}s {number}{of}, {rate} {what}s/s")
+
+    def _show(self, done: float, text: str) -> None:
+        self._bar.settle(done)
+        self._bar.say(text)
+        now = time.monotonic()
+        if self._bar.shown or now - self._said < EVERY_SECONDS or done >= self._total:
+            return
+        self._said = now
+        left = (now - self._begun) * (self._total - done) / done if done else None
+        self._say(text if left is None else f"{text}, about {duration(left)} left")
+
+
+def _rate(number: int, seconds: float) -> str:
+    return f"{number / max(seconds, 1e-6):.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as ``1:08`` or ``2:01:08``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

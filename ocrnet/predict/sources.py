@@ -1,0 +1,110 @@
+"""What `ocrnet predict SOURCE` means: images and videos by file, folder, pattern or url, each with a name."""
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from ocrnet.cloud import urls
+from ocrnet.datasets.files import IMAGES, listing
+from ocrnet.errors import OcrnetError
+from ocrnet.images import decode_image, read_image
+from ocrnet.predict import download, video
+
+VIDEOS = (
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp",
+    ".ogv",
+)  # fmt: skip
+
+Kind = Literal["image", "video"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image or a video: ``place`` is its path or url, ``name`` that of its results, unique and without a suffix."""
+
+    name: str
+    place: str
+    kind: Kind = "image"
+
+    @property
+    def shown(self) -> str:
+        """The place as it may be said and written: without the password of a url."""
+        return urls.scrub(self.place)
+
+    def read(self) -> np.ndarray:
+        """Return the image, uint8 H,W,3 RGB, as a person would see it; `OcrnetError` where it cannot be read."""
+        if is_url(self.place):
+            return decode_image(download.image(self.place), self.shown, upright=True)
+        return read_image(self.place, upright=True)
+
+
+def find(source: str, output: str | Path, *, offline: bool = False) -> list[Source]:
+    """Return what a path, a pattern or a url means; files below ``output``, and hidden ones, are left out.
+
+    Raises `OcrnetError` where it means nothing, and for a url where ``offline`` forbids it. Nothing is downloaded yet.
+    """
+    if "://" in source:
+        download.check_url(source, offline=offline)
+        return [Source(download.name_of(source), source)]
+    path = Path(source)
+    if path.is_file():
+        return [Source(path.stem, source, _kind(path))]
+    if path.is_dir():
+        if path.resolve() == Path(output).resolve():
+            raise OcrnetError(f"--output '{output}' is the folder of the images themselves; give another one")
+        found = _below(path, path.rglob("*"), output)
+        if not found:
+            raise OcrnetError(
+                f"'{source}' holds no images ({' '.join(IMAGES)}) or videos ({' '.join(VIDEOS)}); "
+                f"it holds {listing(path)}"
+            )
+        return _named(path, found)
+    if not glob.has_magic(source):
+        raise OcrnetError(f"'{source}' does not exist; give an image, a video, a folder, a quoted pattern, or a url")
+    root = Path(re.split(r"[^/]*[*?\[]", source, maxsplit=1)[0])
+    found = _below(root, map(Path, glob.glob(source, recursive=True)), output)
+    if not found:
+        raise OcrnetError(f"'{source}' matches no images ({' '.join(IMAGES)}) or videos ({' '.join(VIDEOS)})")
+    return _named(root, found)
+
+
+def is_url(place: str) -> bool:
+    """Say whether a source's place is a url."""
+    return "://" in place
+
+
+def _below(root: Path, paths: Iterable[Path], output: str | Path) -> list[Path]:
+    results = Path(output).resolve()
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in (*IMAGES, *VIDEOS)
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and results not in path.resolve().parents
+    )
+
+
+def _named(root: Path, paths: Sequence[Path]) -> list[Source]:
+    """Name each by its path below ``root``: without its suffix, unless two would then be called the same."""
+    whole = [path.relative_to(root).as_posix() for path in paths]
+    stems = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    often = Counter(stems)
+    names = [name if often[stem] > 1 else stem for stem, name in zip(stems, whole, strict=True)]
+    if len(set(names)) < len(names):  # "a.jpg" and "a.png" keep theirs, and "a.jpg.png" would become one of them
+        names = whole
+    return [Source(name, str(path), _kind(path)) for name, path in zip(names, paths, strict=True)]
+
+
+def _kind(path: Path) -> Kind:
+    suffix = path.suffix.lower()
+    if suffix in IMAGES or suffix in VIDEOS:
+        return "image" if suffix in IMAGES else "video"
+    return "video" if not cv2.haveImageReader(str(path)) and video.opens(path) else "image"

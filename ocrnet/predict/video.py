@@ -1,0 +1,168 @@
+"""Video files through OpenCV, frame by frame: a film may be longer than memory, and a half one has no final name."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+
+from ocrnet.errors import OcrnetError
+
+# FFmpeg's own messages, which OpenCV passes on, say the same less clearly.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+# What a container says of its length may be an estimate: so many of its frames may be missing, and one more.
+TOLERANCE = 0.01
+FALLBACK_RATE = 25.0
+_CODEC = "mp4v"
+
+
+def opens(path: str | Path) -> bool:
+    """Say whether OpenCV finds a first frame in a file."""
+    if _is_text(path):
+        return False
+    capture = _capture(path)
+    try:
+        return capture.isOpened() and capture.grab()
+    finally:
+        capture.release()
+
+
+def _is_text(path: str | Path) -> bool:
+    """Say whether a file is text: FFmpeg makes a film of it, or follows it, as a playlist, to files and urls."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        head = file.read(4096)
+        return b"\0" not in head or head.startswith((b"#EXTM3U", b"ffconcat"))
+    return False
+
+
+def _capture(path: str | Path) -> cv2.VideoCapture:
+    with _quiet():
+        return cv2.VideoCapture(str(path))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep OpenCV from saying on stderr what is an `OcrnetError` here."""
+    before = cv2.getLogLevel()
+    cv2.setLogLevel(0)
+    try:
+        yield
+    finally:
+        cv2.setLogLevel(before)
+
+
+class Reader:
+    """A video within ``with``: ``rate`` in frames a second, ``promised`` frames (0: not said), and the frames.
+
+    ``notes`` say what had to be assumed. Raises `OcrnetError` where there is no first frame.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self.frames = 0
+        if not Path(path).is_file():
+            raise OcrnetError(f"{path} does not exist")
+        self._capture = cv2.VideoCapture() if _is_text(path) else _capture(path)
+        self._first: np.ndarray | None
+        found, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
+        if not found or self._first is None:
+            self._capture.release()
+            raise OcrnetError(f"{path} is damaged or no video that OpenCV reads; write it again, for example as mp4")
+        self.size = self._first.shape[0], self._first.shape[1]
+        rate, promised = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.rate = rate if math.isfinite(rate) and 0 < rate <= 1000 else FALLBACK_RATE
+        if self.rate != rate:
+            self.notes.append(f"{path} does not say its frame rate; {FALLBACK_RATE:g} a second is taken")
+        self.promised = int(promised) if math.isfinite(promised) and promised > 0 else 0
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._capture.release()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield the frames, uint8 H,W,3 RGB, all of one size."""
+        frame = self._first
+        while frame is not None:
+            if frame.shape[:2] != self.size:
+                raise OcrnetError(
+                    f"{self.path} changes its size from {self.size[0]}x{self.size[1]} to {frame.shape[0]}x"
+                    f"{frame.shape[1]} at frame {self.frames}; cut it there"
+                )
+            self.frames += 1
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            frame = self._capture.read()[1]
+
+    @property
+    def missing(self) -> str:
+        """What is wrong with a video that has been read to its end; empty where it was as long as it says."""
+        lacking = self.promised - self.frames
+        if lacking <= 1 + TOLERANCE * self.promised:
+            return ""
+        return f"{self.path} is truncated or damaged: {self.frames} of {self.promised} frames can be read"
+
+
+class Writer:
+    """An mp4 within ``with``, which has its name only after `finish`; else nothing of it stays.
+
+    Frames of odd height or width, which the codec has not, are one pixel larger: their last row or column twice.
+    """
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self.path, self.rate = path, rate
+        self._draft = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
+        self._writer: cv2.VideoWriter | None = None
+        self._frames = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._draft.touch()
+        except OSError as error:
+            raise OcrnetError(f"{path} cannot be written: {error.strerror}") from None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close()
+        self._draft.unlink(missing_ok=True)
+
+    def write(self, picture: np.ndarray) -> None:
+        """Append a frame, uint8 H,W (grey) or H,W,3 RGB."""
+        frame = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR if picture.ndim == 2 else cv2.COLOR_RGB2BGR)
+        height, width = frame.shape[:2]
+        if height % 2 or width % 2:
+            frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        if self._writer is None:
+            codec = cv2.VideoWriter.fourcc(*_CODEC)
+            self._writer = cv2.VideoWriter(str(self._draft), codec, self.rate, (frame.shape[1], frame.shape[0]))
+            if not self._writer.isOpened():
+                raise OcrnetError(f"{self.path}: OpenCV cannot write {frame.shape[0]}x{frame.shape[1]} as {_CODEC}")
+        self._writer.write(frame)
+        self._frames += 1
+
+    def finish(self) -> None:
+        """Give the file its name, after a look whether all frames are in it: OpenCV does not tell of a full disk."""
+        self._close()
+        capture = _capture(self._draft)
+        there = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        capture.release()
+        if there != self._frames:
+            raise OcrnetError(
+                f"{self.path} cannot be written: {there} of {self._frames} frames arrived; is the disk full?"
+            )
+        try:
+            os.replace(self._draft, self.path)
+        except OSError as error:
+            raise OcrnetError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None

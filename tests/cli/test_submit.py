@@ -1,0 +1,182 @@
+"""The zip for the Cityscapes test server: what is in it, what `eval` says of the same predictions, what is refused."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import zipfile
+
+import numpy as np
+import pytest
+from commands import ROOT, start, wait_for
+
+from ocrnet import metrics, submit
+from ocrnet.cli import main
+from ocrnet.datasets import cityscapes as layout
+from ocrnet.datasets import open_dataset
+from ocrnet.images import decode_label, encode_png
+
+W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
+
+
+@pytest.fixture(scope="module")
+def val_zip(cityscapes, w48_run, tmp_path_factory):
+    """Return the zip of the validation split."""
+    path = tmp_path_factory.mktemp("submit") / "val.zip"
+    argv = ["submit", *of(cityscapes), "--checkpoint_path", str(w48_run), "--device_target", "CPU", "--split", "val"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main([*argv, "--output", str(path)]) == 0
+    for part in ("3 results", "note: images are 96x192; the server takes 1024x2048 alone", "nothing is wrong with it"):
+        assert part in said.getvalue()
+    return path
+
+
+def of(cityscapes) -> list[str]:
+    return ["--config", str(ROOT / W48), "--set", f"data.dataset_dir={cityscapes}"]
+
+
+def test_the_zip_holds_what_eval_scores(val_zip, cityscapes, w48_run, tmp_path):
+    argv = ["eval", *of(cityscapes), "--device_target", "CPU", "--checkpoint_path", str(w48_run)]
+    assert main([*argv, "--save_dir", str(tmp_path)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
+    (scored,) = [row for row in rows if row["kind"] == "eval"]
+    dataset = open_dataset("cityscapes", cityscapes, "val")
+    counts = np.zeros((19, 19), np.int64)
+    with zipfile.ZipFile(val_zip) as archive:
+        assert sorted(archive.namelist()) == [f"demo_{i:06}_000019_labelIds.png" for i in range(3)]
+        for index in range(len(dataset)):
+            name = dataset.name(index).rpartition("/")[2]
+            ids = decode_label(archive.read(f"{name}_labelIds.png"), name)
+            assert (ids.shape, ids.dtype) == ((96, 192), np.uint8)
+            counts += metrics.confusion(dataset.classes.to_indices(ids, name), dataset.read(index)[1], 19)
+    scores = metrics.as_dict(metrics.scores(counts, dataset.classes.names, dataset.classes.categories))
+    assert scores == {name: scored[name] for name in scores}
+
+
+def test_cityscapesscripts_finds_and_scores_it(val_zip, cityscapes, tmp_path, monkeypatch):
+    evaluation = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    shutil.unpack_archive(val_zip, tmp_path)
+    truth = sorted(map(str, (cityscapes / "gtFine/val").rglob("*_labelIds.png")))
+    args = evaluation.args
+    for name, value in (("predictionPath", str(tmp_path)), ("predictionWalk", None), ("JSONOutput", False),
+                        ("evalInstLevelScore", False), ("quiet", True)):  # fmt: skip
+        monkeypatch.setattr(args, name, value)
+    found = evaluation.evaluateImgLists([evaluation.getPrediction(args, path) for path in truth], truth, args)
+    assert 0 <= found["averageScoreClasses"] <= 1
+
+
+def test_the_test_split_needs_no_labels(cityscapes, w48_run, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(cityscapes / "leftImg8bit", data / "leftImg8bit")
+    argv = ["submit", *of(data), "--checkpoint_path", str(w48_run), "--device_target", "CPU", "--flip", "True"]
+    assert main([*argv, "--output", str(tmp_path / "new/test.zip")]) == 0
+    assert "of Cityscapes test at" in capsys.readouterr().out
+    assert zipfile.ZipFile(tmp_path / "new/test.zip").namelist() == ["demo_000000_000019_labelIds.png"]
+    assert os.listdir(tmp_path / "new") == ["test.zip"]
+    assert main([*argv, "--output", str(tmp_path / "new/test.zip")]) == 2
+    assert "exists; remove it" in capsys.readouterr().err
+
+
+def test_a_stop_leaves_nothing(cityscapes, w48_run, tmp_path):
+    data = tmp_path / "data/leftImg8bit/test/demo"
+    data.mkdir(parents=True)
+    scene = next((cityscapes / "leftImg8bit/test/demo").iterdir())
+    for i in range(2000):
+        os.symlink(scene, data / f"demo_{i:06}_000019_leftImg8bit.png")
+    process = start("-m", "ocrnet", "submit", *of(tmp_path / "data"), "--checkpoint_path", str(w48_run), "--output",
+                    str(tmp_path / "out/test.zip"), "--device_target", "CPU")  # fmt: skip
+    wait_for(process, "scales: ")
+    while not list(tmp_path.glob("out/.test.zip.*")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert "SIGTERM: stopping; nothing is written" in process.stderr.read()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# --- looking through a zip
+
+GOOD = np.full((4, 6), 7, np.uint8)
+
+
+def zipped(path, **entries: bytes | np.ndarray):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(f"{name}.png", content if isinstance(content, bytes) else encode_png(content))
+    return path
+
+
+NAMES = {f"bonn_{i:06}_000019": (4, 6) for i in range(2)}
+A, B = NAMES
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({f"{A}_x": GOOD}, [f"{B} has no result"]),
+        ({A: GOOD, f"{A}_again": GOOD, B: GOOD}, [f"{A} has 2 results"]),
+        ({A: GOOD, B: GOOD, "bonn_000009_000019": GOOD}, ["bonn_000009_000019.png is the result of no image"]),
+        ({A: GOOD, B: GOOD, "notes": GOOD}, ["notes.png is not named like"]),
+        ({A: GOOD, B: GOOD[:3]}, [f"{B}.png is 3x6, not 4x6"]),
+        ({A: GOOD, B: np.full((4, 6), 34, np.uint8)}, ["ids that the table of Cityscapes has not: 34"]),
+        ({A: GOOD % 5, B: GOOD % 4}, ["look like class indices (trainIds)"]),
+        ({A: GOOD, B: np.zeros((4, 6, 3), np.uint8)}, [f"{B}.png has mode RGB"]),
+        ({A: GOOD, B: encode_png(GOOD)[:-20]}, [f"{B}.png is truncated"]),
+        ({A: GOOD, B: b"no picture"}, [f"{B}.png is damaged or no image"]),
+        ({A: GOOD, f"folder/{B}_labelIds": GOOD}, []),
+    ],
+)
+def test_what_is_wrong_with_a_zip_is_named(tmp_path, entries, said):
+    problems = submit.inspect(zipped(tmp_path / "a.zip", **entries), NAMES).problems
+    assert len(problems) == len(said)
+    for problem, part in zip(problems, said, strict=True):
+        assert part in problem
+
+
+def test_every_flipped_byte_of_a_result_is_noticed(tmp_path):
+    path = zipped(tmp_path / "a.zip", **dict.fromkeys(NAMES, GOOD))
+    assert submit.inspect(path, NAMES).problems == []
+    data = path.read_bytes()
+    begin = data.index(b"\x89PNG")
+    for position in range(begin, data.index(b"IEND", begin), 5):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 16]) + data[position + 1 :])
+        (problem, *_) = submit.inspect(path, NAMES).problems
+        assert f"{A}.png is damaged" in problem
+
+
+def test_without_the_dataset_cities_and_the_full_size_are_asked_for(tmp_path, monkeypatch, capsys):
+    assert {split: sum(cities.values()) for split, cities in submit.CITIES.items()} == {"test": 1525, "val": 500}
+    monkeypatch.setattr(submit, "CITIES", {"test": {"bonn": 2, "mainz": 1}, "val": {"lindau": 1}})
+    full = np.full(submit.SIZE, 7, np.uint8)
+    path = zipped(tmp_path / "a.zip", **dict.fromkeys([A, B, "mainz_000000_000019"], full))
+    assert main(["submit", "--verify", str(path)]) == 0
+    assert "3 results" in (said := capsys.readouterr().out)
+    assert "  7 road" in said
+    path = zipped(tmp_path / "b.zip", **{A: full, B: GOOD, "ulm_000000_000019": full})
+    assert main(["submit", "--verify", str(path)]) == 1
+    said = capsys.readouterr().err
+    for part in ("4x6, not 1024x2048", "mainz has 0 results; the test split has 1", "ulm is no city of the test split"):
+        assert part in said
+    assert main(["submit", "--verify", str(path), "--split", "val"]) == 1
+    assert "lindau has 0 results" in capsys.readouterr().err
+
+
+def test_the_zip_of_a_split_is_looked_through_with_its_dataset(val_zip, cityscapes, capsys):
+    assert main(["submit", "--verify", str(val_zip), "--split", "val", *of(cityscapes)]) == 0
+    assert main(["submit", "--verify", str(val_zip), *of(cityscapes)]) == 1
+    assert "is the result of no image of the split" in capsys.readouterr().err
+
+
+def test_what_was_written_is_read_back_before_it_has_its_name(cityscapes, w48_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(submit, "encode_png", lambda ids: encode_png(ids % 7))
+    argv = ["submit", *of(cityscapes), "--checkpoint_path", str(w48_run), "--device_target", "CPU"]
+    assert main([*argv, "--output", str(tmp_path / "test.zip")]) == 2
+    assert "look like class indices" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_ids_to_look_out_for():
+    ids = layout.classes().ids
+    assert (min(ids), max(ids)) == (7, 33)
