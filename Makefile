@@ -21,7 +21,7 @@ types: .venv/ready
 
 # The documentation as a site, in site/: a dead link or a missing page is an error.
 docs: .venv/ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The core, in an environment that has no framework, on NumPy 2.
 core: .venv-core/ready
