@@ -25,7 +25,6 @@ VALUES = {
     ("export", "input"): typing.get_args(Input),
     ("export", "outputs"): typing.get_args(Outputs),
     ("convert", "to"): tuple(TARGETS),
-    ("submit", "split"): ("test", "val"),
     ("train", "resume_ckpt"): ("auto",),
     ("submit", "split"): SPLITS,
 }
