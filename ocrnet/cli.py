@@ -32,7 +32,7 @@ from ocrnet.config import Config
 from ocrnet.datasets import Dataset, decoded, synthetic
 from ocrnet.errors import OcrnetError, nearest
 from ocrnet.evaluate import evaluate
-from ocrnet.export import Wish, export
+from ocrnet.export import Wish, export, triton
 from ocrnet.images import write_png
 from ocrnet.metrics import Scores, as_dict, constant_answer, table
 from ocrnet.predict import command as predict_command
@@ -240,7 +240,8 @@ def run_export(argv: Sequence[str]) -> int:
     labelled = open_split(flags.load_config(args)[0], "val") if "config" in options else None
     for line in ([meaning] if meaning else []) + [f"checkpoint: {path}"]:
         print(line, flush=True)
-    figures = export(wish, labelled, lambda line: print(line, flush=True))
+    write = triton.export_repository if wish.format == triton.FORMAT else export
+    figures = write(wish, labelled, lambda line: print(line, flush=True))
     print(f"wrote {wish.output} and its card: {figures.text()}")
     return 0
 

@@ -88,7 +88,7 @@ FLAGS = (
         "format",
         ("export",),
         None,
-        "onnx, openvino, torchscript, torch_export, mindir or tensorrt; default: --output's",
+        "onnx, openvino, torchscript, torch_export, mindir, tensorrt or triton (a folder); default: --output's",
     ),
     Flag("dynamic", ("export",), None, "True: any batch, height and width", bare=True),
     Flag("input", ("export",), None, "uint8 (images as they are) or normalised (float32 N,3,H,W)"),

@@ -125,7 +125,7 @@ def _format(wish: Wish) -> Format:
             if implied != name:
                 raise OcrnetError(f"--output {wish.output}: --format {name} ends in {SUFFIXES[name]}")
             return name
-    raise OcrnetError(f"--format is '{wish.format}', but must be one of {', '.join(FORMATS)}"
+    raise OcrnetError(f"--format is '{wish.format}', but must be one of {', '.join(FORMATS)}, triton"
                       f"{nearest(wish.format, FORMATS)}")  # fmt: skip
 
 

@@ -1,0 +1,60 @@
+"""`ocrnet export --format triton`: a model repository for NVIDIA's Triton Inference Server, around the ONNX export."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ocrnet import checkpoint
+from ocrnet.datasets import Dataset
+from ocrnet.errors import OcrnetError
+from ocrnet.export import Wish, export
+from ocrnet.export.card import card_path
+from ocrnet.export.compare import Figures
+from ocrnet.exported import need
+
+FORMAT = "triton"
+MAX_BATCH = 8
+QUEUE_MICROSECONDS = 5000
+# ONNX's numbers of the types that our graphs have at their ends, and Triton's names.
+TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}
+
+
+def export_repository(wish: Wish, labelled: Dataset | None, say: Callable[[str], None]) -> Figures:
+    """Write OUTPUT/config.pbtxt and OUTPUT/1/model.onnx; return how its answers compare with the checkpoint's.
+
+    Without a size, batch, height and width stay open, and Triton batches requests of one size. Raise `OcrnetError`
+    where OUTPUT is something else already, or as `export` does.
+    """
+    folder, config = wish.output, wish.output / "config.pbtxt"
+    if folder.exists() and not (folder.is_dir() and (config.is_file() or not any(folder.iterdir()))):
+        raise OcrnetError(f"--output {folder} exists and is no model of a Triton repository; give a new folder")
+    onnx = need("onnx", "--format triton")
+    model = folder / "1" / "model.onnx"
+    dynamic = wish.dynamic or wish.size is None
+    figures = export(dataclasses.replace(wish, format="onnx", output=model, dynamic=dynamic), labelled, say)
+    card_path(model).replace(folder / "MODEL_CARD.md")
+    text = describe(onnx.load(str(model), load_external_data=False).graph)
+    checkpoint.replace(config, [text.encode()], flag="--output")
+    return figures
+
+
+def describe(graph: Any) -> str:
+    """Return the config.pbtxt for an ONNX graph; its model has the name of its folder."""
+    (given,), (answered,) = graph.input, graph.output
+    batched = not given.type.tensor_type.shape.dim[0].HasField("dim_value")
+    lines = ['backend: "onnxruntime"', f"max_batch_size: {MAX_BATCH if batched else 0}"]
+    for kind, value in (("input", given), ("output", answered)):
+        tensor = value.type.tensor_type
+        sizes = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
+        lines += [
+            f"{kind} [",
+            "  {",
+            f'    name: "{value.name}"',
+            f"    data_type: {TYPES[tensor.elem_type]}",
+            f"    dims: {sizes[1:] if batched else sizes}",
+            "  }",
+            "]",
+        ]
+    if batched:
+        lines += ["dynamic_batching {", f"  max_queue_delay_microseconds: {QUEUE_MICROSECONDS}", "}"]
+    return "\n".join(lines) + "\n"
