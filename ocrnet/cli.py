@@ -20,6 +20,7 @@ from ocrnet import (
     exported,
     flags,
     ranks,
+    serve,
     submit,
     weights,
 )
@@ -52,6 +53,7 @@ commands:
   eval       score a checkpoint          ocrnet eval --config CONFIG --checkpoint_path output
   predict    segment images and videos   ocrnet predict photo.jpg --checkpoint_path output
   submit     zip for Cityscapes' server  ocrnet submit --config CONFIG --checkpoint_path output --output test.zip
+  serve      a web page and an HTTP API  ocrnet serve --checkpoint_path output
   export     write it for a runtime     ocrnet export --checkpoint_path output --output ocrnet.onnx
   convert    weights from or to others   ocrnet convert --input model.pdparams --output model.safetensors
   bench      time checkpoints and files  ocrnet bench --checkpoint_path output ocrnet.onnx
@@ -343,6 +345,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "eval": run_eval,
     "predict": predict_command.main,
     "submit": submit.main,
+    "serve": serve.main,
     "export": run_export,
     "convert": run_convert,
     "bench": bench.main,

@@ -47,6 +47,8 @@ INSTALL = {
     "onnx": "from a clone, pip install -e '.[onnx]'",
     "onnxruntime": "from a clone, pip install -e '.[onnx]'",
     "openvino": "from a clone, pip install -e '.[openvino]'",
+    "fastapi": "from a clone, pip install -e '.[serve]'",
+    "uvicorn": "from a clone, pip install -e '.[serve]'",
     "tensorrt": "it comes with NVIDIA's TensorRT, for a machine with an NVIDIA GPU",
 }
 # The one JSON document in a file's metadata; a format without metadata has it in a file beside, of this ending.

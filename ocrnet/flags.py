@@ -12,7 +12,7 @@ from ocrnet.errors import OcrnetError, nearest
 from ocrnet.layers import KEYS, Given
 
 RUN = ("train", "eval")
-ENGINE = (*RUN, "predict", "submit", "report")
+ENGINE = (*RUN, "predict", "submit", "report", "serve")
 
 # What ModelArts adds to the command of a job, according to its documentation (framework images, its runner, its
 # training service), and what the public MindSpore scripts take from it; ranks are known from the environment.
@@ -60,9 +60,9 @@ FLAGS = (
     Flag("save_dir", RUN, "save_dir", "folder of the run"),
     Flag(
         "checkpoint_path",
-        ("eval", "predict", "submit", "export", "report"),
+        ("eval", "predict", "submit", "export", "report", "serve"),
         None,
-        "checkpoint file, or a folder: its newest valid one; eval, predict and submit: an exported file too",
+        "checkpoint file, or a folder: its newest valid one; eval, predict, submit, serve: an exported file too",
         "ckpt_path",
     ),
     Flag("input", ("convert",), None, "weights of any implementation, or a checkpoint of ours"),
@@ -119,6 +119,15 @@ FLAGS = (
     Flag("data_url", RUN, "data_url", "where the dataset is: obs://, s3://, file://, or a path"),
     Flag("train_url", RUN, "train_url", "where results are pushed: obs://, s3://, file://, or a path"),
     Flag("ckpt_url", RUN, "ckpt_url", "where the weights to begin from, or to score, are"),
+    Flag("host", ("serve",), None, "address to serve at; default 127.0.0.1, which this machine alone reaches"),
+    Flag("port", ("serve",), None, "port, 0: one that is free; default 8000"),
+    Flag("max_batch", ("serve",), None, "images that are looked at together; default 8, on a CPU 1"),
+    Flag("batch_wait", ("serve",), None, "seconds that an image waits for others of its size; default 0.005"),
+    Flag("max_requests", ("serve",), None, "requests in work at a time, more are told to try again; default 64"),
+    Flag("timeout", ("serve",), None, "seconds until a request is given up; default 60"),
+    Flag("max_megabytes", ("serve",), None, "MB that an image file may have; default 20"),
+    Flag("max_megapixels", ("serve",), None, "megapixels that an image may have; default 16"),
+    Flag("token_file", ("serve",), None, "file with the token that requests must bring; or OCRNET_SERVE_TOKEN"),
     Flag("dry_run", ("train",), None, "say what would be done, at what cost, check the data, and stop", bare=True),
 )
 

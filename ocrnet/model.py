@@ -70,9 +70,23 @@ class Model:
             raise OcrnetError(f"an image must be a NumPy array, uint8 H,W,3 in RGB order, not {type(image).__name__}")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OcrnetError(f"an image must be uint8 H,W,3 in RGB order, not {image.dtype} {image.shape}")
-        passes = make_passes(Eval(scales=tuple(scales), flip=flip, slide=slide), (image.shape[0], image.shape[1]))
-        found = self._engine.predict(np.ascontiguousarray(image)[None], passes, tuple(outputs))
+        found = self.outputs_of(np.ascontiguousarray(image)[None], outputs, scales, flip, slide)
         return {name: array[0] for name, array in found.items()}
+
+    def outputs_of(
+        self,
+        images: np.ndarray,
+        outputs: Sequence[str] = ("labels",),
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        slide: tuple[int, int] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return what `outputs` does, with an axis N first, for a batch of images uint8 N,H,W,3 RGB.
+
+        A batch is not rounded as its images are alone: of the last bit of a probability the label may depend.
+        """
+        passes = make_passes(Eval(scales=tuple(scales), flip=flip, slide=slide), (images.shape[1], images.shape[2]))
+        return self._engine.predict(images, passes, tuple(outputs))
 
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalised float32 N,3,H,W."""

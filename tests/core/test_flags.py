@@ -14,13 +14,13 @@ CONFIG = str(ROOT / "config/ocrnet/config_ocrnet_hrw32_16k.yml")
 # A change here is a change of what users type: update README.md, README_CN.md and CHANGELOG.md with it.
 FROZEN = {
     ("config", "train eval check submit export", None, None),
-    ("device_target", "train eval predict submit report", "device_target", None),
-    ("engine", "train eval predict submit report", "engine", None),
-    ("mix", "train eval predict submit report", "mix", None),
+    ("device_target", "train eval predict submit report serve", "device_target", None),
+    ("engine", "train eval predict submit report serve", "engine", None),
+    ("mix", "train eval predict submit report serve", "mix", None),
     ("amp_level", "train eval", "amp_level", None),
     ("ms_mode", "train eval", "ms_mode", None),
     ("save_dir", "train eval", "save_dir", None),
-    ("checkpoint_path", "eval predict submit export report", None, "ckpt_path"),
+    ("checkpoint_path", "eval predict submit export report serve", None, "ckpt_path"),
     ("input", "convert", None, None),
     ("output", "predict submit export convert report", None, None),
     ("save", "predict", None, None),
@@ -55,6 +55,15 @@ FROZEN = {
     ("data_url", "train eval", "data_url", None),
     ("train_url", "train eval", "train_url", None),
     ("ckpt_url", "train eval", "ckpt_url", None),
+    ("host", "serve", None, None),
+    ("port", "serve", None, None),
+    ("max_batch", "serve", None, None),
+    ("batch_wait", "serve", None, None),
+    ("max_requests", "serve", None, None),
+    ("timeout", "serve", None, None),
+    ("max_megabytes", "serve", None, None),
+    ("max_megapixels", "serve", None, None),
+    ("token_file", "serve", None, None),
     ("dry_run", "train", None, None),
 }
 

@@ -17,13 +17,14 @@ CASES = {
     "gpu.py": ["--device_target", "CPU", "--toy"],
     "export.py": ["--quick"],
     "predict_large.py": ["--size", "300", "400", "--frame", "64", "96", "--frames", "4", "--max_memory", "0.1"],
+    "serve.py": ["--quick"],
     "growth.py": ["--toy", "--calls", "1"],
     "scaling.py": ["--device_target", "CPU", "--width", "6", "--size", "64", "128", "--steps", "1", "--rounds", "1"],
 }
 
 
 # Many processes, each of which imports the framework, or many files to write.
-SLOW = ("memory.py", "predict_large.py", "scaling.py", "growth.py", "export.py")
+SLOW = ("memory.py", "predict_large.py", "scaling.py", "growth.py", "export.py", "serve.py")
 long = pytest.mark.skipif(not os.environ.get("OCRNET_TEST_LONG"), reason="slow: make test-long")
 
 

@@ -1,0 +1,178 @@
+"""`ocrnet serve` on loopback under load: throughput, waiting times, whether each answer is the offline one, memory.
+
+python benchmarks/serve.py --checkpoint quickstart/run [--out FILE] [--requests 2000]
+python benchmarks/serve.py --quick      (a few requests: to try the script)
+
+Street scenes of 128x256, with and without batches; clients and server share the cores, each client sends its next image
+when it has its last answer. Without --checkpoint the weights are fresh ones, which may answer a single class.
+"""
+
+import argparse
+import contextlib
+import http.client
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from common import tell
+
+import ocrnet
+from ocrnet import checkpoint, config, spec
+from ocrnet.config import Config
+from ocrnet.export.compare import draw
+from ocrnet.run import core_versions, git_commit
+from ocrnet.spec import Arch
+
+ARCH = Arch(width=18, blocks=1, modules=(1, 1, 1), num_classes=19, channels=64, key_channels=32)
+SIZE = (128, 256)
+IMAGES = 8
+CLIENTS = (1, 4, 16, 64)
+
+
+def write_network(path: Path) -> None:
+    """Write fresh weights of a small network, the quick start's."""
+    checkpoint.save(path, spec.init(ARCH, 0), {"config": config.as_dict(Config()), "step": 0})
+
+
+@contextlib.contextmanager
+def server(path: Path, batch: int) -> Iterator[str]:
+    """Run the command on a free port; give host:port."""
+    command = [sys.executable, "-m", "ocrnet", "serve", "--checkpoint_path", str(path), "--port", "0",
+               "--max_batch", str(batch), "--max_requests", "128"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.startswith("serving at "):
+                yield line.split("/")[2]
+                break
+    finally:
+        process.terminate()
+        process.communicate(timeout=120)
+
+
+class Load:
+    """So many clients, each sending images in turn, until so many answers have come."""
+
+    def __init__(self, where: str, pictures: list[bytes], wanted: list[np.ndarray]) -> None:
+        self.where, self.pictures, self.wanted = where, pictures, wanted
+        self.seconds: list[float] = []
+        self.unequal = self.refused = self.pixels = 0
+        self.memory: list[tuple[int, int]] = []  # after so many answers, the server's bytes
+        self._lock, self._next = threading.Lock(), 0
+
+    def run(self, clients: int, requests: int) -> float:
+        """Send, and return the seconds that it took."""
+        threads = [threading.Thread(target=self._client, args=(requests,)) for _ in range(clients)]
+        begun = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return time.perf_counter() - begun
+
+    def _client(self, requests: int) -> None:
+        connection = http.client.HTTPConnection(self.where, timeout=120)
+        while True:
+            with self._lock:
+                number = self._next
+                self._next += 1
+            if number >= requests:
+                break
+            begun = time.perf_counter()
+            connection.request("POST", "/predict", self.pictures[number % IMAGES])
+            answer = connection.getresponse()
+            data = answer.read()
+            spent = time.perf_counter() - begun
+            labels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if answer.status == 200 else None
+            with self._lock:
+                self.seconds.append(spent)
+                if labels is None:
+                    self.refused += 1
+                elif not np.array_equal(labels, self.wanted[number % IMAGES]):
+                    self.unequal += 1
+                    self.pixels += int((labels != self.wanted[number % IMAGES]).sum())
+                if len(self.seconds) % 200 == 0:
+                    self.memory.append((len(self.seconds), memory(self.where)))
+        connection.close()
+
+
+def memory(where: str) -> int:
+    """Return the bytes that the server holds, as its metrics tell."""
+    connection = http.client.HTTPConnection(where, timeout=120)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("process_resident_memory_bytes "))))
+
+
+def measure(path: Path, batch: int, requests: int, clients: tuple[int, ...]) -> dict:
+    """Return the figures of one server, by clients; each level has its share of ``requests``."""
+    model = ocrnet.load(path, engine="torch", device_target="CPU")
+    images = [draw(SIZE, number) for number in range(IMAGES)]
+    pictures = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in images]
+    wanted = [model.predict(image) for image in images]
+    found: dict = {"classes_an_image": [len(np.unique(labels)) for labels in wanted]}
+    with server(path, batch) as where:
+        Load(where, pictures, wanted).run(4, 16)  # what is first slow
+        memories, total = [[0, memory(where)]], 0
+        for number in clients:
+            load = Load(where, pictures, wanted)
+            share = requests // len(clients)
+            spent = load.run(number, share)
+            ordered = sorted(load.seconds)
+            found[str(number)] = {
+                "requests": len(ordered),
+                "per_second": round(len(ordered) / spent, 2),
+                "p50_ms": round(1000 * statistics.median(ordered), 1),
+                "p99_ms": round(1000 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 1),
+                "refused": load.refused,
+                "answers_unlike_offline": load.unequal,
+                "pixels_unlike_offline": load.pixels,
+            }
+            memories += [[total + count, held] for count, held in load.memory]
+            total += len(ordered)
+            row = found[str(number)]
+            print(f"batch {batch}, {number} clients: {row}", flush=True)
+        found["memory_bytes_after_requests"] = memories
+        print(f"memory: {[(count, held // 2**20) for count, held in memories]} MiB", flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--out")
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    clients = (1, 2) if args.quick else CLIENTS
+    report: dict = {
+        "checkpoint": args.checkpoint.name if args.checkpoint else "fresh weights",
+        "size": SIZE,
+        "threads": os.environ.get("OMP_NUM_THREADS", os.cpu_count()),
+        "versions": core_versions(),
+        "commit": git_commit(),
+        "load_before": os.getloadavg()[0],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.checkpoint or Path(folder) / "small.safetensors"
+        if not args.checkpoint:
+            write_network(path)
+        for batch in (1,) if args.quick else (1, 8):
+            report[f"max_batch {batch}"] = measure(path, batch, 8 if args.quick else args.requests, clients)
+    report["load_after"] = os.getloadavg()[0]
+    tell(report, args.out)
+
+
+if __name__ == "__main__":
+    main()

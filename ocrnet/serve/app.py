@@ -1,0 +1,226 @@
+"""The addresses of a server: the page, predictions, health, metrics, and their description."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import Any, TypeVar
+
+import ocrnet
+from ocrnet.config import EVAL_SCALES, Eval
+from ocrnet.serve import answers, body, described
+from ocrnet.serve.guard import FAULT, Guard
+from ocrnet.serve.metrics import Metrics
+from ocrnet.serve.network import Network
+from ocrnet.serve.refused import Refused
+from ocrnet.serve.settings import Settings
+from ocrnet.serve.worker import Job, Seen, Worker
+
+T = TypeVar("T")
+
+PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/arrays.js": ("arrays.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+OUTPUTS = ("labels", "overlay", "color", "json")
+THREADS = 4  # that decode and encode, which OpenCV and zlib do without Python's lock
+
+
+class Service:
+    """What the addresses share; the methods are called within the server's event loop."""
+
+    def __init__(self, network: Network, worker: Worker, metrics: Metrics, settings: Settings) -> None:
+        self.network, self.worker, self.metrics, self.settings = network, worker, metrics, settings
+        self.reader = body.Reader(settings.max_bytes)
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
+        self.stopping = False
+
+    async def off_loop(self, call: Callable[..., T], *given: Any) -> T:
+        """Return what a call returns that takes longer than others may wait."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, call, *given)
+
+    def check_token(self, headers: Any) -> None:
+        """Raise `Refused` unless the request brings the token, where there is one."""
+        if self.settings.token is None:
+            return
+        given = headers.get("authorization", "")
+        wanted = f"Bearer {self.settings.token}"
+        if not hmac.compare_digest(given.encode(), wanted.encode()):
+            raise Refused(401, "this server asks for a token", {"WWW-Authenticate": "Bearer"})
+
+    async def answer(self, request: Any, *, explain: bool, finish: Callable[[Any, Seen, float], T]) -> T:
+        """Read an image, have the network look at it, and return what ``finish`` makes of it, off the loop."""
+        self.check_token(request.headers)
+        how = _how(request.query_params)
+        if (len(how.scales) > 1 or how.flip) and not self.network.averages:
+            raise Refused(400, "this network is a file that answers labels alone, which cannot be averaged")
+        self.worker.check_room()
+        data = await self.reader.read(request.headers, request.stream().__aiter__())
+        begun = time.monotonic()
+        head = await self.off_loop(body.look_at, data, self.settings.max_pixels)
+        with self.worker.enter(head.pixels):
+            image = await self.off_loop(body.decode, data, head)
+            left = begun + self.settings.timeout - time.monotonic()
+            seen = await self._wait(Job(image, how, explain), request.receive, left)
+            return await self.off_loop(finish, image, seen, time.monotonic() - begun)
+
+    async def _wait(self, job: Job, receive: Callable[[], Any], seconds: float) -> Seen:
+        """Wait for the network, as long as the client does and time allows."""
+        future = asyncio.wrap_future(self.worker.submit(job))
+        gone = asyncio.ensure_future(receive())  # the body is read: what comes is that the client went
+        try:
+            await asyncio.wait({future, gone}, timeout=seconds, return_when="FIRST_COMPLETED")
+            if future.done():
+                return future.result()
+            if gone.done():
+                raise Refused(499, "the client went away")
+            raise Refused(504, f"the answer took longer than {self.settings.timeout:g} seconds", {"Retry-After": "10"})
+        finally:
+            gone.cancel()
+            future.cancel()  # where it still waits, the worker passes over it
+
+    def about(self) -> dict[str, Any]:
+        """Return what the page tells and needs to know."""
+        model, arch = self.network.model, self.network.model.arch
+        return {
+            "network": f"OCRNet-HRNet-W{arch.width}",
+            "version": ocrnet.__version__,
+            "classes": [
+                {"index": i, "name": name, "color": answers.colour(rgb)}
+                for i, (name, rgb) in enumerate(zip(model.names, model.palette, strict=True))
+            ],
+            "max_bytes": self.settings.max_bytes,
+            "max_pixels": self.settings.max_pixels,
+            "formats": list(body.KINDS.values()),
+            "scales": list(EVAL_SCALES),
+            "averages": self.network.averages,
+            "explains": self.network.explains,
+        }
+
+    def gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        """Return what is true now, for the metrics."""
+        return {
+            "ocrnet_requests_in_work": ("Requests being decoded, waiting or predicted.", lambda: self.worker.requests),
+            "ocrnet_waiting": ("Images waiting for the network.", lambda: self.worker.waiting),
+        }
+
+
+def build(service: Service) -> Any:
+    """Return the ASGI application."""
+    from fastapi import FastAPI
+    from fastapi.responses import JSONResponse, Response
+    from starlette.requests import ClientDisconnect, Request
+
+    # No documentation pages: FastAPI's load their scripts from elsewhere.
+    app = FastAPI(
+        title="ocrnet serve", version=ocrnet.__version__, docs_url=None, redoc_url=None, description=described.ABOUT
+    )
+    app.openapi_version = "3.0.3"
+
+    def page(name: str, kind: str) -> Callable:
+        data = (resources.files("ocrnet.serve") / "page" / name).read_bytes()
+
+        async def send() -> Response:
+            return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+        return send
+
+    for path, (name, kind) in PAGE.items():
+        app.add_api_route(path, page(name, kind), include_in_schema=False)
+
+    @app.post("/predict", openapi_extra=described.PREDICT, responses=described.predict_answers(), response_model=None)
+    async def predict(request: Request) -> Response:
+        """Segment an image."""
+        wanted = _output(request)
+        model = service.network.model
+
+        def finish(image: Any, seen: Seen, seconds: float) -> Response:
+            if wanted == "json":
+                return JSONResponse(answers.summary(model, seen, seconds))
+            if wanted == "overlay":
+                return Response(answers.overlay_png(model, image, seen), media_type="image/png")
+            array = seen.labels if wanted == "labels" else answers.painted(model, seen)
+            return Response(answers.png(array), media_type="image/png")
+
+        return await service.answer(request, explain=False, finish=finish)
+
+    @app.post("/explain", openapi_extra=described.EXPLAIN, responses=described.explain_answers(), response_model=None)
+    async def explain(request: Request) -> Response:
+        """Segment an image, and tell for each pixel how sure that is and what it takes from the object regions."""
+        zipped = "gzip" in request.headers.get("accept-encoding", "")
+
+        def finish(image: Any, seen: Seen, seconds: float) -> Response:
+            head = answers.summary(service.network.model, seen, seconds)
+            data = answers.arrays(head, seen, zipped=zipped)
+            headers = {"Content-Encoding": "gzip"} if zipped else {}
+            return Response(data, media_type="application/octet-stream", headers=headers)
+
+        return await service.answer(request, explain=True, finish=finish)
+
+    @app.get("/model", responses=described.REFUSALS_OF_MODEL)
+    async def model(request: Request) -> dict[str, Any]:
+        """Tell the network's classes and this server's limits."""
+        service.check_token(request.headers)
+        return service.about()
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """Tell whether new requests are taken: 200, or 503 while the server ends."""
+        status = "stopping" if service.stopping else "ok"
+        return JSONResponse({"status": status}, 503 if service.stopping else 200)
+
+    @app.get("/metrics", responses=described.METRICS, response_class=Response)
+    async def metrics(request: Request) -> Response:
+        """Tell Prometheus what was counted."""
+        service.check_token(request.headers)
+        return Response(service.metrics.text(service.gauges()), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, why: Refused) -> JSONResponse:
+        return JSONResponse({"error": why.text}, why.status, why.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, why: ClientDisconnect) -> JSONResponse:
+        return JSONResponse({"error": "the client went away"}, 499)
+
+    @app.exception_handler(404)
+    async def unknown(request: Request, why: Exception) -> JSONResponse:
+        return JSONResponse({"error": "there is nothing at this address; /openapi.json lists what there is"}, 404)
+
+    @app.exception_handler(405)
+    async def wrong_method(request: Request, why: Exception) -> JSONResponse:
+        allow = getattr(why, "headers", None)
+        return JSONResponse({"error": "this address does not take this method; see /openapi.json"}, 405, allow)
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, why: Exception) -> JSONResponse:  # Guard tells the operator
+        return JSONResponse({"error": FAULT}, 500)
+
+    known = {*PAGE, *app.openapi()["paths"], "/openapi.json"}
+    return Guard(app, service.metrics, known)
+
+
+def _how(query: Any) -> Eval:
+    """Return how to look at the image; raise `Refused` for a word that is none."""
+    chosen = {}
+    for name in ("multi_scale", "flip"):
+        text = query.get(name, "false").lower()
+        if text not in ("true", "false", "1", "0"):
+            raise Refused(400, f"{name} must be true or false")
+        chosen[name] = text in ("true", "1")
+    return Eval(scales=EVAL_SCALES if chosen["multi_scale"] else (1.0,), flip=chosen["flip"])
+
+
+def _output(request: Any) -> str:
+    """Return what is wanted: what the query says, else JSON where Accept asks for it and for no picture."""
+    accept = request.headers.get("accept", "")
+    preferred = "json" if "application/json" in accept and "image/" not in accept else "labels"
+    wanted = request.query_params.get("output", preferred)
+    if wanted not in OUTPUTS:
+        raise Refused(400, f"output must be one of {', '.join(OUTPUTS)}")
+    return wanted

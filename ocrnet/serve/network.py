@@ -1,0 +1,73 @@
+"""The network as the worker's thread uses it: batches of whole images, tiles for what memory does not hold."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ocrnet import cost
+from ocrnet.config import Eval
+from ocrnet.errors import OcrnetError
+from ocrnet.model import Model
+from ocrnet.predict import look, tile_size
+from ocrnet.serve.worker import Job, Seen
+
+PROBES = (64, 96), (96, 64)
+
+
+class Network:
+    """A model, and what it can answer; ``most_bytes`` bounds what one batch may take."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.most_bytes = model, Eval().max_memory * 2**30
+        self.explains, self.averages = self._can()
+
+    def _can(self) -> tuple[bool, bool]:
+        """Say whether it tells the relation, and whether it can average over passes; exported files may not."""
+        try:
+            for size in PROBES:
+                self.model.predict(np.zeros((*size, 3), np.uint8))
+        except OcrnetError as error:
+            raise OcrnetError(
+                f"{error}\nocrnet serve takes checkpoints, and files exported with --dynamic True"
+            ) from None
+        image = np.zeros((*PROBES[0], 3), np.uint8)
+        found = []
+        for outputs in (("relation",), ("confidence",)):
+            try:
+                self.model.outputs(image, outputs)
+                found.append(True)
+            except OcrnetError:
+                found.append(False)
+        return found[0], found[1]
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Seen]:
+        """Look at images of one size in one way: together where they fit into memory."""
+        image, how = jobs[0].image, jobs[0].how
+        size = image.shape[0], image.shape[1]
+        if tile_size(self.model.arch, size, how) != size:
+            return [self._in_tiles(job) for job in jobs]
+        need = cost.predict_bytes(self.model.arch, size, max(how.scales))
+        together = max(1, int(self.most_bytes // need))
+        return [seen for i in range(0, len(jobs), together) for seen in self._whole(jobs[i : i + together])]
+
+    def _in_tiles(self, job: Job) -> Seen:
+        seen = look(self.model, job.image, job.how, confidence=job.explain and self.averages)
+        return Seen(seen.labels, seen.confidence, tiles=seen.tiles)
+
+    def _whole(self, jobs: Sequence[Job]) -> list[Seen]:
+        how, explain = jobs[0].how, jobs[0].explain
+        images = np.stack([job.image for job in jobs])
+        single = len(how.scales) == 1 and how.scales[0] == 1 and not how.flip
+        outputs = ["labels"]
+        if explain and self.averages:
+            outputs.append("confidence")
+        if explain and self.explains and single:
+            outputs.append("relation")
+        found = self.model.outputs_of(images, outputs, how.scales, how.flip)
+        if explain and self.explains and not single:  # it is of one look, whatever the labels are averaged over
+            found |= self.model.outputs_of(images, ("relation",))
+        bytewise = {name: np.rint(found[name] * 255).astype(np.uint8) for name in found.keys() - {"labels"}}
+        return [
+            Seen(found["labels"][i], **{name: array[i] for name, array in bytewise.items()}, batch=len(jobs))
+            for i in range(len(jobs))
+        ]

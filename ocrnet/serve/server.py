@@ -1,0 +1,102 @@
+"""The HTTP server: its socket, slow connections, and how it ends."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ocrnet.errors import OcrnetError
+from ocrnet.serve.app import Service, build
+from ocrnet.signals import StopRequest
+
+# A connection without a request in work is closed after one to two times this: headers that come slowly, or never.
+IDLE_SECONDS = 10.0
+# The kernel gives a connection up whose client takes nothing for so long.
+UNREAD_MILLISECONDS = 30_000
+CONNECTIONS = 512
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket at an address of this machine; raise `OcrnetError` where there is none to have."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise OcrnetError(
+            f"--host {host} --port {port} cannot be served: {error.strerror or error}; --port 0 takes a free port"
+        ) from None
+    return sock
+
+
+def url(sock: socket.socket) -> str:
+    """Return the address of the page."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def run(service: Service, sock: socket.socket, stop: StopRequest, ready: Callable[[], None]) -> None:
+    """Serve until ``stop`` asks for the end, then finish what is in work."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield  # they are StopRequest's
+
+        async def on_tick(self, counter: int) -> bool:
+            return bool(stop()) or await super().on_tick(counter)
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            service.stopping = True
+            await super().shutdown(sockets)
+
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # An answer that is under way comes within the time limit; what then still runs would never end.
+    config = uvicorn.Config(
+        build(service), http=_protocol(), loop="asyncio", ws="none", lifespan="off", interface="asgi3",
+        log_config=None, access_log=False, server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=int(service.settings.timeout) + 5,
+    )  # fmt: skip
+    asyncio.run(Server(config).serve([sock]))
+
+
+def _protocol() -> Any:
+    """Return uvicorn's protocol, with an end to connections that hold one without asking anything."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            sock = transport.get_extra_info("socket")
+            if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
+            self._seen: Any = self
+            self._watch = self.loop.call_later(IDLE_SECONDS, self._look)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._watch.cancel()
+            super().connection_lost(exc)
+
+        def _look(self) -> None:
+            idle = self.cycle is None or self.cycle.response_complete
+            if idle and self._seen is self.cycle:
+                self.transport.abort()
+                return
+            self._seen = self.cycle if idle else self
+            self._watch = self.loop.call_later(IDLE_SECONDS, self._look)
+
+    return Protocol

@@ -1,0 +1,171 @@
+"""One thread owns the network; what waits for it with the same size and wishes can be looked at in one batch."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ocrnet.config import Eval
+from ocrnet.serve.refused import Refused, busy
+
+# What the images of all requests in work may hold together, in bytes; a single one is always taken.
+IMAGE_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the network answers for an image.
+
+    labels uint8 H,W; confidence uint8 H,W, 255 for sure; relation uint8 num_classes,ceil(H/4),ceil(W/4), 255 for
+    all; in how many ``tiles`` it was looked at, with how many others in a ``batch``.
+    """
+
+    labels: np.ndarray
+    confidence: np.ndarray | None = None
+    relation: np.ndarray | None = None
+    tiles: int = 1
+    batch: int = 1
+
+
+@dataclass(eq=False)
+class Job:
+    """An image uint8 H,W,3 RGB, how to look at it, whether to explain; who no longer waits cancels the future."""
+
+    image: np.ndarray
+    how: Eval
+    explain: bool
+    future: "Future[Seen]" = field(default_factory=Future)
+
+    @property
+    def kind(self) -> tuple:
+        """What jobs of one batch have in common."""
+        return self.image.shape, self.how, self.explain
+
+
+class Worker:
+    """Answers jobs in the order in which they came, up to ``max_batch`` of a kind together."""
+
+    def __init__(
+        self,
+        look: Callable[[Sequence[Job]], list[Seen]],
+        *,
+        max_batch: int,
+        batch_wait: float,
+        max_requests: int,
+        log: Callable[[BaseException], None],
+        seen_batch: Callable[[int, float], None] = lambda images, seconds: None,
+    ) -> None:
+        self._look, self.max_batch, self._batch_wait, self.max_requests = look, max_batch, batch_wait, max_requests
+        self._log, self._seen_batch = log, seen_batch
+        self._jobs: deque[Job] = deque()
+        self._news = threading.Condition()
+        self._closed = False
+        self.requests, self._bytes = 0, 0
+        self._thread = threading.Thread(target=self._work, name="network", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer what waits, then end."""
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
+        self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """How many images wait for the network."""
+        return len(self._jobs)
+
+    def check_room(self) -> None:
+        """Raise `Refused` where a request would find no place, before its body is read."""
+        if self.requests >= self.max_requests:
+            raise busy(f"{self.max_requests} requests are in work, which is the most; try again")
+
+    def enter(self, pixels: int) -> "Place":
+        """Return the place of a request from decoding to its answer; raise `Refused` where there is none."""
+        self.check_room()
+        if self._bytes and self._bytes + 3 * pixels > IMAGE_BYTES:
+            raise busy("the images in work are as large as memory allows; try again")
+        return Place(self, 3 * pixels)
+
+    def submit(self, job: Job) -> "Future[Seen]":
+        """Have a job done."""
+        with self._news:
+            self._jobs.append(job)
+            self._news.notify_all()
+        return job.future
+
+    def _work(self) -> None:
+        while jobs := self._next():
+            begun = time.monotonic()
+            try:
+                answers = self._look(jobs)
+            except Exception as error:
+                self._log(error)
+                self._alone(jobs, error)
+                continue
+            self._seen_batch(len(jobs), time.monotonic() - begun)
+            for job, answer in zip(jobs, answers, strict=True):
+                job.future.set_result(answer)
+
+    def _alone(self, jobs: Sequence[Job], error: Exception) -> None:
+        """Give each image of a failed batch, which may have been too much for memory, a look of its own."""
+        for job in jobs:
+            try:
+                job.future.set_result(self._look([job])[0] if len(jobs) > 1 else _raise(error))
+            except Exception as why:
+                if why is not error:
+                    self._log(why)
+                job.future.set_exception(Refused(500, "the network failed at this image; the server's log says why"))
+
+    def _next(self) -> list[Job]:
+        """Wait for jobs; return the oldest and those like it, none where it is time to end."""
+        with self._news:
+            while True:
+                while not self._jobs:
+                    if self._closed:
+                        return []
+                    self._news.wait()
+                first = self._jobs[0]
+                until = time.monotonic() + self._batch_wait
+                while self._like(first) < self.max_batch and not self._closed:
+                    left = until - time.monotonic()
+                    if left <= 0:
+                        break
+                    self._news.wait(left)
+                chosen = [job for job in self._jobs if job.kind == first.kind][: self.max_batch]
+                for job in chosen:
+                    self._jobs.remove(job)
+                ready = [job for job in chosen if job.future.set_running_or_notify_cancel()]
+                if ready:
+                    return ready
+
+    def _like(self, first: Job) -> int:
+        return sum(job.kind == first.kind for job in self._jobs)
+
+
+class Place:
+    """A request's place among those in work, within ``with``; only the server's own thread enters and leaves."""
+
+    def __init__(self, worker: Worker, size: int) -> None:
+        self._worker, self._size = worker, size
+
+    def __enter__(self) -> "Place":
+        self._worker.requests += 1
+        self._worker._bytes += self._size
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._worker.requests -= 1
+        self._worker._bytes -= self._size
+
+
+def _raise(error: Exception) -> Seen:
+    raise error
