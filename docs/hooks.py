@@ -19,25 +19,6 @@ BROKEN = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef])\n(?=[\u3000-\u9fff\uff00
 PICTURE = re.compile(r"!\[([^\]]*)\]\(docs/([^)\s]+)\)")
 
 
-def on_config(config: Any) -> Any:
-    """Leave pages out of the navigation that are not written yet."""
-    borrowed = set(BORROWED.values())
-    docs = Path(config.docs_dir)
-
-    def kept(entries: list) -> list:
-        found = []
-        for entry in entries:
-            ((title, target),) = entry.items()
-            if isinstance(target, list):
-                found.append({title: kept(target)})
-            elif target in borrowed or (docs / target).exists():
-                found.append(entry)
-        return found
-
-    config.nav = kept(config.nav)
-    return config
-
-
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that lie outside docs/."""
     for source, page in BORROWED.items():
