@@ -37,6 +37,9 @@ MEASURED = "tests/core/test_report_figures.py"
 SINK, SERVE_SINK, TOLD = "ocrnet/sinks/__init__.py", "ocrnet/sinks/__main__.py", "tests/core/test_sinks.py"
 DECODED, KEPT = "ocrnet/datasets/decoded.py", "tests/core/test_datasets_cache.py"
 
+URLS, FILMS, ZIP = "tests/core/test_predict_urls.py", "tests/core/test_predict_files.py", "tests/cli/test_submit.py"
+DOWNLOAD, VIDEO = "ocrnet/predict/download.py", "ocrnet/predict/video.py"
+
 MUTATIONS = (
     Mutation(
         "momentum is restored",
@@ -583,6 +586,76 @@ MUTATIONS = (
         'text = text.replace(secret, "***")',
         "pass",
         f"{TOLD}::test_one_that_fails_is_told_of_once_and_left_alone",
+    ),
+    Mutation(
+        "a download ends after its seconds",
+        DOWNLOAD,
+        "    thread.join(MOST_SECONDS)",
+        "    thread.join()",
+        f"{URLS}::test_a_server_that_keeps_one_waiting_is_left",
+    ),
+    Mutation(
+        "a download that says too much is not begun",
+        DOWNLOAD,
+        "        if promised > MOST_BYTES:",
+        "        if False:",
+        f"{URLS}::test_what_is_no_image_or_breaks_its_word_is_named",
+    ),
+    Mutation(
+        "a download is as long as the server promised",
+        DOWNLOAD,
+        "    if promised > len(data):",
+        "    if False:",
+        f"{URLS}::test_what_is_no_image_or_breaks_its_word_is_named",
+    ),
+    Mutation(
+        "a downloaded image has few enough pixels",
+        DOWNLOAD,
+        "    if width * height > MOST_PIXELS:",
+        "    if False:",
+        f"{URLS}::test_what_is_no_image_or_breaks_its_word_is_named",
+    ),
+    Mutation(
+        "redirects lead to http and https alone",
+        DOWNLOAD,
+        "        if _parts(newurl).scheme not in SCHEMES:",
+        "        if False:",
+        f"{URLS}::test_what_is_no_image_or_breaks_its_word_is_named",
+    ),
+    Mutation(
+        "a video shorter than it says is truncated",
+        VIDEO,
+        "        if lacking <= 1 + TOLERANCE * self.promised:",
+        "        if True:",
+        f"{FILMS}::test_a_truncated_video_is_named_and_its_frames_are_kept",
+    ),
+    Mutation(
+        "half a film is removed",
+        VIDEO,
+        "        self._draft.unlink(missing_ok=True)",
+        "        pass",
+        f"{FILMS}::test_a_stopped_video_leaves_no_half_file",
+    ),
+    Mutation(
+        "a film is counted before it has its name",
+        VIDEO,
+        "        if there != self._frames:",
+        "        if False:",
+        f"{FILMS}::test_a_video_that_the_disk_does_not_take_is_an_error",
+    ),
+    Mutation(
+        "a zip is read back before it has its name",
+        "ocrnet/submit.py",
+        "        if checked.problems:\n            raise",
+        "        if False:\n            raise",
+        f"{ZIP}::test_what_was_written_is_read_back_before_it_has_its_name",
+    ),
+    Mutation(
+        "a submission holds labelIds",
+        "ocrnet/submit.py",
+        "dataset.classes.to_ids(labels)",
+        "labels",
+        f"{ZIP}::test_the_zip_holds_what_eval_scores",
     ),
 )
 
