@@ -100,11 +100,13 @@ def test_a_stopped_prediction_leaves_no_half_film(w48_run, tmp_path):
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["legend.png"]
 
 
-def test_predict_an_image_whole_and_in_tiles(w48_run, tmp_path):
+def test_predict_an_image_whole_and_in_tiles(w48_run, tmp_path, capsys):
     write_png(tmp_path / "large.png", np.random.default_rng(0).integers(0, 256, (500, 700, 3), np.uint8))
-    command = ("-m", "ocrnet", "predict", tmp_path / "large.png", "--checkpoint_path", w48_run, *CPU, "--output")
-    assert "tiles" not in run(*command, tmp_path / "whole").stdout
-    said = run(*command, tmp_path / "tiles", "--set", "eval.max_memory=0.1").stdout
+    command = ["predict", str(tmp_path / "large.png"), "--checkpoint_path", str(w48_run), *CPU, "--output"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    assert "tiles" not in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "tiles"), "--set", "eval.max_memory=0.1"]) == 0
+    said = capsys.readouterr().out
     assert "500x700 would take more than eval.max_memory (0.1 GiB), so it is seen in overlapping tiles of" in said
     assert "500x700, in 6 tiles" in said
     whole, tiles = (read_label(tmp_path / name / "indices/large.png") for name in ("whole", "tiles"))
@@ -126,11 +128,11 @@ def test_wrong_predictions(argv, said):
     assert said in found.stderr
 
 
-def test_a_single_file_that_is_no_image(w48_run, tmp_path):
-    found = run("-m", "ocrnet", "predict", "train.py", "--checkpoint_path", w48_run, *CPU, "--output",
-                tmp_path / "out", ok=False)  # fmt: skip
-    assert found.returncode == 2
-    assert found.stderr.startswith("error: train.py is damaged or no image")
+def test_a_single_file_that_is_no_image(w48_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    argv = ["predict", "train.py", "--checkpoint_path", str(w48_run), *CPU, "--output", str(tmp_path / "out")]
+    assert main(argv) == 2
+    assert capsys.readouterr().err.startswith("error: train.py is damaged or no image")
 
 
 def test_check_counts_and_names(cityscapes, tmp_path):
