@@ -36,6 +36,7 @@ REPORT, SHOWN = "ocrnet/report", "tests/core/test_report_page.py"
 MEASURED = "tests/core/test_report_figures.py"
 SINK, SERVE_SINK, TOLD = "ocrnet/sinks/__init__.py", "ocrnet/sinks/__main__.py", "tests/core/test_sinks.py"
 DECODED, KEPT = "ocrnet/datasets/decoded.py", "tests/core/test_datasets_cache.py"
+SERVER, REFUSES, SERVES = "ocrnet/serve", "tests/serve/test_serve_limits.py", "tests/serve/test_serve.py"
 
 URLS, FILMS, ZIP = "tests/core/test_predict_urls.py", "tests/core/test_predict_files.py", "tests/cli/test_submit.py"
 DOWNLOAD, VIDEO = "ocrnet/predict/download.py", "ocrnet/predict/video.py"
@@ -656,6 +657,81 @@ MUTATIONS = (
         "dataset.classes.to_ids(labels)",
         "labels",
         f"{ZIP}::test_the_zip_holds_what_eval_scores",
+        "images of other sizes and wishes stay out of a batch",
+        f"{SERVER}/worker.py",
+        "job.kind == first.kind][:",
+        "True][:",
+        f"{REFUSES}::test_waiting_images_of_one_size_and_wish_are_looked_at_together",
+    ),
+    Mutation(
+        "an image that fails spoils none of its batch",
+        f"{SERVER}/worker.py",
+        "self._look([job])[0] if len(jobs) > 1 else _raise(error)",
+        "_raise(error)",
+        f"{REFUSES}::test_an_image_that_fails_spoils_none_of_its_batch",
+    ),
+    Mutation(
+        "a full server reads no body",
+        f"{SERVER}/app.py",
+        "        self.worker.check_room()",
+        "        pass",
+        f"{REFUSES}::test_a_full_server_says_when_to_come_again_and_reads_no_body",
+    ),
+    Mutation(
+        "the images in work fit into memory",
+        f"{SERVER}/worker.py",
+        "if self._bytes and self._bytes",
+        "if False and self._bytes",
+        f"{REFUSES}::test_the_images_in_work_fit_into_memory",
+    ),
+    Mutation(
+        "a token is compared",
+        f"{SERVER}/app.py",
+        "hmac.compare_digest(given.encode(), wanted.encode())",
+        "True",
+        f"{REFUSES}::test_a_token_is_asked_for",
+    ),
+    Mutation(
+        "who went away is not looked at",
+        f"{SERVER}/app.py",
+        "future.cancel()",
+        "pass",
+        f"{REFUSES}::test_who_went_away_is_not_answered",
+    ),
+    Mutation(
+        "what takes too long is given up",
+        f"{SERVER}/app.py",
+        "timeout=seconds, ",
+        "",
+        f"{REFUSES}::test_what_takes_too_long_is_given_up_and_never_looked_at",
+    ),
+    Mutation(
+        "a connection that asks nothing is closed",
+        f"{SERVER}/server.py",
+        "self.transport.abort()",
+        "pass",
+        f"{REFUSES}::test_slow_clients_hold_nothing",
+    ),
+    Mutation(
+        "a body that comes too slowly is given up",
+        f"{SERVER}/body.py",
+        "max(left, 0.001)",
+        "None",
+        f"{REFUSES}::test_slow_clients_hold_nothing",
+    ),
+    Mutation(
+        "bodies that are read share a bounded memory",
+        f"{SERVER}/body.py",
+        "if self._held > BODIES",
+        "if False and self._held > BODIES",
+        f"{REFUSES}::test_bodies_that_are_being_read_share_a_bounded_memory",
+    ),
+    Mutation(
+        "pixels are counted before decoding",
+        f"{SERVER}/body.py",
+        "head.pixels > max_pixels",
+        "False",
+        f"{SERVES}::test_sixty_malformed_uploads_get_4xx_and_the_server_lives",
     ),
 )
 

@@ -1,5 +1,6 @@
 """docs/serve.md: flags, limits and addresses that are the code's."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ocrnet import flags, serve
+from ocrnet import cli, flags, serve
 from ocrnet.config import Eval
 from ocrnet.serve import answers, body, server, settings, worker
 from ocrnet.serve.settings import Settings
@@ -60,3 +61,10 @@ def test_the_json_has_the_fields_that_are_shown():
     assert list(shown) == list(made)
     assert list(shown["classes"][0]) == list(made["classes"][0])
     assert shown["classes"][0]["color"] == made["classes"][0]["color"]
+
+
+def test_a_missing_library_is_told_with_its_remedy(monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else real(name))
+    assert cli.main(["serve", "--checkpoint_path", "output"]) == 2
+    assert "pip install -e '.[serve]'" in capsys.readouterr().err
