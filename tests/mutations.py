@@ -37,7 +37,6 @@ MEASURED = "tests/core/test_report_figures.py"
 SINK, SERVE_SINK, TOLD = "ocrnet/sinks/__init__.py", "ocrnet/sinks/__main__.py", "tests/core/test_sinks.py"
 DECODED, KEPT = "ocrnet/datasets/decoded.py", "tests/core/test_datasets_cache.py"
 SERVER, REFUSES, SERVES = "ocrnet/serve", "tests/serve/test_serve_limits.py", "tests/serve/test_serve.py"
-
 URLS, FILMS, ZIP = "tests/core/test_predict_urls.py", "tests/core/test_predict_files.py", "tests/cli/test_submit.py"
 DOWNLOAD, VIDEO = "ocrnet/predict/download.py", "ocrnet/predict/video.py"
 
@@ -657,6 +656,8 @@ MUTATIONS = (
         "dataset.classes.to_ids(labels)",
         "labels",
         f"{ZIP}::test_the_zip_holds_what_eval_scores",
+    ),
+    Mutation(
         "images of other sizes and wishes stay out of a batch",
         f"{SERVER}/worker.py",
         "job.kind == first.kind][:",
