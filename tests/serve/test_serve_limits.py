@@ -108,7 +108,7 @@ def test_the_images_in_work_fit_into_memory(monkeypatch):
 def test_what_takes_too_long_is_given_up_and_never_looked_at():
     gate = Gate()
     network = Fake(gate)
-    with faked(network, timeout=0.3) as served, ThreadPoolExecutor(2) as pool:
+    with faked(network, timeout=1.5) as served, ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(ask, served.url, "/predict", picture(number)) for number in range(2)]
         assert {answer.result().status for answer in answers} == {504}
         gate.opened.set()
@@ -210,8 +210,8 @@ def test_where_a_token_comes_from(tmp_path, monkeypatch):
 
 
 def test_slow_clients_hold_nothing(monkeypatch):
-    monkeypatch.setattr(server, "IDLE_SECONDS", 0.3)
-    monkeypatch.setattr(body, "FIRST_SECONDS", 0.3)
+    monkeypatch.setattr(server, "IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(body, "FIRST_SECONDS", 1.5)
     with faked(Fake(), max_requests=1) as served:
         where = urlsplit(served.url).netloc.split(":")
         silent, heads, bodies = (
