@@ -158,19 +158,20 @@ def resize(x: np.ndarray, size: Size, *, align_corners: bool) -> np.ndarray:
     """Resize float32 C,H,W bilinearly, as PyTorch's interpolate does."""
     if x.shape[-2:] == size:
         return x
-    rows, columns = (_interpolation(a, b, align_corners) for a, b in zip(x.shape[-2:], size, strict=True))
-    return rows @ x @ columns.T
+    for axis, length in ((1, size[0]), (2, size[1])):
+        low, high, part = _places(x.shape[axis], length, align_corners)
+        below, above = x.take(low, axis), x.take(high, axis)
+        above -= below
+        above *= part[:, None] if axis == 1 else part
+        x = below + above
+    return x
 
 
-def _interpolation(length: int, size: int, align_corners: bool) -> np.ndarray:
-    """Return the size,length matrix whose product with an axis resizes it."""
+def _places(length: int, size: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, for ``size`` places along an axis of ``length``, the ones before and behind, and the latter's share."""
     if align_corners:
         at = np.arange(size) * ((length - 1) / (size - 1) if size > 1 else 0.0)
     else:
         at = np.clip((np.arange(size) + 0.5) * (length / size) - 0.5, 0, length - 1)
     low = np.minimum(at.astype(int), length - 1)
-    part = (at - low).astype(np.float32)
-    matrix = np.zeros((size, length), np.float32)
-    matrix[np.arange(size), low] = 1 - part
-    matrix[np.arange(size), np.minimum(low + 1, length - 1)] += part
-    return matrix
+    return low, np.minimum(low + 1, length - 1), (at - low).astype(np.float32)

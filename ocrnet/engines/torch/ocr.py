@@ -7,6 +7,9 @@ from ocrnet.engines.torch.bilinear import conv_of_upsampled
 from ocrnet.engines.torch.hrnet import Conv, HRNet, Norm, norm_act, resize
 from ocrnet.spec import Arch, head_channels
 
+# The matrices of `conv_of_upsampled` grow with the square of a side: 25 MB at this many rows or columns.
+LONGEST = 2048
+
 
 class NormAct(nn.Sequential):
     """A head's norm (named ``0``) with its activation."""
@@ -112,7 +115,8 @@ class OCRNet(HRNet):
     """HRNet with the OCR head; names and shapes of its state are ``spec.shapes(arch)``.
 
     ``low_resolution``: the head's linear layers are computed where they cost least, which saves W48 a quarter of its
-    operations and differs by rounding alone; False: where the paper has them, as graphs of any size need.
+    operations and differs by rounding alone, for images of sides up to 4 `LONGEST`; False: where the paper has them, as
+    graphs of any size need.
     """
 
     def __init__(self, arch: Arch, *, low_resolution: bool = True) -> None:
@@ -144,8 +148,8 @@ class OCRNet(HRNet):
     def _heads(self, maps: list[Tensor]) -> list[Tensor]:
         """The auxiliary head's logits and the pixel representations, from the four maps."""
         heads, align_corners = (self.aux_head, self.conv3x3_ocr), self.rule.align_corners
-        if self.low_resolution:
-            return [head.of_upsampled(maps, align_corners) for head in heads]
         height, width = maps[0].shape[-2:]
+        if self.low_resolution and max(height, width) <= LONGEST:
+            return [head.of_upsampled(maps, align_corners) for head in heads]
         x = torch.cat([resize(y, (height, width), align_corners) for y in maps], 1)
         return [head(x) for head in heads]
