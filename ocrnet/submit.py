@@ -174,7 +174,7 @@ def inspect(path: str | Path, wanted: Mapping[str, tuple[int, int]] | None = Non
             seen = [name for entry in archive.infolist() if (name := _entry(archive, entry, wanted, checked))]
     except FileNotFoundError:
         raise OcrnetError(f"{path} does not exist") from None
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # zipfile passes on whatever its parts raise, from UnicodeDecodeError to struct.error
         raise OcrnetError(f"{path} is damaged or no zip ({error})") from None
     often = Counter(seen)
     checked.problems += [f"{name} has {count} results, not one" for name, count in often.items() if count > 1]
@@ -205,7 +205,7 @@ def _entry(
     except OcrnetError as error:
         checked.problems.append(str(error))
         return name
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:  # CRC, password, method
+    except Exception as error:  # CRC, password, method, and what unpackers raise: zlib.error, LZMAError and others
         checked.problems.append(f"{entry.filename} is damaged ({error})")
         return name
     size = SIZE if wanted is None else wanted[name]

@@ -1,7 +1,6 @@
 """Predictions as files: images and videos in; pictures of each kind and the area of each class out."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ocrnet.config import Eval
-from ocrnet.errors import OcrnetError
+from ocrnet.errors import OcrnetError, printable
 from ocrnet.images import replaced, write_png
 from ocrnet.model import Model
 from ocrnet.predict import video, writers
@@ -21,6 +20,10 @@ from ocrnet.predict.writers import AREAS, DEFAULT, DEFAULT_OF_VIDEO, EXACT, KIND
 from ocrnet.visual import legend
 
 __all__ = ["KINDS", "Job", "Report", "Seen", "Source", "find", "look", "predict", "text", "tile_size"]
+
+
+# Of a class's name, so many characters are said.
+LONGEST_NAME = 60
 
 
 @dataclass
@@ -155,8 +158,7 @@ def _video(job: Job, painter: Painter, source: Source, report: Report, progress:
             total += pixels
             if lines is not None:
                 line = {"frame": reader.frames - 1, "seconds": round((reader.frames - 1) / reader.rate, 3)}
-                text = json.dumps(line | report.areas.of(pixels), ensure_ascii=False)
-                lines.write(f"{text}\n".encode())
+                lines.write(writers.as_json(line | report.areas.of(pixels)) + b"\n")
             progress.part("frame", reader.frames, reader.promised, begun)
         for film in films.values():
             film.finish()
@@ -175,5 +177,6 @@ def _to(paths: Sequence[Path]) -> str:
 def text(report: Report) -> str:
     """Return what people read at the end: the share of each class that occurs, largest first."""
     share = report.areas.of(report.areas.total)["share"]
-    width = max(map(len, share), default=0)
-    return "\n".join(f"  {name:<{width}}  {100 * part:6.2f} % of the pixels" for name, part in share.items())
+    rows = [(printable(name, LONGEST_NAME), part) for name, part in share.items()]
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"  {name:<{width}}  {100 * part:6.2f} % of the pixels" for name, part in rows)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ocrnet
 from ocrnet import checkpoint, config, flags, layers
-from ocrnet.errors import OcrnetError
+from ocrnet.errors import OcrnetError, printable
 from ocrnet.predict import DEFAULT, DEFAULT_OF_VIDEO, Job, find, predict, text
 from ocrnet.predict.writers import PICTURES, parse_save
 from ocrnet.signals import Stopped, StopRequest
@@ -28,22 +28,23 @@ def main(argv: Sequence[str]) -> int:
     sources = find(args.options["source"], output, offline=flags.as_bool(args, "offline"))
     model = ocrnet.load(path, engine=cfg.engine, device_target=cfg.device_target, mix=cfg.mix)
     for line in [*model.decisions, *([meaning] if meaning else []), f"checkpoint: {path}", *model.notes]:
-        print(line)
+        _say(line)
 
     def check() -> None:
         if stop():
             raise Stopped(stop())
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
     with StopRequest(what="stopping; what is done stays") as stop:
-        report = predict(Job(model, output, cfg.eval, save, say, check), sources)
+        report = predict(Job(model, output, cfg.eval, save, _say, check), sources)
     print(text(report))
-    print(f"{report.written} predicted into {output}: {_kinds(save, {source.kind for source in sources})}")
+    _say(f"{report.written} predicted into {output}: {_kinds(save, {source.kind for source in sources})}")
     if report.problems:
-        print(f"{len(report.problems)} not readable:\n  " + "\n  ".join(report.problems), file=sys.stderr)
+        print(f"{len(report.problems)} not readable:", *map(printable, report.problems), sep="\n  ", file=sys.stderr)
     return int(bool(report.problems))
+
+
+def _say(line: str) -> None:
+    print(printable(line), flush=True)
 
 
 def _kinds(save: Sequence[str] | None, sources: set[str]) -> str:

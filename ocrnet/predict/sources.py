@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import cv2
@@ -93,18 +93,36 @@ def _below(root: Path, paths: Iterable[Path], output: str | Path) -> list[Path]:
 
 
 def _named(root: Path, paths: Sequence[Path]) -> list[Source]:
-    """Name each by its path below ``root``: without its suffix, unless two would then be called the same."""
+    """Name each by its path below ``root``: without its suffix, unless results of two would then be one file."""
+    kinds = [_kind(path) for path in paths]
     whole = [path.relative_to(root).as_posix() for path in paths]
     stems = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
-    often = Counter(stems)
-    names = [name if often[stem] > 1 else stem for stem, name in zip(stems, whole, strict=True)]
-    if len(set(names)) < len(names):  # "a.jpg" and "a.png" keep theirs, and "a.jpg.png" would become one of them
+    alike = _alike(stems, kinds)
+    names = [name if number in alike else stem for number, (stem, name) in enumerate(zip(stems, whole, strict=True))]
+    if _alike(names, kinds):  # "a.jpg" and "a.png" keep theirs, and "a.jpg.png" would become one of them
         names = whole
-    return [Source(name, str(path), _kind(path)) for name, path in zip(names, paths, strict=True)]
+        if alike := _alike(names, kinds):
+            raise OcrnetError(f"results of '{paths[min(alike)]}' and of another would be one file; rename one of them")
+    return [Source(name, str(path), kind) for name, path, kind in zip(names, paths, kinds, strict=True)]
+
+
+def _alike(names: Sequence[str], kinds: Sequence[Kind]) -> set[int]:
+    """Return the numbers of those called like another, or whose results are files, or a folder, of another's."""
+    endings = {"image": (".png",), "video": ("", ".mp4", ".jsonl")}  # a video's frames lie in a folder of its name
+    files = [[name + ending for ending in endings[kind]] for name, kind in zip(names, kinds, strict=True)]
+    named, often = Counter(names), Counter(file for some in files for file in some)
+    folders = {folder.as_posix() for name in set(names) for folder in PurePosixPath(name).parents}
+    return {
+        number
+        for number, (name, some) in enumerate(zip(names, files, strict=True))
+        if named[name] > 1 or any(often[file] > 1 or file in folders for file in some)
+    }
 
 
 def _kind(path: Path) -> Kind:
     suffix = path.suffix.lower()
     if suffix in IMAGES or suffix in VIDEOS:
         return "image" if suffix in IMAGES else "video"
+    if not video.can_take(path):
+        return "image"
     return "video" if not cv2.haveImageReader(str(path)) and video.opens(path) else "image"

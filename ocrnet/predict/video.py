@@ -21,6 +21,15 @@ FALLBACK_RATE = 25.0
 _CODEC = "mp4v"
 
 
+def can_take(path: str | Path) -> bool:
+    """Say whether OpenCV may be given a path: one that is not UTF-8 ends the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def opens(path: str | Path) -> bool:
     """Say whether OpenCV finds a first frame in a file."""
     if _is_text(path):
@@ -68,6 +77,8 @@ class Reader:
         self.frames = 0
         if not Path(path).is_file():
             raise OcrnetError(f"{path} does not exist")
+        if not can_take(path):
+            raise OcrnetError(f"{path} has a name that is not UTF-8, which OpenCV does not open; rename it")
         self._capture = cv2.VideoCapture() if _is_text(path) else _capture(path)
         self._first: np.ndarray | None
         found, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
@@ -120,6 +131,8 @@ class Writer:
         self._draft = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
         self._writer: cv2.VideoWriter | None = None
         self._frames = 0
+        if not can_take(path):
+            raise OcrnetError(f"{path} is not UTF-8, which OpenCV does not write to; give another --output")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._draft.touch()

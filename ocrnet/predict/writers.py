@@ -116,7 +116,12 @@ class Areas:
         """Write everything as JSON; ``whole`` is False where the run was stopped before its end."""
         tree = {"classes": list(self.names), "whole": whole, "images": self.rows, "all": self.of(self.total)}
         with replaced(path) as file:
-            file.write(json.dumps(tree, indent=1, ensure_ascii=False).encode())
+            file.write(as_json(tree, indent=1))
+
+
+def as_json(tree: dict[str, Any], *, indent: int | None = None) -> bytes:
+    """Return JSON as UTF-8; bytes of a name that are no UTF-8 become escapes, which Python reads back as they were."""
+    return json.dumps(tree, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def count(labels: np.ndarray, num_classes: int) -> np.ndarray:

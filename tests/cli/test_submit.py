@@ -16,6 +16,7 @@ from ocrnet import metrics, submit
 from ocrnet.cli import main
 from ocrnet.datasets import cityscapes as layout
 from ocrnet.datasets import open_dataset
+from ocrnet.errors import OcrnetError
 from ocrnet.images import decode_label, encode_png
 
 W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
@@ -144,6 +145,28 @@ def test_every_flipped_byte_of_a_result_is_noticed(tmp_path):
         path.write_bytes(data[:position] + bytes([data[position] ^ 16]) + data[position + 1 :])
         (problem, *_) = submit.inspect(path, NAMES).problems
         assert f"{A}.png is damaged" in problem
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_result_whose_packing_is_damaged_is_named(tmp_path, method):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(f"{A}.png", encode_png(np.random.default_rng(0).integers(0, 20, (4, 6), np.uint8)))
+        begin, end = 30 + len(A) + 4, archive.fp.tell()
+    data = path.read_bytes()
+    for filler in (b"\xff", b"\x05"):
+        path.write_bytes(data[:begin] + filler * (end - begin) + data[end:])
+        problem, _ = submit.inspect(path, NAMES).problems
+        assert f"{A}.png is damaged (" in problem
+
+
+def test_a_zip_whose_names_are_damaged_is_no_zip(tmp_path):
+    path = zipped(tmp_path / "a.zip", **{A: GOOD, B: GOOD, "é": GOOD})
+    data = path.read_bytes()
+    begin = data.rindex("é".encode())
+    path.write_bytes(data[:begin] + b"\xff" + data[begin + 1 :])
+    with pytest.raises(OcrnetError, match=r"a\.zip is damaged or no zip \('utf-8' codec"):
+        submit.inspect(path, NAMES)
 
 
 def test_without_the_dataset_cities_and_the_full_size_are_asked_for(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from ocrnet.config import Eval
 from ocrnet.datasets import cityscapes
 from ocrnet.errors import OcrnetError
 from ocrnet.images import read_image, read_label, write_png
-from ocrnet.predict import Job, tiles, video
+from ocrnet.predict import Job, command, tiles, video
 from ocrnet.predict.progress import Progress, duration
 from ocrnet.predict.writers import Painter, parse_save
 from ocrnet.spec import Arch
@@ -68,6 +69,18 @@ def test_a_folders_results_have_unique_names(tmp_path):
     assert [found.kind for found in predict.find(str(tmp_path), "out")] == ["image", "image", "image", "video"]
     (tmp_path / "a.jpg.png").write_bytes(b"x")
     assert names(tmp_path) == ["a.jpg", "a.jpg.png", "a.png", "deep/b.png", "deep/film.mp4"]
+
+
+def test_results_of_two_sources_are_never_one_file(tmp_path):
+    for name in ("a.mp4", "a/000000.png", "b.jpg", "b.png/x.jpg", "c.jpg", "c.png.mp4", "d.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert names(tmp_path) == ["a/000000", "a.mp4", "b.jpg", "b.png/x", "c.jpg", "c.png.mp4", "d"]
+    for name in ("e.jpg", "e.jpg.jpg", "e.png", "e.jpg.png/x.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(OcrnetError, match=r"results of '.*e\.jpg' and of another would be one file; rename one"):
+        names(tmp_path)
 
 
 def test_a_pattern_finds_images_and_videos_named_below_its_folder(tmp_path):
@@ -261,6 +274,22 @@ def test_areas_are_those_of_the_indices(tmp_path):
         total += counts
     assert [found["all"]["pixels"][name] for name in Colours.names] == total.tolist() == report.areas.total.tolist()
     assert "% of the pixels" in predict.text(report)
+
+
+def test_a_name_that_is_not_utf8_is_escaped_and_the_rest_is_written(tmp_path, capsys):
+    write_png(tmp_path / "in/ok.png", np.zeros((20, 30, 3), np.uint8))
+    odd = os.fsdecode(b"\xff\xfe\n")
+    for end in (".png", ".mp4"):
+        shutil.copy(tmp_path / "in/ok.png", f"{tmp_path}/in/{odd}{end}")
+    report = run(tmp_path / "in", tmp_path / "out", say=command._say)
+    assert report.written == 2
+    assert "has a name that is not UTF-8" in report.problems[0]
+    found = json.loads((tmp_path / "out/areas.json").read_text())
+    assert [row["name"] for row in found["images"]] == ["ok", f"{odd}.png"]
+    assert os.path.exists(f"{tmp_path}/out/indices/{odd}.png.png")
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/in/\\udcff\\udcfe\\n.png: 20x30" in said
+    assert len(said.splitlines()) == 3
 
 
 def test_a_broken_file_is_said_counted_and_passed_over(tmp_path):
