@@ -8,8 +8,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ocrnet import (
+    __version__,
     bench,
     check,
     checkpoint,
@@ -54,16 +56,17 @@ commands:
   predict    segment images and videos   ocrnet predict photo.jpg --checkpoint_path output
   submit     zip for Cityscapes' server  ocrnet submit --config CONFIG --checkpoint_path output --output test.zip
   serve      a web page and an HTTP API  ocrnet serve --checkpoint_path output
-  export     write it for a runtime     ocrnet export --checkpoint_path output --output ocrnet.onnx
+  export     write it for a runtime      ocrnet export --checkpoint_path output --output ocrnet.onnx
   convert    weights from or to others   ocrnet convert --input model.pdparams --output model.safetensors
   bench      time checkpoints and files  ocrnet bench --checkpoint_path output ocrnet.onnx
-  report     a run as a page            ocrnet report output
+  report     a run as a page             ocrnet report output
   check      look through a dataset      ocrnet check --config CONFIG --set data.dataset_dir=FOLDER
   doctor     look at this machine        ocrnet doctor
   synthetic  write a made-up Cityscapes  ocrnet synthetic scenes
   completion flags by TAB in your shell  ocrnet completion bash
 
-ocrnet COMMAND --help lists the flags of a command. --debug shows the traceback of an error."""
+ocrnet COMMAND --help lists the flags of a command. --debug shows the traceback of an error.
+ocrnet --version says which one this is."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not argv or argv[0] in ("-h", "--help"):
             print(USAGE)
             return 0 if argv else 2
+        if argv[0] == "--version":
+            print(f"ocrnet {__version__}")
+            return 0
         if argv[0] not in COMMANDS:
             raise OcrnetError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)} ({', '.join(COMMANDS)})")
         return COMMANDS[argv[0]](argv[1:])
@@ -96,6 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake as the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OcrnetError(f"{message} ({self.prog} --help)")
 
 
 def _world() -> World:
@@ -308,7 +321,7 @@ def run_check(argv: Sequence[str]) -> int:
 
 def run_doctor(argv: Sequence[str]) -> int:
     """Look at this machine: versions, memory, devices, and one real step on each."""
-    parser = argparse.ArgumentParser(prog="ocrnet doctor", description=run_doctor.__doc__, allow_abbrev=False)
+    parser = _Parser(prog="ocrnet doctor", description=run_doctor.__doc__, allow_abbrev=False)
     parser.parse_args(argv)
     ill = False
     for finding in doctor.examine():
@@ -320,7 +333,7 @@ def run_doctor(argv: Sequence[str]) -> int:
 
 def run_synthetic(argv: Sequence[str]) -> int:
     """Write procedural street scenes in the layout of Cityscapes."""
-    parser = argparse.ArgumentParser(prog="ocrnet synthetic", description=run_synthetic.__doc__, allow_abbrev=False)
+    parser = _Parser(prog="ocrnet synthetic", description=run_synthetic.__doc__, allow_abbrev=False)
     parser.add_argument("folder", metavar="DIR", help="where to write; must be empty or new")
     for split, count in (("train", 16), ("val", 4), ("test", 2)):
         parser.add_argument(f"--{split}", type=int, default=count, help=f"scenes in {split} (default {count})")
@@ -334,7 +347,7 @@ def run_synthetic(argv: Sequence[str]) -> int:
 
 def run_completion(argv: Sequence[str]) -> int:
     """Print what makes a shell complete commands, flags, values and files."""
-    parser = argparse.ArgumentParser(prog="ocrnet completion", description=run_completion.__doc__, allow_abbrev=False)
+    parser = _Parser(prog="ocrnet completion", description=run_completion.__doc__, allow_abbrev=False)
     parser.add_argument("shell", choices=completion.SHELLS)
     print(completion.script(parser.parse_args(argv).shell, COMMANDS, USAGE), end="")
     return 0

@@ -37,6 +37,10 @@ def make(order: Order, say: Say) -> list[Path]:
     Where a run's images or network are not here its part is left out, which is said, on the page too.
     """
     _check(order)
+    if order.curves_only and order.wish != Wish():
+        raise OcrnetError(
+            "--curves_only looks at no images: --images, --checkpoint_path and --set have no effect with it"
+        )
     runs = _read(order.runs)
     found: list[Figures | None] = []
     missing = []

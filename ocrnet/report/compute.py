@@ -69,8 +69,7 @@ class Wish:
 def figures(run: Source, wish: Wish, say: Say) -> Figures:
     """Return the figures of a run's best checkpoint, computed or as they were kept; `OcrnetError` says why not.
 
-    Labels are as `ocrnet eval` has them for the same config. One exception: where a single pass is looked through, it
-    takes the class of the largest logit, we that of the largest probability; the two part where float32 tells no more.
+    Labels are as `ocrnet eval` has them for the same config.
     """
     path = wish.checkpoint or source.best_checkpoint(run)
     if path is None:

@@ -313,3 +313,8 @@ def test_axes_have_round_numbers_and_long_curves_keep_their_peaks():
     assert [kept[0], kept[-1]] == [points[0], points[-1]]
     assert charts.thinned(points[:50]) == points[:50]
     assert [charts.short(n) for n in (800, 20_000, 1_500_000)] == ["800", "20k", "1.5M"]
+
+
+def test_curves_only_takes_nothing_about_the_images(tmp_path):
+    with pytest.raises(OcrnetError, match="--curves_only looks at no images"):
+        command.make(Order([tmp_path], curves_only=True, wish=Wish(images=3)), print)
