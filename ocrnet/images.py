@@ -5,10 +5,11 @@ import io
 import os
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -29,6 +30,8 @@ _TURNS = {
     7: (True, 3),
     8: (False, 1),
 }
+# So many characters of a name stand in its draft's, which is longer by others: 255 bytes are the most that a name has.
+DRAFT_NAME = 40
 _CHUNK = 2**20  # bytes of a PNG's chunk: libpng warns of more than 8 million
 # Rows that are worked on at a time where a whole array more would count: so many pixels.
 STRIP_PIXELS = 2**22
@@ -75,9 +78,20 @@ def strips(array: np.ndarray) -> Iterator[np.ndarray]:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return height and width as the beginning of an image file tells them; raises `OcrnetError` naming the file."""
+    return _size(path, path)
+
+
+def size_in(data: bytes, name: str | Path) -> tuple[int, int]:
+    """Return what `image_size` does from a file's bytes; errors call it ``name``."""
+    return _size(io.BytesIO(data), name)
+
+
+def _size(file: Any, path: str | Path) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
+            with Image.open(file) as image:
+                return image.height, image.width
     except FileNotFoundError:
         raise OcrnetError(f"{path} does not exist") from None
     except _UNDECODABLE as why:
@@ -145,7 +159,7 @@ def replaced(path: str | Path) -> Iterator[BinaryIO]:
     Folders are made as needed. Raises `OcrnetError` where the file cannot be written.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    draft = path.with_name(f".{path.name[:DRAFT_NAME]}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

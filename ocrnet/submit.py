@@ -15,8 +15,8 @@ from ocrnet import checkpoint, convert, exported, flags
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, cityscapes, open_dataset
 from ocrnet.engine import Engine
-from ocrnet.errors import OcrnetError, nearest
-from ocrnet.images import decode_label, encode_png, image_size, replaced
+from ocrnet.errors import OcrnetError, nearest, printable
+from ocrnet.images import decode_label, encode_png, image_size, replaced, size_in
 from ocrnet.passes import make_passes
 from ocrnet.predict.progress import Progress
 from ocrnet.signals import Stopped, StopRequest
@@ -37,6 +37,7 @@ _RESULT = re.compile(r"([^_/]+_\d{6}_\d{6})[^/]*\.png")
 _END = "_labelIds.png"
 _IDS = {label.id for label in cityscapes.LABELS if label.id >= 0}
 _HIGHEST_TRAIN_ID, _LOWEST_ID = 18, min(cityscapes.classes().ids)
+_LONGEST = 100  # characters of an entry's name that are said
 _LARGEST = 64 * 2**20  # bytes of one result; a PNG of labels has some ten thousand
 
 
@@ -116,7 +117,7 @@ def write(engine: Engine, dataset: Dataset, cfg: Config, output: Path) -> Checke
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line, lines=True), flush=True)
 
 
 def _look_through(args: flags.Args, split: str) -> int:
@@ -132,9 +133,9 @@ def _look_through(args: flags.Args, split: str) -> int:
     checked = inspect(path, wanted, split)
     _say(_text(checked))
     if checked.problems:
-        print(f"{path}: {len(checked.problems)} wrong:\n{_listed(checked.problems)}", file=sys.stderr)
+        print(f"{printable(path)}: {len(checked.problems)} wrong:\n{_listed(checked.problems)}", file=sys.stderr)
         return 1
-    _say(f"{path}: nothing is wrong with it")
+    _say(f"{printable(path)}: nothing is wrong with it")
     return 0
 
 
@@ -177,7 +178,9 @@ def inspect(path: str | Path, wanted: Mapping[str, tuple[int, int]] | None = Non
     except Exception as error:  # zipfile passes on whatever its parts raise, from UnicodeDecodeError to struct.error
         raise OcrnetError(f"{path} is damaged or no zip ({error})") from None
     often = Counter(seen)
-    checked.problems += [f"{name} has {count} results, not one" for name, count in often.items() if count > 1]
+    checked.problems += [
+        f"{name[:_LONGEST]} has {count} results, not one" for name, count in often.items() if count > 1
+    ]
     checked.problems += _missing(often, wanted, split)
     checked.problems += _odd_ids(checked.ids)
     return checked
@@ -189,28 +192,32 @@ def _entry(
     """Look at one entry; return the image that it is the result of, None where it is none's."""
     if entry.is_dir():
         return None
+    shown = printable(entry.filename, _LONGEST)
     named = _RESULT.fullmatch(entry.filename.rpartition("/")[2])
     if named is None:
-        checked.problems.append(f"{entry.filename} is not named like berlin_000000_000019{_END}")
+        checked.problems.append(f"{shown} is not named like berlin_000000_000019{_END}")
         return None
     name = named[1]
     if wanted is not None and name not in wanted:
-        checked.problems.append(f"{entry.filename} is the result of no image of the split")
+        checked.problems.append(f"{shown} is the result of no image of the split")
         return None
     if entry.file_size > _LARGEST:
-        checked.problems.append(f"{entry.filename} unpacks to {entry.file_size:,} bytes")
+        checked.problems.append(f"{shown} unpacks to {entry.file_size:,} bytes")
         return name
+    size = SIZE if wanted is None else wanted[name]
     try:
-        ids = decode_label(archive.read(entry), entry.filename)
+        data = archive.read(entry)
+        has = size_in(data, shown)
+        if has != size:  # not decoded: a small file can hold an image that no memory does
+            checked.problems.append(f"{shown} is {has[0]}x{has[1]}, not {size[0]}x{size[1]}")
+            return name
+        ids = decode_label(data, shown)
     except OcrnetError as error:
         checked.problems.append(str(error))
         return name
     except Exception as error:  # CRC, password, method, and what unpackers raise: zlib.error, LZMAError and others
-        checked.problems.append(f"{entry.filename} is damaged ({error})")
+        checked.problems.append(f"{shown} is damaged ({error})")
         return name
-    size = SIZE if wanted is None else wanted[name]
-    if ids.shape != size:
-        checked.problems.append(f"{entry.filename} is {ids.shape[0]}x{ids.shape[1]}, not {size[0]}x{size[1]}")
     checked.images += 1
     checked.sizes.add((ids.shape[0], ids.shape[1]))
     checked.ids += np.bincount(ids.reshape(-1), minlength=256)
@@ -225,7 +232,7 @@ def _missing(seen: Mapping[str, int], wanted: Mapping[str, object] | None, split
     for city, count in CITIES[split].items():
         if there[city] != count:
             yield f"{city} has {there[city]} results; the {split} split has {count} images of it"
-    yield from (f"{city} is no city of the {split} split" for city in there if city not in CITIES[split])
+    yield from (f"{city[:_LONGEST]} is no city of the {split} split" for city in there if city not in CITIES[split])
 
 
 def _odd_ids(pixels: np.ndarray) -> Iterator[str]:
@@ -253,4 +260,4 @@ def _text(checked: Checked) -> str:
 
 def _listed(problems: Sequence[str], most: int = 20) -> str:
     more = [f"  and {len(problems) - most} more"] if len(problems) > most else []
-    return "\n".join([*(f"  {line}" for line in problems[:most]), *more])
+    return "\n".join([*(f"  {printable(line)}" for line in problems[:most]), *more])

@@ -107,7 +107,7 @@ def _read(url: str, given_up: threading.Event) -> bytes:
         urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler,
     ):  # fmt: skip
         opener.add_handler(handler())
-    asked = urllib.request.Request(url, headers={"User-Agent": f"ocrnet/{ocrnet.__version__}"})
+    asked = urllib.request.Request(_encoded(url), headers={"User-Agent": f"ocrnet/{ocrnet.__version__}"})
     data = bytearray()
     with opener.open(asked, timeout=MOST_SECONDS) as answer:
         promised = int(answer.headers.get("Content-Length", "-1"))
@@ -129,6 +129,18 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if _parts(newurl).scheme not in SCHEMES:
             raise OcrnetError(f"{urls.scrub(req.full_url)} leads to {urls.scrub(newurl)}, which is no http(s) url")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _encoded(url: str) -> str:
+    """Return a url in ASCII, as HTTP asks for: the host by IDNA, the rest in per cents; what is ASCII stays."""
+    parts = _parts(url)
+    before, at, host = parts.netloc.rpartition("@")
+    host = host if host.isascii() else host.encode("idna").decode()
+    return re.sub(
+        r"[^!-~]+",
+        lambda found: urllib.parse.quote(found[0].encode("utf-8", "surrogateescape")),
+        parts._replace(netloc=f"{before}{at}{host}").geturl(),
+    )
 
 
 def _too_large(url: str) -> OcrnetError:

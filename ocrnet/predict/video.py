@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from ocrnet.errors import OcrnetError
+from ocrnet.images import DRAFT_NAME
 
 # FFmpeg's own messages, which OpenCV passes on, say the same less clearly.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -128,7 +129,7 @@ class Writer:
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.rate = path, rate
-        self._draft = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
+        self._draft = path.with_name(f".{path.stem[:DRAFT_NAME]}.{os.getpid()}.tmp.mp4")
         self._writer: cv2.VideoWriter | None = None
         self._frames = 0
         if not can_take(path):

@@ -1,6 +1,7 @@
 """What `--save` asks for: the pictures made of an image and its answer, and the area of each class as JSON."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,14 +89,21 @@ class Painter:
 
 @dataclass
 class Areas:
-    """The pixels of each class, for each image and video and in all; ``total`` is int64 num_classes."""
+    """The pixels of each class, for each image and video and in all; ``total`` is int64 num_classes.
+
+    ``keys`` are ``names`` made unique: "x (0)" and "x (1)", by their indices, where two are called x.
+    """
 
     names: Sequence[str]
+    keys: Sequence[str] = field(init=False)
     total: np.ndarray = field(init=False)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.total = np.zeros(len(self.names), np.int64)
+        often, numbered = Counter(self.names), [f"{name} ({i})" for i, name in enumerate(self.names)]
+        keys = [both if often[name] > 1 else name for name, both in zip(self.names, numbered, strict=True)]
+        self.keys = keys if len(set(keys)) == len(keys) else numbered
 
     def add(self, source: Source, size: tuple[int, int], pixels: np.ndarray, **more: Any) -> None:
         """Note an image of ``size`` (height, width), or a video with the sum over its frames."""
@@ -108,8 +116,8 @@ class Areas:
         every = max(1, int(pixels.sum()))
         occurring = [int(i) for i in np.argsort(-pixels, kind="stable") if pixels[i]]
         return {
-            "pixels": {self.names[i]: int(pixels[i]) for i in occurring},
-            "share": {self.names[i]: round(int(pixels[i]) / every, 6) for i in occurring},
+            "pixels": {self.keys[i]: int(pixels[i]) for i in occurring},
+            "share": {self.keys[i]: round(int(pixels[i]) / every, 6) for i in occurring},
         }
 
     def write(self, path: Path, *, whole: bool) -> None:

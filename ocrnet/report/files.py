@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 from ocrnet.errors import OcrnetError
+from ocrnet.images import DRAFT_NAME
 
 
 def write(path: Path, data: bytes) -> Path:
     """Put ``data`` in place of a file in one step, and make its folder if need be; `OcrnetError` where that fails."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name[:DRAFT_NAME]}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,6 +1,7 @@
 """What a run's folder, or an evaluation's, says of itself: config, measurements, starts, checkpoints."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -160,12 +161,19 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in lines:
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_int=_whole)
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def _whole(text: str) -> int:
+    """Return an integer of a line; ValueError where it is too large for arithmetic with fractions."""
+    if not math.isfinite(float(text)):
+        raise ValueError(text)
+    return int(text)
 
 
 def _config(path: Path) -> dict[str, Any]:

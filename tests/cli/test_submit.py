@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -158,6 +160,26 @@ def test_a_result_whose_packing_is_damaged_is_named(tmp_path, method):
         path.write_bytes(data[:begin] + filler * (end - begin) + data[end:])
         problem, _ = submit.inspect(path, NAMES).problems
         assert f"{A}.png is damaged (" in problem
+
+
+def test_an_image_of_another_size_is_not_decoded(tmp_path, monkeypatch, recwarn):
+    bomb = bytearray(encode_png(GOOD))
+    bomb[16:24] = struct.pack(">II", 13_000, 13_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    monkeypatch.setattr(submit, "decode_label", lambda data, name: pytest.fail("decoded") if len(data) else None)
+    path = zipped(tmp_path / "a.zip", **{A: bytes(bomb)})
+    assert submit.inspect(path, {A: (4, 6)}).problems == [f"{A}.png is 13000x13000, not 4x6"]
+    assert not recwarn.list
+
+
+def test_names_in_a_zip_are_said_without_control_characters_and_cut(tmp_path, capsys):
+    names = ["\x1b[2J\nfine", "z" * 60_000, "\x1b_000000_000000"]
+    assert main(["submit", "--verify", str(zipped(tmp_path / "a.zip", **dict.fromkeys(names, GOOD)))]) == 1
+    said = capsys.readouterr()
+    assert r"  \x1b[2J\nfine.png is not named" in said.err
+    assert r"  \x1b is no city of" in said.err
+    assert "\x1b" not in said.err + said.out
+    assert max(map(len, said.err.splitlines())) < 300
 
 
 def test_a_zip_whose_names_are_damaged_is_no_zip(tmp_path):

@@ -16,7 +16,7 @@ from ocrnet.errors import OcrnetError
 from ocrnet.images import read_image, read_label, write_png
 from ocrnet.predict import Job, command, tiles, video
 from ocrnet.predict.progress import Progress, duration
-from ocrnet.predict.writers import Painter, parse_save
+from ocrnet.predict.writers import Areas, Painter, parse_save
 from ocrnet.spec import Arch
 
 ARCH = Arch(width=18, num_classes=4)
@@ -292,6 +292,34 @@ def test_a_name_that_is_not_utf8_is_escaped_and_the_rest_is_written(tmp_path, ca
     assert len(said.splitlines()) == 3
 
 
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    name = "é" * 118  # 236 bytes
+    write_png(tmp_path / f"in/{name}.png", np.zeros((20, 30, 3), np.uint8))
+    film(tmp_path / "in/film.mp4", 2)
+    os.rename(tmp_path / "in/film.mp4", tmp_path / f"in/{'f' * 240}.mp4")
+    assert run(tmp_path / "in", tmp_path / "out").written == 2
+    assert os.path.exists(tmp_path / f"out/overlay/{name}.png")
+    assert os.path.exists(tmp_path / f"out/overlay/{'f' * 240}.mp4")
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [(("x", "x", "y"), ["x (0)", "x (1)", "y"]), (("x", "x", "x (1)"), ["x (0)", "x (1)", "x (1) (2)"])],
+)
+def test_classes_of_one_name_stay_apart(names, keys):
+    found = Areas(names).of(np.array([3, 2, 1]))
+    assert list(found["pixels"].items()) == list(zip(keys, [3, 2, 1], strict=True))
+    assert list(found["share"]) == keys
+
+
+def test_names_are_said_without_control_characters_and_cut():
+    areas = Areas(["\x1b[31mred\n" + "x" * 60_000])
+    areas.total += 1
+    said = predict.text(predict.Report(areas))
+    assert said.startswith(r"  \x1b[31mred\nxxx")
+    assert len(said) < 120
+
+
 def test_a_broken_file_is_said_counted_and_passed_over(tmp_path):
     write_png(tmp_path / "in/a.png", np.zeros((20, 30, 3), np.uint8))
     (tmp_path / "in/b.png").write_bytes((tmp_path / "in/a.png").read_bytes()[:-20])
@@ -436,6 +464,15 @@ def test_a_stopped_video_leaves_no_half_file(tmp_path):
     with pytest.raises(Stop):
         run(tmp_path / "film.mp4", tmp_path / "out", check=stops_after(6), save=("overlay", "confidence", "json"))
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["legend.png"]
+
+
+def test_a_stopped_video_keeps_the_frames_that_are_files_of_their_own(tmp_path):
+    film(tmp_path / "film.mp4", 12)
+    with pytest.raises(Stop):
+        run(tmp_path / "film.mp4", tmp_path / "out", check=stops_after(6), save=("overlay", "indices", "json"))
+    left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert left == [f"{i:06}.png" for i in range(len(left) - 1)] + ["legend.png"]
+    assert len(left) > 3
 
 
 def test_a_video_that_the_disk_does_not_take_is_an_error(tmp_path):

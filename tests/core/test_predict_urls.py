@@ -134,6 +134,13 @@ def read(url: str) -> np.ndarray:
     return source.read()
 
 
+def test_a_path_that_is_not_ascii_is_encoded(server):
+    for path in ("photo/фото 1.jpg?größe=%41", "photo/\udcff.jpg"):
+        np.testing.assert_array_equal(read(f"{server.url}/{path}"), PICTURE)
+    assert server.seen == ["/photo/%D1%84%D0%BE%D1%82%D0%BE%201.jpg?gr%C3%B6%C3%9Fe=%41", "/photo/%FF.jpg"]
+    assert download._encoded("https://me:pass@bücher.de:80/ü") == "https://me:pass@xn--bcher-kva.de:80/%C3%BC"
+
+
 def test_an_image_is_downloaded_also_where_it_has_moved_to(server):
     for path in ("photo.png?size=full#top", "moved"):
         np.testing.assert_array_equal(read(f"{server.url}/{path}"), PICTURE)

@@ -131,6 +131,7 @@ def test_half_written_and_foreign_lines_are_passed_over(tmp_path):
     whole = source.read(folder)
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(b'[1]\n{"kind": "train"}\n{"kind": "train", "step": "9"}\n\xff\xfe\n')
+        file.write(b'{"kind": "train", "step": 40, "loss": 1' + b"0" * 400 + b"}\n")
         file.write(b'{"kind": "train", "step": 40, "lo')
     (folder / "starts.jsonl").write_text('{"time": "x", "comm')
     (folder / "config.yml").write_text("a: [1")
