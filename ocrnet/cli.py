@@ -33,7 +33,7 @@ from ocrnet.cloud.push import RESULTS, Push, Pushing, check_writable
 from ocrnet.cloud.store import open_store
 from ocrnet.config import Config
 from ocrnet.datasets import Dataset, decoded, synthetic
-from ocrnet.errors import OcrnetError, nearest
+from ocrnet.errors import OcrnetError, nearest, printable
 from ocrnet.evaluate import evaluate
 from ocrnet.export import Wish, export, triton
 from ocrnet.images import write_png
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OcrnetError as error:
         if "--debug" in given:
             traceback.print_exc()
-        print(f"error: {_rank()}{urls.scrub(str(error))}", file=sys.stderr)
+        print(f"error: {_rank()}{printable(urls.scrub(str(error)), lines=True)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         if not _nobody_reads():
@@ -274,6 +274,10 @@ def run_convert(argv: Sequence[str]) -> int:
     return 0
 
 
+def _say(line: str) -> None:
+    print(printable(line, lines=True), flush=True)
+
+
 def run_report(argv: Sequence[str]) -> int:
     """Write what runs reached as one HTML file, and of a single run a model card; or follow runs under way."""
     args = flags.parse("report", argv)
@@ -286,10 +290,10 @@ def run_report(argv: Sequence[str]) -> int:
         curves_only=flags.as_bool(args, "curves_only"),
     )
     if flags.as_bool(args, "watch"):
-        print(f"wrote {report.watch(order, lambda line: print(line, flush=True))}")
+        print(f"wrote {printable(str(report.watch(order, _say)))}")
         return 0
-    written = report.make(order, lambda line: print(line, flush=True))
-    print(f"wrote {' and '.join(map(str, written))}")
+    written = report.make(order, _say)
+    print(f"wrote {printable(' and '.join(map(str, written)))}")
     return 0
 
 

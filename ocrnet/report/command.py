@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocrnet.errors import OcrnetError
+from ocrnet.errors import OcrnetError, printable
 from ocrnet.report import card, compare, files, page, source
 from ocrnet.report.compute import Figures, Wish, figures
 from ocrnet.report.source import Source
@@ -80,7 +80,7 @@ def watch(order: Order, say: Say, *, interval: float = INTERVAL) -> Path:
             _write(output, text)
             if done:
                 return output
-            say(f"{output}: {', '.join(_progress(run) for run in runs)}")
+            say(f"{printable(str(output))}: {', '.join(_progress(run) for run in runs)}")
             while not stopped() and time.monotonic() - began < interval:
                 time.sleep(0.1)
 
@@ -113,7 +113,7 @@ def _figures(run: Source, wish: Wish, say: Say) -> Figures | None:
     except OcrnetError as error:
         if wish.checkpoint or wish.given or wish.images:
             raise  # what was asked for must not end in a page without it
-        say(f"{run.name}: without images, confusion, boundaries and calibration: {error}")
+        say(f"{printable(run.name)}: without images, confusion, boundaries and calibration: {error}")
         return None
 
 
@@ -134,4 +134,4 @@ def _write(output: Path, text: str) -> Path:
 
 
 def _progress(run: Source) -> str:
-    return f"{run.name} after step {run.step}" + (f"/{run.total_step}" if run.total_step else "")
+    return f"{printable(run.name)} after step {run.step}" + (f"/{run.total_step}" if run.total_step else "")

@@ -15,6 +15,7 @@ import pytest
 from report_runs import HOSTILE, made_up_figures, write_run
 
 from ocrnet import metrics
+from ocrnet.cli import main
 from ocrnet.errors import OcrnetError
 from ocrnet.flags import parse
 from ocrnet.report import card, charts, command, compare, page, source
@@ -234,6 +235,17 @@ def test_mistakes_are_named(tmp_path, argv, message):
         command.make(Order([runs[0], runs[0]]), print)
     with pytest.raises(OcrnetError, match="--watch shows the curves alone"):
         command.watch(Order([runs[0]], wish=Wish(images=1)), print)
+
+
+def test_names_are_said_without_control_characters(tmp_path, capsys):
+    folder = write_run(tmp_path / "a\x1b[2J\nb")
+    assert main(["report", str(folder)]) == 0
+    assert main(["report", f"{folder}c"]) == 2
+    said = capsys.readouterr()
+    assert r"a\x1b[2J\nb: without images" in said.out
+    assert r"a\x1b[2J\nb/report.html" in said.out
+    assert r"a\x1b[2J" in said.err
+    assert "\x1b" not in said.out + said.err
 
 
 def test_runs_stand_anywhere_on_the_command_line_and_a_bare_flag_takes_none():
