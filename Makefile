@@ -25,7 +25,7 @@ docs: .venv/ready
 
 # The core, in an environment that has no framework, on NumPy 2.
 core: .venv-core/ready
-	$(CORE_BIN)/python -m pytest tests/core
+	$(CORE_BIN)/python -m pytest tests/core -n 3 --dist worksteal
 
 # Everything else, with both frameworks, on NumPy 1.26. One thread a process, and a third one for when one waits. MindSpore's
 # tests come after, apart: what it must find in the environment would slow PyTorch down and change its rounding.
