@@ -36,6 +36,7 @@ REPORT, SHOWN = "ocrnet/report", "tests/core/test_report_page.py"
 MEASURED = "tests/core/test_report_figures.py"
 SINK, SERVE_SINK, TOLD = "ocrnet/sinks/__init__.py", "ocrnet/sinks/__main__.py", "tests/core/test_sinks.py"
 DECODED, KEPT = "ocrnet/datasets/decoded.py", "tests/core/test_datasets_cache.py"
+ABUSE = "tests/serve/test_serve_abuse.py"
 SERVER, REFUSES, SERVES = "ocrnet/serve", "tests/serve/test_serve_limits.py", "tests/serve/test_serve.py"
 URLS, FILMS, ZIP = "tests/core/test_predict_urls.py", "tests/core/test_predict_files.py", "tests/cli/test_submit.py"
 DOWNLOAD, VIDEO = "ocrnet/predict/download.py", "ocrnet/predict/video.py"
@@ -688,14 +689,14 @@ MUTATIONS = (
     Mutation(
         "a token is compared",
         f"{SERVER}/app.py",
-        "hmac.compare_digest(given.encode(), wanted.encode())",
+        "hmac.compare_digest(given.encode(), self.settings.token.encode())",
         "True",
         f"{REFUSES}::test_a_token_is_asked_for",
     ),
     Mutation(
         "who went away is not looked at",
         f"{SERVER}/app.py",
-        "future.cancel()",
+        "job.future.cancel()  # where it still waits, the worker passes over it\n            future.cancel()",
         "pass",
         f"{REFUSES}::test_who_went_away_is_not_answered",
     ),
@@ -716,16 +717,65 @@ MUTATIONS = (
     Mutation(
         "a body that comes too slowly is given up",
         f"{SERVER}/body.py",
-        "max(left, 0.001)",
-        "None",
+        "timeout=left, ",
+        "",
         f"{REFUSES}::test_slow_clients_hold_nothing",
     ),
     Mutation(
         "bodies that are read share a bounded memory",
         f"{SERVER}/body.py",
-        "if self._held > BODIES",
-        "if False and self._held > BODIES",
+        "while self._held > BODIES",
+        "while False and self._held > BODIES",
         f"{REFUSES}::test_bodies_that_are_being_read_share_a_bounded_memory",
+    ),
+    Mutation(
+        "a body that came fast may not be silent for long",
+        f"{SERVER}/body.py",
+        "min(coming.until + len(chunk) / BYTES_PER_SECOND, now + FIRST_SECONDS)",
+        "coming.until + len(chunk) / BYTES_PER_SECOND",
+        f"{ABUSE}::test_who_sent_fast_may_not_be_silent_for_long",
+    ),
+    Mutation(
+        "silent bodies make room",
+        f"{SERVER}/body.py",
+        "if last is asking:",
+        "if True:",
+        f"{ABUSE}::test_silent_bodies_make_room_for_others",
+    ),
+    Mutation(
+        "a body is not kept while the network works",
+        f"{SERVER}/app.py",
+        "            del data",
+        "            pass",
+        f"{ABUSE}::test_a_body_is_counted_until_it_is_decoded_and_not_kept_after_it",
+    ),
+    Mutation(
+        "a connection whose client takes its answer is not idle",
+        f"{SERVER}/server.py",
+        " if left else idle",
+        " or idle",
+        f"{ABUSE}::test_a_large_answer_is_sent_to_a_slow_client_and_not_kept_for_a_silent_one",
+    ),
+    Mutation(
+        "a connection whose client takes nothing is closed",
+        f"{SERVER}/server.py",
+        "left > self._left - IDLE_SECONDS * BYTES_PER_SECOND if left",
+        "False if left",
+        f"{ABUSE}::test_a_large_answer_is_sent_to_a_slow_client_and_not_kept_for_a_silent_one",
+    ),
+    Mutation(
+        "an origin is compared",
+        f"{SERVER}/guard.py",
+        "origin is not None and not _same(",
+        "False and not _same(",
+        f"{ABUSE}::test_pages_of_others_are_refused_however_the_browser_says_it",
+    ),
+    Mutation(
+        "a name that is led here is refused",
+        f"{SERVER}/guard.py",
+        "if self._hosts is not None and",
+        "if False and",
+        f"{ABUSE}::test_pages_of_others_are_refused_however_the_browser_says_it",
     ),
     Mutation(
         "pixels are counted before decoding",

@@ -15,7 +15,6 @@ from ocrnet.signals import Stopped, StopRequest
 # On a CPU a batch saves little time, and what is in it is not rounded as it is alone; see docs/serve.md.
 MAX_BATCH = {"CPU": 1}
 MAX_BATCH_ELSEWHERE = 8
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -73,7 +72,7 @@ def _say_limits(chosen: settings.Settings) -> None:
     if chosen.max_batch > 1:
         print("a batch is rounded otherwise than its images alone: labels may differ where two classes are equal")
     print("token: asked for" if chosen.token else f"token: none; {TOKEN_VARIABLE} or --token_file sets one")
-    if chosen.host not in LOOPBACK and not chosen.token:
+    if not chosen.loopback and not chosen.token:
         print(f"warning: whoever reaches {chosen.host} may use this network, without a token", file=sys.stderr)
 
 

@@ -1,6 +1,7 @@
 """The addresses of a server: the page, predictions, health, metrics, and their description."""
 
 import asyncio
+import contextlib
 import hmac
 import time
 from collections.abc import Callable
@@ -48,9 +49,8 @@ class Service:
         """Raise `Refused` unless the request brings the token, where there is one."""
         if self.settings.token is None:
             return
-        given = headers.get("authorization", "")
-        wanted = f"Bearer {self.settings.token}"
-        if not hmac.compare_digest(given.encode(), wanted.encode()):
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.settings.token.encode()):
             raise Refused(401, "this server asks for a token", {"WWW-Authenticate": "Bearer"})
 
     async def answer(self, request: Any, *, explain: bool, finish: Callable[[Any, Seen, float], T]) -> T:
@@ -60,11 +60,13 @@ class Service:
         if (len(how.scales) > 1 or how.flip) and not self.network.averages:
             raise Refused(400, "this network is a file that answers labels alone, which cannot be averaged")
         self.worker.check_room()
-        data = await self.reader.read(request.headers, request.stream().__aiter__())
-        begun = time.monotonic()
-        head = await self.off_loop(body.look_at, data, self.settings.max_pixels)
-        with self.worker.enter(head.pixels):
-            image = await self.off_loop(body.decode, data, head)
+        with contextlib.ExitStack() as place:
+            async with self.reader.read(request.headers, request.stream().__aiter__()) as data:
+                begun = time.monotonic()
+                head = await self.off_loop(body.look_at, data, self.settings.max_pixels)
+                place.enter_context(self.worker.enter(head.pixels))
+                image = await self.off_loop(body.decode, data, head)
+            del data  # it no longer counts as held, while the network may take long
             left = begun + self.settings.timeout - time.monotonic()
             seen = await self._wait(Job(image, how, explain), request.receive, left)
             return await self.off_loop(finish, image, seen, time.monotonic() - begun)
@@ -82,7 +84,8 @@ class Service:
             raise Refused(504, f"the answer took longer than {self.settings.timeout:g} seconds", {"Retry-After": "10"})
         finally:
             gone.cancel()
-            future.cancel()  # where it still waits, the worker passes over it
+            job.future.cancel()  # where it still waits, the worker passes over it
+            future.cancel()
 
     def about(self) -> dict[str, Any]:
         """Return what the page tells and needs to know."""
@@ -118,8 +121,9 @@ def build(service: Service) -> Any:
 
     # No documentation pages: FastAPI's load their scripts from elsewhere.
     app = FastAPI(
-        title="ocrnet serve", version=ocrnet.__version__, docs_url=None, redoc_url=None, description=described.ABOUT
-    )
+        title="ocrnet serve", version=ocrnet.__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
+        description=described.ABOUT,
+    )  # fmt: skip
     app.openapi_version = "3.0.3"
 
     def page(name: str, kind: str) -> Callable:
@@ -131,7 +135,7 @@ def build(service: Service) -> Any:
         return send
 
     for path, (name, kind) in PAGE.items():
-        app.add_api_route(path, page(name, kind), include_in_schema=False)
+        app.add_api_route(path, page(name, kind), methods=["GET", "HEAD"], include_in_schema=False)
 
     @app.post("/predict", openapi_extra=described.PREDICT, responses=described.predict_answers(), response_model=None)
     async def predict(request: Request) -> Response:
@@ -168,6 +172,7 @@ def build(service: Service) -> Any:
         service.check_token(request.headers)
         return service.about()
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> JSONResponse:
         """Tell whether new requests are taken: 200, or 503 while the server ends."""
@@ -202,7 +207,7 @@ def build(service: Service) -> Any:
         return JSONResponse({"error": FAULT}, 500)
 
     known = {*PAGE, *app.openapi()["paths"], "/openapi.json"}
-    return Guard(app, service.metrics, known)
+    return Guard(app, service.metrics, known, service.settings.hosts)
 
 
 def _how(query: Any) -> Eval:

@@ -11,7 +11,7 @@ _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "requir
 _TEXTS = {
     400: "a damaged image, an empty body, an unknown parameter",
     401: "the token is missing or wrong",
-    403: "sent by another site's page",
+    403: "sent by another site's page, or to a name that is not this server's",
     408: "the body came too slowly",
     413: "too many bytes or pixels",
     415: "no JPEG, PNG, WebP or BMP",

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from ocrnet.serve.metrics import Metrics
 
@@ -21,10 +22,14 @@ HEADERS = {
 
 
 class Guard:
-    """An ASGI application around another; ``known`` are the paths that are counted by name."""
+    """An ASGI application around another.
 
-    def __init__(self, app: Callable, metrics: Metrics, known: Iterable[str]) -> None:
+    ``known`` are the paths that are counted by name; ``hosts``, where given, the only names it may be addressed by.
+    """
+
+    def __init__(self, app: Callable, metrics: Metrics, known: Iterable[str], hosts: Iterable[str] | None) -> None:
         self._app, self._metrics, self._known = app, metrics, frozenset(known)
+        self._hosts = None if hosts is None else frozenset(hosts)
 
     async def __call__(
         self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
@@ -41,7 +46,9 @@ class Guard:
             await send(message)
 
         try:
-            if _from_elsewhere(scope):
+            if self._hosts is not None and _without_port(_host(scope)) not in self._hosts:
+                await _answer(sending, 403, "this server is addressed as localhost or 127.0.0.1; others need a token")
+            elif _from_elsewhere(scope):
                 await _answer(sending, 403, "this request was sent by another site's page")
             else:
                 await self._app(scope, receive, sending)
@@ -57,7 +64,33 @@ class Guard:
 def _from_elsewhere(scope: Message) -> bool:
     """Say whether a page of another site made a browser send this: it may use nobody's network."""
     headers = dict(scope["headers"])
-    return scope["method"] == "POST" and headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
+    if scope["method"] != "POST":
+        return False
+    # A page cannot set this one. Browsers leave it out where the address is neither https nor this machine.
+    site = headers.get(b"sec-fetch-site")
+    if site is not None:
+        return site not in (b"same-origin", b"none")
+    origin = headers.get(b"origin")
+    return origin is not None and not _same(origin.decode("latin1"), _host(scope))
+
+
+def _host(scope: Message) -> str:
+    return dict(scope["headers"]).get(b"host", b"").decode("latin1").lower()
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host
+
+
+def _same(origin: str, host: str) -> bool:
+    """Say whether an origin, such as https://name:port, is that of a host; the port of its scheme may be left out."""
+    try:
+        parts = urlsplit(origin.lower())
+    except ValueError:
+        return False
+    usual = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    return bool(usual) and parts.netloc.removesuffix(usual) == host.removesuffix(usual)
 
 
 async def _answer(send: Callable[[Message], Awaitable[None]], status: int, text: str) -> None:

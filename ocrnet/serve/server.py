@@ -4,14 +4,17 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ocrnet.errors import OcrnetError
 from ocrnet.serve.app import Service, build
+from ocrnet.serve.body import BYTES_PER_SECOND
 from ocrnet.signals import StopRequest
 
-# A connection without a request in work is closed after one to two times this: headers that come slowly, or never.
+# A connection without a request in work is closed after one to two times this: headers that come slowly, or never,
+# and answers that are not taken at `BYTES_PER_SECOND`.
 IDLE_SECONDS = 10.0
 # The kernel gives a connection up whose client takes nothing for so long.
 UNREAD_MILLISECONDS = 30_000
@@ -74,6 +77,18 @@ def run(service: Service, sock: socket.socket, stop: StopRequest, ready: Callabl
     asyncio.run(Server(config).serve([sock]))
 
 
+def _untaken(transport: Any) -> int:
+    """Return how many bytes a client has still to take, of those here and, on Linux, of those the kernel holds."""
+    held = 0
+    sock = transport.get_extra_info("socket")
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+        import termios
+
+        held = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return transport.get_write_buffer_size() + held
+
+
 def _protocol() -> Any:
     """Return uvicorn's protocol, with an end to connections that hold one without asking anything."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -84,7 +99,8 @@ def _protocol() -> Any:
             sock = transport.get_extra_info("socket")
             if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
-            self._seen: Any = self
+            self._seen: Any = None
+            self._left = 0
             self._watch = self.loop.call_later(IDLE_SECONDS, self._look)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -93,10 +109,12 @@ def _protocol() -> Any:
 
         def _look(self) -> None:
             idle = self.cycle is None or self.cycle.response_complete
-            if idle and self._seen is self.cycle:
+            left = _untaken(self.transport)
+            stuck = left > self._left - IDLE_SECONDS * BYTES_PER_SECOND if left else idle
+            if stuck and self._seen == (self.cycle, idle):
                 self.transport.abort()
                 return
-            self._seen = self.cycle if idle else self
+            self._seen, self._left = (self.cycle, idle), left
             self._watch = self.loop.call_later(IDLE_SECONDS, self._look)
 
     return Protocol

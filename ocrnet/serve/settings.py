@@ -1,5 +1,6 @@
 """What a server allows and how it batches; and the token that requests must bring, where one is set."""
 
+import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from ocrnet.errors import OcrnetError
 
 TOKEN_VARIABLE = "OCRNET_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # as a client names it
 MOST_MEGAPIXELS = 150  # beyond, Pillow refuses a header by itself
 
 
@@ -25,6 +27,22 @@ class Settings:
     max_megabytes: int = 20
     max_megapixels: int = 16
     token: str | None = None
+
+    @property
+    def loopback(self) -> bool:
+        """Whether this machine alone reaches the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def hosts(self) -> tuple[str, ...] | None:
+        """The only names by which requests may address the server, None for any.
+
+        Another site's name may be made to lead to this machine, whose browser then takes the server for that site's.
+        """
+        return (*LOOPBACK, self.host) if self.loopback and self.token is None else None
 
     @property
     def max_bytes(self) -> int:

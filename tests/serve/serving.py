@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import cv2
 import numpy as np
 
 from ocrnet import checkpoint, config, spec
@@ -118,7 +120,7 @@ def ask(
         connection.close()
     is_json = answer.headers.get("content-type", "").startswith("application/json")
     return SimpleNamespace(
-        status=answer.status, headers=answer.headers, data=data, json=json.loads(data) if is_json else None
+        status=answer.status, headers=answer.headers, data=data, json=json.loads(data) if is_json and data else None
     )
 
 
@@ -127,3 +129,34 @@ def form(name: str, data: bytes, filename: str | None = "photo.png") -> tuple[by
     said = f'name="{name}"' + (f'; filename="{filename}"' if filename else "")
     head = f"--limit\r\nContent-Disposition: form-data; {said}\r\nContent-Type: image/png\r\n\r\n"
     return head.encode() + data + b"\r\n--limit--\r\n", {"Content-Type": "multipart/form-data; boundary=limit"}
+
+
+def picture(red: int, size: tuple[int, int] = (4, 6)) -> bytes:
+    """Return a PNG whose red values a `Fake` network answers."""
+    image = np.zeros((*size, 3), np.uint8)
+    image[..., 2] = red  # BGR
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def red(answer: SimpleNamespace) -> int:
+    """Return the first label of an answer."""
+    return int(cv2.imdecode(np.frombuffer(answer.data, np.uint8), cv2.IMREAD_UNCHANGED)[0, 0])
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+class Gate:
+    """Holds the network back until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened, self.reached = threading.Event(), threading.Event()
+
+    def __call__(self, jobs: Sequence[Job]) -> None:
+        self.reached.set()
+        assert self.opened.wait(PATIENCE)

@@ -185,10 +185,10 @@ def test_sixty_malformed_uploads_get_4xx_and_the_server_lives(served, offline):
     "sent",
     [
         b"oops\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + 100_000 * b"a",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + 100_000 * b"a",
         b"GET / HTTP/1.1\r\n\r\n",
     ],
 )

@@ -2,47 +2,15 @@
 
 import contextlib
 import socket
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-import cv2
-import numpy as np
 import pytest
-from serving import PATIENCE, TOKEN, Fake, ask, faked, form
+from serving import PATIENCE, TOKEN, Fake, Gate, ask, faked, form, picture, red, until
 
 from ocrnet import flags
 from ocrnet.errors import OcrnetError
 from ocrnet.serve import body, server, settings
-
-
-def picture(red, size=(4, 6)):
-    image = np.zeros((*size, 3), np.uint8)
-    image[..., 2] = red  # BGR
-    return cv2.imencode(".png", image)[1].tobytes()
-
-
-def red(answer):
-    return int(cv2.imdecode(np.frombuffer(answer.data, np.uint8), cv2.IMREAD_UNCHANGED)[0, 0])
-
-
-def until(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-class Gate:
-    """Holds the network back until it is opened."""
-
-    def __init__(self):
-        self.opened, self.reached = threading.Event(), threading.Event()
-
-    def __call__(self, jobs):
-        self.reached.set()
-        assert self.opened.wait(PATIENCE)
 
 
 def test_waiting_images_of_one_size_and_wish_are_looked_at_together():
@@ -85,7 +53,7 @@ def test_a_full_server_says_when_to_come_again_and_reads_no_body():
         assert (refused.status, refused.headers["retry-after"]) == (503, "1")
         assert "2 requests are in work" in refused.json["error"]
         with socket.create_connection(urlsplit(served.url).netloc.split(":"), timeout=PATIENCE) as sock:
-            sock.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n")  # and no body
+            sock.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n")  # and no body
             assert sock.recv(1000).split()[1] == b"503"
         assert ask(served.url, "/health").status == 200
         gate.opened.set()
@@ -124,7 +92,7 @@ def test_who_went_away_is_not_answered():
         assert gate.reached.wait(PATIENCE)
         data = picture(2)
         with socket.create_connection(urlsplit(served.url).netloc.split(":")) as gone:
-            gone.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+            gone.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
             until(lambda: served.service.worker.waiting == 1)
         until(lambda: served.service.worker.requests == 1)
         gate.opened.set()
@@ -172,10 +140,12 @@ def test_a_token_is_asked_for():
                 {"Authorization": TOKEN},
                 {"Authorization": f"Bearer {TOKEN}x"},
                 {"Authorization": "Bearer ü"},
+                {"Authorization": f"Basic {TOKEN}"},
             ):
                 answer = ask(served.url, path, data, {k: v.encode("latin1") for k, v in given.items()})
                 assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
-            assert ask(served.url, path, data, {"Authorization": f"Bearer {TOKEN}"}).status == 200
+            for scheme in ("Bearer", "bearer"):
+                assert ask(served.url, path, data, {"Authorization": f"{scheme} {TOKEN}"}).status == 200
         assert ask(served.url, "/health").status == ask(served.url, "/").status == 200
 
 
@@ -218,9 +188,9 @@ def test_slow_clients_hold_nothing(monkeypatch):
             [socket.create_connection(where, timeout=PATIENCE) for _ in range(20)] for _ in range(3)
         )
         for sock in heads:
-            sock.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nX-")
+            sock.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-")
         for sock in bodies:
-            sock.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n\x89PNG")
+            sock.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n\x89PNG")
         assert ask(served.url, "/predict", picture(3)).status == 200  # while they are there
         for sock in silent + heads:
             with contextlib.suppress(ConnectionResetError):
@@ -233,9 +203,10 @@ def test_slow_clients_hold_nothing(monkeypatch):
 
 def test_bodies_that_are_being_read_share_a_bounded_memory(monkeypatch):
     monkeypatch.setattr(body, "BODIES", 1)
+    monkeypatch.setattr(body, "BEHIND_SECONDS", PATIENCE)  # nobody is so far behind
     with faked(Fake(), max_megabytes=1) as served:
         part = bytes(700_000)
-        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n"
+        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n"
         where = urlsplit(served.url).netloc.split(":")
         with socket.create_connection(where, timeout=PATIENCE) as slow, socket.create_connection(where) as other:
             slow.sendall(head + part)
