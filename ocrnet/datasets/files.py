@@ -18,7 +18,15 @@ def scan_trees(root: Path, split: str, *, layout: str, labels: bool) -> list[Pai
     if not images:
         raise empty(root / "images" / split, f"images ({' '.join(IMAGES)})", layout)
     wanted = {name: folder / f"{name}.png" for name in images}
-    return pair(images, wanted, _by_stem(folder, (".png",)) if labels else None)
+    found = _by_stem(folder, (".png",)) if labels else None
+    if found is not None and (absent := images.keys() - found.keys()):
+        others = _by_stem(folder, tuple(suffix for suffix in IMAGES if suffix != ".png"))
+        if odd := [others[name] for name in sorted(absent & others.keys())]:
+            raise OcrnetError(
+                f"{len(odd)} of {len(images)} labels are no PNG:{_listed(odd)}\n"
+                "write them as PNG, from their source: a JPEG's ids have been changed"
+            )
+    return pair(images, wanted, found)
 
 
 def pair(images: Mapping[str, Path], wanted: Mapping[str, Path], found: Mapping[str, Path] | None) -> list[Pair]:

@@ -62,6 +62,13 @@ def test_missing_and_surplus_labels_are_named(own):
     assert len(open_dataset("folder", own, "train", labels=False)) == 2
 
 
+def test_labels_that_are_no_png_are_named(own):
+    (own / "labels/train/a.png").rename(own / "labels/train/a.JPG")
+    said = fails(own)
+    assert f"1 of 2 labels are no PNG:\n  {own / 'labels/train/a.JPG'}" in said
+    assert "write them as PNG" in said
+
+
 def test_wrong_layouts_are_told_the_right_one(own):
     assert f"{own}/images/val is not there; {own}/images holds train/" in fails(own, "val")
     (own / "images/val").mkdir()
