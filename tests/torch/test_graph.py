@@ -58,7 +58,7 @@ class CpuRecorder:
         return results, self._repeat
 
     def _momenta(self):
-        return [state["momentum_buffer"] for state in self.engine.optimizer.state.values() if state]
+        return list(self.engine.optimizer.momentum.values())
 
     def _scale(self):
         return [self.engine.scaler.scale, self.engine.scaler.good_steps]

@@ -78,7 +78,8 @@ def configure(device: torch.device, *, deterministic: bool) -> None:
         torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    # `use_deterministic_algorithms` does the same, and loads the compiler to tell it.
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
 
 
 def fused_norm_hindrance(device: torch.device, cfg: Config, ranks: int) -> str | None:

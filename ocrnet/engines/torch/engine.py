@@ -30,6 +30,7 @@ from ocrnet.engines.torch.hrnet import Norm, Size, resize
 from ocrnet.engines.torch.loader import Batch, batches
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
 from ocrnet.engines.torch.ocr import OCRNet
+from ocrnet.engines.torch.optimizer import SGD
 from ocrnet.engines.torch.scaler import LossScaler
 from ocrnet.errors import OcrnetError
 from ocrnet.passes import Pass
@@ -76,7 +77,8 @@ class TorchEngine:
             self.class_weight, self.arch.rule.align_corners, aux=cfg.loss.aux, ocr=cfg.loss.ocr, ohem=ohem
         )
         self.scaler = LossScaler(self.device, dynamic=self.precision.scaled)
-        self.optimizer = self._make_optimizer()
+        self.optimizer = SGD(self.parameters, cfg.optimizer)
+        self.lr_now: float | torch.Tensor = 0.0
         self.graph: StepGraph | None = None
         if cfg.cuda_graph and cuda_graph_hindrance(self.device, self.world.size) is None:
             self.use_graph(CudaRecorder())
@@ -90,28 +92,6 @@ class TorchEngine:
             if isinstance(module, Norm):
                 module.sync = cfg.norm == "sync" and self.world.size > 1
                 module.fused = fused
-
-    def _make_optimizer(self) -> torch.optim.SGD:
-        """Return SGD with explicit decay groups and momentum that begins as zeros, as the state of a file would."""
-        how = self.cfg.optimizer
-        groups = [
-            {
-                "params": [p for n, p in self.parameters.items() if spec.decays(n, how.decay) is decays],
-                "weight_decay": how.weight_decay if decays else 0.0,
-            }
-            for decays in (True, False)
-        ]
-        optimizer = torch.optim.SGD(
-            [group for group in groups if group["params"]],
-            lr=self.cfg.lr_init,
-            momentum=how.momentum,
-            nesterov=how.nesterov,
-            fused=True,
-        )
-        if how.momentum:
-            for parameter in self.parameters.values():
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return optimizer
 
     def use_graph(self, recorder: Recorder) -> None:
         """Take the steps from now on by repeating a recorded one."""
@@ -161,11 +141,12 @@ class TorchEngine:
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
         """Take one optimizer attempt; return the two heads' losses and whether it was finite, both on the device."""
         lr = float(self.lr[self.step])
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr if self.graph is None else self.lr_now
+        if isinstance(self.lr_now, torch.Tensor):
+            self.lr_now.fill_(lr)
+        else:
+            self.lr_now = lr
         with memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"):
             if self.graph is not None:
-                self.lr_now.fill_(lr)
                 return self.graph(micro_batches)
             return self._attempt(
                 [[part.to(self.device, non_blocking=True) for part in batch[:3]] for batch in micro_batches]
@@ -190,7 +171,7 @@ class TorchEngine:
         denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in on_device]).sum()
         heads = torch.zeros(2, device=self.device)
         if self.gradient_sum is None:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.forget_gradients()
         else:
             self.gradient_sum.begin()
             dist.all_reduce(denominator)
@@ -220,9 +201,7 @@ class TorchEngine:
         divisor = self.scaler.scale
         if self.cfg.clip_grad is not None:
             divisor = divisor * (norm / self.cfg.clip_grad).clamp(min=1.0)
-        self.optimizer.grad_scale = divisor.float()  # type: ignore[attr-defined]
-        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        self.optimizer.step(self.lr_now, divisor.float(), finite)
         self.scaler.update(finite)
 
     def _normalise(self, images: torch.Tensor) -> torch.Tensor:
@@ -301,9 +280,7 @@ class TorchEngine:
         """Copy the state to the host under canonical names."""
         state = {name: _to_numpy(tensor) for name, tensor in self.model.state_dict().items()}
         if self.stream is not None:
-            for name, parameter in self.parameters.items():
-                if (buffer := self.optimizer.state[parameter].get("momentum_buffer")) is not None:
-                    state[MOMENTUM + name] = _to_numpy(buffer)
+            state |= {MOMENTUM + name: _to_numpy(buffer) for name, buffer in self.optimizer.momentum.items()}
             state |= self.scaler.state()
         return state
 
@@ -313,10 +290,9 @@ class TorchEngine:
         for name, tensor in self.model.state_dict().items():
             tensor.copy_(torch.from_numpy(state[name]))
         if self.stream is not None:
-            for name, parameter in self.parameters.items():
-                if (buffer := self.optimizer.state[parameter].get("momentum_buffer")) is not None:
-                    given = state.get(MOMENTUM + name)
-                    buffer.copy_(torch.from_numpy(given)) if given is not None else buffer.zero_()
+            for name, buffer in self.optimizer.momentum.items():
+                given = state.get(MOMENTUM + name)
+                buffer.copy_(torch.from_numpy(given)) if given is not None else buffer.zero_()
             self.scaler.restore(state)
         self._folded = None
         self.close_loader()
