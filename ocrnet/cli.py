@@ -303,7 +303,7 @@ def run_check(argv: Sequence[str]) -> int:
     cfg, pulled = pull.dataset(cfg, Speaker(World()))
     for line in pulled:
         print(line, flush=True)
-    wrong = 0
+    wrong, told = 0, set[str]()
     for split in ("train", "val"):
         print(f"{split}: {cfg.data.name} at {cfg.data.dataset_dir}", flush=True)
         try:
@@ -311,8 +311,10 @@ def run_check(argv: Sequence[str]) -> int:
         except OcrnetError as error:
             if split == "train" and "data.dataset_dir" in str(error):
                 raise
-            print(f"problem: {error}\n")
-            wrong += 1
+            again = str(error) in told
+            print("the same problem\n" if again else f"problem: {error}\n")
+            told.add(str(error))
+            wrong += not again
             continue
         report = check.inspect(
             dataset, range(len(dataset)), workers=cfg.num_workers, say=lambda line: print(line, flush=True)

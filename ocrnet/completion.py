@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ocrnet.exported import Format, Input, Outputs, Precision
 from ocrnet.flags import FLAGS
 from ocrnet.layers import KEYS
+from ocrnet.predict.writers import KINDS
 from ocrnet.submit import SPLITS
 from ocrnet.weights.out import TARGETS
 
@@ -27,6 +28,7 @@ VALUES = {
     ("convert", "to"): tuple(TARGETS),
     ("train", "resume_ckpt"): ("auto",),
     ("submit", "split"): SPLITS,
+    ("predict", "save"): KINDS,
 }
 
 

@@ -36,7 +36,7 @@ _CHUNK = 2**20  # bytes of a PNG's chunk: libpng warns of more than 8 million
 # Rows that are worked on at a time where a whole array more would count: so many pixels.
 STRIP_PIXELS = 2**22
 _LABELS = "a label is a PNG of one channel, 8 bits a pixel, whose values are the class ids"
-_DAMAGED = "is damaged or no image; write it again or take it out of the dataset"
+_DAMAGED = "is damaged or no image; write it again or leave it out"
 
 _RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # from OpenCV 4.11 on; before, channels are turned around afterwards
 _COLOURS = cv2.IMREAD_COLOR if _RGB is None else _RGB
@@ -243,12 +243,12 @@ def _read(path: str | Path) -> bytes:
 def _check_whole(path: str | Path, data: bytes) -> None:
     """Check that a file's bytes end where its format says, which the decoders do not all do."""
     if not data:
-        raise OcrnetError(f"{path} is empty; write it again or take it out of the dataset")
+        raise OcrnetError(f"{path} is empty; write it again or leave it out")
     if data.startswith(_PNG):
         _check_png(path, data)
     # The last scan must be followed by an end-of-image marker; what cameras append after that does no harm.
     elif data.startswith(_JPEG) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise OcrnetError(f"{path} is truncated: the JPEG has no end; write it again or take it out of the dataset")
+        raise OcrnetError(f"{path} is truncated: the JPEG has no end; write it again or leave it out")
 
 
 def _webp_orientation(data: bytes) -> int:
@@ -276,11 +276,11 @@ def _check_png(path: str | Path, data: bytes) -> None:
     position, kind = len(_PNG), b""
     while kind != b"IEND":
         if position + 12 > len(data):
-            raise OcrnetError(f"{path} is truncated: the PNG has no end; write it again or take it out of the dataset")
+            raise OcrnetError(f"{path} is truncated: the PNG has no end; write it again or leave it out")
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         if end + 4 > len(data):
-            raise OcrnetError(f"{path} is truncated in a PNG chunk; write it again or take it out of the dataset")
+            raise OcrnetError(f"{path} is truncated in a PNG chunk; write it again or leave it out")
         if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise OcrnetError(f"{path} is damaged: a PNG chunk fails its checksum; write it again")
         position = end + 4

@@ -61,13 +61,14 @@ def main(argv: Sequence[str]) -> int:
         return _look_through(args, split)
     cfg, notes = flags.load_config(args)
     output = Path(flags.required(args, "output"))
-    path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
+    given_path = flags.required(args, "checkpoint_path")
     if output.suffix != ".zip":
         raise OcrnetError(f"--output is '{output}', but must end in .zip")
     if output.exists():
         raise OcrnetError(f"--output '{output}' exists; remove it, or give another name")
     if read_world().size > 1:
         raise OcrnetError("submit runs as one process; start it without mpirun, torchrun, msrun or srun")
+    path, meaning = checkpoint.resolve(given_path)
     dataset = _open(cfg, split)
     given = exported.read(path, cfg)
     found = exported.as_weights(given)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -69,6 +70,9 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             if number:
                 run.say(f"stopped after step {progress.step}; go on with --resume_ckpt auto")
                 raise Stopped(number)
+            run.say(
+                f"finished after step {progress.step}; the run as a page: ocrnet report {shlex.quote(cfg.save_dir)}"
+            )
         finally:
             engine.close()
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ PAGE = {
     "/arrays.js": ("arrays.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
+AVERAGING = ("multi_scale", "flip")
 OUTPUTS = ("labels", "overlay", "color", "json")
 THREADS = 4  # that decode and encode, which OpenCV and zlib do without Python's lock
 
@@ -56,7 +57,7 @@ class Service:
     async def answer(self, request: Any, *, explain: bool, finish: Callable[[Any, Seen, float], T]) -> T:
         """Read an image, have the network look at it, and return what ``finish`` makes of it, off the loop."""
         self.check_token(request.headers)
-        how = _how(request.query_params)
+        how = _how(request.query_params, AVERAGING if explain else ("output", *AVERAGING))
         if (len(how.scales) > 1 or how.flip) and not self.network.averages:
             raise Refused(400, "this network is a file that answers labels alone, which cannot be averaged")
         self.worker.check_room()
@@ -210,10 +211,13 @@ def build(service: Service) -> Any:
     return Guard(app, service.metrics, known, service.settings.hosts)
 
 
-def _how(query: Any) -> Eval:
-    """Return how to look at the image; raise `Refused` for a word that is none."""
+def _how(query: Any, known: Sequence[str]) -> Eval:
+    """Return how to look at the image; raise `Refused` for a name that is not ``known`` or a word that is none."""
+    for name in query:
+        if name not in known:
+            raise Refused(400, f"this address takes no '{name[:40]}', only {', '.join(known)}")
     chosen = {}
-    for name in ("multi_scale", "flip"):
+    for name in AVERAGING:
         text = query.get(name, "false").lower()
         if text not in ("true", "false", "1", "0"):
             raise Refused(400, f"{name} must be true or false")

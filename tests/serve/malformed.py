@@ -94,6 +94,8 @@ def uploads(max_bytes: int) -> dict[str, tuple[str, object, dict[str, str], str]
         "chunked and too long": ("/predict", (bytes(100_000) for _ in range(max_bytes // 100_000 + 3)), {}, "POST"),
         "unknown output": ("/predict?output=../../etc/passwd", image, {}, "POST"),
         "multi_scale of 7": ("/predict?multi_scale=7", image, {}, "POST"),
+        "unknown parameter": ("/predict?multiscale=true", image, {}, "POST"),
+        "parameter of another address": ("/explain?output=json", image, {}, "POST"),
         "flip of nothing": ("/explain?flip=", image, {}, "POST"),
         "a text to explain": ("/explain", b"hello", {}, "POST"),
         "sent by another site": ("/predict", image, {"Sec-Fetch-Site": "cross-site"}, "POST"),
