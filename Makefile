@@ -1,15 +1,20 @@
 # make quickstart: a small network trained on made-up street scenes, in about three minutes; STEPS=70 only shows that it runs.
 # make test: everything that CI checks, in environments that it makes itself (Python 3.11 with venv and pip is enough).
 PYTHON ?= python3
+# Most of what is installed is never imported; what is gets compiled then, and kept for the next of hundreds of processes.
+export PYTHONDONTWRITEBYTECODE :=
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
 BIN := .venv/bin
 CORE_BIN := .venv-core/bin
 
 .PHONY: quickstart test test-long lint types docs core engine fix clean
 
-quickstart: .venv/ready
+quickstart: .venv/run
 	$(BIN)/python examples/quickstart.py $(if $(STEPS),--steps $(STEPS))
 
-test: lint types core engine
+test:
+	$(MAKE) -j3 --output-sync lint types core
+	$(MAKE) engine
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
@@ -29,36 +34,46 @@ core: .venv-core/ready
 
 # Everything else, with both frameworks, on NumPy 1.26. One thread a process, and a third one for when one waits. MindSpore's
 # tests come after, apart: what it must find in the environment would slow PyTorch down and change its rounding.
+engine: export OMP_NUM_THREADS = 1
 engine: .venv/both
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/mindspore -m "not mindspore" -n 3 --dist worksteal
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/contract tests/mindspore -m mindspore -n 2
+	$(BIN)/python -m pytest tests --ignore tests/core --ignore tests/mindspore -m "not mindspore" -n 3 --dist worksteal
+	$(BIN)/python -m pytest tests/contract tests/mindspore -m mindspore -n 3 --dist worksteal
 
-# The slow cases too: run by hand, results in docs/ascend.md.
+# The slow cases too, and the core on NumPy 1.26: run by hand, results in docs/ascend.md.
 test-long: export OCRNET_TEST_LONG = 1
-test-long: engine
+test-long: .venv/both
+	$(BIN)/python -m pytest tests/core -n 3 --dist worksteal
+	$(MAKE) engine
 
 fix: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # The lock takes PyTorch without what CUDA needs, so a CUDA build does not even load; the last line says what then helps.
-.venv/ready: requirements-dev.lock pyproject.toml
+.venv/run: requirements-run.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/python $(INSTALL) -r requirements-run.lock
+	$(BIN)/python $(INSTALL) -e .
 	@$(BIN)/python -c "import torch" || { echo "PyTorch does not load: take its CPU build, from PyTorch's CPU index \
 	(the selector on pytorch.org shows its address): make clean; PIP_EXTRA_INDEX_URL=ADDRESS make quickstart"; exit 1; }
 	touch $@
 
-# MindSpore comes on top, because the quick start does without its gigabytes.
-.venv/both: .venv/ready requirements-mindspore.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-mindspore.lock
+# The quick start does without what these take: tools, servers to test with, and the gigabytes of MindSpore.
+.venv/ready: .venv/run requirements-dev.lock
+	$(BIN)/python $(INSTALL) -r requirements-dev.lock
+	touch $@
+
+.venv/mindspore: .venv/run requirements-mindspore.lock
+	$(BIN)/python $(INSTALL) -r requirements-mindspore.lock
+	touch $@
+
+.venv/both: .venv/ready .venv/mindspore
 	touch $@
 
 .venv-core/ready: requirements-core.lock pyproject.toml
 	$(PYTHON) -m venv .venv-core
-	$(CORE_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-core.lock
-	$(CORE_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(CORE_BIN)/python $(INSTALL) -r requirements-core.lock
+	$(CORE_BIN)/python $(INSTALL) -e .
 	touch $@
 
 clean:

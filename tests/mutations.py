@@ -135,7 +135,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a step that is not finite leaves weights and momentum as they were",
-        ENGINE,
+        "ocrnet/engines/torch/optimizer.py",
         "(~finite).float()",
         "torch.zeros(())",
         f"{DOOR}::test_a_sample_that_is_not_finite_costs_its_step_and_nothing_else",
@@ -205,9 +205,9 @@ MUTATIONS = (
     ),
     Mutation(
         "golden losses: weight decay that is not applied would be seen",
-        ENGINE,
-        "how.weight_decay if decays else 0.0",
-        "0.0",
+        "ocrnet/engines/torch/optimizer.py",
+        "(how.weight_decay, True)",
+        "(0.0, True)",
         "tests/contract/test_golden.py::test_losses_are_the_stored_ones",
     ),
     Mutation(

@@ -17,7 +17,6 @@ from ocrnet.datasets import open_dataset
 from ocrnet.stream import TrainStream
 
 LAST = "checkpoint/OCRNet_hrnet_seg_w6_14_rank0.safetensors"
-long = pytest.mark.skipif(not os.environ.get("OCRNET_TEST_LONG"), reason="slow: make test-long")
 SETTINGS = (
     "save_interval=3", "log_interval=4", "eval_interval=7", "num_workers=2", "data.crop_size=[64,64]",
     "backbone.width=6", "backbone.blocks=1", "backbone.modules=[1,1,1]", "ocr_head.channels=16",
@@ -45,8 +44,8 @@ def whole(cityscapes, tmp_path_factory):
     [
         (signal.SIGTERM, 143),
         (signal.SIGINT, 130),
-        pytest.param(signal.SIGHUP, 129, marks=long),
-        pytest.param(signal.SIGUSR1, 138, marks=long),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.long),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.long),
     ],
 )
 def test_a_signal_to_every_process_ends_with_a_checkpoint(cityscapes, tmp_path, whole, number, status):

@@ -27,7 +27,6 @@ GOLDEN = ROOT / "tests/data/golden"
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 LAST = "checkpoint/OCRNet_hrnet_seg_w4_{}_rank0.safetensors"
-long = pytest.mark.skipif(not os.environ.get("OCRNET_TEST_LONG"), reason="slow: make test-long")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="MindSpore and mpirun are in the lock for Linux")
 
 
@@ -106,35 +105,36 @@ def apart(folder: Path, other: Path) -> tuple[float, float]:
 
 
 @pytest.fixture(scope="module")
-def alone(trained, tmp_path_factory) -> dict[str, Path]:
-    """Return the folder of one rank's run with batch 2, made when an engine is first asked for."""
-
-    class Alone(dict):
-        def __missing__(self, engine: str) -> Path:
-            self[engine] = tmp_path_factory.mktemp(engine) / "out"
-            run(*training(engine, trained, self[engine], 2))
-            return self[engine]
-
-    return Alone()
+def alone(trained, tmp_path_factory) -> Path:
+    """Return the folder of one rank's run with batch 2: PyTorch's, of which MindSpore's is as near."""
+    folder = tmp_path_factory.mktemp("alone") / "out"
+    run(*training("torch", trained, folder, 2))
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("engine", "name"), [("torch", "mpirun"), ("torch", "torchrun"), ("mindspore", "mpirun"), ("mindspore", "msrun")]
+    ("engine", "name"),
+    [
+        ("torch", "mpirun"),
+        ("torch", "torchrun"),
+        ("mindspore", "mpirun"),
+        pytest.param("mindspore", "msrun", marks=pytest.mark.long),
+    ],
 )
 def test_two_ranks_of_batch_1_are_one_of_batch_2(engine, name, trained, alone, tmp_path):
     found = launched(name, tmp_path, *training(engine, trained, tmp_path / "out", 1))
-    losses, tensors = apart(tmp_path / "out", alone[engine])
+    losses, tensors = apart(tmp_path / "out", alone)
     assert losses < 1e-4
     assert tensors < 1e-4
     if name != "msrun":
         assert found.stdout.count("x 2 cards), 20 steps") == 1  # one rank speaks
 
 
-@pytest.mark.parametrize("engine", ["torch", pytest.param("mindspore", marks=long)])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("mindspore", marks=pytest.mark.long)])
 def test_local_batch_norms_are_another_number(engine, trained, alone, tmp_path):
     """The negative control of the bounds."""
     launched("mpirun", tmp_path, *training(engine, trained, tmp_path / "out", 1, "norm=local"))
-    assert max(apart(tmp_path / "out", alone[engine])) > 1e-3
+    assert max(apart(tmp_path / "out", alone)) > 1e-3
 
 
 def test_one_rank_goes_on_where_two_were(trained, alone, tmp_path):
@@ -143,15 +143,16 @@ def test_one_rank_goes_on_where_two_were(trained, alone, tmp_path):
     (folder / LAST.format(20)).unlink()
     found = run(*training("torch", "auto", folder, 2))
     assert "resume: cards is 1, was 2: the global batch is the same" in found.stdout
-    assert max(apart(folder, alone["torch"])) < 1e-4
+    assert max(apart(folder, alone)) < 1e-4
 
 
 @pytest.mark.parametrize(
     ("engine", "name", "images"),
     [
         ("torch", "torchrun", 3),
-        pytest.param("torch", "mpirun", 1, marks=long),
+        pytest.param("torch", "mpirun", 1, marks=pytest.mark.long),
         ("mindspore", "mpirun", 3),
+        ("mindspore", "msrun", 3),
     ],
 )
 def test_two_ranks_evaluate_any_number_of_images_to_the_digits_of_one(engine, name, images, trained, tmp_path):
@@ -192,7 +193,7 @@ def undisturbed(trained, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=long)])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_killed_rank_comes_back_and_ends_bit_for_bit(victim, trained, undisturbed, tmp_path):
     process = start("torchrun, elastic", tmp_path, *long_training(trained, tmp_path / "out"))
     read_until(process, "step 8/40")
@@ -233,7 +234,7 @@ def running(trained, tmp_path) -> Iterator:
             process.kill()
 
 
-@pytest.mark.parametrize("name", ["mpirun", pytest.param("torchrun", marks=long)])
+@pytest.mark.parametrize("name", ["mpirun", pytest.param("torchrun", marks=pytest.mark.long)])
 def test_a_killed_rank_ends_the_run_within_seconds(name, running):
     process = running(name, "num_workers=1")
     rank_of(process, 1).kill()
@@ -245,7 +246,7 @@ def test_a_killed_rank_ends_the_run_within_seconds(name, running):
     ("engine", "patience", "why"),
     [
         ("torch", 5, "rank 0: another rank did not come to an exchange within 5 s (rank_timeout)"),
-        pytest.param("mindspore", 60, "slower than 60 s (rank_timeout); step", marks=long),
+        pytest.param("mindspore", 60, "slower than 60 s (rank_timeout); step", marks=pytest.mark.long),
     ],
 )
 def test_a_rank_that_hangs_ends_the_run_within_rank_timeout(engine, patience, why, running):
@@ -270,7 +271,7 @@ def test_a_stop_request_stops_all_ranks_with_a_checkpoint(name, running, tmp_pat
     assert found.meta["step"] >= 8
 
 
-@pytest.mark.parametrize("name", ["mpirun", pytest.param("torchrun", marks=long)])
+@pytest.mark.parametrize("name", ["mpirun", pytest.param("torchrun", marks=pytest.mark.long)])
 def test_ranks_whose_launcher_was_killed_stop_with_a_checkpoint(name, running, tmp_path):
     process = running(name)
     ranks = [rank_of(process, number) for number in (0, 1)]
@@ -279,7 +280,7 @@ def test_ranks_whose_launcher_was_killed_stop_with_a_checkpoint(name, running, t
     assert checkpoint.newest_valid(tmp_path / "out/checkpoint").checkpoint.meta["step"] >= 8
 
 
-@pytest.mark.parametrize("what", ["batch_size", pytest.param("validation images", marks=long)])
+@pytest.mark.parametrize("what", ["batch_size", pytest.param("validation images", marks=pytest.mark.long)])
 def test_ranks_that_were_not_given_the_same_are_refused(what, trained, tmp_path):
     """A score over a part of the images, or steps of other sizes, would look like what was asked for."""
     common = f"--config {W32} --device_target CPU --engine torch --save_dir {tmp_path / 'out'} --set num_workers=0"
@@ -314,7 +315,7 @@ def test_ranks_that_were_not_given_the_same_are_refused(what, trained, tmp_path)
     assert "mIoU" not in found.stdout
 
 
-@pytest.mark.parametrize("name", ["torchrun", pytest.param("mpirun", marks=long)])
+@pytest.mark.parametrize("name", ["torchrun", pytest.param("mpirun", marks=pytest.mark.long)])
 def test_a_failing_rank_is_heard_once_and_ends_all(name, trained, tmp_path):
     data = tmp_path / "data"
     run("-m", "ocrnet", "synthetic", data, "--train", "4", "--val", "1", "--test", "1", "--size", "96", "192")

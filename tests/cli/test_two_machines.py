@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from commands import ROOT
-from test_many_ranks import ENV, alone, apart, long, trained, training  # noqa: F401 - fixtures
+from test_many_ranks import ENV, alone, apart, trained, training  # noqa: F401 - fixtures
 
 from ocrnet import checkpoint
 
@@ -81,11 +81,11 @@ def end(processes: list[subprocess.Popen], within: float) -> list[tuple[int, str
     return found
 
 
-@long
+@pytest.mark.long
 def test_two_machines_are_one_with_the_whole_batch(machines, trained, alone, tmp_path):  # noqa: F811
     found = end(start(29401, *training("torch", trained, tmp_path / "out", 1)), within=120)
     assert [status for status, _ in found] == [0, 0], found
-    assert max(apart(tmp_path / "out", alone["torch"])) < 1e-4
+    assert max(apart(tmp_path / "out", alone)) < 1e-4
 
 
 def test_a_cut_cable_ends_both_and_the_same_command_goes_on(machines, trained, alone, tmp_path):  # noqa: F811

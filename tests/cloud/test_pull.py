@@ -41,7 +41,7 @@ def filled(place: Place) -> Place:
 
 
 def config(place: Place | None, cache: Path, path: str = "data", *, data: Data | None = None, **cloud) -> Config:
-    cloud = Cloud(**{"cache_dir": str(cache), "timeout": 1, "retries": 4} | cloud)
+    cloud = Cloud(**{"cache_dir": str(cache), "timeout": 2, "retries": 4} | cloud)
     return Config(data_url=place.url(path) if place else path, cloud=cloud, data=data or Data())
 
 

@@ -15,10 +15,20 @@ ALL = ("labels", "confidence", "probabilities")
 SIZE = (75, 101)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """States by engine, filled below: that BN statistics are not a fresh network's, each engine trains for once."""
+    return {}
+
+
 @pytest.fixture
-def engine(make_engine):
+def engine(make_engine, trained, request):
     engine = make_engine(MemoryStream())
-    engine.train(2)  # so that BN statistics are not those of a fresh network
+    name = request.node.callspec.params["make_engine"]
+    if name not in trained:
+        engine.train(2)
+        trained[name] = engine.state()
+    engine.restore(trained[name], 2)
     return engine
 
 
@@ -99,7 +109,7 @@ def test_a_batch_is_its_images(engine, images):
     np.testing.assert_allclose(both["probabilities"][1:], one["probabilities"], atol=1e-5)
 
 
-@pytest.mark.compiled
+@pytest.mark.compiled(long=True)
 def test_passes_are_averaged_after_the_softmax(engine, images):
     alone = [look(engine, images, scales=(scale,))["probabilities"] for scale in (0.5, 1.0, 1.75)]
     together = look(engine, images, scales=(0.5, 1.0, 1.75))["probabilities"]

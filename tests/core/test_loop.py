@@ -54,13 +54,17 @@ class CountingEngine:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
+    return three_images(tmp_path)
+
+
+def three_images(folder: Path) -> Dataset:
     pairs = []
     for name in ("a", "b", "c"):
-        write_png(tmp_path / f"{name}.png", np.zeros((40, 40, 3), np.uint8))
-        write_png(tmp_path / f"{name}_label.png", np.ones((40, 40), np.uint8))
-        pairs.append(Pair(name, tmp_path / f"{name}.png", tmp_path / f"{name}_label.png"))
+        write_png(folder / f"{name}.png", np.zeros((40, 40, 3), np.uint8))
+        write_png(folder / f"{name}_label.png", np.ones((40, 40), np.uint8))
+        pairs.append(Pair(name, folder / f"{name}.png", folder / f"{name}_label.png"))
     classes = ClassTable(("zero", "one"), ((0, 0, 0), (9, 9, 9)), (0, 1), frozenset({255}))
-    return Dataset(classes, pairs, tmp_path)
+    return Dataset(classes, pairs, folder)
 
 
 def drive(engine, dataset, folder, *, progress=None, stopped=lambda: False, **changes):
@@ -163,10 +167,16 @@ def stop_at(engine, step):
     return lambda: engine.step >= step
 
 
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return drive(CountingEngine(good=8, bad=(2,)), three_images(folder), folder / "out")
+
+
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 6, 7])
-def test_a_run_stopped_anywhere_ends_like_the_run_never_stopped(dataset, tmp_path, step):
+def test_a_run_stopped_anywhere_ends_like_the_run_never_stopped(dataset, never_stopped, tmp_path, step):
     """Also where the stop comes before the evaluation that is due at its step (6)."""
-    whole, progress = drive(CountingEngine(good=8, bad=(2,)), dataset, tmp_path / "whole")
+    whole, progress = never_stopped
     engine = CountingEngine(good=8, bad=(2,), stops=(step,))
     folder = tmp_path / "out"
     run, _ = drive(engine, dataset, folder, stopped=stop_at(engine, step))

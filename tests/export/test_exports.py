@@ -65,7 +65,9 @@ def run_torchscript(path, x):
     ("name", "run", "variant", "cases"),
     [
         ("w6.onnx", run_onnx, "hrnet", {"a": "ocr", "b": "ocr"}),
-        ("w6.torchscript", run_torchscript, "mmseg", {"a": "ocr_align_corners_false"}),
+        pytest.param(
+            "w6.torchscript", run_torchscript, "mmseg", {"a": "ocr_align_corners_false"}, marks=pytest.mark.long
+        ),
     ],
 )
 def test_the_authors_outputs_at_sizes_left_open(name, run, variant, cases, tmp_path):

@@ -25,7 +25,6 @@ MARK = "OCRNET_TEST_MARK"
 NOISE = ("[INFO]", "[WARNING]", "[ERROR]", "Traceback", "Exception ignored")
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the lock has mpirun for Linux")
-long = pytest.mark.skipif(not os.environ.get("OCRNET_TEST_LONG"), reason="minutes long; set OCRNET_TEST_LONG")
 
 WORKER = '''
 import os, signal, sys, time
@@ -185,20 +184,20 @@ def test_mpirun_ends_with_the_status_of_the_rank_that_failed(how, who, status, t
     assert time.monotonic() - begun < 50
 
 
-@long
+@pytest.mark.long
 @pytest.mark.parametrize(("how", "who"), [("before", 1), ("during", 1), ("killed", 0)])
 def test_msrun_ends_soon_after_a_rank_that_failed(how, who, tmp_path):
     status, out = msrun(tmp_path, 2, how, who).end(within=80)
     assert status == 1, out
 
 
-@long
+@pytest.mark.long
 def test_a_rank_may_keep_the_others_waiting(tmp_path):
     status, out = mpirun(tmp_path, 2, "late", 1).end(within=100)
     assert status == 0, out
 
 
-@long
+@pytest.mark.long
 def test_a_rank_that_never_comes_is_told_of(tmp_path):
     status, out = mpirun(tmp_path, 2, "never", 1, MS_TOPO_TIMEOUT="15").end(within=100)
     assert status == 2, out
@@ -206,7 +205,7 @@ def test_a_rank_that_never_comes_is_told_of(tmp_path):
     assert "did all 2 ranks start, and come within 15 s" in out
 
 
-@long
+@pytest.mark.long
 def test_the_users_own_port_is_taken(tmp_path):
     port = str(20000 + os.getpid() % 10000)
     for _ in range(2):  # a second time at once

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 def test_the_rival_trains_as_ours_does(tmp_path):
     out = tmp_path / "out.json"
     command = [sys.executable, "benchmarks/mindspore_cpu.py", "--quick", "--out", str(out)]

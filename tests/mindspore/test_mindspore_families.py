@@ -1,6 +1,5 @@
 """Weights of every family on the MindSpore engine, op by op: the logits of the family's own network."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from ocrnet.convert import convert
 from ocrnet.engine import open_engine
 from ocrnet.world import World
 
-long = pytest.mark.skipif(not os.environ.get("OCRNET_TEST_LONG"), reason="slow: make test-long")
 FIXTURE = Path(__file__).parents[1] / "data" / "official_w6"
 
 
@@ -28,7 +26,12 @@ def logits(path, x):
 @torch.no_grad()
 @pytest.mark.parametrize(
     "network",
-    [*(pytest.param(one, marks=long) for one in (Authors, Openseg, OpensegInplace, Nvidia)), Mmseg, Paddle, MindSpore],
+    [
+        *(pytest.param(one, marks=pytest.mark.long) for one in (Authors, Openseg, OpensegInplace, Nvidia)),
+        Mmseg,
+        Paddle,
+        MindSpore,
+    ],
 )
 def test_logits_are_the_familys(network, tmp_path):
     net = fill(network(4, 1, (1, 1, 1), 3, 8, 256 if network is MindSpore else 4))

@@ -1,7 +1,6 @@
 """The benchmark scripts at toy size, so that they cannot rot; what they measure here means nothing."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +23,12 @@ CASES = {
 
 
 # Many processes, each of which imports the framework, or many files to write.
-SLOW = ("memory.py", "predict_large.py", "scaling.py", "growth.py", "export.py", "serve.py")
-long = pytest.mark.skipif(not os.environ.get("OCRNET_TEST_LONG"), reason="slow: make test-long")
+SLOW = ("gpu.py", "memory.py", "predict_large.py", "scaling.py", "growth.py", "export.py", "serve.py")
 
 
-@pytest.mark.parametrize("script", [pytest.param(name, marks=long if name in SLOW else ()) for name in CASES])
+@pytest.mark.parametrize(
+    "script", [pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in CASES]
+)
 def test_a_script_runs_and_leaves_its_figures(script, tmp_path):
     out = tmp_path / "out.json"
     command = [sys.executable, f"benchmarks/{script}", *CASES[script], "--out", str(out)]
