@@ -32,11 +32,11 @@ docs: .venv/ready
 core: .venv-core/ready
 	$(CORE_BIN)/python -m pytest tests/core -n 3 --dist worksteal
 
-# Everything else, with both frameworks, on NumPy 1.26. One thread a process, and a third one for when one waits. MindSpore's
+# Everything else, with both frameworks, on NumPy 1.26. One thread a process, and more of them for when some wait. MindSpore's
 # tests come after, apart: what it must find in the environment would slow PyTorch down and change its rounding.
 engine: export OMP_NUM_THREADS = 1
 engine: .venv/both
-	$(BIN)/python -m pytest tests --ignore tests/core --ignore tests/mindspore -m "not mindspore" -n 3 --dist worksteal
+	$(BIN)/python -m pytest tests --ignore tests/core --ignore tests/mindspore -m "not mindspore" -n 4 --dist worksteal
 	$(BIN)/python -m pytest tests/contract tests/mindspore -m mindspore -n 3 --dist worksteal
 
 # The slow cases too, and the core on NumPy 1.26: run by hand, results in docs/ascend.md.

@@ -152,7 +152,7 @@ def test_one_rank_goes_on_where_two_were(trained, alone, tmp_path):
         ("torch", "torchrun", 3),
         pytest.param("torch", "mpirun", 1, marks=pytest.mark.long),
         ("mindspore", "mpirun", 3),
-        ("mindspore", "msrun", 3),
+        pytest.param("mindspore", "msrun", 3, marks=pytest.mark.long),
     ],
 )
 def test_two_ranks_evaluate_any_number_of_images_to_the_digits_of_one(engine, name, images, trained, tmp_path):

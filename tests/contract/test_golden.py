@@ -38,7 +38,7 @@ def losses(make_engine, **changes) -> np.ndarray:
     return engine.train(STEPS).loss
 
 
-@pytest.mark.compiled(only=True)
+@pytest.mark.compiled(only=True, long=True)
 def test_losses_are_the_stored_ones(make_engine):
     stored = json.loads((FOLDER / "golden_losses.json").read_text())
     found = losses(make_engine)

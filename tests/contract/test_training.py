@@ -81,7 +81,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_is_counted(make_engine):
     engine.restore(good, 4)
     assert engine.train(1).finite.all()
     after = engine.state()
-    assert all(not np.array_equal(after[name], good[name]) for name in good if spec.is_buffer(name))
+    moved = [name for name in good if spec.is_buffer(name) or name.startswith("momentum/")]
+    assert not [name for name in moved if np.array_equal(after[name], good[name])]
 
 
 def test_a_sample_that_is_not_finite_costs_its_step_and_nothing_else(make_engine):

@@ -89,6 +89,7 @@ def test_pixels_in_and_labels_out_of_a_file_for_any_size_and_batch(small, tmp_pa
         assert (found == np.stack([model.predict(image) for image in images])).mean() > 0.999
 
 
+@pytest.mark.long
 def test_torch_export(small, tmp_path):
     path = export(small, tmp_path / "net.pt2", "--outputs", "logits", "--input", "normalised")
     x = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)

@@ -6,6 +6,7 @@ A rounding difference grows tenfold a step from fresh weights, and stays one fro
 import dataclasses
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -84,6 +85,7 @@ def opened(engine, **changes):
 
 def train(engine, steps=STEPS, start=None, at=0):
     """Return the losses of ``steps`` steps from trained weights, or from a state, and the state after them."""
+    ms.set_context(mode=ms.GRAPH_MODE)  # whichever mode an engine was opened in since, in this process
     engine.restore(load_file(GOLDEN / "start.safetensors") if start is None else start, at)
     stats = engine.train(steps)
     assert stats.finite.all()

@@ -50,8 +50,8 @@ def begin(tmp_path):
 def test_while_a_graph_runs(begin):
     ended = begin("""
         cell(x)
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             while True:
                 cell(x).asnumpy()
         except KeyboardInterrupt:

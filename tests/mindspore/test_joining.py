@@ -175,7 +175,10 @@ def test_msrun_sums_exactly(tmp_path):
 
 
 @linux
-@pytest.mark.parametrize(("how", "who", "status"), [("before", 1, 2), ("during", 1, 2), ("killed", 0, 137)])
+@pytest.mark.parametrize(
+    ("how", "who", "status"),
+    [("before", 1, 2), pytest.param("during", 1, 2, marks=pytest.mark.long), ("killed", 0, 137)],
+)
 def test_mpirun_ends_with_the_status_of_the_rank_that_failed(how, who, status, tmp_path):
     begun = time.monotonic()
     found, out = mpirun(tmp_path, 2, how, who).end()

@@ -82,6 +82,7 @@ def test_eval_outputs(case, align_corners):
         assert apart(logits[0][at], np.array(exact[f"{name}_at_fp64"])) < 1e-5
 
 
+@pytest.mark.long
 def test_eval_outputs_compiled_for_any_size():
     """Both cases by one graph."""
     ms.set_context(mode=ms.GRAPH_MODE)

@@ -23,7 +23,17 @@ CASES = {
 
 
 # Many processes, each of which imports the framework, or many files to write.
-SLOW = ("gpu.py", "memory.py", "predict_large.py", "scaling.py", "growth.py", "export.py", "serve.py")
+SLOW = (
+    "gpu.py",
+    "loss.py",
+    "pipeline.py",
+    "memory.py",
+    "predict_large.py",
+    "scaling.py",
+    "growth.py",
+    "export.py",
+    "serve.py",
+)
 
 
 @pytest.mark.parametrize(

@@ -307,4 +307,5 @@ class Logits(nn.Cell):
 
 
 def _put(parameter: ms.Parameter, array: np.ndarray) -> None:
-    parameter.set_data(Tensor(np.ascontiguousarray(array, np.float32)))
+    """Copy into the parameter's own memory; `set_data` would give it another, and a graph that has run keeps the old."""
+    ops.assign(parameter, Tensor(np.ascontiguousarray(array, np.float32)))

@@ -38,5 +38,5 @@ class LossScaler(nn.Cell):
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over a state that has a scale; keep the initial one otherwise."""
         if self.dynamic and "scaler/scale" in state:
-            self.scale.set_data(Tensor(np.asarray(state["scaler/scale"], np.float32)))
-            self.good_steps.set_data(Tensor(np.asarray(state["scaler/good_steps"], np.int32)))
+            ops.assign(self.scale, Tensor(np.asarray(state["scaler/scale"], np.float32)))
+            ops.assign(self.good_steps, Tensor(np.asarray(state["scaler/good_steps"], np.int32)))

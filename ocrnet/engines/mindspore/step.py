@@ -62,7 +62,7 @@ def _apply_one(nesterov, momentum, lr, decay, weight, accumulated, gradient):  #
 
 def _copy(sources: ParameterTuple, targets: ParameterTuple) -> None:
     for source, target in zip(sources, targets, strict=True):
-        target.set_data(Tensor(source.asnumpy()))
+        ops.assign(target, Tensor(source.asnumpy().copy()))
 
 
 class Forward(nn.Cell):
@@ -194,7 +194,7 @@ class Accumulate(nn.Cell):
     def clear(self) -> None:
         """Forget the micro-batches of a step that failed."""
         for one in (self.heads, *self.total):
-            one.set_data(ops.zeros_like(one))
+            ops.assign(one, ops.zeros_like(one))
 
 
 class Finish(nn.Cell):
