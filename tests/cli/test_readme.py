@@ -25,7 +25,7 @@ SCENE = "leftImg8bit/val/demo/demo_000000_000019_leftImg8bit.png"
 PAGES = {"Quick start": "quickstart", "Your own images": "own_data", "Cityscapes": "cityscapes"}
 
 # Commands that are not run here, and the lines of .ci/run that run them.
-ELSEWHERE = {"make quickstart": "make quickstart STEPS=70", "make test": "make test"}
+ELSEWHERE = {"make quickstart": "make quickstart STEPS=20", "make test": "make test"}
 
 
 def text(name: str) -> str:

@@ -39,7 +39,7 @@ def test_state_goes_out_and_in_unchanged(make_engine):
     assert same(other.state(), state)
 
 
-@pytest.mark.compiled
+@pytest.mark.compiled(long=True)
 def test_a_restored_run_goes_on_bit_for_bit(make_engine):
     whole = make_engine(MemoryStream())
     first = whole.train(3)

@@ -39,6 +39,7 @@ def test_the_exported_network_answers_like_the_torch_engine(saved, tmp_path, cap
     np.testing.assert_array_equal(ocrnet.load(output).predict(image), ocrnet.load(saved, engine="torch").predict(image))
 
 
+@pytest.mark.long
 def test_a_file_that_answers_otherwise_is_not_left(saved, tmp_path, capsys):
     output = tmp_path / "new" / "small.mindir"
     argv = ["export", "--checkpoint_path", str(saved), "--output", str(output), "--size", "[64, 96]"]

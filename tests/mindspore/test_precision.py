@@ -47,7 +47,9 @@ def exact():
     return open_small().train(1).loss
 
 
-@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+@pytest.mark.parametrize(
+    "level", [pytest.param("O1", marks=pytest.mark.long), "O2", pytest.param("O3", marks=pytest.mark.long)]
+)
 def test_a_level_is_near_float32_but_not_float32(exact, level):
     engine = open_small(mix=True, amp_level=level, loss_scale=128.0)
     found = engine.train(1)

@@ -22,23 +22,8 @@ CASES = {
 }
 
 
-# Many processes, each of which imports the framework, or many files to write.
-SLOW = (
-    "gpu.py",
-    "loss.py",
-    "pipeline.py",
-    "memory.py",
-    "predict_large.py",
-    "scaling.py",
-    "growth.py",
-    "export.py",
-    "serve.py",
-)
-
-
-@pytest.mark.parametrize(
-    "script", [pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in CASES]
-)
+@pytest.mark.long  # many processes, each of which imports the framework
+@pytest.mark.parametrize("script", CASES)
 def test_a_script_runs_and_leaves_its_figures(script, tmp_path):
     out = tmp_path / "out.json"
     command = [sys.executable, f"benchmarks/{script}", *CASES[script], "--out", str(out)]

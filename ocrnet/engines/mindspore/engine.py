@@ -307,5 +307,5 @@ class Logits(nn.Cell):
 
 
 def _put(parameter: ms.Parameter, array: np.ndarray) -> None:
-    """Copy into the parameter's own memory; `set_data` would give it another, which no compiled graph sees."""
+    """Copy into the parameter's own memory; `set_data` would give it another, where no graph that has run writes."""
     ops.assign(parameter, Tensor(np.ascontiguousarray(array, np.float32)))
