@@ -13,7 +13,7 @@ quickstart: .venv/run
 	$(BIN)/python examples/quickstart.py $(if $(STEPS),--steps $(STEPS))
 
 test:
-	$(MAKE) -j3 --output-sync lint types core
+	$(MAKE) -j3 lint types core
 	$(MAKE) engine
 
 lint: .venv/ready

@@ -43,7 +43,7 @@ FORKS.set_forkserver_preload(["torch", "ocrnet.cli", "ocrnet.curves", "ocrnet.en
 def run(*argv: str | Path, cwd: Path = ROOT, ok: bool = True) -> subprocess.CompletedProcess:
     """Run a command of the project's, from its root; ``ok`` asserts success."""
     words = list(map(str, argv))
-    if "mindspore" in words or words[0] == "-c":
+    if words[0] == "-c" or any("mindspore" in word for word in words):
         found = subprocess.run(
             [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=600, check=False
         )

@@ -33,6 +33,7 @@ class SGD:
     @torch.no_grad()
     def step(self, lr: float | Tensor, divisor: Tensor, finite: Tensor) -> None:
         """Take a step with the gradients over ``divisor`` (float32 scalar) if ``finite`` (bool scalar)."""
+        found_inf = (~finite).float()
         for weight_decay, names in self._groups:
             there = [name for name in names if self.parameters[name].grad is not None]
             sgd(
@@ -41,7 +42,7 @@ class SGD:
                 [self.momentum.get(name) for name in there],
                 fused=True,
                 grad_scale=divisor,
-                found_inf=(~finite).float(),
+                found_inf=found_inf,
                 weight_decay=weight_decay,
                 momentum=self.how.momentum,
                 lr=lr,  # type: ignore[arg-type]
