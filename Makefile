@@ -7,7 +7,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-com
 BIN := .venv/bin
 CORE_BIN := .venv-core/bin
 
-.PHONY: quickstart test test-long lint types docs core engine fix clean
+.PHONY: quickstart test test-long mutations lint types docs core engine fix clean
 
 quickstart: .venv/run
 	$(BIN)/python examples/quickstart.py $(if $(STEPS),--steps $(STEPS))
@@ -44,6 +44,10 @@ test-long: export OCRNET_TEST_LONG = 1
 test-long: .venv/both
 	$(BIN)/python -m pytest tests/core -n 3 --dist worksteal
 	$(MAKE) engine
+
+# Breaks each marked safety mechanism in a copy and requires that its test fails: about two hours, results in docs/reliability.md.
+mutations: .venv/both
+	$(BIN)/python tests/mutations.py --table
 
 fix: .venv/ready
 	$(BIN)/ruff format .

@@ -40,6 +40,7 @@ def scale_and_crop(
         spans.append(_span(size, crop, axis_scale, rng))
     (rows, height, top), (columns, width, left) = spans
     image = cv2.resize(image[rows, columns], (width, height), interpolation=cv2.INTER_LINEAR)
+    # mutation: resize-labels-nearest-exact
     label = cv2.resize(label[rows, columns], (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     around = (top, data.crop_size[0] - top - height, left, data.crop_size[1] - left - width, cv2.BORDER_CONSTANT)
     mean = [round(255 * value) for value in data.mean]

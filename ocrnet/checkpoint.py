@@ -135,6 +135,7 @@ def is_ours(path: Path) -> bool:
 
 def verify(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Raise OcrnetError where the tensors are not those that the document was made with."""
+    # mutation: verify-checkpoint-digest
     if _digest(tensors) != meta["sha256"]:
         raise _damaged(path, "its tensors do not have the sha256 that they were saved with")
 
@@ -191,6 +192,7 @@ def steps(folder: AnyPath) -> list[Path]:
 def newest_valid(folder: AnyPath) -> Newest:
     """Load the newest numbered checkpoint that is intact, and say which newer ones were passed over and why."""
     passed_over: list[tuple[Path, str]] = []
+    # mutation: skip-damaged-checkpoints
     for path in reversed(steps(folder)):
         try:
             return Newest(load(path), tuple(passed_over))
@@ -340,6 +342,7 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
+        # mutation: rename-checkpoint-when-complete
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -115,6 +115,7 @@ def _world() -> World:
     """Return where this process stands among the ranks; one that outlives its launcher is to stop, and save."""
     world = read_world()
     if world.size > 1 and world.launcher in ("mpirun", "msrun", "torchrun"):
+        # mutation: end-with-launcher
         sent_when_parent_dies(signal.SIGTERM)
     return world
 

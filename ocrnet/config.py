@@ -329,6 +329,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def of_all_ranks(cfg: Config) -> dict[str, str]:
     """Return the keys that all ranks of a run must have in common, each with its value as text."""
+    # mutation: same-config-on-all-ranks
     return {name: str(value) for name, value in flat(as_dict(cfg)) if name not in OF_A_MACHINE}
 
 

@@ -158,6 +158,7 @@ class Loop:
                 raise
             try:
                 with ranks.together(self.engine) if agreed else contextlib.nullcontext():
+                    # mutation: save-steps-before-error
                     self._save_once()
             except OcrnetError as second:
                 raise OcrnetError(f"{error}; nor could the steps done be saved: {second}") from error
@@ -205,6 +206,7 @@ class Loop:
         batches = numbers(step, batch_size=batch_size, accumulate_steps=cfg.accumulate_steps, world=World())
         names = ", ".join(self.stream.name(number) for batch in batches for number in batch)
         self.run.say(f"step {step + 1}: loss or gradient is not finite; the step is skipped; images: {names}")
+        # mutation: end-after-max-skipped
         if progress.skipped_in_row >= cfg.max_skipped:
             first = step + 2 - progress.skipped_in_row
             raise OcrnetError(
@@ -219,6 +221,7 @@ class Loop:
         self.progress.unreadable.append(error)
         self.run.say(f"unreadable, another image takes its place: {error}")
         found, images = len(self.progress.unreadable), len(self.stream.dataset)
+        # mutation: cap-unreadable-images
         if found > max(1, UNREADABLE_SHARE * images):
             raise OcrnetError(
                 f"{found} of {images} training images are unreadable, more than data.on_error: skip allows (1 in 100); "
@@ -279,6 +282,7 @@ class Loop:
             with ranks.together(self.engine):
                 self._save(progress.step)
                 if self.run.writes:
+                    # mutation: keep-unconfirmed-checkpoint
                     spared = self.push.unconfirmed() if self.push else ()
                     checkpoint.prune(self.run.checkpoints, self.cfg.keep_checkpoint, spared)
 
@@ -318,6 +322,7 @@ class Loop:
         if not self.run.writes:
             return
         for name, array in tensors.items():
+            # mutation: never-save-nonfinite-state
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise OcrnetError(
                     f"after step {self.progress.step}, {name} is not finite; nothing is saved, the checkpoints in "

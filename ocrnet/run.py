@@ -187,6 +187,7 @@ class Run:
 
     def _append(self, path: Path, line: str) -> None:
         with _writing(path):
+            # mutation: recreate-removed-run-folder
             path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it under the run
             with path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")

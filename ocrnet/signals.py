@@ -26,6 +26,7 @@ def signals_held() -> Iterator[None]:
 
     A worker lifts it in `workers.begin_worker`; a thread keeps it, so that signals are left to the main thread.
     """
+    # mutation: block-signals-while-workers-start
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -65,6 +66,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+            # mutation: stop-on-signal
             chosen = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
             self._before = {number: signal.signal(number, self._handle) for number in chosen}
         return self
@@ -75,8 +77,10 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
+            # mutation: signals-within-a-second-are-one
             if time.monotonic() - self._asked_at < ONE_REQUEST_S:
                 return
+            # mutation: second-signal-exits
             os._exit(128 + number)
         self.number, self._asked_at = number, time.monotonic()
         if not self.speaks:

@@ -60,6 +60,7 @@ class TrainStream:
             try:
                 return *self.dataset.read(index), tuple(unreadable)
             except OcrnetError as error:
+                # mutation: cache-error-is-no-unreadable-image
                 passed_over = self.data.on_error == "skip" and not isinstance(error, CacheError)
                 if not passed_over or len(unreadable) == MOST_PASSED_OVER:
                     raise

@@ -107,11 +107,13 @@ def write(engine: Engine, dataset: Dataset, cfg: Config, output: Path) -> Checke
                 passes = make_passes(cfg.eval, (image.shape[0], image.shape[1]), cfg.data.base_size)
                 labels = engine.predict(image[None], passes)["labels"][0]
                 name = dataset.name(index).rpartition("/")[2] + _END
+                # mutation: submit-label-ids
                 archive.writestr(zipfile.ZipInfo(name), encode_png(dataset.classes.to_ids(labels)))
                 progress.done()
         file.flush()
         os.fsync(file.fileno())
         checked = inspect(file.name, wanted)
+        # mutation: validate-written-zip
         if checked.problems:
             raise OcrnetError(f"what was written to {output} is not what it should be:\n{_listed(checked.problems)}")
     return checked

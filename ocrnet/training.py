@@ -39,6 +39,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
     val_set = open_split(cfg, "val") if cfg.run_eval else None
     cfg = resolved(cfg, len(train_set.classes))
     arch = arch_of(cfg, len(train_set.classes))
+    # mutation: resume-after-restart
     resume, implied = _after_restart(cfg, resume)
     store, resume, brought = cloud_resume.begin(cfg, resume, Speaker(world))
     found, note = find_resume(cfg, resume, begin_from)
@@ -54,6 +55,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             ranks.check_same(engine, seen | identities(sets))  # before rank 0 changes anything in the folder
             versions = core_versions() | dict(engine.versions)
             notes += [*_changed_versions(found, versions), *_changed_batch(cfg, found, world)] if found else []
+            # mutation: restore-unlogged-losses
             progress = Progress(**found.meta["progress"]) if found else Progress()
             with ranks.together(engine):
                 engine.restore(tensors, progress.step)
@@ -92,6 +94,7 @@ def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) ->
 
 def identities(datasets: Mapping[str, Dataset]) -> dict[str, str]:
     """Return what tells whether all ranks have the same images."""
+    # mutation: same-images-on-all-ranks
     return {what: dataset.identity for what, dataset in datasets.items()}
 
 
@@ -107,8 +110,10 @@ def _open_folder(
         if engine.world.rank == 0:
             sinks.check(cfg.sinks)
         run = Run(cfg.save_dir, rank=engine.world.rank)
+        # mutation: lock-run-folder
         run.claim()
         checkpoint.clean(run.checkpoints)
+        # mutation: cut-metrics-after-restored-step
         run.cut_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
         run.begin(cfg, versions)
         if cfg.tensorboard:

@@ -36,6 +36,7 @@ def begin_worker(_: int = 0) -> None:
     """
     cv2.setNumThreads(0)
     for number in SIGNALS:
+        # mutation: workers-ignore-signals
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 

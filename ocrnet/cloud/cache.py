@@ -101,6 +101,8 @@ class Cache:
         Raises `OcrnetError` where an object cannot be had whole; what was pulled before stays for the next try.
         """
         known = self._known()
+        # mutation: keep-downloaded-files
+        # mutation: download-changed-files
         missing = [item for item in items if known.get(item.name) != item or not self.has_file(item)]
         total = sum(item.size for item in missing)
         if not missing:
@@ -108,6 +110,7 @@ class Cache:
         with _told(self.place):
             self.place.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.place).free
+        # mutation: check-disk-space-for-download
         if total > free:
             raise OcrnetError(
                 f"{self.url} needs {size_text(total)} in {self.place}, where {size_text(free)} are free; make room, or "
@@ -185,6 +188,7 @@ def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         said = -SAID_EVERY
         while fcntl is not None:
             try:
+                # mutation: one-download-per-machine
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
@@ -211,6 +215,7 @@ def fetch(
     What an earlier try brought of the same version is taken up. Raises `OcrnetError` that names the object.
     """
     version = hashlib.sha256(f"{item.size} {item.etag}".encode()).hexdigest()[:8]
+    # mutation: rename-download-when-complete
     part = target.with_name(f".{target.name}.{version}.part")
     what = f"{store.url}/{item.name}"
     wanted = {"sha256": sums.get(item.name, ""), "md5": item.md5 if cloud.checksum else ""}
@@ -222,9 +227,11 @@ def fetch(
 
     def attempt() -> None:
         if not any(wanted.values()):
+            # mutation: check-size-without-md5
             _ask_again(store, item)
         found = _collect(read, item.size, part, pulled)
         for kind, digest in wanted.items():
+            # mutation: verify-downloaded-digest
             if digest and found[kind] != digest:
                 part.unlink()
                 hint = "; where the bucket's encryption is the reason: cloud.checksum: False" if kind == "md5" else ""
@@ -248,6 +255,7 @@ def _ask_again(store: Store, item: Item) -> None:
 def _collect(read: Callable[[int, int], bytes], size: int, part: Path, pulled: Pulled) -> dict[str, str]:
     """Append to ``part`` what it lacks, and return its digests in hex."""
     digests = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
+    # mutation: resume-partial-download
     if part.exists() and part.stat().st_size > size:
         part.unlink()
     with part.open("a+b") as file:

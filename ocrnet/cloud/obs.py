@@ -44,6 +44,7 @@ class ObsStore:
         key, secret, token = _keys(url)
         self.url, self.bucket, self.prefix = str(url), url.bucket, f"{url.path}/" if url.path else ""
         self._header = PutObjectHeader
+        # mutation: give-up-stalled-request
         self._client = ObsClient(
             access_key_id=key,
             secret_access_key=secret,

@@ -128,6 +128,7 @@ def _extract(archive: Path, folder: Path) -> None:
         raise OcrnetError("unpacking a tar safely needs Python 3.10.12, 3.11.4 or newer; update Python")
     try:
         with tarfile.open(archive) as tar:
+            # mutation: extract-tar-safely
             tar.extractall(folder, filter="data")
     except (tarfile.TarError, EOFError) as error:
         raise OcrnetError(f"{archive} cannot be unpacked: {error}; make the tar again") from error

@@ -28,6 +28,7 @@ RECORD = (  # what a resumed run goes on writing
 
 def check_writable(store: Store, cloud: Cloud, say: Callable[[str], None]) -> None:
     """Raise `OcrnetError` where nothing can be written to the store, before a run begins that could push nothing."""
+    # mutation: check-upload-at-start
     tried(lambda: store.upload(b"ocrnet", PROBE), f"train_url {store.url}", retries=cloud.retries, say=say)
     with contextlib.suppress(StoreError):  # the right to remove is not needed
         store.delete(PROBE)
@@ -128,6 +129,7 @@ class Push:
         if left:
             say(f"push: {left} files are still to be pushed to {self.store.url}; waiting at most {seconds:.0f} s")
         end = time.monotonic() + seconds
+        # mutation: bound-wait-for-uploads
         while self._thread.is_alive() and time.monotonic() < end:
             self._thread.join(min(1.0, max(0.01, end - time.monotonic())))
             for line in self.news():
@@ -161,6 +163,7 @@ class Push:
                 if self._ending:
                     return None
                 self._work.wait()
+            # mutation: refused-file-blocks-nothing
             self._doing = name = min(self._todo, key=lambda name: _urgency(name, self._tries.get(name, 0)))
             return name, self._todo.pop(name)
 
@@ -171,6 +174,7 @@ class Push:
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         self.store.upload(source, name)
         found = tried(lambda: self.store.stat(name), name, retries=CONFIRMING, say=self._count_failure)
+        # mutation: confirm-upload
         if found is None or found.size != size:
             says = f"{found.size:,} bytes" if found else "nothing"
             raise StoreError(f"{size:,} bytes were pushed, but the store says that it has {says}")
@@ -233,6 +237,7 @@ class Push:
 
     def _prune(self, newest: int) -> None:
         """Remove from the store what the run removes from its folder: older ones than the newest, and no others."""
+        # mutation: prune-older-steps-only
         older = sorted(
             (step, name) for name in self._remote if (step := checkpoint.step_of(name)) is not None and step <= newest
         )
@@ -262,6 +267,7 @@ def _urgency(name: str, tries: int) -> tuple[int, int, int, str]:
     Of one kind, what failed less often goes first.
     """
     if name in RECORD:
+        # mutation: upload-record-before-checkpoint
         return 0, tries, 0, name
     if not name.startswith(CHECKPOINTS):
         return 3, tries, 0, name
@@ -300,6 +306,7 @@ class Pushing:
         with StopRequest(what="still pushing what is left") as stopped:
             stopped.number = error.status - 128 if isinstance(error, Stopped) else None
             self._push.files()
+            # mutation: wait-for-uploads-at-end
             left = self._push.drain(self.seconds, self._say)
         if not left:
             checkpoint.prune(self._push.folder / CHECKPOINTS, self._push.keep)  # what stayed until it was pushed

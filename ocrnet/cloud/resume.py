@@ -13,6 +13,7 @@ from ocrnet.cloud.store import Item, Store, open_store, size_text, tried
 from ocrnet.config import Cloud, Config
 from ocrnet.errors import OcrnetError
 
+# mutation: download-damaged-copy-again
 TRIES = 2  # a copy that is damaged is fetched once more, in case that happened on its way
 
 
@@ -35,6 +36,7 @@ def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str 
         resume = "auto"
         lines.append("resume: auto, because of enable_modelarts with train_url")
     if resume == "auto":
+        # mutation: look-for-remote-checkpoint
         brought = bring(cfg, store, say)
         for line in brought if not is_first(say) else ():
             say(line)
@@ -108,11 +110,13 @@ def _fetched(store: Store, item: Item, folder: Path, cloud: Cloud, say: Say) -> 
     for _ in range(TRIES):
         fetch(store, item, draft, by_content, sums={}, say=say, pulled=Pulled())
         try:
+            # mutation: skip-damaged-remote-checkpoint
             checkpoint.load(draft)
         except OcrnetError as error:
             why = str(error).replace(str(draft), item.name)
             draft.unlink()
             continue
+        # mutation: download-record-with-checkpoint
         _bring_record(store, folder, cloud, say)
         os.replace(draft, target)
         return ""

@@ -46,6 +46,7 @@ class StoreError(Exception):
     """A call to a store failed; where ``final``, trying again is of no use."""
 
     def __init__(self, message: str, *, final: bool = False) -> None:
+        # mutation: scrub-credentials
         super().__init__(urls.scrub(message))
         self.final = final
 
@@ -191,6 +192,7 @@ def tried(call: Callable[[], Result], what: str, *, retries: int, say: Callable[
             return call()
         except StoreError as error:
             tries += 1
+            # mutation: retry-failed-requests
             if error.final or tries > retries:
                 times = f" ({tries} tries)" if tries > 1 else ""
                 raise OcrnetError(f"{what}: {error}{times}") from error

@@ -81,6 +81,7 @@ def parse(key: str, text: str) -> Url:
 
 def has_credentials(text: str) -> bool:
     """Say whether a url has a user or key before its host."""
+    # mutation: refuse-credentials-in-url
     return bool(_CREDENTIALS.search(text))
 
 

@@ -84,6 +84,7 @@ class DecodedDataset(Dataset):
         if found is not None:
             return found
         image, label = super().read(i)
+        # mutation: do-not-cache-changing-source
         if _source(pair) == source:  # else it was changed while it was read
             _write(place, source, image, label)
             self._compared[i] = 0
@@ -104,6 +105,7 @@ class DecodedDataset(Dataset):
             print(f"cache: {place} is damaged; {self.path(i)} is decoded anew", file=sys.stderr, flush=True)
             return None
         height, width, *written = _REST.unpack_from(mapped, _SEAL.size)
+        # mutation: decode-changed-source
         if Source(*written) != source:
             return None
         pixels = height * width
@@ -118,8 +120,10 @@ class DecodedDataset(Dataset):
         if magic != MAGIC or len(mapped) != HEADER + 4 * height * width:
             return False
         if not self._compared[i]:
+            # mutation: verify-cached-pair
             if zlib.crc32(memoryview(mapped)[_SEAL.size :]) != crc:
                 return False
+            # mutation: verify-cached-pair-once
             self._compared[i] = 1
         return True
 
@@ -148,6 +152,7 @@ def prepare(folder: str | None, datasets: Mapping[str, Dataset]) -> tuple[dict[s
     for dataset in datasets.values():
         absent = sum(_name(pair, dataset.classes) not in there for pair in dataset.pairs)
         missing, needed = missing + absent, needed + absent * _mean_bytes(dataset)
+    # mutation: check-disk-space-for-cache
     if needed > free:
         raise CacheError(
             f"data.cache_dir {place} would take {size_text(needed)} for {missing} decoded pairs, but {size_text(free)} "
@@ -172,6 +177,7 @@ def _mean_bytes(dataset: Dataset) -> int:
 def _name(pair: Pair, classes: ClassTable) -> str:
     """Return the name of a pair's file: of where its files lie, what their ids mean, and what decodes them."""
     paths = [os.path.abspath(path) for path in (pair.image, pair.label) if path is not None]
+    # mutation: cache-per-class-table
     key = (paths, classes.ids, sorted(classes.ignored), cv2.__version__, PIL.__version__)
     return hashlib.sha256(repr(key).encode()).hexdigest()[:32] + END
 
@@ -190,6 +196,7 @@ def _write(place: Path, source: Source, image: np.ndarray, label: np.ndarray) ->
     """Write a pair's file; whoever opens it sees the old one or the whole new one."""
     rest = _REST.pack(*label.shape, *source).ljust(HEADER - _SEAL.size, b"\0")
     crc = zlib.crc32(label.data, zlib.crc32(image.data, zlib.crc32(rest)))
+    # mutation: rename-cached-pair-when-complete
     draft = place.with_name(f"{place.stem}.{secrets.token_hex(8)}{DRAFT_END}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it under the run

@@ -61,6 +61,7 @@ def image(url: str) -> bytes:
         raise OcrnetError(f"{urls.scrub(url)} has more than {MOST_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow names no end of errors for damaged headers
         raise OcrnetError(f"{urls.scrub(url)} is damaged or no image ({error})") from None
+    # mutation: bound-url-image-pixels
     if width * height > MOST_PIXELS:
         raise OcrnetError(
             f"{urls.scrub(url)} is {height}x{width}, more than {MOST_PIXELS:,} pixels; save it, and give the file"
@@ -91,6 +92,7 @@ def _fetch(url: str) -> bytes:
     with signals_held():
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
+    # mutation: bound-url-download-time
     thread.join(MOST_SECONDS)
     given_up.set()
     if not found:
@@ -111,12 +113,14 @@ def _read(url: str, given_up: threading.Event) -> bytes:
     data = bytearray()
     with opener.open(asked, timeout=MOST_SECONDS) as answer:
         promised = int(answer.headers.get("Content-Length", "-1"))
+        # mutation: refuse-large-url-download
         if promised > MOST_BYTES:
             raise _too_large(url)
         while not given_up.is_set() and (block := answer.read1(_BLOCK)):
             data += block
             if len(data) > MOST_BYTES:
                 raise _too_large(url)
+    # mutation: check-url-download-length
     if promised > len(data):
         raise OcrnetError(f"{urls.scrub(url)} broke off after {len(data):,} of {promised:,} bytes")
     return bytes(data)
@@ -126,6 +130,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     max_redirections = MOST_REDIRECTS
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        # mutation: redirect-to-http-only
         if _parts(newurl).scheme not in SCHEMES:
             raise OcrnetError(f"{urls.scrub(req.full_url)} leads to {urls.scrub(newurl)}, which is no http(s) url")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

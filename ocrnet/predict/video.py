@@ -116,6 +116,7 @@ class Reader:
     def missing(self) -> str:
         """What is wrong with a video that has been read to its end; empty where it was as long as it says."""
         lacking = self.promised - self.frames
+        # mutation: detect-truncated-video
         if lacking <= 1 + TOLERANCE * self.promised:
             return ""
         return f"{self.path} is truncated or damaged: {self.frames} of {self.promised} frames can be read"
@@ -145,6 +146,7 @@ class Writer:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._close()
+        # mutation: remove-unfinished-video
         self._draft.unlink(missing_ok=True)
 
     def write(self, picture: np.ndarray) -> None:
@@ -167,6 +169,7 @@ class Writer:
         capture = _capture(self._draft)
         there = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         capture.release()
+        # mutation: count-written-frames
         if there != self._frames:
             raise OcrnetError(
                 f"{self.path} cannot be written: {there} of {self._frames} frames arrived; is the disk full?"

@@ -53,6 +53,7 @@ def card(run: Source, figures: Figures | None) -> str:
 
 def write(path: Path, text: str) -> Path:
     """Write a card and return where: one that somebody has changed since stays, and the new one gets a name beside."""
+    # mutation: keep-edited-model-card
     if path.exists() and not _is_ours(path):
         path = path.with_name(f"{path.stem}.new{path.suffix}")
     made = f"<!-- ocrnet report {_digest(text)}: written anew by the next report, unless it is changed -->\n"

@@ -30,6 +30,7 @@ def boundary(indices: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """
     found = np.zeros(indices.shape, bool)
     for before, behind in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        # mutation: no-boundary-at-ignored-pixels
         differs = (indices[before] != indices[behind]) & valid[before] & valid[behind]
         found[before] |= differs
         found[behind] |= differs

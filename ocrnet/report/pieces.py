@@ -60,6 +60,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
 
 def named(name: str, colour: Sequence[int]) -> str:
     """Return a class's name behind a swatch of its colour."""
+    # mutation: escape-class-names
     return f"{swatch(colour)}{escape(name)}"
 
 

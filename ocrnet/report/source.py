@@ -136,6 +136,7 @@ def shown(value: Any, name: str = "") -> str:
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(shown(part) for part in value) + "]"
+    # mutation: scrub-report
     text = urls.scrub(str(value)).replace(str(Path.home()), "~")
     key, equals, rest = text.partition("=")
     if equals and os.path.isabs(rest):
@@ -160,6 +161,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise OcrnetError(f"'{path}' cannot be read: {error.strerror}") from None
     rows = []
     for line in lines:
+        # mutation: skip-unfinished-rows
         try:
             row = json.loads(line, parse_int=_whole)
         except (ValueError, RecursionError):

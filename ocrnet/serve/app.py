@@ -51,6 +51,7 @@ class Service:
         if self.settings.token is None:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
+        # mutation: compare-token
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.settings.token.encode()):
             raise Refused(401, "this server asks for a token", {"WWW-Authenticate": "Bearer"})
 
@@ -60,6 +61,7 @@ class Service:
         how = _how(request.query_params, AVERAGING if explain else ("output", *AVERAGING))
         if (len(how.scales) > 1 or how.flip) and not self.network.averages:
             raise Refused(400, "this network is a file that answers labels alone, which cannot be averaged")
+        # mutation: full-server-reads-no-body
         self.worker.check_room()
         with contextlib.ExitStack() as place:
             async with self.reader.read(request.headers, request.stream().__aiter__()) as data:
@@ -67,6 +69,7 @@ class Service:
                 head = await self.off_loop(body.look_at, data, self.settings.max_pixels)
                 place.enter_context(self.worker.enter(head.pixels))
                 image = await self.off_loop(body.decode, data, head)
+            # mutation: free-body-before-inference
             del data  # it no longer counts as held, while the network may take long
             left = begun + self.settings.timeout - time.monotonic()
             seen = await self._wait(Job(image, how, explain), request.receive, left)
@@ -77,6 +80,7 @@ class Service:
         future = asyncio.wrap_future(self.worker.submit(job))
         gone = asyncio.ensure_future(receive())  # the body is read: what comes is that the client went
         try:
+            # mutation: time-out-request
             await asyncio.wait({future, gone}, timeout=seconds, return_when="FIRST_COMPLETED")
             if future.done():
                 return future.result()
@@ -85,7 +89,9 @@ class Service:
             raise Refused(504, f"the answer took longer than {self.settings.timeout:g} seconds", {"Retry-After": "10"})
         finally:
             gone.cancel()
+            # mutation: cancel-abandoned-request
             job.future.cancel()  # where it still waits, the worker passes over it
+            # mutation: cancel-abandoned-request
             future.cancel()
 
     def about(self) -> dict[str, Any]:

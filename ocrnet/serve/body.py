@@ -79,9 +79,11 @@ class Reader:
             coming.held += len(chunk)
             self._held += len(chunk)
             now = time.monotonic()
+            # mutation: bound-silence-within-body
             coming.until = min(coming.until + len(chunk) / BYTES_PER_SECOND, now + FIRST_SECONDS)
             if len(body) > self.max_bytes + FORM_BYTES:
                 raise self._too_long()
+            # mutation: bound-bodies-in-memory
             while self._held > BODIES * (self.max_bytes + FORM_BYTES):
                 self._make_room(now, coming)
         return bytes(body)
@@ -90,6 +92,7 @@ class Reader:
         """Have the body that is furthest behind the rate given up; raise `Refused` where none is."""
         behind = [other for other in self._coming if other.until < now + FIRST_SECONDS - BEHIND_SECONDS and other.held]
         last = min(behind, key=lambda other: other.until, default=asking)
+        # mutation: drop-silent-bodies-first
         if last is asking:
             raise busy("too many bodies are being read; try again")
         self._held -= last.held
@@ -116,6 +119,7 @@ async def _next(coming: _Coming, chunks: AsyncIterator[bytes]) -> bytes | None:
     try:
         left = max(coming.until - time.monotonic(), 0.001)
         either: set[asyncio.Future[Any]] = {chunk, coming.ousted}
+        # mutation: time-out-slow-body
         await asyncio.wait(either, timeout=left, return_when="FIRST_COMPLETED")
         if chunk.done() and not coming.ousted.done():
             return chunk.result()
@@ -176,6 +180,7 @@ class Head:
 def look_at(data: bytes, max_pixels: int) -> Head:
     """Read an image file's header; raise `Refused` for what is no image of ours, or has too many pixels."""
     head = _png_head(data) if data.startswith(_PNG) else _other_head(data, max_pixels)
+    # mutation: check-pixels-before-decoding
     if head.pixels > max_pixels:
         raise _too_large(max_pixels)
     if head.pixels == 0:

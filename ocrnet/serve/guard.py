@@ -46,6 +46,7 @@ class Guard:
             await send(message)
 
         try:
+            # mutation: refuse-foreign-host-names
             if self._hosts is not None and _without_port(_host(scope)) not in self._hosts:
                 await _answer(sending, 403, "this server is addressed as localhost or 127.0.0.1; others need a token")
             elif _from_elsewhere(scope):
@@ -71,6 +72,7 @@ def _from_elsewhere(scope: Message) -> bool:
     if site is not None:
         return site not in (b"same-origin", b"none")
     origin = headers.get(b"origin")
+    # mutation: compare-origin
     return origin is not None and not _same(origin.decode("latin1"), _host(scope))
 
 

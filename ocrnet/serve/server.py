@@ -110,8 +110,11 @@ def _protocol() -> Any:
         def _look(self) -> None:
             idle = self.cycle is None or self.cycle.response_complete
             left = _untaken(self.transport)
+            # mutation: keep-connection-of-slow-reader
+            # mutation: close-connection-of-stuck-reader
             stuck = left > self._left - IDLE_SECONDS * BYTES_PER_SECOND if left else idle
             if stuck and self._seen == (self.cycle, idle):
+                # mutation: close-idle-connection
                 self.transport.abort()
                 return
             self._seen, self._left = (self.cycle, idle), left

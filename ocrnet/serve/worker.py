@@ -91,6 +91,7 @@ class Worker:
     def enter(self, pixels: int) -> "Place":
         """Return the place of a request from decoding to its answer; raise `Refused` where there is none."""
         self.check_room()
+        # mutation: bound-images-in-memory
         if self._bytes and self._bytes + 3 * pixels > IMAGE_BYTES:
             raise busy("the images in work are as large as memory allows; try again")
         return Place(self, 3 * pixels)
@@ -119,6 +120,7 @@ class Worker:
         """Give each image of a failed batch, which may have been too much for memory, a look of its own."""
         for job in jobs:
             try:
+                # mutation: failed-image-spares-its-batch
                 job.future.set_result(self._look([job])[0] if len(jobs) > 1 else _raise(error))
             except Exception as why:
                 if why is not error:
@@ -140,6 +142,7 @@ class Worker:
                     if left <= 0:
                         break
                     self._news.wait(left)
+                # mutation: batch-equal-sizes-only
                 chosen = [job for job in self._jobs if job.kind == first.kind][: self.max_batch]
                 for job in chosen:
                     self._jobs.remove(job)

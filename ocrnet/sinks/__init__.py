@@ -48,6 +48,7 @@ def scrub(text: str) -> str:
     """Return a message without the keys that the environment holds."""
     for secret in filter(None, map(os.environ.get, SECRETS)):
         if len(secret) >= 4:
+            # mutation: scrub-tracker-messages
             text = text.replace(secret, "***")
     return urls.scrub(text)
 
@@ -79,6 +80,7 @@ class Sink:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        # mutation: never-wait-for-tracker-pipe
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
 
@@ -124,6 +126,7 @@ class Sink:
         now = time.monotonic()
         if self._done == self._sent:
             self._waits_since = now
+        # mutation: give-up-silent-tracker
         elif now - self._waits_since > SILENT_SECONDS:
             self._trouble = self._trouble or f"no answer for {SILENT_SECONDS:.0f} s"
         try:

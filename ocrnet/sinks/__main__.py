@@ -38,6 +38,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # the run hears them too, and then says how it ends
 
     def answer(**what: object) -> None:
+        # mutation: tracker-survives-killed-run
         with contextlib.suppress(BrokenPipeError):  # the run is gone: what it told still goes to the service
             os.write(answers, json.dumps(what).encode() + b"\n")
 
@@ -70,6 +71,7 @@ def _serve(name: str, folder: Path, names: tuple[str, str], messages: int, answe
         if kind == "end":
             ending = message["ending"]
             break
+        # mutation: send-rows-to-trackers-once
         if step > known.get("eval" if kind == "picture" else kind, -1):
             if kind == "picture":
                 service.picture(Path(message["path"]), step)

@@ -33,6 +33,7 @@ def _prepare() -> None:
         )
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # mutation: keep-sigint-from-mindspore
     keep_interrupts()
 
 

@@ -54,6 +54,7 @@ def _pass_on(main: int, instead: int) -> None:
 def _interrupted(_: int, frame: FrameType | None) -> None:
     global _waiting
     handler = signal.getsignal(signal.SIGINT)
+    # mutation: defer-sigint-while-compiling
     if handler is signal.default_int_handler and _put_off and not _waiting:
         _waiting = True
     elif callable(handler) and not _waiting:

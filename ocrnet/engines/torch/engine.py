@@ -90,6 +90,7 @@ class TorchEngine:
             fused = batch_norm_relu
         for module in self.model.modules():
             if isinstance(module, Norm):
+                # mutation: synchronize-batch-norm
                 module.sync = cfg.norm == "sync" and self.world.size > 1
                 module.fused = fused
 
@@ -163,6 +164,7 @@ class TorchEngine:
             self.running.copy_(before)
             raise
         self._update(norm, finite)
+        # mutation: keep-bn-statistics-of-nonfinite-step
         self.running.copy_(torch.where(finite, self.running, before))
         return heads, finite
 
@@ -174,6 +176,7 @@ class TorchEngine:
             self.optimizer.forget_gradients()
         else:
             self.gradient_sum.begin()
+            # mutation: one-loss-denominator
             dist.all_reduce(denominator)
         parts_of_step = len(on_device) * self.world.size
         for number, (images, label, keep) in enumerate(on_device, 1):
@@ -292,10 +295,12 @@ class TorchEngine:
         if self.stream is not None:
             for name, buffer in self.optimizer.momentum.items():
                 given = state.get(MOMENTUM + name)
+                # mutation: restore-momentum
                 buffer.copy_(torch.from_numpy(given)) if given is not None else buffer.zero_()
             self.scaler.restore(state)
         self._folded = None
         self.close_loader()
+        # mutation: restore-stream-position
         self.step = step
         self._failure = None
 

@@ -68,6 +68,7 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
         raise
     except Exception as error:
         told = deaths(processes)
+        # mutation: report-dead-worker
         if not told:
             raise
         ready._shutdown = True  # type: ignore[attr-defined]  # its orderly end may wait for a lock that the dead held
@@ -75,6 +76,7 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
     finally:
         del ready  # ends the workers, also where a traceback keeps this frame
         for process in processes:
+            # mutation: kill-hanging-worker
             process.kill()  # one that hangs in a read, or waits for what a dead one held
             process.join()
 
@@ -92,6 +94,7 @@ def _sigchld_left_alone() -> Iterator[None]:
     try:
         yield
     finally:
+        # mutation: report-dead-worker-in-order
         signal.signal(signal.SIGCHLD, before)
 
 

@@ -19,6 +19,7 @@ class SGD:
         self.parameters, self.how = parameters, how
         self.momentum = {name: torch.zeros_like(p) for name, p in parameters.items()} if how.momentum else {}
         decays = {name: spec.decays(name, how.decay) for name in parameters}
+        # mutation: apply-weight-decay
         self._groups = [
             (weight_decay, names)
             for weight_decay, which in ((how.weight_decay, True), (0.0, False))
@@ -33,6 +34,7 @@ class SGD:
     @torch.no_grad()
     def step(self, lr: float | Tensor, divisor: Tensor, finite: Tensor) -> None:
         """Take a step with the gradients over ``divisor`` (float32 scalar) if ``finite`` (bool scalar)."""
+        # mutation: keep-weights-of-nonfinite-step
         found_inf = (~finite).float()
         for weight_decay, names in self._groups:
             there = [name for name in names if self.parameters[name].grad is not None]

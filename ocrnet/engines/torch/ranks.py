@@ -33,7 +33,9 @@ def join(world: World, device: torch.device, patience: float) -> None:
     try:
         store = _store(world, timeout)
         _choose_interface(world, store)
+        # mutation: separate-store-per-start
         store = dist.PrefixStore(_this_start(store, world, patience), store)
+        # mutation: give-up-hanging-rank
         dist.init_process_group(
             BACKENDS[device.type], store=store, rank=world.rank, world_size=world.size, timeout=timeout
         )
