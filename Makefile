@@ -19,6 +19,7 @@ test:
 lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/codespell
 
 types: .venv/ready

@@ -2,7 +2,7 @@
 
 import sys
 
-from ocrnet.cli import main
+from ocrnet.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["eval", *sys.argv[1:]]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ocrnet.stream import Sample
+from ocrnet.data.sampler import Sample
 
 
 class Noise:

@@ -15,13 +15,13 @@ import torch
 from common import Noise, tell
 from plain import Plain
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.config import Config, Eval
+from ocrnet.distributed.launcher import World
 from ocrnet.engines.torch.engine import TorchEngine
-from ocrnet.passes import make_passes
-from ocrnet.run import core_versions, git_commit
-from ocrnet.spec import Arch
-from ocrnet.world import World
+from ocrnet.engines.tta import make_passes
+from ocrnet.tracking.run_dir import core_versions, git_commit
 
 Size = tuple[int, int]
 
@@ -30,7 +30,7 @@ def ours(arch: Arch, size: Size) -> TorchEngine:
     """Return our engine as `--mix True --batch_size 1` opens it."""
     cfg = Config(device_target="CPU", mix=True, batch_size=1, num_workers=0, total_step=10_000)
     engine = TorchEngine(cfg, arch, world=World(), stream=Noise(size, arch.channels))  # type: ignore[arg-type]
-    engine.restore(spec.init(arch, 1), 0)
+    engine.restore(architecture.init(arch, 1), 0)
     return engine
 
 

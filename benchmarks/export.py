@@ -20,17 +20,18 @@ import torch
 from common import tell
 from plain import Plain
 
-from ocrnet import spec, weights
+from ocrnet import architecture, weights
+from ocrnet.architecture import Arch
 from ocrnet.config import Config, Data, Eval
+from ocrnet.distributed.launcher import World
 from ocrnet.engines.torch.engine import TorchEngine
+from ocrnet.engines.tta import make_passes
 from ocrnet.export import compare
 from ocrnet.export.build import Maker, Order
-from ocrnet.exported import Session, open_session
-from ocrnet.passes import make_passes
-from ocrnet.run import core_versions, git_commit
-from ocrnet.spec import Arch
+from ocrnet.export.formats import Session
+from ocrnet.export.open import open_session
+from ocrnet.tracking.run_dir import core_versions, git_commit
 from ocrnet.weights import Weights
-from ocrnet.world import World
 
 FILES = (
     ("onnx", "float32"),
@@ -94,7 +95,7 @@ def main() -> None:
     if args.checkpoint:
         found = weights.read(args.checkpoint)
     else:
-        found = Weights(Path("fresh"), dict(spec.init(arch, 1)), arch, {})
+        found = Weights(Path("fresh"), dict(architecture.init(arch, 1)), arch, {})
     images = [compare.draw(size, index) for index in range(4)]
     if args.calibration:
         images = [compare.read(path, size) for path in compare.files(args.calibration, "--calibration", 16)]

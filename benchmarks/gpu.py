@@ -39,18 +39,18 @@ from plain import Plain
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ocrnet import cost, spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch, flops
 from ocrnet.config import Config, Eval
+from ocrnet.distributed.launcher import World
 from ocrnet.engines.torch import ocr
+from ocrnet.engines.torch.cuda_graph import WARMUP
+from ocrnet.engines.torch.dataloader import Batch, collate
 from ocrnet.engines.torch.engine import TorchEngine
-from ocrnet.engines.torch.graph import WARMUP
-from ocrnet.engines.torch.loader import Batch, collate
 from ocrnet.engines.torch.ocr import OCRNet
-from ocrnet.errors import OcrnetError
-from ocrnet.passes import make_passes
-from ocrnet.run import core_versions, git_commit
-from ocrnet.spec import Arch
-from ocrnet.world import World
+from ocrnet.engines.tta import make_passes
+from ocrnet.tracking.run_dir import core_versions, git_commit
+from ocrnet.utils.errors import OcrnetError
 
 ROOT = Path(__file__).parents[1]
 FIXTURE = ROOT / "tests/data/official_w6"
@@ -89,7 +89,7 @@ def check_network(device: str) -> dict[str, float]:
     found = {}
     for dtype in (torch.float32, torch.float64):
         model = OCRNet(arch).to(device, dtype).eval()
-        model.load_state_dict({name: state[name].to(dtype) for name in spec.shapes(arch)})
+        model.load_state_dict({name: state[name].to(dtype) for name in architecture.shapes(arch)})
         for case in ("case_a", "case_b"):
             wanted = torch.load(FIXTURE / f"{case}.pth", weights_only=True)
             with torch.inference_mode():
@@ -138,7 +138,7 @@ def ours(target: str, arch: Arch, size: Size, batch_size: int, *, mix: bool, **o
         **options,  # type: ignore[arg-type]
     )
     engine = TorchEngine(cfg, arch, world=World(), stream=Noise(size, arch.channels))  # type: ignore[arg-type]
-    engine.restore(spec.init(arch, 1), 0)
+    engine.restore(architecture.init(arch, 1), 0)
     batch = collate([Noise(size, arch.channels).sample] * batch_size)
     assert isinstance(batch, Batch)
     if target == "GPU":
@@ -208,7 +208,7 @@ def compare(case: Case, args: argparse.Namespace, peak: float, until: float) -> 
             failed[way] = str(error).splitlines()[0]
         gc.collect()
     arch = Arch(width=case.width)
-    operations = (cost.train_flops if case.task == "train" else cost.forward_flops)(arch, case.size) * case.batch_size
+    operations = (flops.train_flops if case.task == "train" else flops.forward_flops)(arch, case.size) * case.batch_size
     ways: dict[str, dict[str, object]] = {}
     for way, seen in rounds.items():
         if not seen:

@@ -5,7 +5,7 @@
 
 Each point is a process of its own: the median of some calls after one to warm up, and by how much its memory peaked
 above what it was with the network loaded. The exponent is the slope of log(milliseconds) over log(quantity), fitted to
-all points of a row; the expected one is the same slope of the network's operations (ocrnet.cost).
+all points of a row; the expected one is the same slope of the network's operations (ocrnet.architecture.flops).
 """
 
 import argparse
@@ -25,15 +25,15 @@ import psutil
 import torch
 from common import Noise, tell
 
-from ocrnet import cost, spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch, flops
 from ocrnet.config import Config, Data, Eval
-from ocrnet.datasets import open_dataset, synthetic
+from ocrnet.data.datasets import open_dataset, synthetic
+from ocrnet.distributed.launcher import World
 from ocrnet.engines.torch.engine import TorchEngine
-from ocrnet.evaluate import evaluate
-from ocrnet.passes import make_passes
-from ocrnet.run import core_versions, git_commit
-from ocrnet.spec import Arch
-from ocrnet.world import World
+from ocrnet.engines.tta import make_passes
+from ocrnet.evaluation.evaluator import evaluate
+from ocrnet.tracking.run_dir import core_versions, git_commit
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Point:
     def operations(self) -> float:
         """Floating-point operations by the network's shapes."""
         if self.task == "train":
-            return self.batch_size * cost.train_flops(self.arch, self.size)
+            return self.batch_size * flops.train_flops(self.arch, self.size)
         sizes = [tuple(round(scale * side) for side in self.size) for scale in self.scales]
-        once = sum(cost.forward_flops(self.arch, (height, width)) for height, width in sizes)
+        once = sum(flops.forward_flops(self.arch, (height, width)) for height, width in sizes)
         return self.batch_size * self.images * once
 
 
@@ -102,7 +102,7 @@ def begin(point: Point, folder: str) -> Callable[[], object]:
     )  # fmt: skip
     stream = Noise(point.size, point.arch.channels) if training else None
     engine = TorchEngine(cfg, point.arch, world=World(), stream=stream)  # type: ignore[arg-type]
-    engine.restore(spec.init(point.arch, 1), 0)
+    engine.restore(architecture.init(point.arch, 1), 0)
     if training:
         return lambda: engine.train(1)
     how = Eval(scales=point.scales)

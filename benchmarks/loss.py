@@ -23,7 +23,7 @@ from common import tell
 from torch import Tensor
 
 from ocrnet.engines.torch.fused_loss import upsampled_cross_entropy_sum
-from ocrnet.run import core_versions, git_commit
+from ocrnet.tracking.run_dir import core_versions, git_commit
 
 CLASSES = 19
 

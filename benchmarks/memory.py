@@ -13,13 +13,13 @@ import time
 import numpy as np
 from common import tell
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.config import EVAL_SCALES, Config, Eval
-from ocrnet.engine import open_engine
-from ocrnet.passes import make_passes
-from ocrnet.run import core_versions, git_commit
-from ocrnet.spec import Arch
-from ocrnet.world import World
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.factory import open_engine
+from ocrnet.engines.tta import make_passes
+from ocrnet.tracking.run_dir import core_versions, git_commit
 
 CASES = {"single scale": Eval(), "six scales + flip": Eval(scales=EVAL_SCALES, flip=True)}
 
@@ -28,7 +28,7 @@ def one(width: int, size: tuple[int, int], case: str, mix: bool) -> dict[str, fl
     """Evaluate one image of noise; return the process's peak memory before and after, and the seconds."""
     arch = Arch(width=width)
     engine = open_engine(Config(device_target="CPU", mix=mix), arch, world=World())
-    engine.restore(spec.init(arch, 1), 0)
+    engine.restore(architecture.init(arch, 1), 0)
     before = _peak()
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
     begun = time.perf_counter()

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from common import Noise, tell
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.config import Config, Data, Eval, Optimizer
-from ocrnet.passes import make_passes
-from ocrnet.run import core_versions, git_commit
-from ocrnet.spec import Arch
-from ocrnet.world import World
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.tta import make_passes
+from ocrnet.tracking.run_dir import core_versions, git_commit
 
 ISA = "ONEDNN_MAX_CPU_ISA"
 QUIET = {"GLOG_v": "3"}
@@ -65,14 +65,14 @@ def config(size: tuple[int, int], **options: Any) -> Config:
 
 def noise(arch: Arch, size: tuple[int, int]) -> Noise:
     """One crop, an eighth of it unlabelled."""
-    stream = Noise(size, spec.head_channels(arch))
+    stream = Noise(size, architecture.head_channels(arch))
     stream.sample.label[: size[0] // 8] = 255
     return stream
 
 
 def first_state(arch: Arch) -> dict[str, np.ndarray]:
     """Fresh weights, the two biases that the relative lacks at 0."""
-    state: dict[str, np.ndarray] = dict(spec.init(arch, 1))
+    state: dict[str, np.ndarray] = dict(architecture.init(arch, 1))
     for name in ("conv3x3_ocr.0.bias", "aux_head.0.bias"):
         state[name] = np.zeros_like(state[name])
     return state
@@ -91,7 +91,7 @@ def open_rival(arch: Arch, size: tuple[int, int]) -> tuple[Calls, int]:
 
 def open_ours(arch: Arch, size: tuple[int, int], options: Mapping[str, Any]) -> tuple[Calls, int]:
     """Our calls, and how many values we train."""
-    from ocrnet.engine import open_engine
+    from ocrnet.engines.factory import open_engine
 
     stream, cfg = noise(arch, size), config(size, **options)
     engine = open_engine(cfg, arch, world=World(), stream=stream)  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def open_ours(arch: Arch, size: tuple[int, int], options: Mapping[str, Any]) -> 
     return {
         "train": lambda: float(engine.train(1).loss[0] @ weights),
         "predict": lambda: engine.predict(image, passes)["labels"],
-    }, spec.num_parameters(arch)
+    }, architecture.num_parameters(arch)
 
 
 def serve(case: str, arch: Arch, size: tuple[int, int]) -> None:

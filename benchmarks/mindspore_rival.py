@@ -18,9 +18,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from ocrnet import schedule, spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.config import Config, Data
-from ocrnet.spec import Arch
+from ocrnet.engines import lr_schedule
 from ocrnet.weights.mindspore import FAMILY
 
 HEAD_EPS = 1e-4
@@ -230,7 +231,7 @@ class OCRHead(nn.Cell):
 
     def __init__(self, inp: int, arch: Arch) -> None:
         super().__init__()
-        out = spec.head_channels(arch)
+        out = architecture.head_channels(arch)
         self.object_context_block = Context(arch.channels, arch.key_channels, out)
         self.bottleneck = HeadUnit(inp, arch.channels, 3)
         self.conv_seg = nn.Conv2d(out, arch.num_classes, 1, has_bias=True)
@@ -306,7 +307,7 @@ class Rival:
         with_loss = WithLoss(self.network, cfg.data.class_weights or (1.0,) * arch.num_classes)
         self.trained = with_loss.trainable_params()
         how = cfg.optimizer
-        lr = Tensor(schedule.table(cfg).astype(np.float32))
+        lr = Tensor(lr_schedule.table(cfg).astype(np.float32))
         optimizer = nn.Momentum(self.trained, lr, how.momentum, weight_decay=how.weight_decay)
         self.step = nn.TrainOneStepCell(with_loss, optimizer).set_train(True)
         self.infer = Infer(self.network, arch.num_classes)

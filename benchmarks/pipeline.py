@@ -27,12 +27,12 @@ import numpy as np
 from common import tell
 from PIL import Image
 
-from ocrnet import augment, images
 from ocrnet.config import Data
-from ocrnet.datasets import Dataset, decoded, open_dataset, synthetic
-from ocrnet.datasets.decoded import DecodedDataset
-from ocrnet.run import core_versions, git_commit
-from ocrnet.stream import TrainStream
+from ocrnet.data import augment, image_io
+from ocrnet.data.datasets import Dataset, open_dataset, synthetic
+from ocrnet.data.datasets.cache import DecodedDataset, prepare
+from ocrnet.data.sampler import TrainStream
+from ocrnet.tracking.run_dir import core_versions, git_commit
 
 WANTED = 150  # images a second, on 16 cores
 LEVELS = (0, 1, 6, 9)
@@ -155,7 +155,7 @@ def reading(dataset: Dataset, kept: DecodedDataset, data: Data) -> tuple[dict[st
     """Return the options of getting a pair, and which decoders give the bytes that ours does."""
     pngs = [dataset.path(i).read_bytes() for i in range(len(dataset))]
     labels = [pair.label for pair in dataset.pairs]
-    ids = [images.read_label(label) for label in labels]
+    ids = [image_io.read_label(label) for label in labels]
     table, unknown = dataset.classes._index_of_id, dataset.classes._unknown.astype(bool)
     reach = round(rows_needed(ids[0].shape[0], data)["up_to_the_last"] * ids[0].shape[0])
     options, exact = {}, {}
@@ -172,8 +172,8 @@ def reading(dataset: Dataset, kept: DecodedDataset, data: Data) -> tuple[dict[st
             lambda i: first_rows(pngs[i], zlib.decompressobj(), reach)
         ),
         "image: zlib inflates all rows, OpenCV unfilters": Option(lambda i: first_rows(pngs[i], zlib.decompressobj())),
-        "image: its checksums alone": Option(lambda i: images._check_png("", pngs[i])),
-        "label: ours, read and checked": Option(lambda i: images.read_label(labels[i])),
+        "image: its checksums alone": Option(lambda i: image_io._check_png("", pngs[i])),
+        "label: ours, read and checked": Option(lambda i: image_io.read_label(labels[i])),
         "label: OpenCV": Option(lambda i: cv2.imread(str(labels[i]), cv2.IMREAD_UNCHANGED)),
         "label: ids to class indices": Option(lambda i: dataset.classes.to_indices(ids[i], "")),
         "label: ids to class indices by NumPy": Option(lambda i: (unknown[ids[i]].any(), table[ids[i]])),
@@ -214,7 +214,7 @@ def augmenting(dataset: Dataset, data: Data) -> dict[str, Option]:
 
 def measure(dataset: Dataset, cache: Path, data: Data, rounds: int) -> dict[str, object]:
     """Return what every option takes on a training split."""
-    sets, _ = decoded.prepare(str(cache), {"": dataset})
+    sets, _ = prepare(str(cache), {"": dataset})
     kept, count = sets[""], len(dataset)
     plain, warm = (TrainStream(d, data, seed=1, channels=512, dropout=0.05) for d in (dataset, kept))
     read, exact = reading(dataset, kept, data)
@@ -278,7 +278,7 @@ def laid_out(folder: Path, root: Path, size: Size, count: int) -> None:
             left, tall = 0, 0
             while left < size[1]:
                 path = paths[int(rng.integers(len(paths)))]
-                photo, ids = images.read_image(path), images.read_label(folder / f"labels/train/{path.stem}.png")
+                photo, ids = image_io.read_image(path), image_io.read_label(folder / f"labels/train/{path.stem}.png")
                 part = image[top : top + ids.shape[0], left : left + ids.shape[1]]
                 part[:] = photo[: part.shape[0], : part.shape[1]]
                 label[top : top + ids.shape[0], left : left + ids.shape[1]] = 7 + ids[: part.shape[0], : part.shape[1]]

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.config import Data
 from ocrnet.engines.torch.ocr import OCRNet
-from ocrnet.spec import Arch
 
 AUX, OCR = 0.4, 1.0
 Images = np.ndarray | torch.Tensor
@@ -27,7 +27,7 @@ class Plain:
         self.device, self.amp = torch.device(device), amp
         self.order = torch.channels_last if channels_last else torch.contiguous_format
         self.model = OCRNet(arch, low_resolution=False)
-        state = {name: torch.from_numpy(array) for name, array in spec.init(arch, 1).items()}
+        state = {name: torch.from_numpy(array) for name, array in architecture.init(arch, 1).items()}
         self.model.load_state_dict(state)
         self.model.to(self.device, memory_format=self.order)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)

@@ -18,13 +18,14 @@ import cv2
 import numpy as np
 from common import tell
 
-from ocrnet import checkpoint, config, spec
+from ocrnet import architecture, config
+from ocrnet.architecture import Arch
 from ocrnet.config import Config
-from ocrnet.datasets.street import scene
-from ocrnet.images import write_png_rows
+from ocrnet.data.datasets.street import scene
+from ocrnet.data.image_io import write_png_rows
 from ocrnet.predict import video
-from ocrnet.run import core_versions, git_commit
-from ocrnet.spec import Arch
+from ocrnet.tracking.run_dir import core_versions, git_commit
+from ocrnet.weights import checkpoint
 
 ARCH = Arch(width=18, blocks=1, modules=(1, 1, 1), num_classes=4, channels=32, key_channels=16)
 SMALL = (256, 512)
@@ -33,7 +34,7 @@ ALL_KINDS = "overlay,indices,color,side,confidence,json"
 
 def make(folder: Path, size: tuple[int, int], frames: int, frame: tuple[int, int]) -> None:
     """Write a checkpoint, the two images and the video; done in a process whose memory does not count."""
-    tensors = spec.init(ARCH, 1)
+    tensors = architecture.init(ARCH, 1)
     meta = {"config": config.as_dict(Config()), "step": 0, "num_classes": ARCH.num_classes}
     meta["arch"] = {name: getattr(ARCH, name) for name in ("width", "blocks", "modules", "channels", "key_channels")}
     checkpoint.save(folder / "net.safetensors", tensors, meta)

@@ -23,13 +23,13 @@ import torch
 import torch.distributed as dist
 from common import Noise, tell
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.config import Config
+from ocrnet.distributed.launcher import read_world
 from ocrnet.engines.torch.engine import TorchEngine
 from ocrnet.engines.torch.hrnet import Norm
-from ocrnet.run import core_versions, git_commit
-from ocrnet.spec import Arch
-from ocrnet.world import read_world
+from ocrnet.tracking.run_dir import core_versions, git_commit
 
 
 def work(args: argparse.Namespace) -> None:
@@ -44,7 +44,7 @@ def work(args: argparse.Namespace) -> None:
     )
     arch = Arch(width=args.width)
     engine = TorchEngine(cfg, arch, world=world, stream=Noise(size, arch.channels))  # type: ignore[arg-type]
-    engine.restore(spec.init(arch, 1), 0)
+    engine.restore(architecture.init(arch, 1), 0)
     engine.train(args.steps)
     found = {"seconds_per_step": step_seconds(engine, args.steps), "memory_gib": engine.train(1).memory_bytes / 2**30}
     if world.size > 1:

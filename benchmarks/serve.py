@@ -25,11 +25,12 @@ import numpy as np
 from common import tell
 
 import ocrnet
-from ocrnet import checkpoint, config, spec
+from ocrnet import architecture, config
+from ocrnet.architecture import Arch
 from ocrnet.config import Config
 from ocrnet.export.compare import draw
-from ocrnet.run import core_versions, git_commit
-from ocrnet.spec import Arch
+from ocrnet.tracking.run_dir import core_versions, git_commit
+from ocrnet.weights import checkpoint
 
 ARCH = Arch(width=18, blocks=1, modules=(1, 1, 1), num_classes=19, channels=64, key_channels=32)
 SIZE = (128, 256)
@@ -39,7 +40,7 @@ CLIENTS = (1, 4, 16, 64)
 
 def write_network(path: Path) -> None:
     """Write fresh weights of a small network, the quick start's."""
-    checkpoint.save(path, spec.init(ARCH, 0), {"config": config.as_dict(Config()), "step": 0})
+    checkpoint.save(path, architecture.init(ARCH, 0), {"config": config.as_dict(Config()), "step": 0})
 
 
 @contextlib.contextmanager

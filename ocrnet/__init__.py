@@ -1,12 +1,12 @@
 """OCRNet (HRNet + object-contextual representations) for semantic segmentation."""
 
-from ocrnet.errors import OcrnetError
-from ocrnet.signals import signals_held
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.signals import signals_held
 
 with signals_held():  # NumPy starts threads, which would take signals from where they are waited for
     import numpy  # noqa: F401
 
-from ocrnet.model import Model, load
+from ocrnet.predict.model import Model, load
+from ocrnet.utils.version import __version__
 
-__all__ = ["Model", "OcrnetError", "load"]
-__version__ = "0.1.0"
+__all__ = ["Model", "OcrnetError", "__version__", "load"]

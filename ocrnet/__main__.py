@@ -2,6 +2,6 @@
 
 import sys
 
-from ocrnet.cli import main
+from ocrnet.cli.main import main
 
 sys.exit(main())

@@ -91,14 +91,14 @@ TRAINING = "tests/contract/test_training.py"
 PULL = "tests/cloud/test_pull.py"
 PUSH = "tests/cloud/test_push.py"
 REPORT = "tests/core/test_report_page.py"
-TRACKERS = "tests/core/test_sinks.py"
+TRACKERS = "tests/core/test_services.py"
 CACHE = "tests/core/test_datasets_cache.py"
 ABUSE = "tests/serve/test_serve_abuse.py"
 LIMITS = "tests/serve/test_serve_limits.py"
 URLS = "tests/core/test_predict_urls.py"
 FILES = "tests/core/test_predict_files.py"
 SUBMIT = "tests/cli/test_submit.py"
-LOADER = "tests/torch/test_loader.py"
+LOADER = "tests/torch/test_dataloader.py"
 
 MUTATIONS = (
     Mutation("restore-momentum", condition(False), f"{INTERRUPTIONS}::test_kill_9_at_random_moments"),
@@ -167,7 +167,7 @@ MUTATIONS = (
     Mutation(
         "never-save-nonfinite-state",
         condition(False),
-        "tests/core/test_loop.py::test_a_state_that_is_not_finite_is_never_saved",
+        "tests/core/test_trainer.py::test_a_state_that_is_not_finite_is_never_saved",
     ),
     Mutation(
         "report-dead-worker", condition(True), f"{INTERRUPTIONS}::test_a_killed_worker_ends_the_run_with_a_message"

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ocrnet.cloud.store import Item, Store, StoreError, size_text, tried
-from ocrnet.cloud.urls import Url
+from ocrnet.cloud.retry import tried
+from ocrnet.cloud.store import Item, Store, StoreError
 from ocrnet.config import Cloud
-from ocrnet.errors import OcrnetError
-from ocrnet.world import SCHEDULER, World
+from ocrnet.distributed.launcher import SCHEDULER, World
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.format import size_text
+from ocrnet.utils.urls import Url
 
 try:
     import fcntl

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ocrnet.cloud.store import Item, StoreError, whole
-from ocrnet.cloud.urls import Url
+from ocrnet.utils.urls import Url
 
 NEEDED = ("File", "copy", "exists", "get_size", "list_directory", "remove")
 

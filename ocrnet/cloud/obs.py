@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ocrnet.cloud.store import Item, StoreError, md5_of, whole
-from ocrnet.cloud.urls import OBS_KEYS, Url
 from ocrnet.config import Cloud
-from ocrnet.errors import OcrnetError
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.urls import OBS_KEYS, Url
 
 # Statuses after which the same request may well succeed.
 PASSING = (408, 429, 500, 502, 503, 504)

@@ -9,13 +9,17 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ocrnet import checkpoint
-from ocrnet.cloud import cache, urls
+from ocrnet.cloud import cache
 from ocrnet.cloud.cache import SUMS, Cache, Say
-from ocrnet.cloud.store import FolderStore, Item, Store, open_store, tried
-from ocrnet.cloud.urls import Url
+from ocrnet.cloud.factory import open_store
+from ocrnet.cloud.folder import FolderStore
+from ocrnet.cloud.retry import tried
+from ocrnet.cloud.store import Item, Store
 from ocrnet.config import Cloud, Config, Data
-from ocrnet.errors import OcrnetError
+from ocrnet.utils import urls
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.urls import Url
+from ocrnet.weights import checkpoint
 
 
 def dataset(cfg: Config, say: Say) -> tuple[Config, list[str]]:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from ocrnet import checkpoint
-from ocrnet.cloud.store import LONGEST_PAUSE, Item, Store, StoreError, md5_of, pause, size_text, tried
+from ocrnet.cloud.retry import LONGEST_PAUSE, pause, tried
+from ocrnet.cloud.store import Item, Store, StoreError, md5_of
 from ocrnet.config import Cloud
-from ocrnet.errors import OcrnetError
-from ocrnet.signals import Stopped, StopRequest
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.format import size_text
+from ocrnet.utils.signals import Stopped, StopRequest
+from ocrnet.weights import checkpoint
 
 LONGEST_PAUSE_AT_THE_END = 5.0  # seconds between two tries once the run waits for them
 SAID_AGAIN_AFTER = 60.0  # seconds between two lines about failures; those between are counted

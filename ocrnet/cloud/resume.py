@@ -5,13 +5,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ocrnet import checkpoint
-from ocrnet.cloud import urls
 from ocrnet.cloud.cache import Pulled, Say, alone, fetch, is_first
+from ocrnet.cloud.factory import open_store
 from ocrnet.cloud.push import CHECKPOINTS, RECORD, RESULTS
-from ocrnet.cloud.store import Item, Store, open_store, size_text, tried
+from ocrnet.cloud.retry import tried
+from ocrnet.cloud.store import Item, Store
 from ocrnet.config import Cloud, Config
-from ocrnet.errors import OcrnetError
+from ocrnet.utils import urls
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.format import size_text
+from ocrnet.weights import checkpoint
 
 # mutation: download-damaged-copy-again
 TRIES = 2  # a copy that is damaged is fetched once more, in case that happened on its way

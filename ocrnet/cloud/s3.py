@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ocrnet.cloud.store import Item, StoreError, md5_of, whole
-from ocrnet.cloud.urls import Url
 from ocrnet.config import Cloud
-from ocrnet.errors import OcrnetError
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.urls import Url
 
 
 class S3Store:

@@ -1,1 +1,1 @@
-"""One folder a framework, the same file names in each; only `ocrnet.engine` imports them."""
+"""One folder a framework, the same file names in each; only `ocrnet.engines.base` imports them."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ocrnet.errors import OcrnetError
+from ocrnet.export.formats import BESIDE, DOCUMENT, SUFFIXES, Format, Input, Outputs, Precision
 from ocrnet.export.quantize import quantize
-from ocrnet.exported import BESIDE, DOCUMENT, SUFFIXES, Format, Input, Outputs, Precision, need
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.installed import need
 from ocrnet.weights import Weights
 
 

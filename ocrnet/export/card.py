@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ocrnet.export.compare import Figures
-from ocrnet.exported import Facts
+from ocrnet.export.formats import Facts
 
 INPUTS = {
     "uint8": "uint8 N,H,W,3: RGB as it is read from a file, 0 to 255; normalised inside",

@@ -8,18 +8,18 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ocrnet import metrics
+from ocrnet.architecture import Arch
 from ocrnet.config import Eval
-from ocrnet.datasets.files import IMAGES
-from ocrnet.datasets.street import scene
-from ocrnet.engine import Engine
-from ocrnet.engines.runtime.engine import as_input, resize
-from ocrnet.errors import OcrnetError
+from ocrnet.data.datasets.files import IMAGES
+from ocrnet.data.datasets.street import scene
+from ocrnet.data.image_io import read_image
+from ocrnet.engines.base import Engine
+from ocrnet.engines.tta import make_passes
+from ocrnet.evaluation import metrics
 from ocrnet.export.build import Order
-from ocrnet.exported import Precision, Session
-from ocrnet.images import read_image
-from ocrnet.passes import make_passes
-from ocrnet.spec import Arch
+from ocrnet.export.formats import Precision, Session
+from ocrnet.export.runtimes.engine import as_input, resize
+from ocrnet.utils.errors import OcrnetError
 
 Sample = tuple[np.ndarray, np.ndarray | None]  # image uint8 H,W,3 RGB, class indices uint8 H,W or None
 

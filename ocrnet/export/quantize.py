@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ocrnet.exported import need
+from ocrnet.utils.installed import need
 
 
 def quantize(source: Path, target: Path, inputs: Iterator[np.ndarray]) -> None:

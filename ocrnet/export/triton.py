@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from ocrnet import checkpoint
-from ocrnet.datasets import Dataset
-from ocrnet.errors import OcrnetError
-from ocrnet.export import Wish, export
+from ocrnet.data.datasets import Dataset
 from ocrnet.export.card import card_path
 from ocrnet.export.compare import Figures
-from ocrnet.exported import need
+from ocrnet.export.exporter import Wish, export
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.installed import need
+from ocrnet.weights import checkpoint
 
 FORMAT = "triton"
 MAX_BATCH = 8

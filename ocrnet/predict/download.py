@@ -12,10 +12,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-import ocrnet
-from ocrnet.cloud import urls
-from ocrnet.errors import OcrnetError
-from ocrnet.signals import signals_held
+from ocrnet.utils import urls
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.signals import signals_held
+from ocrnet.utils.version import __version__
 
 MOST_BYTES = 100 * 2**20
 MOST_PIXELS = 100_000_000
@@ -109,7 +109,7 @@ def _read(url: str, given_up: threading.Event) -> bytes:
         urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler,
     ):  # fmt: skip
         opener.add_handler(handler())
-    asked = urllib.request.Request(_encoded(url), headers={"User-Agent": f"ocrnet/{ocrnet.__version__}"})
+    asked = urllib.request.Request(_encoded(url), headers={"User-Agent": f"ocrnet/{__version__}"})
     data = bytearray()
     with opener.open(asked, timeout=MOST_SECONDS) as answer:
         promised = int(answer.headers.get("Content-Length", "-1"))

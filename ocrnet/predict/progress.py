@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from ocrnet.bar import Bar
+from ocrnet.tracking.progress_bar import Bar
 
 EVERY_SECONDS = 10.0
 

@@ -11,11 +11,11 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from ocrnet.cloud import urls
-from ocrnet.datasets.files import IMAGES, listing
-from ocrnet.errors import OcrnetError
-from ocrnet.images import decode_image, read_image
+from ocrnet.data.datasets.files import IMAGES, listing
+from ocrnet.data.image_io import decode_image, read_image
 from ocrnet.predict import download, video
+from ocrnet.utils import urls
+from ocrnet.utils.errors import OcrnetError
 
 VIDEOS = (
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp",

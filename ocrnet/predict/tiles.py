@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ocrnet import cost
+from ocrnet.architecture import Arch, flops
 from ocrnet.config import Eval
-from ocrnet.model import Model
-from ocrnet.passes import cuts, make_windows
-from ocrnet.spec import Arch
+from ocrnet.engines.tta import cuts, make_windows
+from ocrnet.predict.model import Model
 
 # The shortest side of a tile: below it a tile shows the network too little of the scene.
 SMALLEST_TILE = 256
@@ -58,7 +57,7 @@ def look(
 def tile_size(arch: Arch, size: tuple[int, int], how: Eval) -> tuple[int, int]:
     """Return the whole ``size`` (height, width) where it fits into ``how.max_memory``, else that of a tile."""
     limit = how.max_memory * 2**30
-    need = cost.predict_bytes(arch, size, max(how.scales))
+    need = flops.predict_bytes(arch, size, max(how.scales))
     if need <= limit:
         return size
     side = math.isqrt(round(size[0] * size[1] * limit / need)) // 32 * 32

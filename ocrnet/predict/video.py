@@ -10,8 +10,8 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from ocrnet.errors import OcrnetError
-from ocrnet.images import DRAFT_NAME
+from ocrnet.data.image_io import DRAFT_NAME
+from ocrnet.utils.errors import OcrnetError
 
 # FFmpeg's own messages, which OpenCV passes on, say the same less clearly.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

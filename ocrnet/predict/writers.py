@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ocrnet.datasets import cityscapes
-from ocrnet.errors import OcrnetError, nearest
-from ocrnet.images import replaced, strips, write_png_rows
-from ocrnet.model import Model
+from ocrnet.data.datasets import cityscapes
+from ocrnet.data.image_io import replaced, strips, write_png_rows
+from ocrnet.data.visualize import overlay
+from ocrnet.predict.model import Model
 from ocrnet.predict.sources import Source
 from ocrnet.predict.tiles import Seen
-from ocrnet.visual import overlay
+from ocrnet.utils.errors import OcrnetError, nearest
 
 # What each kind of picture holds; "json" is the one that is none.
 PICTURES = {

@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ocrnet.errors import OcrnetError
 from ocrnet.report import files
 from ocrnet.report.compute import Figures
 from ocrnet.report.source import Source, shown
 from ocrnet.report.summary import Number, Summary, percent, summary
+from ocrnet.utils.errors import OcrnetError
 
 _MARK = re.compile(r"<!-- ocrnet report ([0-9a-f]{16}): .*-->\n")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ocrnet.report import charts
 from ocrnet.report.compute import Figures
+from ocrnet.report.html import bar, document, indexed, jpeg, named, picture, section, table
 from ocrnet.report.page import curves
-from ocrnet.report.pieces import bar, document, indexed, jpeg, named, picture, section, table
 from ocrnet.report.source import Source, shown
 from ocrnet.report.summary import ClassLine, Number, Summary, percent, summary
 

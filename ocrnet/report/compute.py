@@ -12,21 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from ocrnet import config, convert, exported, metrics, spec
+from ocrnet import architecture, config
 from ocrnet.config import Config, Eval
-from ocrnet.datasets.base import Dataset
-from ocrnet.engine import Engine
-from ocrnet.errors import OcrnetError
-from ocrnet.layers import Given
-from ocrnet.passes import make_passes
+from ocrnet.config.loader import Given
+from ocrnet.data.datasets.base import Dataset
+from ocrnet.data.sampler import val_stream
+from ocrnet.data.visualize import thumbnail
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.base import Engine
+from ocrnet.engines.tta import make_passes
+from ocrnet.evaluation import metrics
+from ocrnet.export.open import as_weights, open_engine, read
 from ocrnet.report import files, source
 from ocrnet.report.figures import Tally, plain, ranked, tolerance
 from ocrnet.report.source import Source
-from ocrnet.stream import val_stream
-from ocrnet.training import open_split
-from ocrnet.visual import thumbnail
-from ocrnet.weights import Weights
-from ocrnet.world import World
+from ocrnet.train.setup import open_split
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import Weights, convert
 
 # Another number here has what an earlier version kept made anew.
 FORMAT = 1
@@ -74,8 +76,8 @@ def figures(run: Source, wish: Wish, say: Say) -> Figures:
     path = wish.checkpoint or source.best_checkpoint(run)
     if path is None:
         raise OcrnetError(f"'{run.folder}' has no checkpoint to look at; give one with --checkpoint_path")
-    given = exported.read(path, Config())
-    found = exported.as_weights(given)
+    given = read(path, Config())
+    found = as_weights(given)
     flat = run.config or dict(_flat(found))
     cfg = source.config_for(flat, wish.given, str(run.folder / "config.yml" if run.config else path))
     cfg, _ = convert.normalised(cfg, found)
@@ -104,7 +106,7 @@ def figures(run: Source, wish: Wish, say: Say) -> Figures:
             f"{path} answers {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
             f"{len(dataset.classes)}; give the dataset it was trained for with --set data.dataset_dir=FOLDER"
         )
-    engine = exported.open_engine(cfg, given, world=World())
+    engine = open_engine(cfg, given, world=World())
     try:
         engine.restore(found.tensors, found.meta.get("step", 0))
         say(f"looking at {wish.images or len(dataset)} of {len(dataset)} validation images with {path.name}")
@@ -117,7 +119,7 @@ def figures(run: Source, wish: Wish, say: Say) -> Figures:
         checkpoint=path.name,
         step=found.meta.get("step", 0),
         arch=_arch(found),
-        parameters=spec.num_parameters(found.arch),
+        parameters=architecture.num_parameters(found.arch),
         eval={"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide and list(cfg.eval.slide)},
         decisions=list(engine.decisions),
         versions=dict(engine.versions),

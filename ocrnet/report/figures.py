@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ocrnet import metrics
-from ocrnet.metrics import IGNORE
+from ocrnet.data.datasets.base import IGNORE
+from ocrnet.evaluation import metrics
 
 # How far a boundary pixel may lie from the other boundary, as a share of the image's diagonal (Csurka et al., 2013).
 TOLERANCE = 0.0075

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from ocrnet.errors import OcrnetError
-from ocrnet.images import DRAFT_NAME
+from ocrnet.data.image_io import DRAFT_NAME
+from ocrnet.utils.errors import OcrnetError
 
 
 def write(path: Path, data: bytes) -> Path:

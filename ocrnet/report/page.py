@@ -12,20 +12,7 @@ from ocrnet.config import Config
 from ocrnet.report import charts
 from ocrnet.report.charts import Series
 from ocrnet.report.compute import Figures
-from ocrnet.report.pieces import (
-    bar,
-    document,
-    errors,
-    glow,
-    indexed,
-    jpeg,
-    named,
-    picture,
-    section,
-    swatch,
-    table,
-    tiles,
-)
+from ocrnet.report.html import bar, document, errors, glow, indexed, jpeg, named, picture, section, swatch, table, tiles
 from ocrnet.report.source import Row, Source, shown
 from ocrnet.report.summary import Number, Summary, number, percent, summary, waiting
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
-from ocrnet import checkpoint, config, layers
-from ocrnet.cloud import urls
-from ocrnet.config import Config
-from ocrnet.errors import OcrnetError
-from ocrnet.layers import Given
+from ocrnet import config
+from ocrnet.config import Config, loader
+from ocrnet.config.loader import Given
+from ocrnet.utils import urls
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import checkpoint
 
 Row = Mapping[str, Any]
 
@@ -117,8 +118,8 @@ def config_for(flat: Mapping[str, Any], given: Mapping[str, Given], where: str) 
         name: Given(value, where) for name, value in flat.items() if name not in ("device_target", "engine", "expect")
     }
     for name in recorded:
-        layers.known(name, where)
-    cfg = layers.build(recorded | dict(given))
+        loader.known(name, where)
+    cfg = loader.build(recorded | dict(given))
     config.check(cfg)
     return cfg
 

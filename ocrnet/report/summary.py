@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ocrnet.datasets.base import colours
+from ocrnet.data.datasets.base import colours
 from ocrnet.report.compute import Figures
 from ocrnet.report.figures import plain
 from ocrnet.report.source import Row, Source

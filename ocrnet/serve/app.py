@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any, TypeVar
 
-import ocrnet
 from ocrnet.config import EVAL_SCALES, Eval
-from ocrnet.serve import answers, body, described
-from ocrnet.serve.guard import FAULT, Guard
+from ocrnet.serve import openapi, request_body, responses
+from ocrnet.serve.errors import Refused
 from ocrnet.serve.metrics import Metrics
+from ocrnet.serve.middleware import FAULT, Guard
 from ocrnet.serve.network import Network
-from ocrnet.serve.refused import Refused
 from ocrnet.serve.settings import Settings
 from ocrnet.serve.worker import Job, Seen, Worker
+from ocrnet.utils.version import __version__
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Service:
 
     def __init__(self, network: Network, worker: Worker, metrics: Metrics, settings: Settings) -> None:
         self.network, self.worker, self.metrics, self.settings = network, worker, metrics, settings
-        self.reader = body.Reader(settings.max_bytes)
+        self.reader = request_body.Reader(settings.max_bytes)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
         self.stopping = False
 
@@ -66,9 +66,9 @@ class Service:
         with contextlib.ExitStack() as place:
             async with self.reader.read(request.headers, request.stream().__aiter__()) as data:
                 begun = time.monotonic()
-                head = await self.off_loop(body.look_at, data, self.settings.max_pixels)
+                head = await self.off_loop(request_body.look_at, data, self.settings.max_pixels)
                 place.enter_context(self.worker.enter(head.pixels))
-                image = await self.off_loop(body.decode, data, head)
+                image = await self.off_loop(request_body.decode, data, head)
             # mutation: free-body-before-inference
             del data  # it no longer counts as held, while the network may take long
             left = begun + self.settings.timeout - time.monotonic()
@@ -99,14 +99,14 @@ class Service:
         model, arch = self.network.model, self.network.model.arch
         return {
             "network": f"OCRNet-HRNet-W{arch.width}",
-            "version": ocrnet.__version__,
+            "version": __version__,
             "classes": [
-                {"index": i, "name": name, "color": answers.colour(rgb)}
+                {"index": i, "name": name, "color": responses.colour(rgb)}
                 for i, (name, rgb) in enumerate(zip(model.names, model.palette, strict=True))
             ],
             "max_bytes": self.settings.max_bytes,
             "max_pixels": self.settings.max_pixels,
-            "formats": list(body.KINDS.values()),
+            "formats": list(request_body.KINDS.values()),
             "scales": list(EVAL_SCALES),
             "averages": self.network.averages,
             "explains": self.network.explains,
@@ -128,8 +128,8 @@ def build(service: Service) -> Any:
 
     # No documentation pages: FastAPI's load their scripts from elsewhere.
     app = FastAPI(
-        title="ocrnet serve", version=ocrnet.__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
-        description=described.ABOUT,
+        title="ocrnet serve", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
+        description=openapi.ABOUT,
     )  # fmt: skip
     app.openapi_version = "3.0.3"
 
@@ -144,7 +144,7 @@ def build(service: Service) -> Any:
     for path, (name, kind) in PAGE.items():
         app.add_api_route(path, page(name, kind), methods=["GET", "HEAD"], include_in_schema=False)
 
-    @app.post("/predict", openapi_extra=described.PREDICT, responses=described.predict_answers(), response_model=None)
+    @app.post("/predict", openapi_extra=openapi.PREDICT, responses=openapi.predict_answers(), response_model=None)
     async def predict(request: Request) -> Response:
         """Segment an image."""
         wanted = _output(request)
@@ -152,28 +152,28 @@ def build(service: Service) -> Any:
 
         def finish(image: Any, seen: Seen, seconds: float) -> Response:
             if wanted == "json":
-                return JSONResponse(answers.summary(model, seen, seconds))
+                return JSONResponse(responses.summary(model, seen, seconds))
             if wanted == "overlay":
-                return Response(answers.overlay_png(model, image, seen), media_type="image/png")
-            array = seen.labels if wanted == "labels" else answers.painted(model, seen)
-            return Response(answers.png(array), media_type="image/png")
+                return Response(responses.overlay_png(model, image, seen), media_type="image/png")
+            array = seen.labels if wanted == "labels" else responses.painted(model, seen)
+            return Response(responses.png(array), media_type="image/png")
 
         return await service.answer(request, explain=False, finish=finish)
 
-    @app.post("/explain", openapi_extra=described.EXPLAIN, responses=described.explain_answers(), response_model=None)
+    @app.post("/explain", openapi_extra=openapi.EXPLAIN, responses=openapi.explain_answers(), response_model=None)
     async def explain(request: Request) -> Response:
         """Segment an image, and tell for each pixel how sure that is and what it takes from the object regions."""
         zipped = "gzip" in request.headers.get("accept-encoding", "")
 
         def finish(image: Any, seen: Seen, seconds: float) -> Response:
-            head = answers.summary(service.network.model, seen, seconds)
-            data = answers.arrays(head, seen, zipped=zipped)
+            head = responses.summary(service.network.model, seen, seconds)
+            data = responses.arrays(head, seen, zipped=zipped)
             headers = {"Content-Encoding": "gzip"} if zipped else {}
             return Response(data, media_type="application/octet-stream", headers=headers)
 
         return await service.answer(request, explain=True, finish=finish)
 
-    @app.get("/model", responses=described.REFUSALS_OF_MODEL)
+    @app.get("/model", responses=openapi.REFUSALS_OF_MODEL)
     async def model(request: Request) -> dict[str, Any]:
         """Tell the network's classes and this server's limits."""
         service.check_token(request.headers)
@@ -186,7 +186,7 @@ def build(service: Service) -> Any:
         status = "stopping" if service.stopping else "ok"
         return JSONResponse({"status": status}, 503 if service.stopping else 200)
 
-    @app.get("/metrics", responses=described.METRICS, response_class=Response)
+    @app.get("/metrics", responses=openapi.METRICS, response_class=Response)
     async def metrics(request: Request) -> Response:
         """Tell Prometheus what was counted."""
         service.check_token(request.headers)

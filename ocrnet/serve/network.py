@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ocrnet import cost
+from ocrnet.architecture import flops
 from ocrnet.config import Eval
-from ocrnet.errors import OcrnetError
-from ocrnet.model import Model
-from ocrnet.predict import look, tile_size
+from ocrnet.predict.model import Model
+from ocrnet.predict.tiles import look, tile_size
 from ocrnet.serve.worker import Job, Seen
+from ocrnet.utils.errors import OcrnetError
 
 PROBES = (64, 96), (96, 64)
 
@@ -46,7 +46,7 @@ class Network:
         size = image.shape[0], image.shape[1]
         if tile_size(self.model.arch, size, how) != size:
             return [self._in_tiles(job) for job in jobs]
-        need = cost.predict_bytes(self.model.arch, size, max(how.scales))
+        need = flops.predict_bytes(self.model.arch, size, max(how.scales))
         together = max(1, int(self.most_bytes // need))
         return [seen for i in range(0, len(jobs), together) for seen in self._whole(jobs[i : i + together])]
 

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ocrnet.errors import OcrnetError
 from ocrnet.serve.app import Service, build
-from ocrnet.serve.body import BYTES_PER_SECOND
-from ocrnet.signals import StopRequest
+from ocrnet.serve.request_body import BYTES_PER_SECOND
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.signals import StopRequest
 
 # A connection without a request in work is closed after one to two times this: headers that come slowly, or never,
 # and answers that are not taken at `BYTES_PER_SECOND`.

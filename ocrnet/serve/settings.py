@@ -1,12 +1,7 @@
 """What a server allows and how it batches; and the token that requests must bring, where one is set."""
 
 import ipaddress
-import os
 from dataclasses import dataclass
-from pathlib import Path
-
-from ocrnet import flags
-from ocrnet.errors import OcrnetError
 
 TOKEN_VARIABLE = "OCRNET_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
@@ -53,43 +48,3 @@ class Settings:
     def max_pixels(self) -> int:
         """The largest image."""
         return self.max_megapixels * 10**6
-
-
-def from_flags(args: flags.Args, *, max_batch: int) -> Settings:
-    """Return what the command line says; ``max_batch`` is the device's own choice."""
-    defaults = Settings(max_batch=max_batch)
-    numbers = {
-        name: flags.as_number(args, name, getattr(defaults, name))
-        for name in ("port", "max_batch", "batch_wait", "max_requests", "timeout", "max_megabytes", "max_megapixels")
-    }
-    for name in numbers.keys() - {"port", "batch_wait"}:
-        if numbers[name] == 0:
-            raise OcrnetError(f"--{name} is 0, so nothing could be answered; give more")
-    if numbers["max_megapixels"] > MOST_MEGAPIXELS:
-        raise OcrnetError(f"--max_megapixels is {numbers['max_megapixels']}, but at most {MOST_MEGAPIXELS} are served")
-    if numbers["port"] > 65535:
-        raise OcrnetError(f"--port is {numbers['port']}, but ports end at 65535; 0 takes a free one")
-    return Settings(
-        host=args.options.get("host", defaults.host), token=_token(args.options.get("token_file")), **numbers
-    )
-
-
-def _token(path: str | None) -> str | None:
-    """Return the token in a file or the environment; never from the command line, which every user can list."""
-    given = os.environ.get(TOKEN_VARIABLE)
-    if path is not None:
-        if given is not None:
-            raise OcrnetError(f"--token_file and {TOKEN_VARIABLE} both name a token; keep one")
-        try:
-            given = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise OcrnetError(f"--token_file {path} cannot be read: {error}") from None
-    if given is None:
-        return None
-    token, source = given.strip(), f"--token_file {path}" if path else TOKEN_VARIABLE
-    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        raise OcrnetError(
-            f"{source}: a token is one line of at least {SHORTEST_TOKEN} letters, digits and signs without spaces; "
-            "python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
-        )
-    return token

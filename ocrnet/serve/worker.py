@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ocrnet.config import Eval
-from ocrnet.serve.refused import Refused, busy
+from ocrnet.serve.errors import Refused, busy
 
 # What the images of all requests in work may hold together, in bytes; a single one is always taken.
 IMAGE_BYTES = 2**29

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from ocrnet import checkpoint
-from ocrnet.errors import OcrnetError
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import checkpoint
 
 DTYPES = {
     "Bool": "?",

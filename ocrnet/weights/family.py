@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ocrnet import spec
-from ocrnet.errors import OcrnetError
-from ocrnet.spec import BLOCK, BOTTLENECK
+from ocrnet import architecture
+from ocrnet.architecture import BLOCK, BOTTLENECK
+from ocrnet.utils.errors import OcrnetError
 
 # Around a network's own names: what data parallelism and training wrappers put before them, and what is no weight.
 PREFIXES = ("module.", "model.")
 NO_WEIGHT = re.compile(r"(^|\.)num_batches_tracked$|^(loss|criterion)\.")
+
+# Where training scripts keep the weights in what they save, outermost first.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 
 CLASSIFIER = r"(incre_modules|downsamp_modules|downsample_modules|final_layer|classifier)\."
 INPLACE_EPS = 1e-5
@@ -48,7 +51,7 @@ IMAGENET: Normal = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family: its rule is a row of `spec.VARIANTS`, its names are ``heads``, ``backbone`` and ``parts``.
+    """One family: its rule is a row of `architecture.VARIANTS`, its names are ``heads``, ``backbone`` and ``parts``.
 
     ``mark`` matches a name that no other family has. ``heads``: its owner of each of the heads' tensors -> ours.
     ``backbone`` stands before the backbone's names; ``branches`` turns the rest of such an owner into ours, and
@@ -78,14 +81,14 @@ class Family:
         if owner in self.heads:
             return f"{self.heads[owner]}.{part}"
         inner = self.branches(owner.removeprefix(self.backbone))
-        return f"{inner}.{part}" if owner and spec.is_backbone(f"{inner}.") else name
+        return f"{inner}.{part}" if owner and architecture.is_backbone(f"{inner}.") else name
 
     def theirs(self, name: str) -> str:
         """Return what the family calls the tensor of a canonical name; it must be one that is written."""
         owner, _, part = name.rpartition(".")
-        if spec.is_norm(name):
+        if architecture.is_norm(name):
             part = {ours: theirs for theirs, ours in self.parts.items()}.get(part, part)
-        if spec.is_backbone(name):
+        if architecture.is_backbone(name):
             return f"{self.backbone}{self.outward(owner)}.{part}"
         theirs = next(theirs for theirs, ours in self.heads.items() if ours == owner)
         return f"{theirs}.{part}"
@@ -106,7 +109,7 @@ class Family:
         folded = _fold(tensors)
         zeros = [] if self.biases else _no_bias(tensors)
         for name in tensors if self.inplace else ():
-            if spec.is_norm(name) and name.endswith(".weight"):
+            if architecture.is_norm(name) and name.endswith(".weight"):
                 tensors[name] = np.abs(tensors[name]) + np.float32(INPLACE_EPS)
         if self.bgr and tensors.get("conv1.weight", np.zeros(0)).ndim == 4:
             tensors["conv1.weight"] = np.ascontiguousarray(tensors["conv1.weight"][:, ::-1])

@@ -5,7 +5,7 @@ names are as in mindspore-lab/models, ``official/cv/OCRNet/src/modules``: ``ocrn
 ``backbone/hrnet.py``, which is ``mindcv/models/hrnet.py`` of mindspore-lab/mindcv, classification head included.
 """
 
-from ocrnet import spec
+from ocrnet import architecture
 from ocrnet.weights.family import CLASSIFIER, OWNERS, Family, owners
 
 NORM_PARTS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
@@ -16,7 +16,7 @@ _CANONICAL_PARTS = {theirs: ours for ours, theirs in NORM_PARTS.items()}
 def cell_name(name: str) -> str:
     """Return what a MindSpore Cell calls the tensor of a canonical name."""
     owner, _, part = name.rpartition(".")
-    return f"{owner}.{NORM_PARTS[part]}" if spec.is_norm(name) else name
+    return f"{owner}.{NORM_PARTS[part]}" if architecture.is_norm(name) else name
 
 
 def canonical_name(name: str) -> str:

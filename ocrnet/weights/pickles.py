@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ocrnet.errors import OcrnetError
+from ocrnet.utils.errors import OcrnetError
 
 PROTOCOLS = (2, 3, 4)
 DTYPES = {f"{kind}{size}" for kind, sizes in {"f": "248", "i": "1248", "u": "1248", "b": "1"}.items() for size in sizes}

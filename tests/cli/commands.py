@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ocrnet import checkpoint
+from ocrnet.weights import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "ocrnet.cli", "ocrnet.curves", "ocrnet.engines.torch.engine"])
+FORKS.set_forkserver_preload(["torch", "ocrnet.cli", "ocrnet.tracking.plots", "ocrnet.engines.torch.engine"])
 
 
 def run(*argv: str | Path, cwd: Path = ROOT, ok: bool = True) -> subprocess.CompletedProcess:

@@ -8,7 +8,7 @@ import safetensors.numpy
 from commands import ROOT, SMALL
 from family_nets import Classifier, Paddle, fill
 
-from ocrnet.cli import main
+from ocrnet.cli.main import main
 
 W48 = str(ROOT / "config/ocrnet/config_ocrnet_hrw48_16k.yml")
 

@@ -2,7 +2,8 @@
 
 from commands import SMALL, assert_same_end, run
 
-from ocrnet.datasets import decoded, open_dataset
+from ocrnet.data.datasets import open_dataset
+from ocrnet.data.datasets.cache import prepare
 
 W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
 WITH_WORKERS = [pair.replace("num_workers=0", "num_workers=2") for pair in SMALL]
@@ -11,7 +12,7 @@ WITH_WORKERS = [pair.replace("num_workers=0", "num_workers=2") for pair in SMALL
 def test_a_run_with_a_cache_is_the_run_without_one(w48_run, cityscapes, tmp_path):
     cache = tmp_path / "cache"
     splits = {split: open_dataset("cityscapes", cityscapes, split) for split in ("train", "val")}
-    sets, _ = decoded.prepare(str(cache), splits)
+    sets, _ = prepare(str(cache), splits)
     for split, i in (("train", 0), ("train", 3), ("train", 4), ("val", 1)):
         sets[split].read(i)
     said = run("train.py", "--config", W48, "--device_target", "CPU", "--mix", "True", "--save_dir", tmp_path / "run",

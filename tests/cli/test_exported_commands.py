@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ocrnet.cli import main
+from ocrnet.cli.main import main
 
 W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
 

@@ -11,10 +11,10 @@ import psutil
 import pytest
 from commands import assert_same_end, run, start, wait_for
 
-from ocrnet import checkpoint
 from ocrnet.config import Data
-from ocrnet.datasets import open_dataset
-from ocrnet.stream import TrainStream
+from ocrnet.data.datasets import open_dataset
+from ocrnet.data.sampler import TrainStream
+from ocrnet.weights import checkpoint
 
 LAST = "checkpoint/OCRNet_hrnet_seg_w6_14_rank0.safetensors"
 SETTINGS = (

@@ -18,9 +18,9 @@ import pytest
 from commands import ROOT, rows, run
 from safetensors.numpy import load_file
 
-from ocrnet import checkpoint
 from ocrnet.config import Config, as_dict
-from ocrnet.loop import Progress
+from ocrnet.train.trainer import Progress
+from ocrnet.weights import checkpoint
 
 W32 = "config/ocrnet/config_ocrnet_hrw32_16k.yml"
 GOLDEN = ROOT / "tests/data/golden"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import ROOT, SMALL, rows, run
 
-from ocrnet import checkpoint
+from ocrnet.weights import checkpoint
 
 W32 = "config/ocrnet/config_ocrnet_hrw32_16k.yml"
 LAST = "checkpoint/OCRNet_hrnet_seg_w32_8_rank0.safetensors"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from commands import SMALL, run
 
-from ocrnet.images import write_png
+from ocrnet.data.image_io import write_png
 
 W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
 CPU = ("--device_target", "CPU")

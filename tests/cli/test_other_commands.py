@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from commands import ROOT, SMALL, run, start
 
-from ocrnet.cli import main
-from ocrnet.datasets import open_dataset
-from ocrnet.images import read_image, read_label, write_png
+from ocrnet.cli.main import main
+from ocrnet.data.datasets import open_dataset
+from ocrnet.data.image_io import read_image, read_label, write_png
 from ocrnet.predict import video
 
 W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
@@ -204,7 +204,7 @@ def test_a_run_keeps_samples_curves_and_tensorboard(w48_run):
 def test_what_needs_no_framework_loads_none():
     code = (
         "import sys, ocrnet.cli; slow = {'torch', 'matplotlib', 'tensorboardX', 'mindspore'} & set(sys.modules); "
-        "import ocrnet.board, torch.nn; print(sorted(slow), 'torch._C' in sys.modules)"
+        "import ocrnet.tracking.tensorboard, torch.nn; print(sorted(slow), 'torch._C' in sys.modules)"
     )
     assert run("-c", code).stdout.split("\n")[0] == "[] True"
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from commands import ROOT, SMALL, run
 
-from ocrnet.datasets import camvid
-from ocrnet.images import read_image, write_png
+from ocrnet.data.datasets import camvid
+from ocrnet.data.image_io import read_image, write_png
 
 READMES = ("README.md", "README_CN.md")
 CODE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -155,7 +155,7 @@ def test_a_section_runs_as_it_stands(title, cityscapes, tmp_path):
 
 def run_the_python_block(folder: Path) -> None:
     (block,) = [block for kind, block in CODE.findall(text("README.md")) if kind == "python"]
-    before = "from ocrnet.images import read_image\nimage = read_image('photos/0.png')\n"
+    before = "from ocrnet.data.image_io import read_image\nimage = read_image('photos/0.png')\n"
     after = "assert labels.shape == image.shape[:2] and scores.shape == (3, *image.shape[:2])\n"
     subprocess.run([sys.executable, "-c", before + block + after], cwd=folder, check=True, timeout=120)
     assert read_image(folder / "answers/overlay/0.png").shape == (80, 96, 3)

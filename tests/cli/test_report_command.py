@@ -7,8 +7,8 @@ import signal
 import pytest
 from commands import run, start, wait_for
 
-from ocrnet import checkpoint
-from ocrnet.cli import main
+from ocrnet.cli.main import main
+from ocrnet.weights import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from commands import SMALL, run
 
-from ocrnet import checkpoint, spec, weights
+from ocrnet import architecture, weights
+from ocrnet.architecture import Arch
 from ocrnet.config import Config, as_dict
-from ocrnet.spec import Arch
+from ocrnet.weights import checkpoint
 
 W32 = "config/ocrnet/config_ocrnet_hrw32_16k.yml"
 W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
@@ -133,7 +134,9 @@ def test_console_command_and_script_are_the_same(command):
 def test_a_run_begins_with_imagenet_weights(cityscapes, tmp_path):
     torch = pytest.importorskip("torch")
     arch = Arch(width=32, blocks=1, modules=(1, 1, 1))
-    backbone = {n: torch.from_numpy(a) + 1 for n, a in spec.init(arch, 7).items() if spec.is_backbone(n)}
+    backbone = {
+        n: torch.from_numpy(a) + 1 for n, a in architecture.init(arch, 7).items() if architecture.is_backbone(n)
+    }
     file = tmp_path / "hrnet_w32.pth"
     torch.save(backbone | {"classifier.weight": torch.zeros(10, 4), "bn1.num_batches_tracked": torch.tensor(3)}, file)
     argv = ("train.py", "--config", W32, "--device_target", "CPU", "--lr_init", "1e-6", "--save_dir", tmp_path / "out",
@@ -150,7 +153,7 @@ def test_a_run_begins_with_imagenet_weights(cityscapes, tmp_path):
 )
 def test_wrong_imagenet_weights_are_refused(cityscapes, tmp_path, width, name, said):
     torch = pytest.importorskip("torch")
-    state = spec.init(Arch(width=32, blocks=1, modules=(1, 1, 1)), 7)
+    state = architecture.init(Arch(width=32, blocks=1, modules=(1, 1, 1)), 7)
     torch.save({n: torch.from_numpy(a) for n, a in state.items()}, tmp_path / "hrnet.pth")
     found = run("train.py", "--config", W32, "--device_target", "CPU", "--save_dir", tmp_path / "out",
                 "--set", f"data.dataset_dir={cityscapes}", "backbone.pretrained=True", f"backbone.width={width}",

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from commands import ROOT, start, wait_for
 
-from ocrnet import metrics, submit
-from ocrnet.cli import main
-from ocrnet.datasets import cityscapes as layout
-from ocrnet.datasets import open_dataset
-from ocrnet.errors import OcrnetError
-from ocrnet.images import decode_label, encode_png
+from ocrnet.cli import submit
+from ocrnet.cli.main import main
+from ocrnet.data.datasets import cityscapes as layout
+from ocrnet.data.datasets import open_dataset
+from ocrnet.data.image_io import decode_label, encode_png
+from ocrnet.evaluation import metrics
+from ocrnet.utils.errors import OcrnetError
 
 W48 = "config/ocrnet/config_ocrnet_hrw48_16k.yml"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ocrnet.config import Config
-from ocrnet.run import Run
+from ocrnet.tracking.run_dir import Run
 
 BLOCK = 32768  # of a .wandb file
 

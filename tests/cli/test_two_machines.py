@@ -10,7 +10,7 @@ import pytest
 from commands import ROOT
 from test_many_ranks import ENV, alone, apart, trained, training  # noqa: F401 - fixtures
 
-from ocrnet import checkpoint
+from ocrnet.weights import checkpoint
 
 FIRST, SECOND = (f"ocrnet{number}-{os.getpid()}" for number in (1, 2))
 ADDRESSES = {FIRST: "10.177.0.1", SECOND: "10.177.0.2"}

@@ -7,8 +7,8 @@ import pytest
 import safetensors.numpy
 from commands import ROOT
 
-from ocrnet.cli import main
-from ocrnet.images import write_png
+from ocrnet.cli.main import main
+from ocrnet.data.image_io import write_png
 
 W48 = str(ROOT / "config/ocrnet/config_ocrnet_hrw48_16k.yml")
 FIXTURE = "tests/data/official_w6/state_dict.pth"

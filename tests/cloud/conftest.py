@@ -11,8 +11,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from servers import SECRETS, Place, Proxy
 
-from ocrnet.cloud import store
-from ocrnet.datasets import synthetic
+from ocrnet.cloud import retry
+from ocrnet.data.datasets import synthetic
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def proxy(moto) -> Iterator[Proxy]:
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """Pause but shortly between two tries, in this process."""
-    monkeypatch.setattr(store, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.05)
 
 
 @pytest.fixture(params=["obs", "s3"])

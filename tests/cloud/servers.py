@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ocrnet.cloud.store import Store, open_store
-from ocrnet.cloud.urls import parse
+from ocrnet.cloud.factory import open_store
+from ocrnet.cloud.store import Store
 from ocrnet.config import Cloud
+from ocrnet.utils.urls import parse
 
 # What must never be seen in any output or file.
 SECRETS = {

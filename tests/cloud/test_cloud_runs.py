@@ -8,7 +8,7 @@ import pytest
 from commands import assert_same_end, run, start, wait_for
 from servers import SECRETS, every_third
 
-from ocrnet import checkpoint
+from ocrnet.weights import checkpoint
 
 LAST = "checkpoint/OCRNet_hrnet_seg_w6_28_rank0.safetensors"
 SETTINGS = (

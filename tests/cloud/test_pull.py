@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from servers import Place, Proxy, every_third
 
-from ocrnet import checkpoint
 from ocrnet.cloud import pull
 from ocrnet.cloud.cache import BLOCK, Cache, Speaker
-from ocrnet.cloud.urls import parse
 from ocrnet.config import Backbone, Cloud, Config, Data
-from ocrnet.errors import OcrnetError
-from ocrnet.training import find_resume
-from ocrnet.world import World
+from ocrnet.distributed.launcher import World
+from ocrnet.train.setup import find_resume
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.urls import parse
+from ocrnet.weights import checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from servers import Place
 
-from ocrnet import checkpoint
 from ocrnet.cloud import resume
+from ocrnet.cloud.folder import FolderStore
 from ocrnet.cloud.push import Push, Pushing, check_writable
-from ocrnet.cloud.store import FolderStore
 from ocrnet.config import Cloud, Config
-from ocrnet.errors import OcrnetError
-from ocrnet.signals import Stopped
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.signals import Stopped
+from ocrnet.weights import checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick")
 

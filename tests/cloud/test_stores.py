@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from servers import SECRETS, Place, Proxy
 
 from ocrnet.cloud import moxing
-from ocrnet.cloud.store import FolderStore, StoreError, md5_of
-from ocrnet.cloud.urls import parse
+from ocrnet.cloud.folder import FolderStore
+from ocrnet.cloud.store import StoreError, md5_of
+from ocrnet.utils.urls import parse
 
 STAND_IN = '''
 """What ModelArts documents of moxing.file, over a folder: it can only show that the right calls are made."""

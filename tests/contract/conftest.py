@@ -11,11 +11,12 @@ from collections.abc import Callable
 import pytest
 from tiny import ARCH, CONFIG, MemoryStream
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.config import Optimizer
-from ocrnet.engine import Engine, open_engine
-from ocrnet.spec import Arch
-from ocrnet.world import World
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.base import Engine
+from ocrnet.engines.factory import open_engine
 
 
 def pytest_configure(config):
@@ -44,7 +45,7 @@ def make_engine(request) -> Callable[..., Engine]:
         cfg = dataclasses.replace(CONFIG, engine=name, ms_mode=mode or "graph", **changes)
         engine = open_engine(cfg, arch, world=World(), stream=stream)
         if fresh:
-            engine.restore(spec.init(arch, 1), 0)
+            engine.restore(architecture.init(arch, 1), 0)
         return engine
 
     return make

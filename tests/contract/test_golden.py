@@ -15,10 +15,10 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import ARCH
 
-from ocrnet import augment
 from ocrnet.config import Data
-from ocrnet.datasets import open_dataset
-from ocrnet.stream import TrainStream
+from ocrnet.data import augment
+from ocrnet.data.datasets import open_dataset
+from ocrnet.data.sampler import TrainStream
 
 FOLDER = Path(__file__).parents[1] / "data" / "golden"
 STEPS = 20

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tiny import ARCH, MemoryStream
 
-from ocrnet import spec
+from ocrnet import architecture
 from ocrnet.config import Eval
-from ocrnet.errors import OcrnetError
-from ocrnet.passes import Pass, make_passes
+from ocrnet.engines.tta import Pass, make_passes
+from ocrnet.utils.errors import OcrnetError
 
 ALL = ("labels", "confidence", "probabilities")
 SIZE = (75, 101)
@@ -62,7 +62,7 @@ def test_labels_do_not_depend_on_what_else_is_asked(make_engine, images):
         "cls_head.weight": np.zeros((5, 16, 1, 1), np.float32),
         "cls_head.bias": np.float32([0, 1e-9, -50, -50, -50]),
     }
-    engine.restore(spec.init(ARCH, 1) | tied, 0)  # the softmax rounds both to a half, the logits differ
+    engine.restore(architecture.init(ARCH, 1) | tied, 0)  # the softmax rounds both to a half, the logits differ
     whole = make_passes(Eval(), SIZE)
     np.testing.assert_array_equal(engine.predict(images, whole)["labels"], 1)
     np.testing.assert_array_equal(engine.predict(images, whole, ALL)["labels"], 1)
@@ -98,7 +98,7 @@ def test_a_prediction_is_of_the_weights_as_they_are_now(make_engine, engine, ima
     other = make_engine(fresh=False)
     other.restore(engine.state(), 0)
     np.testing.assert_array_equal(look(other, images)["probabilities"], trained)
-    other.restore(spec.init(ARCH, 1), 0)
+    other.restore(architecture.init(ARCH, 1), 0)
     fresh = look(make_engine(), images)["probabilities"]
     np.testing.assert_array_equal(look(other, images)["probabilities"], fresh)
     assert np.abs(fresh - trained).max() > 1e-3

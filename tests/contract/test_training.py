@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from tiny import ARCH, MemoryStream
 
-from ocrnet import schedule, spec
-from ocrnet.errors import OcrnetError
+from ocrnet import architecture
+from ocrnet.engines import lr_schedule
+from ocrnet.utils.errors import OcrnetError
 
 
 def weights(state):
-    return {name: array for name, array in state.items() if "/" not in name and not spec.is_buffer(name)}
+    return {name: array for name, array in state.items() if "/" not in name and not architecture.is_buffer(name)}
 
 
 def gradients(state):
@@ -23,8 +24,8 @@ def same(a, b) -> bool:
 
 def test_state_has_the_canonical_names_and_shapes(make_engine):
     state = make_engine(MemoryStream()).state()
-    shapes = spec.shapes(ARCH)
-    parameters = {name: shape for name, shape in shapes.items() if not spec.is_buffer(name)}
+    shapes = architecture.shapes(ARCH)
+    parameters = {name: shape for name, shape in shapes.items() if not architecture.is_buffer(name)}
     wanted = shapes | {f"momentum/{name}": shape for name, shape in parameters.items()}
     assert {name: array.shape for name, array in state.items()} == wanted
     assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
@@ -81,7 +82,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_is_counted(make_engine):
     engine.restore(good, 4)
     assert engine.train(1).finite.all()
     after = engine.state()
-    moved = [name for name in good if spec.is_buffer(name) or name.startswith("momentum/")]
+    moved = [name for name in good if architecture.is_buffer(name) or name.startswith("momentum/")]
     assert not [name for name in moved if np.array_equal(after[name], good[name])]
 
 
@@ -126,7 +127,7 @@ def test_without_any_valid_pixel_loss_and_gradient_are_zero(make_engine):
     assert same(weights(engine.state()), before)
 
 
-@pytest.mark.parametrize("mode", spec.DECAYS)
+@pytest.mark.parametrize("mode", architecture.DECAYS)
 def test_decay_acts_on_its_group_alone(make_engine, mode):
     engine = make_engine(MemoryStream(label=255), weight_decay=0.1, decay=mode, momentum=0.0, lr_init=0.5)
     before = weights(engine.state())
@@ -135,13 +136,13 @@ def test_decay_acts_on_its_group_alone(make_engine, mode):
     engine.restore(engine.state() | before, 0)
     engine.train(1)
     for name, array in weights(engine.state()).items():
-        factor = 1 - 0.5 * 0.1 if spec.decays(name, mode) else 1.0
+        factor = 1 - 0.5 * 0.1 if architecture.decays(name, mode) else 1.0
         np.testing.assert_allclose(array, before[name] * factor, rtol=1e-6, err_msg=name)
 
 
 def test_momentum_and_learning_rate_are_those_of_sgd(make_engine):
     engine = make_engine(MemoryStream(), weight_decay=0.0, momentum=0.9, lr_init=0.02)
-    rate = schedule.table(engine.cfg)
+    rate = lr_schedule.table(engine.cfg)
     states = [engine.state()]
     for _ in range(2):
         engine.train(1)

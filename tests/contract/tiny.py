@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from ocrnet.architecture import Arch
 from ocrnet.config import Config, Data
-from ocrnet.spec import Arch
-from ocrnet.stream import Sample
+from ocrnet.data.sampler import Sample
 
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
 CONFIG = Config(

@@ -9,8 +9,8 @@ import yaml
 
 from ocrnet import config
 from ocrnet.config import Config, Data
-from ocrnet.datasets.base import ClassTable, Dataset, Pair
-from ocrnet.images import write_png
+from ocrnet.data.datasets.base import ClassTable, Dataset, Pair
+from ocrnet.data.image_io import write_png
 from ocrnet.report import compute
 from ocrnet.report.compute import Figures
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ocrnet import checkpoint
-from ocrnet.errors import OcrnetError
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import checkpoint
 
 META = {"step": 7, "config": {"lr_init": 0.01, "name": "Zürich 🚗"}, "best": {"mean_iou": None}, "threads": 2}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ocrnet import checkpoint
-from ocrnet.errors import OcrnetError
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import checkpoint
 
 
 def saved(folder, step, width=18):
@@ -22,7 +22,7 @@ def saved(folder, step, width=18):
 
 
 def run_python(code, *args, **kwargs):
-    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **kwargs)
 
@@ -31,7 +31,7 @@ def test_kill_in_the_middle_of_saving_leaves_a_checkpoint_that_loads(tmp_path):
     code = """
         import sys
         import numpy as np
-        from ocrnet import checkpoint
+        from ocrnet.weights import checkpoint
         step = 0
         while True:
             checkpoint.save(sys.argv[1], {"x": np.full(1_000_000, step, np.float32)}, {"step": step})
@@ -60,8 +60,8 @@ def test_kill_in_the_middle_of_saving_leaves_a_checkpoint_that_loads(tmp_path):
 SAVE_UNDER_A_LIMIT = """
     import resource, signal, sys
     import numpy as np
-    from ocrnet import checkpoint
-    from ocrnet.errors import OcrnetError
+    from ocrnet.weights import checkpoint
+    from ocrnet.utils.errors import OcrnetError
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     if sys.argv[2] == "die":
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)

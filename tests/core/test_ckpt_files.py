@@ -5,11 +5,11 @@ import zlib
 import numpy as np
 import pytest
 
-from ocrnet import checkpoint, spec, weights
+from ocrnet import architecture, weights
+from ocrnet.architecture import Arch
 from ocrnet.config import Backbone, Config, OcrHead, as_dict
-from ocrnet.errors import OcrnetError
-from ocrnet.spec import Arch
-from ocrnet.weights import ckpt, mindspore
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import checkpoint, ckpt, mindspore
 
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
 THEIRS = Arch(**{**ARCH.__dict__, "variant": "mindspore"})
@@ -34,9 +34,9 @@ def reversed_names():
     """Canonical name -> the public MindSpore OCRNet's name, by turning our table round."""
     owners = {ours: theirs for theirs, ours in mindspore.FAMILY.heads.items()}
     names = {}
-    for name in spec.shapes(THEIRS):
+    for name in architecture.shapes(THEIRS):
         owner, _, part = mindspore.cell_name(name).rpartition(".")
-        if spec.is_backbone(name):
+        if architecture.is_backbone(name):
             names[name] = f"backbone.{owner}.{part}".replace(".downsample.", ".down_sample.")
         elif name not in ("conv3x3_ocr.0.bias", "aux_head.0.bias"):
             names[name] = f"{owners[name.rpartition('.')[0]]}.{part}"
@@ -45,13 +45,13 @@ def reversed_names():
 
 @pytest.fixture
 def state():
-    return spec.init(ARCH, 3)
+    return architecture.init(ARCH, 3)
 
 
 @pytest.fixture
 def relative():
     """A file of the public MindSpore OCRNet as its training writes it: weights, ImageNet classifier, optimizer."""
-    state = spec.init(THEIRS, 3)
+    state = architecture.init(THEIRS, 3)
     named = {theirs: state[ours] for ours, theirs in reversed_names().items()}
     named["backbone.classifier.weight"] = np.zeros((10, 20), np.float32)
     named["backbone.incre_modules.0.0.down_sample.1.moving_mean"] = np.zeros(128, np.float32)
@@ -173,8 +173,8 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_names_of_our_cells():
-    for variant in spec.VARIANTS:
-        names = list(spec.shapes(Arch(variant=variant)))
+    for variant in architecture.VARIANTS:
+        names = list(architecture.shapes(Arch(variant=variant)))
         cells = [mindspore.cell_name(name) for name in names]
         assert [mindspore.canonical_name(name) for name in cells] == names
         assert len(set(cells)) == len(names)
@@ -273,7 +273,7 @@ def test_a_renamed_tensor_is_refused(tmp_path, state, tag):
 def test_the_public_mindspore_ocrnet(tmp_path, relative):
     ckpt.write(tmp_path / "a.ckpt", relative)
     found = weights.read(tmp_path / "a.ckpt")
-    wanted = spec.init(THEIRS, 3)
+    wanted = architecture.init(THEIRS, 3)
     zeros = {"conv3x3_ocr.0.bias": np.zeros(16, np.float32), "aux_head.0.bias": np.zeros(60, np.float32)}
     assert (found.arch, found.meta) == (THEIRS, {})
     assert equal(found.tensors, wanted | zeros)
@@ -297,20 +297,20 @@ def test_the_public_mindspore_ocrnet(tmp_path, relative):
         ("ocr_head.bottleneck.conv.0.weight", "conv3x3_ocr.0.weight"),
         ("ocr_head.bottleneck.conv.1.gamma", "conv3x3_ocr.1.weight"),
         ("ocr_head.conv_seg.weight", "cls_head.weight"),
-        ("ocr_head.object_context_block.bottleneck.conv.0.weight", f"{spec.BOTTLENECK}.0.weight"),
-        ("ocr_head.object_context_block.bottleneck.conv.1.beta", f"{spec.BOTTLENECK}.1.0.bias"),
-        (f"{ATTENTION}.query_project.0.conv.0.weight", f"{spec.BLOCK}.f_pixel.0.weight"),
-        (f"{ATTENTION}.query_project.1.conv.1.gamma", f"{spec.BLOCK}.f_pixel.3.0.weight"),
-        (f"{ATTENTION}.key_project.0.conv.1.beta", f"{spec.BLOCK}.f_object.1.0.bias"),
-        (f"{ATTENTION}.key_project.1.conv.0.weight", f"{spec.BLOCK}.f_object.2.weight"),
-        (f"{ATTENTION}.value_project.conv.0.weight", f"{spec.BLOCK}.f_down.0.weight"),
-        (f"{ATTENTION}.out_project.conv.1.moving_variance", f"{spec.BLOCK}.f_up.1.0.running_var"),
+        ("ocr_head.object_context_block.bottleneck.conv.0.weight", f"{architecture.BOTTLENECK}.0.weight"),
+        ("ocr_head.object_context_block.bottleneck.conv.1.beta", f"{architecture.BOTTLENECK}.1.0.bias"),
+        (f"{ATTENTION}.query_project.0.conv.0.weight", f"{architecture.BLOCK}.f_pixel.0.weight"),
+        (f"{ATTENTION}.query_project.1.conv.1.gamma", f"{architecture.BLOCK}.f_pixel.3.0.weight"),
+        (f"{ATTENTION}.key_project.0.conv.1.beta", f"{architecture.BLOCK}.f_object.1.0.bias"),
+        (f"{ATTENTION}.key_project.1.conv.0.weight", f"{architecture.BLOCK}.f_object.2.weight"),
+        (f"{ATTENTION}.value_project.conv.0.weight", f"{architecture.BLOCK}.f_down.0.weight"),
+        (f"{ATTENTION}.out_project.conv.1.moving_variance", f"{architecture.BLOCK}.f_up.1.0.running_var"),
     ],
 )
 def test_names_of_the_public_mindspore_ocrnet(theirs, ours):
     one = np.zeros(1, np.float32)
     assert ours in mindspore.FAMILY.canonical({theirs: one}).tensors
-    assert ours in spec.shapes(THEIRS)
+    assert ours in architecture.shapes(THEIRS)
 
 
 @pytest.mark.parametrize("name", ["ocr_head.extra.weight", "fcn_head.conv_cat.conv.0.weight", "neck.x", "moment"])
@@ -359,7 +359,7 @@ def test_safetensors_under_a_ckpt_name(tmp_path, state):
 
 
 def test_a_backbone_from_mindcv_or_from_a_whole_network(tmp_path, state, relative):
-    backbone = {name: array for name, array in state.items() if spec.is_backbone(name)}
+    backbone = {name: array for name, array in state.items() if architecture.is_backbone(name)}
     mindcv = {mindspore.cell_name(name).replace(".downsample.", ".down_sample."): a for name, a in backbone.items()}
     assert "layer1.0.down_sample.1.gamma" in mindcv
     beyond = {"classifier.bias": np.zeros(9, np.float32), "incre_modules.0.0.bn1.gamma": np.zeros(9, np.float32)}

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ocrnet import cli, config, layers
-from ocrnet.cloud import urls
-from ocrnet.cloud.store import StoreError, open_store
-from ocrnet.config import Cloud
-from ocrnet.errors import OcrnetError
-from ocrnet.flags import load_config, parse
+from ocrnet import config
+from ocrnet.cli import eval as eval_command
+from ocrnet.cli import main
+from ocrnet.cli.flags import load_config, parse
+from ocrnet.cloud.factory import open_store
+from ocrnet.cloud.store import StoreError
+from ocrnet.config import Cloud, loader
+from ocrnet.utils import urls
+from ocrnet.utils.errors import OcrnetError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "config/own.yml")
@@ -82,7 +85,7 @@ def test_what_cannot_be_is_told(argv, message):
     ],
 )
 def test_keys_in_a_url_are_refused_and_not_repeated(argv, tmp_path, capsys):
-    assert cli.main(["train", "--config", CONFIG, "--save_dir", str(tmp_path / "out"), *argv]) == 2
+    assert main.main(["train", "--config", CONFIG, "--save_dir", str(tmp_path / "out"), *argv]) == 2
     said = "".join(capsys.readouterr())
     assert "holds a key or a password before an '@'; take it out" in said or "given twice" in said
     assert "hunter2" not in said
@@ -111,7 +114,7 @@ def test_what_modelarts_adds_is_passed_over_and_said():
 def test_a_checkpoint_is_named_once(tmp_path):
     argv = ["--config", CONFIG, "--checkpoint_path", "x", "--ckpt_url", "y", "--save_dir", str(tmp_path)]
     with pytest.raises(OcrnetError, match="--checkpoint_path x and ckpt_url y both name a checkpoint; keep one"):
-        cli.run_eval(argv)
+        eval_command.main(argv)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_what_the_pages_show_is_accepted(page, tmp_path, monkeypatch):
         block for block in re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if "_url" in block
     ]
     (tmp_path / "c.yml").write_text(block)
-    cfg = layers.build(layers.read_yaml(tmp_path / "c.yml"))
+    cfg = loader.build(loader.read_yaml(tmp_path / "c.yml"))
     config.check(cfg)
     assert cfg.enable_modelarts
     assert cfg.train_url.startswith("obs://")

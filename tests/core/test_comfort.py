@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocrnet import curves
-from ocrnet.bar import Bar
-from ocrnet.errors import OcrnetError
-from ocrnet.run import Run
-from ocrnet.visual import legend, thumbnail
+from ocrnet.data.visualize import legend, thumbnail
+from ocrnet.tracking import plots
+from ocrnet.tracking.progress_bar import Bar
+from ocrnet.tracking.run_dir import Run
+from ocrnet.utils.errors import OcrnetError
 
 ROW = {"kind": "train", "step": 5, "loss": 2.5, "loss_aux": 1.0, "loss_ocr": 2.1, "learning_rate": 0.01}
 SCORE = {"kind": "eval", "step": 5, "mean_iou": 0.25, "pixel_accuracy": 0.5}
 
 ON_A_TERMINAL = """
-from ocrnet.bar import Bar
+from ocrnet.tracking.progress_bar import Bar
 with Bar(10, 2) as bar:
     bar.advance()
     bar.figures({"loss": 1.5, "learning_rate": 0.01, "images_per_second": 3.0, "memory_bytes": 2**30})
@@ -53,11 +53,11 @@ def test_a_bar_on_a_terminal():
 def test_curves_are_drawn_from_the_metrics(tmp_path):
     rows = [ROW, ROW | {"step": 10, "loss": None, "loss_aux": None, "loss_ocr": None}, SCORE]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    curves.draw(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    plots.draw(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size[0] > 1000
     (tmp_path / "none.jsonl").write_text("")
-    curves.draw(tmp_path / "none.jsonl", tmp_path / "none.png")
+    plots.draw(tmp_path / "none.jsonl", tmp_path / "none.png")
     assert (tmp_path / "none.png").read_bytes() != (tmp_path / "curves.png").read_bytes()
 
 

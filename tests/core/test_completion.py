@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ocrnet import cli
-from ocrnet.flags import FLAGS
+from ocrnet.cli import main
+from ocrnet.cli.flags import FLAGS
 
 TYPED = {
     "ocrnet tr": "ocrnet train ",
@@ -29,7 +29,7 @@ TYPED = {
 
 
 def script(shell: str, capsys) -> str:
-    assert cli.main(["completion", shell]) == 0
+    assert main.main(["completion", shell]) == 0
     return capsys.readouterr().out
 
 
@@ -72,7 +72,7 @@ def test_every_flag_of_every_command_is_in_each_script(capsys):
         text = script(shell, capsys)
         for flag in FLAGS:
             assert form.format(flag.name) in text
-        for name in cli.COMMANDS:
+        for name in main.COMMANDS:
             assert name in text
 
 
@@ -85,5 +85,5 @@ def test_each_script_is_well_formed(shell, folder, capsys):
 
 
 def test_an_unknown_shell_is_a_mistake(capsys):
-    assert cli.main(["completion", "tcsh"]) == 2
+    assert main.main(["completion", "tcsh"]) == 2
     assert capsys.readouterr().err.startswith("error: argument shell: invalid choice: 'tcsh'")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ocrnet import config, layers
-from ocrnet.config import Config
-from ocrnet.errors import OcrnetError
-from ocrnet.flags import load_config, parse
-from ocrnet.layers import Given
+from ocrnet import config
+from ocrnet.cli.flags import load_config, parse
+from ocrnet.config import Config, loader
+from ocrnet.config.loader import Given
+from ocrnet.utils.errors import OcrnetError
 
 ROOT = Path(__file__).parents[2]
 YAMLS = sorted((ROOT / "config").rglob("*.yml"))
@@ -116,7 +116,7 @@ def test_number_of_classes_comes_from_the_dataset_or_contradicts_it():
 def test_a_missing_config_names_its_neighbour(tmp_path):
     (tmp_path / "camvid.yml").write_text("seed: 1")
     with pytest.raises(OcrnetError, match=r"camvidd\.yml' does not exist; did you mean '.*camvid\.yml'"):
-        layers.read_yaml(tmp_path / "camvidd.yml")
+        loader.read_yaml(tmp_path / "camvidd.yml")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_missing_config_names_its_neighbour(tmp_path):
     ],
 )
 def test_command_line_values_are_yaml_with_real_numbers(text, value):
-    found = layers.parse_value(text)
+    found = loader.parse_value(text)
     assert found == value
     assert type(found) is type(value)
 
@@ -144,7 +144,7 @@ def test_every_key_has_help_and_a_default_that_fits_itself():
         assert item.metadata["help"], name
         default = item.default
         assert (
-            layers.convert(name, Given(list(default) if isinstance(default, tuple) else default, "default")) == default
+            loader.convert(name, Given(list(default) if isinstance(default, tuple) else default, "default")) == default
         )
 
 

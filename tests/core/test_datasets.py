@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ocrnet import config
-from ocrnet.datasets import NAMES, ClassTable, Dataset, Pair, camvid, cityscapes, open_dataset
-from ocrnet.errors import OcrnetError
-from ocrnet.images import write_png
+from ocrnet.data.datasets import NAMES, ClassTable, Dataset, Pair, camvid, cityscapes, open_dataset
+from ocrnet.data.image_io import write_png
+from ocrnet.utils.errors import OcrnetError
 
 IMAGE, LABEL = np.full((6, 8, 3), 90, np.uint8), np.zeros((6, 8), np.uint8)
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocrnet import stream
 from ocrnet.config import Data
-from ocrnet.datasets import base, decoded, open_dataset
-from ocrnet.datasets.base import Dataset
-from ocrnet.datasets.decoded import DRAFT_END, HEADER, CacheError, DecodedDataset
-from ocrnet.errors import OcrnetError
-from ocrnet.images import write_png
-from ocrnet.stream import TrainStream
+from ocrnet.data import sampler
+from ocrnet.data.datasets import base, cache, open_dataset
+from ocrnet.data.datasets.base import Dataset
+from ocrnet.data.datasets.cache import DRAFT_END, HEADER, CacheError, DecodedDataset
+from ocrnet.data.image_io import write_png
+from ocrnet.data.sampler import TrainStream
+from ocrnet.utils.errors import OcrnetError
 
 SIZES = ((48, 64), (33, 70), (64, 41))
 FORK = multiprocessing.get_context("fork")
@@ -62,7 +62,7 @@ def plain(root):
 
 @pytest.fixture
 def kept(plain, tmp_path) -> DecodedDataset:
-    sets, _ = decoded.prepare(str(tmp_path / "deep/cache"), {"images": plain})
+    sets, _ = cache.prepare(str(tmp_path / "deep/cache"), {"images": plain})
     return sets["images"]
 
 
@@ -120,7 +120,7 @@ def test_samples_are_the_same_and_nothing_writes_into_the_cache(plain, kept, bas
 
 def test_evaluation_gets_arrays_of_its_own(plain, kept):
     for workers in (0, 2):
-        for i, image, label in stream.val_stream(kept, stream.World(), workers):
+        for i, image, label in sampler.val_stream(kept, sampler.World(), workers):
             assert image.flags.writeable
             assert label.flags.writeable
             image[:] = label[:] = 7
@@ -243,10 +243,10 @@ def test_a_process_killed_in_the_middle_of_writing_leaves_no_pair(plain, kept):
     (left,) = kept.folder.iterdir()
     assert left.name.endswith(DRAFT_END)
     assert left.stat().st_size == HEADER + 1000
-    decoded.prepare(str(kept.folder), {"images": plain})
+    cache.prepare(str(kept.folder), {"images": plain})
     assert left.exists()  # somebody may be writing it
-    os.utime(left, (0, time.time() - decoded.DRAFT_SECONDS - 1))
-    _, lines = decoded.prepare(str(kept.folder), {"images": plain})
+    os.utime(left, (0, time.time() - cache.DRAFT_SECONDS - 1))
+    _, lines = cache.prepare(str(kept.folder), {"images": plain})
     assert lines[0].startswith(f"cache: 0 of 4 pairs are decoded in {kept.folder}; the others will take about ")
     assert not left.exists()
     assert_same(kept, plain)
@@ -301,25 +301,25 @@ def test_the_room_is_looked_at_at_the_start(root, plain, tmp_path, monkeypatch):
     with pytest.raises(
         CacheError, match=r"would take 40\.5 KiB for 4 decoded pairs, but 40\.5 KiB are free; make room"
     ):
-        decoded.prepare(str(folder), {"images": plain})
+        cache.prepare(str(folder), {"images": plain})
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(needed))
-    sets, lines = decoded.prepare(str(folder), {"images": plain})
+    sets, lines = cache.prepare(str(folder), {"images": plain})
     assert lines[0].endswith("the others will take about 40.5 KiB of the 40.5 KiB that are free")
     sets["images"].read(0)
-    assert "cache: 1 of 4 pairs" in decoded.prepare(str(folder), {"images": plain})[1][0]
+    assert "cache: 1 of 4 pairs" in cache.prepare(str(folder), {"images": plain})[1][0]
     assert_same(sets["images"], plain)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(0))
-    assert decoded.prepare(str(folder), sets)[1] == [f"cache: 4 of 4 pairs are decoded in {folder}"]
+    assert cache.prepare(str(folder), sets)[1] == [f"cache: 4 of 4 pairs are decoded in {folder}"]
     (root / "images/train/0.png").write_bytes(b"no picture")  # told where it is read, not here
     monkeypatch.undo()
-    decoded.prepare(str(tmp_path / "other"), {"images": plain})
+    cache.prepare(str(tmp_path / "other"), {"images": plain})
 
 
 def test_a_folder_that_cannot_be_used_is_named(plain, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file/deeper"):
         with pytest.raises(CacheError, match=rf"data\.cache_dir: {folder} cannot be used: .*leave it out"):
-            decoded.prepare(str(folder), {"images": plain})
+            cache.prepare(str(folder), {"images": plain})
 
 
 def test_a_folder_removed_under_the_run_is_made_again(plain, kept):
@@ -333,6 +333,6 @@ def test_a_folder_removed_under_the_run_is_made_again(plain, kept):
 
 def test_without_the_setting_nothing_changes(plain):
     for folder in (None, ""):
-        sets, lines = decoded.prepare(folder, {"images": plain})
+        sets, lines = cache.prepare(folder, {"images": plain})
         assert sets == {"images": plain}
         assert lines == []

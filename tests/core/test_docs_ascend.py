@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ocrnet import cli, flags
+from ocrnet.cli import flags, main
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("docs/ascend.md", "docs/ascend_cn.md")
@@ -38,7 +38,7 @@ def test_commands_have_flags_and_configs_that_exist(monkeypatch):
     for _, block in (block for block in blocks(PAGES[0]) if block[0] == "shell"):
         for script, command, rest in OURS.findall(block.replace("\\\n", " ")):
             args = flags.parse(script or command, shlex.split(rest))
-            assert (script or command) in cli.COMMANDS
+            assert (script or command) in main.COMMANDS
             if "config" in args.options:
                 flags.load_config(args)
             found += 1

@@ -5,9 +5,9 @@ import re
 import shlex
 from pathlib import Path
 
-from ocrnet import flags, submit
+from ocrnet.cli import flags, submit
 from ocrnet.config import Eval
-from ocrnet.datasets.files import IMAGES
+from ocrnet.data.datasets.files import IMAGES
 from ocrnet.predict import download, video
 from ocrnet.predict.sources import VIDEOS, Source
 from ocrnet.predict.writers import DEFAULT, DEFAULT_OF_VIDEO, KINDS, Areas, parse_save

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ocrnet import cli, flags, serve
+from ocrnet.cli import flags, main, serve
 from ocrnet.config import Eval
-from ocrnet.serve import answers, body, server, settings, worker
+from ocrnet.serve import request_body, responses, server, settings, worker
 from ocrnet.serve.settings import Settings
 
 TEXT = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
@@ -39,10 +39,10 @@ def test_limits_are_the_codes():
         f"serving at http://{limits.host}:{limits.port}/",
         f"at most {settings.MOST_MEGAPIXELS} |",
         f"at most {worker.IMAGE_BYTES >> 20} MiB",
-        f"within {body.FIRST_SECONDS:g} seconds, and comes at {body.BYTES_PER_SECOND:,} bytes a second",
-        f"silent for {body.FIRST_SECONDS:g} seconds at most",
-        f"at most {body.BODIES} largest ones",
-        f"more than {body.LONGEST_SIDE:,} pixels",
+        f"within {request_body.FIRST_SECONDS:g} seconds, and comes at {request_body.BYTES_PER_SECOND:,} bytes a second",
+        f"silent for {request_body.FIRST_SECONDS:g} seconds at most",
+        f"at most {request_body.BODIES} largest ones",
+        f"more than {request_body.LONGEST_SIDE:,} pixels",
         f"closed after {server.IDLE_SECONDS:g} to {2 * server.IDLE_SECONDS:g} seconds",
         f"| | {server.CONNECTIONS} connections | 503 |",
         f"`--batch_wait` ({limits.batch_wait} seconds)",
@@ -51,7 +51,7 @@ def test_limits_are_the_codes():
         f"({Eval().max_memory:g} GiB",
         f"at least {settings.SHORTEST_TOKEN} characters",
         settings.TOKEN_VARIABLE,
-        ", ".join(list(body.KINDS.values())[:-1]) + " or " + list(body.KINDS.values())[-1],
+        ", ".join(list(request_body.KINDS.values())[:-1]) + " or " + list(request_body.KINDS.values())[-1],
     ):
         assert said in TEXT, said
 
@@ -59,7 +59,7 @@ def test_limits_are_the_codes():
 def test_the_json_has_the_fields_that_are_shown():
     (block,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     model = SimpleNamespace(names=("road",), palette=((128, 64, 128),))
-    made = answers.summary(model, worker.Seen(np.zeros((2, 2), np.uint8)), 1.0)
+    made = responses.summary(model, worker.Seen(np.zeros((2, 2), np.uint8)), 1.0)
     shown = json.loads(block)
     assert list(shown) == list(made)
     assert list(shown["classes"][0]) == list(made["classes"][0])
@@ -69,5 +69,5 @@ def test_the_json_has_the_fields_that_are_shown():
 def test_a_missing_library_is_told_with_its_remedy(monkeypatch, capsys):
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else real(name))
-    assert cli.main(["serve", "--checkpoint_path", "output"]) == 2
+    assert main.main(["serve", "--checkpoint_path", "output"]) == 2
     assert "pip install -e '.[serve]'" in capsys.readouterr().err

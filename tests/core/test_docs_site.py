@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ocrnet.images import read_label, write_png
+from ocrnet.data.image_io import read_label, write_png
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

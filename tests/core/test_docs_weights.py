@@ -4,8 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
-from ocrnet import flags, weights
-from ocrnet.weights import out
+from ocrnet import weights
+from ocrnet.cli import flags
+from ocrnet.weights import to_foreign
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/weights.md").read_text(encoding="utf-8")
@@ -16,7 +17,7 @@ def test_commands_have_flags_that_exist():
     assert len(commands) > 8
     for command in commands:
         options = flags.parse("convert", shlex.split(command)).options
-        target = out.target(options["to"]) if "to" in options else None
+        target = to_foreign.target(options["to"]) if "to" in options else None
         assert options["output"].endswith(target.suffix if target else ".safetensors")
 
 
@@ -24,4 +25,4 @@ def test_every_family_has_its_row_and_every_target():
     rows = [line.split("|")[1].strip() for line in TEXT.splitlines() if line.startswith("| ")]
     for family in weights.FAMILIES:
         assert family.title.replace("mmsegmentation", "mmsegmentation 0.x, 1.x") in rows
-    assert set(out.TARGETS) <= {row.strip("`") for row in rows}
+    assert set(to_foreign.TARGETS) <= {row.strip("`") for row in rows}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ocrnet import flags
+from ocrnet.cli import flags
 from ocrnet.config import Config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

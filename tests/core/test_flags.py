@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ocrnet import flags
-from ocrnet.errors import OcrnetError
-from ocrnet.flags import load_config, parse
+from ocrnet.cli import flags
+from ocrnet.cli.flags import load_config, parse
+from ocrnet.utils.errors import OcrnetError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "config/ocrnet/config_ocrnet_hrw32_16k.yml")

@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from ocrnet import metrics
-from ocrnet.errors import OcrnetError
+from ocrnet.evaluation import metrics
+from ocrnet.utils.errors import OcrnetError
 
 
 def random_maps(rng, shape=(40, 60), num_classes=5, ignored=0.2):

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocrnet import cost, passes, predict
+from ocrnet.architecture import Arch, flops
+from ocrnet.cli import predict
 from ocrnet.config import Eval
-from ocrnet.datasets import cityscapes
-from ocrnet.errors import OcrnetError
-from ocrnet.images import read_image, read_label, write_png
-from ocrnet.predict import Job, command, tiles, video
+from ocrnet.data.datasets import cityscapes
+from ocrnet.data.image_io import read_image, read_label, write_png
+from ocrnet.engines import tta
+from ocrnet.predict import predictor, sources, tiles, video
+from ocrnet.predict.predictor import Job
 from ocrnet.predict.progress import Progress, duration
 from ocrnet.predict.writers import Areas, Painter, parse_save
-from ocrnet.spec import Arch
+from ocrnet.utils.errors import OcrnetError
 
 ARCH = Arch(width=18, num_classes=4)
 
@@ -46,15 +48,15 @@ class Quarters(Colours):
         return found | {"labels": found["labels"] // 64}
 
 
-def run(source, output, *, model=None, **changes) -> predict.Report:
+def run(source, output, *, model=None, **changes) -> predictor.Report:
     said = changes.setdefault("say", [].append)
     job = Job(model or Quarters(), output, changes.pop("how", Eval()), **changes)
     assert said is job.say
-    return predict.predict(job, predict.find(str(source), output))
+    return predictor.predict(job, sources.find(str(source), output))
 
 
 def names(source, output="out") -> list[str]:
-    return [found.name for found in predict.find(str(source), output)]
+    return [found.name for found in sources.find(str(source), output)]
 
 
 # --- what a source means
@@ -66,7 +68,7 @@ def test_a_folders_results_have_unique_names(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     assert names(tmp_path, tmp_path / "out") == ["a.jpg", "a.png", "deep/b", "deep/film"]
     assert names(tmp_path, tmp_path / "deep") == ["a.jpg", "a.png"]
-    assert [found.kind for found in predict.find(str(tmp_path), "out")] == ["image", "image", "image", "video"]
+    assert [found.kind for found in sources.find(str(tmp_path), "out")] == ["image", "image", "image", "video"]
     (tmp_path / "a.jpg.png").write_bytes(b"x")
     assert names(tmp_path) == ["a.jpg", "a.jpg.png", "a.png", "deep/b.png", "deep/film.mp4"]
 
@@ -109,7 +111,7 @@ def test_a_file_of_another_name_is_what_it_holds(tmp_path):
     write_png(tmp_path / "photo.png", np.zeros((20, 30, 3), np.uint8))
     os.rename(tmp_path / "photo.png", tmp_path / "photo")
     (tmp_path / "text.txt").write_text("no picture\n" * 100)
-    kinds = [predict.find(str(tmp_path / name), "out")[0].kind for name in ("film.dat", "photo", "text.txt")]
+    kinds = [sources.find(str(tmp_path / name), "out")[0].kind for name in ("film.dat", "photo", "text.txt")]
     assert kinds == ["video", "image", "image"]
 
 
@@ -125,7 +127,7 @@ def test_a_playlist_is_no_video(tmp_path):
 
 def test_a_small_image_is_looked_at_whole():
     model = Colours()
-    seen = predict.look(model, np.zeros((300, 400, 3), np.uint8), Eval())
+    seen = tiles.look(model, np.zeros((300, 400, 3), np.uint8), Eval())
     assert (seen.labels.shape, seen.tiles, model.shown) == ((300, 400), 1, [(300, 400)])
     assert seen.confidence is None
 
@@ -136,18 +138,18 @@ def test_tiles_cover_every_pixel_once_and_stay_below_the_bound(size):
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     how = Eval(max_memory=0.1)
     model, steps = Colours(), []
-    seen = predict.look(model, image, how, confidence=True, step=lambda *at: steps.append(at))
+    seen = tiles.look(model, image, how, confidence=True, step=lambda *at: steps.append(at))
     np.testing.assert_array_equal(seen.labels, image[..., 0])
     np.testing.assert_array_equal(seen.confidence, image[..., 1])
     assert seen.tiles == len(model.shown) > 1
     assert steps == [(i + 1, seen.tiles) for i in range(seen.tiles)]
     for shown in model.shown:
         side = tiles.SMALLEST_TILE
-        assert cost.predict_bytes(ARCH, shown) <= 0.1 * 2**30 or shown == (min(size[0], side), min(size[1], side))
+        assert flops.predict_bytes(ARCH, shown) <= 0.1 * 2**30 or shown == (min(size[0], side), min(size[1], side))
 
 
 def test_a_pixel_is_taken_from_the_tile_in_which_it_lies_further_inside():
-    assert passes.cuts([0, 200, 300], 256, 556) == {0: (0, 228), 200: (228, 378), 300: (378, 556)}
+    assert tta.cuts([0, 200, 300], 256, 556) == {0: (0, 228), 200: (228, 378), 300: (378, 556)}
 
 
 # --- kinds of image files
@@ -231,7 +233,7 @@ def test_large_pictures_are_written_in_strips_like_small_ones(tmp_path, monkeypa
     image = np.random.default_rng(0).integers(0, 256, (61, 90, 3), np.uint8)
     write_png(tmp_path / "a.png", image)
     for name, pixels in (("whole", 2**22), ("strips", 90 * 7)):
-        monkeypatch.setattr("ocrnet.images.STRIP_PIXELS", pixels)
+        monkeypatch.setattr("ocrnet.data.image_io.STRIP_PIXELS", pixels)
         run(tmp_path / "a.png", tmp_path / name, save=("overlay", "indices", "color", "side", "confidence", "json"))
     for path in (tmp_path / "whole").glob("*/a.png"):
         other = tmp_path / "strips" / path.relative_to(tmp_path / "whole")
@@ -273,7 +275,7 @@ def test_areas_are_those_of_the_indices(tmp_path):
         assert (row["source"], row["height"], row["width"]) == (str(tmp_path / f"in/{row['name']}.png"), 40, 50)
         total += counts
     assert [found["all"]["pixels"][name] for name in Colours.names] == total.tolist() == report.areas.total.tolist()
-    assert "% of the pixels" in predict.text(report)
+    assert "% of the pixels" in predictor.text(report)
 
 
 def test_a_name_that_is_not_utf8_is_escaped_and_the_rest_is_written(tmp_path, capsys):
@@ -281,7 +283,7 @@ def test_a_name_that_is_not_utf8_is_escaped_and_the_rest_is_written(tmp_path, ca
     odd = os.fsdecode(b"\xff\xfe\n")
     for end in (".png", ".mp4"):
         shutil.copy(tmp_path / "in/ok.png", f"{tmp_path}/in/{odd}{end}")
-    report = run(tmp_path / "in", tmp_path / "out", say=command._say)
+    report = run(tmp_path / "in", tmp_path / "out", say=predict._say)
     assert report.written == 2
     assert "has a name that is not UTF-8" in report.problems[0]
     found = json.loads((tmp_path / "out/areas.json").read_text())
@@ -315,7 +317,7 @@ def test_classes_of_one_name_stay_apart(names, keys):
 def test_names_are_said_without_control_characters_and_cut():
     areas = Areas(["\x1b[31mred\n" + "x" * 60_000])
     areas.total += 1
-    said = predict.text(predict.Report(areas))
+    said = predictor.text(predictor.Report(areas))
     assert said.startswith(r"  \x1b[31mred\nxxx")
     assert len(said) < 120
 

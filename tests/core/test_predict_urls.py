@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocrnet import predict
-from ocrnet.errors import OcrnetError
-from ocrnet.predict import download
+from ocrnet.predict import download, sources
+from ocrnet.utils.errors import OcrnetError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
 
@@ -130,7 +129,7 @@ def server(monkeypatch):
 
 
 def read(url: str) -> np.ndarray:
-    (source,) = predict.find(url, "out")
+    (source,) = sources.find(url, "out")
     return source.read()
 
 
@@ -197,14 +196,14 @@ def test_no_server(monkeypatch):
 
 def test_offline_forbids_urls_and_asks_nobody(server):
     with pytest.raises(OcrnetError, match=r"--offline: .*photo\.png"):
-        predict.find(f"{server.url}/photo.png", "out", offline=True)
+        sources.find(f"{server.url}/photo.png", "out", offline=True)
     assert server.seen == []
 
 
 @pytest.mark.parametrize("url", ["ftp://host/a.png", "file:///etc/passwd", "s3://bucket/a.png", "HTTP:///a.png"])
 def test_other_urls_are_refused(url):
     with pytest.raises(OcrnetError, match=r"must begin with http://|names no host"):
-        predict.find(url, "out")
+        sources.find(url, "out")
 
 
 def test_passwords_in_urls_are_not_repeated(server):
@@ -212,7 +211,7 @@ def test_passwords_in_urls_are_not_repeated(server):
     with pytest.raises(OcrnetError) as caught:
         read(url)
     assert "secret" not in str(caught.value)
-    assert predict.find(url, "out")[0].shown == url.replace("user:secret", "***")
+    assert sources.find(url, "out")[0].shown == url.replace("user:secret", "***")
 
 
 @pytest.mark.parametrize(
@@ -223,5 +222,5 @@ def test_passwords_in_urls_are_not_repeated(server):
     ],
 )  # fmt: skip
 def test_a_result_has_a_harmless_name(path, name):
-    (source,) = predict.find(f"https://host/{path}", "out")
+    (source,) = sources.find(f"https://host/{path}", "out")
     assert source.name == name

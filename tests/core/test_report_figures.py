@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ocrnet import metrics
+from ocrnet.evaluation import metrics
 from ocrnet.report.figures import BINS, Calibration, Tally, boundary, boundary_scores, ranked, spread, tolerance
 
 

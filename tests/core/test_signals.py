@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from ocrnet.signals import ONE_REQUEST_S
+from ocrnet.utils.signals import ONE_REQUEST_S
 
 STEPPING = """
 import signal, sys, time
-from ocrnet.signals import StopRequest
+from ocrnet.utils.signals import StopRequest
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
 with StopRequest():
     print("begun", flush=True)

@@ -5,11 +5,11 @@ import hashlib
 import numpy as np
 import pytest
 
-from ocrnet.datasets import cityscapes, open_dataset, synthetic
-from ocrnet.datasets.street import scene
-from ocrnet.datasets.street.canvas import ID, Camera, Canvas
-from ocrnet.errors import OcrnetError
-from ocrnet.images import read_image, read_label
+from ocrnet.data.datasets import cityscapes, open_dataset, synthetic
+from ocrnet.data.datasets.street import scene
+from ocrnet.data.datasets.street.canvas import ID, Camera, Canvas
+from ocrnet.data.image_io import read_image, read_label
+from ocrnet.utils.errors import OcrnetError
 
 SIZE = (96, 160)
 

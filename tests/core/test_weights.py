@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from ocrnet import checkpoint, spec, weights
+from ocrnet import architecture, weights
+from ocrnet.architecture import Arch
 from ocrnet.config import Backbone, Config, OcrHead, as_dict
-from ocrnet.errors import OcrnetError
-from ocrnet.spec import Arch
-from ocrnet.weights import hrnet
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import checkpoint, hrnet
 
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
 
 
 @pytest.fixture
 def state():
-    return spec.init(ARCH, 3)
+    return architecture.init(ARCH, 3)
 
 
 def saved(path, tensors, **config):
@@ -52,7 +52,7 @@ def test_something_else_is_refused(tmp_path):
 def test_the_backbone_alone_is_taken_and_the_rest_is_counted(tmp_path, state):
     path = saved(tmp_path / "a.safetensors", state)
     found, report = weights.read_backbone(path, ARCH)
-    assert set(found) == {name for name in state if spec.is_backbone(name)}
+    assert set(found) == {name for name in state if architecture.is_backbone(name)}
     unused = len(state) - len(found)
     assert f"{len(found)} tensors loaded from {path}, 0 missing, {unused} not used" in report
     assert "cls_head" in report

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 
 import ocrnet
-from ocrnet import checkpoint, cli, config, spec, weights
+from ocrnet import architecture, config, weights
+from ocrnet.cli import main
 from ocrnet.config import Config, OcrHead
-from ocrnet.engines.runtime.engine import resize
-from ocrnet.errors import OcrnetError
+from ocrnet.data.image_io import write_png
 from ocrnet.export.compare import draw
-from ocrnet.images import write_png
+from ocrnet.export.runtimes.engine import resize
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import checkpoint
 
 DATA = "tests/data/official_w6"
 SMALL = {"width": 6, "blocks": 1, "modules": (1, 1, 1), "num_classes": 5, "channels": 16, "key_channels": 8}
@@ -34,7 +36,9 @@ def save(path, tensors, variant="hrnet"):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("small") / "small.safetensors", spec.init(spec.Arch(**SMALL), 3))
+    return save(
+        tmp_path_factory.mktemp("small") / "small.safetensors", architecture.init(architecture.Arch(**SMALL), 3)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def small_onnx(small, tmp_path_factory):
 
 
 def export(source, output, *flags):
-    status = cli.main(["export", "--checkpoint_path", source, "--output", str(output), "--size", "64,96", *flags])
+    status = main.main(["export", "--checkpoint_path", source, "--output", str(output), "--size", "64,96", *flags])
     assert status == 0
     return str(output)
 
@@ -146,7 +150,9 @@ def test_passes_over_a_files_logits_are_the_engines(small, tmp_path):
 
 
 def test_openvino_at_any_size_and_what_a_file_says_of_itself(tmp_path):
-    source = save(tmp_path / "s.safetensors", spec.init(spec.Arch(**SMALL, variant="paddleseg"), 3), "paddleseg")
+    source = save(
+        tmp_path / "s.safetensors", architecture.init(architecture.Arch(**SMALL, variant="paddleseg"), 3), "paddleseg"
+    )
     flags = ("--precision", "float16", "--dynamic", "--outputs", "probabilities")
     path, model = export(source, tmp_path / "out/net.xml", *flags), ocrnet.load(source)
     for size in ((64, 96), (47, 101)):
@@ -186,7 +192,7 @@ def test_eight_bits_are_calibrated_and_near(small, tmp_path, capsys):
 
 def test_a_file_that_answers_otherwise_is_not_left(small, tmp_path, capsys):
     argv = ["export", "--checkpoint_path", small, "--output", str(tmp_path / "net.torchscript"), "--size", "64,96"]
-    assert cli.main([*argv, "--tolerance", "0"]) == 2
+    assert main.main([*argv, "--tolerance", "0"]) == 2
     said = capsys.readouterr().err
     assert "too far from the checkpoint: on 2 images its logits differ by at most " in said
     assert "was not written" in said
@@ -229,7 +235,7 @@ def test_what_a_file_says_of_itself_is_not_believed_blindly(small_onnx, tmp_path
 
 def test_a_bin_file_of_somebody_elses_stays(small, tmp_path, capsys):
     (tmp_path / "net.bin").write_text("precious")
-    assert cli.main(["export", "--checkpoint_path", small, "--output", str(tmp_path / "net.xml")]) == 2
+    assert main.main(["export", "--checkpoint_path", small, "--output", str(tmp_path / "net.xml")]) == 2
     assert "net.bin exists and belongs to no such file" in capsys.readouterr().err
     assert (tmp_path / "net.bin").read_text() == "precious"
 

@@ -6,9 +6,11 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 import ocrnet
-from ocrnet import checkpoint, cli, config, spec
+from ocrnet import architecture, config
+from ocrnet.cli import main
 from ocrnet.config import Config
 from ocrnet.export.compare import draw
+from ocrnet.weights import checkpoint
 
 SMALL = {"width": 6, "blocks": 1, "modules": (1, 1, 1), "num_classes": 5, "channels": 16, "key_channels": 8}
 
@@ -79,12 +81,14 @@ UINT8, FP32 = 2, 11
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     path = tmp_path_factory.mktemp("small") / "small.safetensors"
-    checkpoint.save(path, spec.init(spec.Arch(**SMALL), 3), {"config": config.as_dict(Config()), "step": 7})
+    checkpoint.save(
+        path, architecture.init(architecture.Arch(**SMALL), 3), {"config": config.as_dict(Config()), "step": 7}
+    )
     return path
 
 
 def write(small, folder, *flags):
-    return cli.main(
+    return main.main(
         [
             "export",
             "--checkpoint_path",

@@ -25,13 +25,13 @@ from family_nets import (
 )
 
 import ocrnet
-from ocrnet import checkpoint, spec, weights
-from ocrnet.cli import main
+from ocrnet import architecture, weights
+from ocrnet.architecture import Arch
+from ocrnet.cli.main import main
 from ocrnet.config import Config
-from ocrnet.engine import open_engine
-from ocrnet.spec import Arch
-from ocrnet.weights import ckpt
-from ocrnet.world import World
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.factory import open_engine
+from ocrnet.weights import checkpoint, ckpt
 
 SIZES = [(72, 104), (65, 97)]  # even, whose branches become odd; and odd
 OPENSEG = {"data": {"mean": [0.406, 0.456, 0.485], "std": [0.225, 0.224, 0.229]}}
@@ -123,7 +123,7 @@ def test_logits_are_the_familys(saved, tmp_path, capsys):
     assert found.meta == ({"config": meta} if meta else {})
     assert main(["convert", "--input", str(path), "--output", str(tmp_path / "ours.safetensors")]) == 0
     report = capsys.readouterr().out
-    total = len(spec.shapes(arch))
+    total = len(architecture.shapes(arch))
     assert f"{total} tensors loaded, 0 missing, 0 unexpected" in report
     assert LEFT_OUT.get(family, "") in report
     assert f"align_corners {arch.rule.align_corners}" in report
@@ -177,7 +177,7 @@ def test_predictions_normalise_as_the_family_does(tmp_path):
         save(net.state_dict(), tmp_path / name)
         x = scaled.flip(1) if family in BGR else scaled
         logits = net((x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])[1]
-        align_corners = spec.VARIANTS[family].align_corners
+        align_corners = architecture.VARIANTS[family].align_corners
         full = torch.nn.functional.interpolate(logits, (64, 96), mode="bilinear", align_corners=align_corners)
         found = ocrnet.load(tmp_path / name).probabilities(picture)
         assert np.abs(found - full.softmax(1)[0].numpy()).max() < 1e-4
@@ -200,7 +200,7 @@ def test_backbones(name, tmp_path, capsys):
     arch = Arch(width=4, blocks=1, modules=(1, 2, 1), num_classes=5, channels=16, key_channels=8)
     found, report = weights.read_backbone(tmp_path / name, arch)
     assert said in report
-    assert set(found) == {key for key in spec.shapes(arch) if spec.is_backbone(key)}
+    assert set(found) == {key for key in architecture.shapes(arch) if architecture.is_backbone(key)}
     if name != "ssld.pdparams":  # whose values stand under other names; test_logits_are_the_familys compares them
         reference = {k: v.numpy() for k, v in net.state_dict().items()}
         ours = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
@@ -265,7 +265,7 @@ def test_what_is_missing_is_an_error_unless_allowed(tmp_path, capsys):
     assert "stage3.0.branches.1.0.bn2.running_var, cls_head.weight" in said
     found = weights.read(tmp_path / "ours.safetensors")
     assert (found.arch.num_classes, found.arch.variant) == (2, "mmseg")
-    fresh = spec.init(found.arch, 0)
+    fresh = architecture.init(found.arch, 0)
     np.testing.assert_array_equal(found.tensors["cls_head.weight"], fresh["cls_head.weight"])
 
 
@@ -318,7 +318,7 @@ def test_our_biases_are_folded_for_who_has_none(family, tmp_path):
     arch = Arch(**dict(zip(keys, sizes, strict=True)), variant=family)
     rng = np.random.default_rng(1)
     state = {}
-    for name, array in spec.init(arch, 3).items():
+    for name, array in architecture.init(arch, 3).items():
         state[name] = array + rng.uniform(0, 0.3, array.shape).astype(np.float32) * (array.ndim == 1)
     assert np.abs(state["conv3x3_ocr.0.bias"]).min() > 0
     meta = {"config": {"ocr_head": {"variant": family, "align_corners": None}}}

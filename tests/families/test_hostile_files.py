@@ -18,7 +18,7 @@ import torch
 from commands import ROOT
 from family_nets import Mmseg, Paddle, fill
 
-from ocrnet.cli import main
+from ocrnet.cli.main import main
 from ocrnet.weights import ckpt, pickles
 
 SIZES = (4, 1, (1, 1, 1), 3, 8, 4)
@@ -29,8 +29,8 @@ LIMITED = """
 import json, resource, sys
 from pathlib import Path
 import torch
-import ocrnet.engines.torch.pth
-from ocrnet.cli import main
+import ocrnet.weights.pth
+from ocrnet.cli.main import main
 
 torch.set_num_threads(1)
 pages = int(Path("/proc/self/statm").read_text().split()[0])

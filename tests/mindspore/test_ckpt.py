@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from ocrnet import spec, weights
-from ocrnet.errors import OcrnetError
-from ocrnet.spec import Arch
+from ocrnet import architecture, weights
+from ocrnet.architecture import Arch
+from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import ckpt, mindspore
 
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
@@ -84,7 +84,7 @@ def test_names_of_a_cell(tmp_path):
 
 
 def test_our_document_is_in_nobodys_way(tmp_path):
-    state = spec.init(ARCH, 3)
+    state = architecture.init(ARCH, 3)
     weights.write_ckpt(tmp_path / "a.ckpt", state, {"config": {}})
     assert (tmp_path / "a.ckpt").stat().st_mode & 0o200  # unlike MindSpore's own, which cannot be written again
     parameters = ms.load_checkpoint(str(tmp_path / "a.ckpt"))

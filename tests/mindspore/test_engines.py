@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.config import Config, Data, Eval, Optimizer
-from ocrnet.datasets import open_dataset
-from ocrnet.engine import ATTENTION, open_engine
-from ocrnet.passes import make_passes
-from ocrnet.spec import Arch
-from ocrnet.stream import TrainStream
-from ocrnet.world import World
+from ocrnet.data.datasets import open_dataset
+from ocrnet.data.sampler import TrainStream
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.base import ATTENTION
+from ocrnet.engines.factory import open_engine
+from ocrnet.engines.tta import make_passes
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), channels=16, key_channels=8)
@@ -26,15 +27,15 @@ STEPS = 20
 BOUND = 1e-4
 
 
-@pytest.mark.parametrize("variant", spec.VARIANTS)
+@pytest.mark.parametrize("variant", architecture.VARIANTS)
 @pytest.mark.parametrize("size", [(64, 96), (65, 97)])
 def test_every_variant_answers_alike(variant, size):
     arch = dataclasses.replace(ARCH, variant=variant)
     rng = np.random.default_rng(0)
     state = {
-        name: np.abs(x) + 0.5 if spec.is_norm(name) and name.endswith((".weight", ".running_var")) else x
+        name: np.abs(x) + 0.5 if architecture.is_norm(name) and name.endswith((".weight", ".running_var")) else x
         for name, x in (
-            (name, rng.normal(0, 0.3, shape).astype(np.float32)) for name, shape in spec.shapes(arch).items()
+            (name, rng.normal(0, 0.3, shape).astype(np.float32)) for name, shape in architecture.shapes(arch).items()
         )
     }
     x = rng.standard_normal((1, 3, *size)).astype(np.float32)
@@ -139,7 +140,7 @@ def test_a_run_goes_on_in_the_other_engine(engines, torch_run):
 
 
 def test_the_first_step_from_fresh_weights_agrees(engines):
-    fresh = spec.init(ARCH, 3)
+    fresh = architecture.init(ARCH, 3)
     (a, x), (b, y) = (train(engines[name], 1, start=fresh) for name in ("torch", "mindspore"))
     np.testing.assert_allclose(b, a, rtol=1e-4)
     gradient_a, gradient_b = (np.concatenate([s[n].ravel() for n in s if n.startswith("momentum/")]) for s in (x, y))

@@ -6,12 +6,14 @@ import pytest
 from mindspore import Tensor, nn
 
 import ocrnet
-from ocrnet import checkpoint, cli, config, spec
+from ocrnet import architecture, config
+from ocrnet.architecture import Arch
+from ocrnet.cli import main
 from ocrnet.config import Config
-from ocrnet.engine import open_engine
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.factory import open_engine
 from ocrnet.export.compare import draw
-from ocrnet.spec import Arch
-from ocrnet.world import World
+from ocrnet.weights import checkpoint
 
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
 
@@ -19,14 +21,14 @@ ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, ke
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "weights.safetensors"
-    checkpoint.save(path, spec.init(ARCH, 3), {"config": config.as_dict(Config()), "step": 0})
+    checkpoint.save(path, architecture.init(ARCH, 3), {"config": config.as_dict(Config()), "step": 0})
     return path
 
 
 def test_the_exported_network_answers_like_the_torch_engine(saved, tmp_path, capsys):
     output = tmp_path / "new" / "small.mindir"
     argv = ["export", "--checkpoint_path", str(saved), "--output", str(output), "--size", "[64, 96]"]
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     assert "its logits differ by at most " in capsys.readouterr().out
     x = np.random.default_rng(5).standard_normal((1, 3, 64, 96)).astype(np.float32)
     found = nn.GraphCell(ms.load(str(output)))(Tensor(x))
@@ -43,6 +45,6 @@ def test_the_exported_network_answers_like_the_torch_engine(saved, tmp_path, cap
 def test_a_file_that_answers_otherwise_is_not_left(saved, tmp_path, capsys):
     output = tmp_path / "new" / "small.mindir"
     argv = ["export", "--checkpoint_path", str(saved), "--output", str(output), "--size", "[64, 96]"]
-    assert cli.main([*argv, "--tolerance", "0"]) == 2
+    assert main.main([*argv, "--tolerance", "0"]) == 2
     assert "was not written" in capsys.readouterr().err
     assert not output.parent.exists()

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ocrnet import rendezvous
-from ocrnet.engines.mindspore import ranks
-from ocrnet.errors import OcrnetError
-from ocrnet.world import World
+from ocrnet.distributed import rendezvous
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.mindspore import distributed
+from ocrnet.utils.errors import OcrnetError
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -29,11 +29,11 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the lock has mpirun 
 WORKER = '''
 import os, signal, sys, time
 import numpy as np
-from ocrnet import rendezvous
-from ocrnet.engines.mindspore import ranks
-from ocrnet.errors import OcrnetError
-from ocrnet.signals import Stopped
-from ocrnet.world import read_world
+from ocrnet.distributed import rendezvous
+from ocrnet.engines.mindspore import distributed
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.signals import Stopped
+from ocrnet.distributed.launcher import read_world
 
 how, who = sys.argv[1], int(sys.argv[2])
 world = read_world()
@@ -43,13 +43,13 @@ def same(base):
     """Check the sum of an array that every rank changes in its own way."""
     parts = [base if base.dtype == bool else (base - k).astype(base.dtype) for k in range(world.size)]
     want = np.sum(np.stack(parts), axis=0)
-    got = ranks.all_sum(parts[world.rank])
+    got = distributed.all_sum(parts[world.rank])
     assert got.dtype == want.dtype and got.shape == base.shape, (got.dtype, got.shape)
     assert got.tobytes() == want.tobytes(), (got, want)
 
 if how == "before" and mine:
     sys.exit(2)
-ranks.prepare(world, "CPU", 600)
+distributed.prepare(world, "CPU", 600)
 assert not [name for name in os.environ if name.startswith("OMPI_")]
 if how == "killed" and mine:
     time.sleep(1)  # the scheduler is up, the others wait for it
@@ -57,7 +57,7 @@ if how == "killed" and mine:
 if how == "never" and mine:
     time.sleep(60)
 try:
-    ranks.join(world)
+    distributed.join(world)
 except OcrnetError as error:
     print(error, flush=True)
     sys.exit(2)
@@ -75,7 +75,7 @@ try:
         same(np.array([0.1, 2.0, 3.0], np.float16)[::2])
         same(np.array(2.5))
         same(np.zeros((0, 3)))
-        assert ranks.all_sum(np.array([10**world.rank, 1])).tolist() == [int("1" * world.size), world.size]
+        assert distributed.all_sum(np.array([10**world.rank, 1])).tolist() == [int("1" * world.size), world.size]
     if how == "during" and mine:
         raise OcrnetError("this rank is in trouble")
     if how == "late" and mine:
@@ -86,9 +86,9 @@ try:
     if how == "stop":
         raise Stopped(signal.SIGTERM)
 except (OcrnetError, Stopped) as error:
-    ranks.leave()
+    distributed.leave()
     sys.exit(getattr(error, "status", 2))
-ranks.leave()
+distributed.leave()
 print("left", flush=True)
 '''
 
@@ -220,12 +220,12 @@ def test_the_users_own_port_is_taken(tmp_path):
 def env(monkeypatch, tmp_path) -> Iterator[dict[str, str]]:
     """Let a test have an environment without launchers; what it does to it is undone."""
     before = dict(os.environ)
-    for name in [name for name in before if name.startswith(("MS_", "SLURM_", *ranks.MPI_VARIABLES))]:
+    for name in [name for name in before if name.startswith(("MS_", "SLURM_", *distributed.MPI_VARIABLES))]:
         del os.environ[name]
     os.environ["MS_TOPO_TIMEOUT"] = "0.3"
     monkeypatch.setattr(rendezvous.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(ranks, "_lent", False)
-    monkeypatch.setattr(ranks.atexit, "register", lambda function: None)
+    monkeypatch.setattr(distributed, "_lent", False)
+    monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
     yield os.environ
     os.environ.clear()
     os.environ.update(before)
@@ -233,7 +233,7 @@ def env(monkeypatch, tmp_path) -> Iterator[dict[str, str]]:
 
 def refused(world: World, *words: str) -> None:
     with pytest.raises(OcrnetError) as caught:
-        ranks.prepare(world, "CPU", 600)
+        distributed.prepare(world, "CPU", 600)
     for word in words:
         assert word in str(caught.value)
 
@@ -255,7 +255,7 @@ def test_a_port_is_taken_from_a_living_rank_0_alone(env, tmp_path):
     del env["MS_ROLE"], env["MS_SCHED_HOST"]
     rendezvous.leave_port(board, 4321)
     assert board.stat().st_mode & 0o777 == 0o600
-    ranks.prepare(world, "CPU", 600)
+    distributed.prepare(world, "CPU", 600)
     assert (env["MS_SCHED_HOST"], env["MS_SCHED_PORT"], env["MS_ROLE"]) == ("127.0.0.1", "4321", "MS_WORKER")
     assert (env["MS_NODE_ID"], env["RANK_ID"], env["RANK_SIZE"], env["DEVICE_ID"]) == ("1", "1", "2", "1")
     rendezvous._clean(board)
@@ -282,5 +282,5 @@ def test_launches_have_boards_of_their_own(env):
 def test_elsewhere_than_on_cpu_the_launchers_variables_stay(target, env):
     env["OMPI_COMM_WORLD_RANK"] = "1"
     before = dict(env)
-    ranks.prepare(World(1, 2, 1, "mpirun"), target, 600)
+    distributed.prepare(World(1, 2, 1, "mpirun"), target, 600)
     assert dict(env) == {"MS_TOPO_TIMEOUT": "300", "MS_CPU_COMM_OP_TIMEOUT": "600"} | before

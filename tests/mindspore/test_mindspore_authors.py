@@ -10,12 +10,12 @@ import pytest
 import torch
 from mindspore import Tensor, nn
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.engines.mindspore.engine import Logits
 from ocrnet.engines.mindspore.hrnet import resize
 from ocrnet.engines.mindspore.loss import SegmentationLoss, label_weight, weight_table
 from ocrnet.engines.mindspore.ocr import OCRNet
-from ocrnet.spec import Arch
 from ocrnet.weights.mindspore import canonical_name
 
 DATA = Path(__file__).parents[1] / "data" / "official_w6"
@@ -55,7 +55,7 @@ def network(**arch):
     """The authors' weights in a network of ours, and its parameters by canonical name."""
     model = OCRNet(Arch(width=6, channels=48, key_channels=24, **arch))
     named = {canonical_name(p.name): p for p in model.get_parameters()}
-    assert list(named) == [*spec.shapes(Arch(width=6, channels=48, key_channels=24))]
+    assert list(named) == [*architecture.shapes(Arch(width=6, channels=48, key_channels=24))]
     for name, parameter in named.items():
         parameter.set_data(Tensor(read("state_dict")[name]))
     return model, named
@@ -103,7 +103,7 @@ def test_eval_outputs_compiled_for_any_size():
     ids=str,
 )
 def test_another_rule_moves_the_outputs(change, monkeypatch):
-    monkeypatch.setitem(spec.VARIANTS, "changed", spec.Variant(**change))
+    monkeypatch.setitem(architecture.VARIANTS, "changed", architecture.Variant(**change))
     sample = read("case_a")
     aux, ocr = outputs("a", variant="changed")
     assert max(apart(aux, sample["aux"]), apart(ocr, sample["ocr"])) > 1e-4  # ten times the bound
@@ -126,11 +126,11 @@ def train(case, aux=0.4):
     sample = read(f"case_{case}")
     model, named = network()
     cell = WithLoss(model, SegmentationLoss(CITYSCAPES, True, aux=aux)).set_train(True)
-    weights = {name: p for name, p in named.items() if not spec.is_buffer(name)}
+    weights = {name: p for name, p in named.items() if not architecture.is_buffer(name)}
     denominator = Tensor(np.array([label_weight(sample["label"], weight_table(CITYSCAPES))], np.float32))
     compute = ms.value_and_grad(cell, None, list(weights.values()), has_aux=True)
     (total, _), gradients = compute(Tensor(sample["x"]), Tensor(sample["label"]), denominator)
-    statistics = {name: p.asnumpy().copy() for name, p in named.items() if spec.is_buffer(name)}
+    statistics = {name: p.asnumpy().copy() for name, p in named.items() if architecture.is_buffer(name)}
     return float(total.asnumpy()), dict(zip(weights, [g.asnumpy() for g in gradients], strict=True)), statistics
 
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from ocrnet.config import Config
-from ocrnet.engine import choose_engine
+from ocrnet.engines.factory import choose_engine
 from ocrnet.engines.mindspore.device import choose_device, choose_precision, describe, memory_told
-from ocrnet.errors import OcrnetError
+from ocrnet.utils.errors import OcrnetError
 
 
 def test_a_device_that_is_not_there_is_told_with_what_helps(capfd):

@@ -9,9 +9,9 @@ from family_nets import Authors, MindSpore, Mmseg, Nvidia, Openseg, OpensegInpla
 
 from ocrnet import weights
 from ocrnet.config import Config
-from ocrnet.convert import convert
-from ocrnet.engine import open_engine
-from ocrnet.world import World
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.factory import open_engine
+from ocrnet.weights.convert import convert
 
 FIXTURE = Path(__file__).parents[1] / "data" / "official_w6"
 

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.config import Config, Data, check
-from ocrnet.engine import open_engine
+from ocrnet.data.sampler import Sample
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.factory import open_engine
 from ocrnet.engines.mindspore.device import choose_precision
-from ocrnet.errors import OcrnetError
-from ocrnet.spec import Arch
-from ocrnet.stream import Sample
-from ocrnet.world import World
+from ocrnet.utils.errors import OcrnetError
 
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
 CONFIG = Config(
@@ -38,7 +38,7 @@ class Stream:
 
 def open_small(**changes):
     engine = open_engine(dataclasses.replace(CONFIG, **changes), ARCH, world=World(), stream=Stream())
-    engine.restore(spec.init(ARCH, 1), 0)
+    engine.restore(architecture.init(ARCH, 1), 0)
     return engine
 
 

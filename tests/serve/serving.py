@@ -17,15 +17,16 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 
-from ocrnet import checkpoint, config, spec
+from ocrnet import architecture, config
+from ocrnet.architecture import Arch
 from ocrnet.config import Config
 from ocrnet.serve import server
 from ocrnet.serve.app import Service
 from ocrnet.serve.metrics import Metrics
 from ocrnet.serve.settings import Settings
 from ocrnet.serve.worker import Job, Seen, Worker
-from ocrnet.signals import StopRequest
-from ocrnet.spec import Arch
+from ocrnet.utils.signals import StopRequest
+from ocrnet.weights import checkpoint
 
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
 PATIENCE = 120  # seconds
@@ -36,7 +37,7 @@ def write_tiny(folder: Path) -> Path:
     """Write a checkpoint of a tiny network with weights that answer several classes; return its path."""
     path = folder / "tiny.safetensors"
     rng = np.random.default_rng(0)
-    weights = spec.init(ARCH, 3)
+    weights = architecture.init(ARCH, 3)
     weights["cls_head.weight"] = rng.normal(size=weights["cls_head.weight"].shape).astype(np.float32)
     weights["aux_head.3.weight"] = rng.normal(size=weights["aux_head.3.weight"].shape).astype(np.float32)
     checkpoint.save(path, weights, {"config": config.as_dict(Config()), "step": 0})

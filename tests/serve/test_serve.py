@@ -19,8 +19,8 @@ from serving import PATIENCE, ask, form, real, write_tiny
 
 import ocrnet
 from ocrnet.config import EVAL_SCALES
-from ocrnet.images import decode_image
-from ocrnet.visual import overlay
+from ocrnet.data.image_io import decode_image
+from ocrnet.data.visualize import overlay
 
 SIZES = ((96, 128), (75, 101), (1, 1), (3, 200))
 

@@ -15,11 +15,11 @@ from malformed import chunk, png
 from PIL import Image
 from serving import PATIENCE, TOKEN, Fake, Gate, ask, faked, picture, red, until
 
-from ocrnet.serve import body, server
+from ocrnet.serve import request_body, server
 
 
 def test_who_sent_fast_may_not_be_silent_for_long(monkeypatch):
-    monkeypatch.setattr(body, "FIRST_SECONDS", 1.0)
+    monkeypatch.setattr(request_body, "FIRST_SECONDS", 1.0)
     with faked(Fake(), max_megabytes=1) as served:
         with socket.create_connection(urlsplit(served.url).netloc.split(":"), timeout=PATIENCE) as sock:
             sock.sendall(
@@ -31,9 +31,9 @@ def test_who_sent_fast_may_not_be_silent_for_long(monkeypatch):
 
 
 def test_silent_bodies_make_room_for_others(monkeypatch):
-    monkeypatch.setattr(body, "BODIES", 1)
-    monkeypatch.setattr(body, "FIRST_SECONDS", PATIENCE)
-    monkeypatch.setattr(body, "BEHIND_SECONDS", 0.1)
+    monkeypatch.setattr(request_body, "BODIES", 1)
+    monkeypatch.setattr(request_body, "FIRST_SECONDS", PATIENCE)
+    monkeypatch.setattr(request_body, "BEHIND_SECONDS", 0.1)
     with faked(Fake(), max_megabytes=1) as served:
         head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 600000\r\n\r\n"
         with socket.create_connection(urlsplit(served.url).netloc.split(":"), timeout=PATIENCE) as silent:
@@ -50,8 +50,8 @@ def test_a_body_is_counted_until_it_is_decoded_and_not_kept_after_it(monkeypatch
     class Bytes(bytearray):
         """A body that can be watched."""
 
-    watched, counted, gate, decode = [], [], Gate(), body.decode
-    monkeypatch.setattr(body.Reader, "_image", lambda self, data, kind: watched_bytes(data))
+    watched, counted, gate, decode = [], [], Gate(), request_body.decode
+    monkeypatch.setattr(request_body.Reader, "_image", lambda self, data, kind: watched_bytes(data))
 
     def watched_bytes(data):
         image = Bytes(data)
@@ -62,7 +62,7 @@ def test_a_body_is_counted_until_it_is_decoded_and_not_kept_after_it(monkeypatch
         counted.append(served.service.reader._held)
         return decode(data, head)
 
-    monkeypatch.setattr(body, "decode", counting)
+    monkeypatch.setattr(request_body, "decode", counting)
     data = picture(3) + bytes(5000)
     with faked(Fake(gate)) as served, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, served.url, "/predict", data)
@@ -176,5 +176,5 @@ def test_heads_that_pillow_knows_otherwise(monkeypatch):
         answer = ask(served.url, "/predict", wide)
         assert (answer.status, answer.json["error"]) == (
             413, "the image is more than 1,000,000 pixels wide or high, which is the most")  # fmt: skip
-        monkeypatch.setattr(body.Image, "open", lambda *given, **named: {}["odd"])
+        monkeypatch.setattr(request_body.Image, "open", lambda *given, **named: {}["odd"])
         assert ask(served.url, "/predict", whole).status == 400

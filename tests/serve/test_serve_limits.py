@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 import pytest
 from serving import PATIENCE, TOKEN, Fake, Gate, ask, faked, form, picture, red, until
 
-from ocrnet import flags
-from ocrnet.errors import OcrnetError
-from ocrnet.serve import body, server, settings
+from ocrnet.cli import flags
+from ocrnet.cli.serve import settings_from_flags
+from ocrnet.serve import request_body, server, settings
+from ocrnet.utils.errors import OcrnetError
 
 
 def test_waiting_images_of_one_size_and_wish_are_looked_at_together():
@@ -125,7 +126,7 @@ def test_an_image_that_fails_spoils_none_of_its_batch():
 
 
 def test_an_unforeseen_fault_shows_no_traceback(monkeypatch, capfd):
-    monkeypatch.setattr("ocrnet.serve.answers.png", lambda array: 1 / 0)
+    monkeypatch.setattr("ocrnet.serve.responses.png", lambda array: 1 / 0)
     with faked(Fake()) as served:
         answer = ask(served.url, "/predict", picture(1))
     assert (answer.status, answer.json) == (500, {"error": "the server failed at this request; its log says why"})
@@ -154,7 +155,7 @@ def test_where_a_token_comes_from(tmp_path, monkeypatch):
     file.write_text(TOKEN + "\n")
 
     def given(*argv):
-        return settings.from_flags(flags.parse("serve", argv), max_batch=1)
+        return settings_from_flags(flags.parse("serve", argv), max_batch=1)
 
     monkeypatch.delenv(settings.TOKEN_VARIABLE, raising=False)
     assert given().token is None
@@ -181,7 +182,7 @@ def test_where_a_token_comes_from(tmp_path, monkeypatch):
 
 def test_slow_clients_hold_nothing(monkeypatch):
     monkeypatch.setattr(server, "IDLE_SECONDS", 1.0)
-    monkeypatch.setattr(body, "FIRST_SECONDS", 1.5)
+    monkeypatch.setattr(request_body, "FIRST_SECONDS", 1.5)
     with faked(Fake(), max_requests=1) as served:
         where = urlsplit(served.url).netloc.split(":")
         silent, heads, bodies = (
@@ -202,8 +203,8 @@ def test_slow_clients_hold_nothing(monkeypatch):
 
 
 def test_bodies_that_are_being_read_share_a_bounded_memory(monkeypatch):
-    monkeypatch.setattr(body, "BODIES", 1)
-    monkeypatch.setattr(body, "BEHIND_SECONDS", PATIENCE)  # nobody is so far behind
+    monkeypatch.setattr(request_body, "BODIES", 1)
+    monkeypatch.setattr(request_body, "BEHIND_SECONDS", PATIENCE)  # nobody is so far behind
     with faked(Fake(), max_megabytes=1) as served:
         part = bytes(700_000)
         head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n"
@@ -221,9 +222,9 @@ def test_bodies_that_are_being_read_share_a_bounded_memory(monkeypatch):
 def test_forms_as_clients_write_them(name):
     data = bytes(range(256)) + b"\r\n--limi\r\n\r\n --limit"
     whole, headers = form(name, data)
-    assert body.file_in_form(whole, headers["Content-Type"]) == data
+    assert request_body.file_in_form(whole, headers["Content-Type"]) == data
     quoted = 'multipart/form-data; charset=utf-8; boundary="limit"'
-    assert body.file_in_form(b"a preamble\r\n" + whole + b"an epilogue", quoted) == data
+    assert request_body.file_in_form(b"a preamble\r\n" + whole + b"an epilogue", quoted) == data
 
 
 def test_an_address_in_use_is_named():

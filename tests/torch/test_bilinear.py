@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ocrnet.architecture import Arch
 from ocrnet.engines.torch import bilinear
 from ocrnet.engines.torch.bilinear import conv_of_upsampled
 from ocrnet.engines.torch.ocr import OCRNet
-from ocrnet.spec import Arch
 
 SIZES = [
     ((16, 24), (8, 12), (4, 6), (2, 3)),

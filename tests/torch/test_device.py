@@ -7,7 +7,7 @@ import torch
 
 from ocrnet.config import Config
 from ocrnet.engines.torch.device import choose_precision, describe, fused_norm_hindrance, memory_told
-from ocrnet.errors import OcrnetError
+from ocrnet.utils.errors import OcrnetError
 
 
 def test_the_end_of_memory_is_told_with_what_helps():

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.engines.torch.fold import folded
 from ocrnet.engines.torch.hrnet import Conv, Norm
 from ocrnet.engines.torch.ocr import OCRNet
-from ocrnet.spec import Arch
 
 ARCH = Arch(width=6, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
 
@@ -27,7 +27,7 @@ def network(arch: Arch) -> OCRNet:
     return model.eval()
 
 
-@pytest.mark.parametrize("variant", spec.VARIANTS)
+@pytest.mark.parametrize("variant", architecture.VARIANTS)
 def test_outputs_are_those_of_the_network(variant):
     model = network(dataclasses.replace(ARCH, variant=variant))
     x = torch.randn(2, 3, 65, 97, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

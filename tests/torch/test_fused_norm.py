@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocrnet import spec
+from ocrnet import architecture
 from ocrnet.config import Config
+from ocrnet.distributed.launcher import World
 from ocrnet.engines.torch import engine
 from ocrnet.engines.torch.hrnet import Conv, ConvNorm, Norm, norm_act
 from ocrnet.engines.torch.ocr import OCRNet
-from ocrnet.world import World
 
 KERNELS = ("moments", "end_moments", "apply", "reduce_gradient", "end_gradient", "apply_gradient")
-ARCH = spec.Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
+ARCH = architecture.Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
 MOMENTUM, EPS = 0.1, 1e-5
 
 
@@ -251,7 +251,7 @@ def gradients_of_network(kernels: bool, dtype: torch.dtype) -> tuple[int, np.nda
     """Calls of the kernels, gradients and running statistics of a small network's step."""
     calls = 0
     model = OCRNet(ARCH).train()
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in spec.init(ARCH, 0).items()})
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in architecture.init(ARCH, 0).items()})
     model = model.to(dtype, memory_format=torch.channels_last)
     if kernels:
         from ocrnet.engines.torch.fused_norm import batch_norm_relu

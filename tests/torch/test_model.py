@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import ocrnet
-from ocrnet import checkpoint, config, spec
+from ocrnet import architecture, config
+from ocrnet.architecture import Arch
 from ocrnet.config import Backbone, Config, Data, OcrHead
-from ocrnet.engine import open_engine
-from ocrnet.passes import make_passes
-from ocrnet.spec import Arch
-from ocrnet.world import World
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.factory import open_engine
+from ocrnet.engines.tta import make_passes
+from ocrnet.weights import checkpoint
 
 FIXTURE = Path(__file__).parents[1] / "data/official_w6"
 ARCH = Arch(width=4, blocks=1, modules=(1, 2, 1), num_classes=7, channels=16, key_channels=8, align_corners=False)
@@ -27,7 +28,7 @@ def saved(tmp_path_factory) -> Path:
         data=Data(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)),
     )
     path = tmp_path_factory.mktemp("saved") / "x.safetensors"
-    tensors = spec.init(ARCH, 5)
+    tensors = architecture.init(ARCH, 5)
     tensors["bn1.running_mean"] += 0.1
     checkpoint.save(path, tensors, {"config": config.as_dict(cfg), "step": 3})
     return path

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from ocrnet import spec, weights
-from ocrnet.engines.torch.pth import read
-from ocrnet.errors import OcrnetError
-from ocrnet.spec import Arch
+from ocrnet import architecture, weights
+from ocrnet.architecture import Arch
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights.pth import read
 
 FIXTURE = Path(__file__).parents[1] / "data/official_w6/state_dict.pth"
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
@@ -18,7 +18,7 @@ ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, ke
 
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in spec.init(ARCH, 3).items()}
+    return {name: torch.from_numpy(array) for name, array in architecture.init(ARCH, 3).items()}
 
 
 def test_the_authors_file(tmp_path):
@@ -49,7 +49,7 @@ def test_pytorchs_legacy_format_with_a_newer_pickle_is_told_as_such(tmp_path, st
 
 
 def test_an_imagenet_file_gives_its_backbone(tmp_path, state):
-    backbone = {name: tensor for name, tensor in state.items() if spec.is_backbone(name)}
+    backbone = {name: tensor for name, tensor in state.items() if architecture.is_backbone(name)}
     head = {"incre_modules.0.0.conv1.weight": torch.zeros(2, 2), "classifier.weight": torch.zeros(10, 2)}
     torch.save(backbone | head, tmp_path / "a.pth")
     found, report = weights.read_backbone(tmp_path / "a.pth", ARCH)

@@ -8,20 +8,20 @@ import numpy as np
 import torch
 from tiny import ARCH
 
-from ocrnet import spec
+from ocrnet import architecture
 from ocrnet.engines.torch import ocr
 from ocrnet.engines.torch.ocr import OCRNet
 
 CODE = """
 import resource, numpy as np
 from tiny import ARCH, CONFIG
-from ocrnet import spec
+from ocrnet import architecture
 from ocrnet.config import Eval
 from ocrnet.engines.torch.engine import TorchEngine
-from ocrnet.passes import make_passes
-from ocrnet.world import World
+from ocrnet.engines.tta import make_passes
+from ocrnet.distributed.launcher import World
 engine = TorchEngine(CONFIG, ARCH, world=World())
-engine.restore(spec.init(ARCH, 1), 0)
+engine.restore(architecture.init(ARCH, 1), 0)
 rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 engine.predict(np.zeros((1, 64, 64, 3), np.uint8), make_passes(Eval(), (64, 64)))
 before = rss()
@@ -46,7 +46,7 @@ def test_a_side_of_65000_pixels_takes_little_memory():
 
 def test_both_ways_answer_alike(monkeypatch):
     model = OCRNet(ARCH).eval()
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in spec.init(ARCH, 1).items()})
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in architecture.init(ARCH, 1).items()})
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 40, 400)).astype(np.float32))
     with torch.inference_mode():
         usual = model(x)

@@ -8,8 +8,8 @@ import pytest
 from cityscapesscripts.helpers.labels import labels as official
 from PIL import Image
 
-from ocrnet import metrics
-from ocrnet.datasets import cityscapes
+from ocrnet.data.datasets import cityscapes
+from ocrnet.evaluation import metrics
 
 
 def test_the_table_is_the_official_one():

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.engines.torch.hrnet import Norm, resize
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
 from ocrnet.engines.torch.ocr import OCRNet
-from ocrnet.spec import Arch
 
 DATA = Path(__file__).parents[1] / "data" / "official_w6"
 # fmt: off
@@ -176,7 +176,7 @@ def test_every_layer(case):
     ids=str,
 )
 def test_another_rule_moves_the_outputs(case, change, monkeypatch):
-    monkeypatch.setitem(spec.VARIANTS, "changed", spec.Variant(**change))
+    monkeypatch.setitem(architecture.VARIANTS, "changed", architecture.Variant(**change))
     sample = read(f"case_{case}")
     aux, ocr = outputs(case, variant="changed")
     assert max(apart(aux, sample["aux"]), apart(ocr, sample["ocr"])) > 1e-4  # ten times the bound
@@ -202,7 +202,7 @@ def test_paddleseg_differs_where_sizes_are_even():
 
 def test_names_shapes_and_order_are_the_authors():
     theirs = {k: tuple(v.shape) for k, v in read("state_dict").items() if not k.endswith("num_batches_tracked")}
-    table = spec.shapes(Arch(width=6, channels=48, key_channels=24))
+    table = architecture.shapes(Arch(width=6, channels=48, key_channels=24))
     assert list(table.items()) == list(theirs.items())
 
 
@@ -210,25 +210,34 @@ def test_names_shapes_and_order_are_the_authors():
     "arch",
     [
         *(Arch(width=width) for width in (18, 32, 48)),
-        *(Arch(width=18, blocks=2, modules=(1, 3, 2), num_classes=11, variant=variant) for variant in spec.VARIANTS),
+        *(
+            Arch(width=18, blocks=2, modules=(1, 3, 2), num_classes=11, variant=variant)
+            for variant in architecture.VARIANTS
+        ),
     ],
     ids=str,
 )
 def test_state_is_the_specs(arch):
     with torch.device("meta"):
         model = OCRNet(arch)
-    assert [(name, tuple(value.shape)) for name, value in model.state_dict().items()] == [*spec.shapes(arch).items()]
-    assert {name for name, _ in model.named_parameters()} == {n for n in spec.shapes(arch) if not spec.is_buffer(n)}
-    assert {name for name, _ in model.named_buffers()} == {n for n in spec.shapes(arch) if spec.is_buffer(n)}
+    assert [(name, tuple(value.shape)) for name, value in model.state_dict().items()] == [
+        *architecture.shapes(arch).items()
+    ]
+    assert {name for name, _ in model.named_parameters()} == {
+        n for n in architecture.shapes(arch) if not architecture.is_buffer(n)
+    }
+    assert {name for name, _ in model.named_buffers()} == {
+        n for n in architecture.shapes(arch) if architecture.is_buffer(n)
+    }
 
 
-@pytest.mark.parametrize("variant", spec.VARIANTS)
+@pytest.mark.parametrize("variant", architecture.VARIANTS)
 def test_no_python_branch_looks_at_values(variant):
     """On the meta device there are none: a forward and backward that ran there can be captured or compiled."""
     arch = Arch(width=6, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8, variant=variant)
     with torch.device("meta"):
         model = OCRNet(arch)
-        keep = torch.ones(2, spec.head_channels(arch), dtype=torch.bool)
+        keep = torch.ones(2, architecture.head_channels(arch), dtype=torch.bool)
         label, weight = torch.zeros(2, 45, 70, dtype=torch.uint8), torch.ones(5)
         found = model(torch.zeros(2, 3, 45, 70), keep)
         for ohem in (None, (0.9, 1000)):

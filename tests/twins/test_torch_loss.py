@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from ocrnet.architecture import Arch
 from ocrnet.engines.torch.hrnet import resize
 from ocrnet.engines.torch.loss import SegmentationLoss, cross_entropy_sum, label_weight, ohem
 from ocrnet.engines.torch.ocr import OCRNet
-from ocrnet.spec import Arch
 
 DATA = Path(__file__).parents[1] / "data" / "official_w6"
 # fmt: off

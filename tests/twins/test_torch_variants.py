@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ocrnet import spec
+from ocrnet import architecture
+from ocrnet.architecture import Arch
 from ocrnet.engines.torch.hrnet import Conv, Module
 from ocrnet.engines.torch.ocr import OCRNet
-from ocrnet.spec import Arch
 
 ARCH = Arch(width=6, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
 CONTEXT, BOTTLENECK = "ocr_distri_head.object_context_block.", "ocr_distri_head.conv_bn_dropout."
@@ -35,7 +35,7 @@ def test_same_padding_is_tensorflows(size):
 @pytest.mark.parametrize("fuse_resize", ["nearest", "bilinear"])
 @pytest.mark.parametrize("double_resize", [False, True])
 def test_fuse_resize_by_hand(fuse_resize, double_resize):
-    rule = spec.Variant(align_corners=False, fuse_resize=fuse_resize, double_resize=double_resize)
+    rule = architecture.Variant(align_corners=False, fuse_resize=fuse_resize, double_resize=double_resize)
     x, size = torch.randn(1, 2, 3, 5, generator=torch.Generator().manual_seed(0)), (11, 19)
     found = Module((2, 4), 1, rule).upsample(x, size, 4)
     if fuse_resize == "nearest":
@@ -50,8 +50,8 @@ def test_fuse_resize_by_hand(fuse_resize, double_resize):
 def random_state(arch):
     """Weights and statistics with nothing at its default."""
     generator = torch.Generator().manual_seed(0)
-    state = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in spec.shapes(arch).items()}
-    scales = {name for name in state if spec.is_norm(name) and name.endswith((".weight", ".running_var"))}
+    state = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in architecture.shapes(arch).items()}
+    scales = {name for name in state if architecture.is_norm(name) and name.endswith((".weight", ".running_var"))}
     return {name: 0.01 + x.abs() if name in scales else x for name, x in state.items()}
 
 
@@ -86,7 +86,7 @@ def plain_heads(x, state, rule):
     return aux, conv("cls_head", block(BOTTLENECK + "0", BOTTLENECK + "1.0", both))
 
 
-@pytest.mark.parametrize("variant", spec.VARIANTS)
+@pytest.mark.parametrize("variant", architecture.VARIANTS)
 def test_heads_written_out(variant):
     arch = dataclasses.replace(ARCH, variant=variant)
     state = {name: value.double() for name, value in random_state(arch).items()}

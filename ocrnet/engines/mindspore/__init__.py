@@ -9,7 +9,7 @@ import tempfile
 import numpy as np
 
 from ocrnet.engines.mindspore.interrupts import keep_interrupts
-from ocrnet.errors import OcrnetError
+from ocrnet.utils.errors import OcrnetError
 
 DEFAULTS = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",  # its oneDNN falls back to a reference convolution, 30 times slower, on AVX-512

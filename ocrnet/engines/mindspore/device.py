@@ -9,8 +9,8 @@ import mindspore as ms
 
 from ocrnet.config import Config
 from ocrnet.engines.mindspore import DEFAULTS
-from ocrnet.engines.mindspore.quiet import stderr_dropped
-from ocrnet.errors import OcrnetError
+from ocrnet.engines.mindspore.stderr import stderr_dropped
+from ocrnet.utils.errors import OcrnetError
 
 ISA = "ONEDNN_MAX_CPU_ISA"
 OUT_OF_MEMORY = ("out of memory", "memory isn't enough", "memory is not enough", "allocate", "bad_alloc", "malloc")

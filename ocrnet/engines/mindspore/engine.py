@@ -8,31 +8,34 @@ import numpy as np
 import psutil
 from mindspore import ParameterTuple, Tensor, nn, ops
 
-from ocrnet import schedule, spec
+from ocrnet import architecture
 from ocrnet.config import Config
-from ocrnet.engine import ATTENTION, Stats, check_outputs
-from ocrnet.engines.mindspore import ranks
+from ocrnet.data.sampler import TrainStream
+from ocrnet.distributed.launcher import World
+from ocrnet.engines import lr_schedule
+from ocrnet.engines.base import ATTENTION, Stats, check_outputs
+from ocrnet.engines.mindspore import distributed
+from ocrnet.engines.mindspore.dataloader import Batch, batches
 from ocrnet.engines.mindspore.device import Precision, choose_device, choose_precision, configure, describe, memory_told
 from ocrnet.engines.mindspore.hrnet import Size, resize
 from ocrnet.engines.mindspore.interrupts import put_off
-from ocrnet.engines.mindspore.loader import Batch, batches
 from ocrnet.engines.mindspore.loss import SegmentationLoss, label_weight, weight_table
+from ocrnet.engines.mindspore.loss_scaler import LossScaler
 from ocrnet.engines.mindspore.ocr import OCRNet
-from ocrnet.engines.mindspore.scaler import LossScaler
 from ocrnet.engines.mindspore.step import Accumulate, Finish, Forward, Gradients, Step, Update
-from ocrnet.errors import OcrnetError
-from ocrnet.passes import Pass
-from ocrnet.stream import TrainStream
+from ocrnet.engines.tta import Pass
+from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights.mindspore import canonical_name
-from ocrnet.world import World
 
 MOMENTUM = "momentum/"
 
 
 class MindSporeEngine:
-    """OCRNet on Ascend, CPU or GPU by MindSpore; see `ocrnet.engine.Engine` for what each method means."""
+    """OCRNet on Ascend, CPU or GPU by MindSpore; see `ocrnet.engines.base.Engine` for what each method means."""
 
-    def __init__(self, cfg: Config, arch: spec.Arch, *, world: World, stream: TrainStream | None = None) -> None:
+    def __init__(
+        self, cfg: Config, arch: architecture.Arch, *, world: World, stream: TrainStream | None = None
+    ) -> None:
         self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
         self.device, why = choose_device(cfg.device_target)
         self.precision: Precision = choose_precision(self.device, cfg)
@@ -40,7 +43,7 @@ class MindSporeEngine:
         self.versions: Mapping[str, str]
         configure(self.device, cfg)
         if world.size > 1:
-            ranks.join(world)
+            distributed.join(world)
         self.decisions, self.versions = describe(self.device, why, self.precision, cfg, training=stream is not None)
         self.network = OCRNet(arch)
         self.network.compute_at(self.precision.level)
@@ -56,7 +59,7 @@ class MindSporeEngine:
 
     def _prepare_training(self) -> None:
         cfg, size = self.cfg, self.world.size
-        self.lr = schedule.table(cfg, size).astype(np.float32)
+        self.lr = lr_schedule.table(cfg, size).astype(np.float32)
         if cfg.norm == "sync":
             self.network.synchronise(size)
         class_weights = cfg.data.class_weights or (1.0,) * self.arch.num_classes
@@ -71,11 +74,11 @@ class MindSporeEngine:
         )
         dynamic = self.precision.scaled and cfg.loss_scale is None
         self.scaler = LossScaler(dynamic=dynamic, fixed=(cfg.loss_scale or 1.0) if self.precision.scaled else 1.0)
-        names = {name: p for name, p in self.tensors.items() if not spec.is_buffer(name)}
-        statistics = ParameterTuple([p for name, p in self.tensors.items() if spec.is_buffer(name)])
+        names = {name: p for name, p in self.tensors.items() if not architecture.is_buffer(name)}
+        statistics = ParameterTuple([p for name, p in self.tensors.items() if architecture.is_buffer(name)])
         weights = ParameterTuple(list(names.values()))
         how = cfg.optimizer
-        decays = tuple(how.weight_decay if spec.decays(name, how.decay) else 0.0 for name in names)
+        decays = tuple(how.weight_decay if architecture.decays(name, how.decay) else 0.0 for name in names)
         self.update = Update(weights, statistics, decays, self.scaler, cfg, size)
         self.momenta = dict(zip(names, self.update.momenta, strict=True)) if how.momentum else {}
         forward = Forward(self.network, loss, self.mean, self.std, self.scaler)
@@ -132,7 +135,7 @@ class MindSporeEngine:
         lr = Tensor(self.lr[self.step])
         try:
             with (
-                ranks.absence_told(),
+                distributed.absence_told(),
                 memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"),
             ):
                 inputs = [(*(Tensor(part) for part in batch[:3]), denominator) for batch in micro_batches]
@@ -227,7 +230,7 @@ class MindSporeEngine:
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         """Return the sum over the ranks; NumPy adds up, so that it is exact for int64."""
-        return array if self.world.size == 1 else ranks.all_sum(array)
+        return array if self.world.size == 1 else distributed.all_sum(array)
 
     def close_loader(self) -> None:
         """Stop the loader's workers."""
@@ -239,7 +242,7 @@ class MindSporeEngine:
         """Stop the loader's workers and leave the other ranks."""
         self.close_loader()
         if self.world.size > 1:
-            ranks.leave()
+            distributed.leave()
 
     def _memory(self) -> int:
         if self.device == "CPU":

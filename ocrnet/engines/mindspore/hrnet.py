@@ -7,8 +7,8 @@ stands where their lists hold None. What a step should know at compile time (siz
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ocrnet import spec
-from ocrnet.spec import Arch, Variant
+from ocrnet import architecture
+from ocrnet.architecture import Arch, Variant
 
 Size = tuple[int, int]
 
@@ -28,12 +28,12 @@ def parameter(shape: tuple[int, ...], value: float, *, trained: bool = True) -> 
 class Norm(nn.Cell):
     """Batch norm over N, H and W, in float32 whatever comes in; identity until weights are loaded."""
 
-    def __init__(self, channels: int, eps: float = spec.BN_EPS) -> None:
+    def __init__(self, channels: int, eps: float = architecture.BN_EPS) -> None:
         super().__init__()
         self.gamma, self.beta = parameter((channels,), 1), parameter((channels,), 0)
         self.moving_mean = parameter((channels,), 0, trained=False)
         self.moving_variance = parameter((channels,), 1, trained=False)
-        self.by_batch = ops.BatchNorm(is_training=True, epsilon=eps, momentum=spec.BN_MOMENTUM)
+        self.by_batch = ops.BatchNorm(is_training=True, epsilon=eps, momentum=architecture.BN_MOMENTUM)
         self.by_statistics = ops.BatchNorm(is_training=False, epsilon=eps)
         self.eps, self.ranks = eps, 1
 
@@ -66,7 +66,7 @@ class Norm(nn.Cell):
     def move(self, statistic: Parameter, seen: Tensor) -> None:
         """Let a moving statistic follow what a batch showed."""
         seen = ops.stop_gradient(seen).reshape(-1)
-        ops.assign(statistic, (1 - spec.BN_MOMENTUM) * statistic + spec.BN_MOMENTUM * seen)
+        ops.assign(statistic, (1 - architecture.BN_MOMENTUM) * statistic + architecture.BN_MOMENTUM * seen)
 
 
 class Conv(nn.Cell):
@@ -129,11 +129,11 @@ class Bottleneck(nn.Cell):
 
     def __init__(self, inp: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = Conv(inp, spec.STEM), Norm(spec.STEM)
-        self.conv2, self.bn2 = Conv(spec.STEM, spec.STEM, 3), Norm(spec.STEM)
-        self.conv3, self.bn3 = Conv(spec.STEM, spec.LAYER1), Norm(spec.LAYER1)
-        same = inp == spec.LAYER1
-        self.downsample = nn.Identity() if same else ConvNorm(Conv(inp, spec.LAYER1), relu=False)
+        self.conv1, self.bn1 = Conv(inp, architecture.STEM), Norm(architecture.STEM)
+        self.conv2, self.bn2 = Conv(architecture.STEM, architecture.STEM, 3), Norm(architecture.STEM)
+        self.conv3, self.bn3 = Conv(architecture.STEM, architecture.LAYER1), Norm(architecture.LAYER1)
+        same = inp == architecture.LAYER1
+        self.downsample = nn.Identity() if same else ConvNorm(Conv(inp, architecture.LAYER1), relu=False)
 
     def construct(self, x: Tensor) -> Tensor:
         """N,inp,H,W -> N,256,H,W."""
@@ -198,11 +198,16 @@ class HRNet(nn.Cell):
         super().__init__()
         rule = arch.rule
         same = rule.same_padding
-        self.conv1, self.bn1 = Conv(3, spec.STEM, 3, stride=2, same=same), Norm(spec.STEM)
-        self.conv2, self.bn2 = Conv(spec.STEM, spec.STEM, 3, stride=2, same=same), Norm(spec.STEM)
-        self.layer1 = nn.SequentialCell(*[Bottleneck(spec.LAYER1 if i else spec.STEM) for i in range(arch.blocks)])
-        first = ConvNorm(Conv(spec.LAYER1, arch.width, 3))
-        self.transition1 = nn.CellList([first, new_branch(arch, 2, spec.LAYER1)])
+        self.conv1, self.bn1 = Conv(3, architecture.STEM, 3, stride=2, same=same), Norm(architecture.STEM)
+        self.conv2, self.bn2 = (
+            Conv(architecture.STEM, architecture.STEM, 3, stride=2, same=same),
+            Norm(architecture.STEM),
+        )
+        self.layer1 = nn.SequentialCell(
+            *[Bottleneck(architecture.LAYER1 if i else architecture.STEM) for i in range(arch.blocks)]
+        )
+        first = ConvNorm(Conv(architecture.LAYER1, arch.width, 3))
+        self.transition1 = nn.CellList([first, new_branch(arch, 2, architecture.LAYER1)])
         self.stage2 = stage(arch, 2)
         self.transition2 = nn.CellList([nn.Identity(), nn.Identity(), new_branch(arch, 3, arch.widths[1])])
         self.stage3 = stage(arch, 3)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from ocrnet.data.datasets.base import IGNORE
 from ocrnet.engines.mindspore.hrnet import resize
-
-IGNORE = 255
 
 
 def weight_table(class_weight: Sequence[float]) -> np.ndarray:

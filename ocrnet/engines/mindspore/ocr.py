@@ -2,8 +2,8 @@
 
 from mindspore import Tensor, nn, ops
 
+from ocrnet.architecture import Arch, head_channels
 from ocrnet.engines.mindspore.hrnet import Conv, HRNet, Norm, resize
-from ocrnet.spec import Arch, head_channels
 
 
 def activate(x: Tensor, slope: float) -> Tensor:
@@ -108,7 +108,7 @@ def gather(pixels: Tensor, logits: Tensor) -> Tensor:
 
 
 class OCRNet(HRNet):
-    """HRNet with the OCR head; names and shapes of its parameters are ``spec.shapes(arch)``."""
+    """HRNet with the OCR head; names and shapes of its parameters are ``architecture.shapes(arch)``."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__(arch)
@@ -130,7 +130,7 @@ class OCRNet(HRNet):
         return aux, self.cls_head(features)
 
     def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4): see `ocrnet.engine.Engine.predict`."""
+        """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4): see `ocrnet.engines.base.Engine.predict`."""
         aux, pixels = self.heads(x)
         relation = self.ocr_distri_head.object_context_block.relation(pixels, gather(pixels, aux))
         return soft_regions(aux).reshape(aux.shape), relation.swapaxes(1, 2).reshape(aux.shape)

@@ -6,8 +6,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 from ocrnet.config import Config
 from ocrnet.engines.mindspore.hrnet import parameter
 from ocrnet.engines.mindspore.loss import SegmentationLoss
+from ocrnet.engines.mindspore.loss_scaler import LossScaler
 from ocrnet.engines.mindspore.ocr import OCRNet
-from ocrnet.engines.mindspore.scaler import LossScaler
 
 # Functions over the tuples of parameters go through HyperMap: a loop over 632 of them exceeds the compiler's depth.
 _momentum = ops.ApplyMomentum()

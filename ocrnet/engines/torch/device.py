@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ocrnet.config import Config
-from ocrnet.errors import OcrnetError
+from ocrnet.utils.errors import OcrnetError
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ocrnet import schedule, spec
+from ocrnet import architecture
 from ocrnet.config import Config
-from ocrnet.engine import ATTENTION, Stats, check_outputs
-from ocrnet.engines.torch import ranks
+from ocrnet.data.sampler import TrainStream
+from ocrnet.distributed.launcher import World
+from ocrnet.engines import lr_schedule
+from ocrnet.engines.base import ATTENTION, Stats, check_outputs
+from ocrnet.engines.torch import distributed
+from ocrnet.engines.torch.cuda_graph import CudaRecorder, Inputs, Recorder, StepGraph
+from ocrnet.engines.torch.dataloader import Batch, batches
 from ocrnet.engines.torch.device import (
     Precision,
     choose_device,
@@ -25,25 +30,23 @@ from ocrnet.engines.torch.device import (
     memory_told,
 )
 from ocrnet.engines.torch.fold import folded
-from ocrnet.engines.torch.graph import CudaRecorder, Inputs, Recorder, StepGraph
 from ocrnet.engines.torch.hrnet import Norm, Size, resize
-from ocrnet.engines.torch.loader import Batch, batches
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
+from ocrnet.engines.torch.loss_scaler import LossScaler
 from ocrnet.engines.torch.ocr import OCRNet
 from ocrnet.engines.torch.optimizer import SGD
-from ocrnet.engines.torch.scaler import LossScaler
-from ocrnet.errors import OcrnetError
-from ocrnet.passes import Pass
-from ocrnet.stream import TrainStream
-from ocrnet.world import World
+from ocrnet.engines.tta import Pass
+from ocrnet.utils.errors import OcrnetError
 
 MOMENTUM = "momentum/"
 
 
 class TorchEngine:
-    """OCRNet on a CPU or a GPU of this rank's own; see `ocrnet.engine.Engine` for what each method means."""
+    """OCRNet on a CPU or a GPU of this rank's own; see `ocrnet.engines.base.Engine` for what each method means."""
 
-    def __init__(self, cfg: Config, arch: spec.Arch, *, world: World, stream: TrainStream | None = None) -> None:
+    def __init__(
+        self, cfg: Config, arch: architecture.Arch, *, world: World, stream: TrainStream | None = None
+    ) -> None:
         self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
         self.device, why = choose_device(cfg.device_target, world.local)
         self.precision: Precision = choose_precision(self.device, cfg.mix)
@@ -51,7 +54,7 @@ class TorchEngine:
         self.versions: Mapping[str, str]
         configure(self.device, deterministic=cfg.deterministic)
         if world.size > 1:
-            ranks.join(world, self.device, cfg.rank_timeout)
+            distributed.join(world, self.device, cfg.rank_timeout)
         self.decisions, self.versions = describe(
             self.device, why, self.precision, cfg, training=stream is not None, ranks=world.size
         )
@@ -69,7 +72,7 @@ class TorchEngine:
 
     def _prepare_training(self) -> None:
         cfg = self.cfg
-        self.lr = schedule.table(cfg, self.world.size)
+        self.lr = lr_schedule.table(cfg, self.world.size)
         weights = cfg.data.class_weights or (1.0,) * self.arch.num_classes
         self.class_weight = torch.tensor(weights, device=self.device)
         ohem = (cfg.loss.ohem_threshold, cfg.loss.ohem_min_kept) if cfg.loss.ohem else None
@@ -82,7 +85,7 @@ class TorchEngine:
         self.graph: StepGraph | None = None
         if cfg.cuda_graph and cuda_graph_hindrance(self.device, self.world.size) is None:
             self.use_graph(CudaRecorder())
-        self.gradient_sum = ranks.GradientSum(self.parameters.values()) if self.world.size > 1 else None
+        self.gradient_sum = distributed.GradientSum(self.parameters.values()) if self.world.size > 1 else None
         fused: Callable[..., torch.Tensor] | None = None
         if cfg.fused_norm and fused_norm_hindrance(self.device, cfg, self.world.size) is None:
             from ocrnet.engines.torch.fused_norm import batch_norm_relu
@@ -193,7 +196,7 @@ class TorchEngine:
         return heads, self._gradient_norm()
 
     def _others_told(self) -> contextlib.AbstractContextManager:
-        return ranks.absence_told(self.cfg.rank_timeout) if self.world.size > 1 else contextlib.nullcontext()
+        return distributed.absence_told(self.cfg.rank_timeout) if self.world.size > 1 else contextlib.nullcontext()
 
     def _gradient_norm(self) -> torch.Tensor:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -309,7 +312,7 @@ class TorchEngine:
         if self.world.size == 1:
             return array
         with self._others_told():
-            return ranks.all_sum(array)
+            return distributed.all_sum(array)
 
     def close_loader(self) -> None:
         """Stop the loader's workers."""
@@ -321,7 +324,7 @@ class TorchEngine:
         """Stop the loader's workers and leave the other ranks."""
         self.close_loader()
         if self.world.size > 1:
-            ranks.leave()
+            distributed.leave()
 
     def _memory(self) -> int:
         if self.device.type == "cuda":

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ocrnet.architecture import Arch
 from ocrnet.engines.torch.device import memory_told
 from ocrnet.engines.torch.ocr import OCRNet
-from ocrnet.spec import Arch
 
 OPSET = 18
 # Where sizes stay open: an odd size, at which no resize happens to be one to the same size and so is left out.

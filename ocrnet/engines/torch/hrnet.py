@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocrnet import spec
-from ocrnet.engines.torch.sync_norm import sync_batch_norm
-from ocrnet.spec import Arch, Variant
+from ocrnet import architecture
+from ocrnet.architecture import Arch, Variant
+from ocrnet.engines.torch.sync_batch_norm import sync_batch_norm
 
 Size = tuple[int, int]
 
@@ -30,7 +30,7 @@ class Norm(nn.Module):
     that follow (``fused_norm.batch_norm_relu``), or None.
     """
 
-    def __init__(self, channels: int, eps: float = spec.BN_EPS) -> None:
+    def __init__(self, channels: int, eps: float = architecture.BN_EPS) -> None:
         super().__init__()
         self.eps = eps
         self.sync = False
@@ -46,8 +46,8 @@ class Norm(nn.Module):
         """Normalise N,C,H,W: by the batch in training, which updates the running statistics, else by those."""
         statistics = self.running_mean, self.running_var
         if self.training and self.sync:
-            return sync_batch_norm(x, self.weight, self.bias, *statistics, spec.BN_MOMENTUM, self.eps)
-        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, spec.BN_MOMENTUM, self.eps)
+            return sync_batch_norm(x, self.weight, self.bias, *statistics, architecture.BN_MOMENTUM, self.eps)
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, architecture.BN_MOMENTUM, self.eps)
 
 
 class Conv(nn.Conv2d):
@@ -63,7 +63,7 @@ class Conv(nn.Conv2d):
         self.same = same
 
     def reset_parameters(self) -> None:
-        """Draw nothing: weights come from ``spec.init`` or a file, never from torch's global generator."""
+        """Draw nothing: weights come from ``architecture.init`` or a file, never from torch's global generator."""
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -81,7 +81,7 @@ def norm_act(norm: nn.Module, x: Tensor, slope: float = 0.0, add: Tensor | None 
     """Norm, then ``add`` where given, then ReLU (leaky where ``slope`` is not 0): every norm with an activation."""
     if isinstance(norm, Norm) and norm.training and norm.fused is not None and not slope:
         statistics = norm.running_mean, norm.running_var
-        return norm.fused(x, norm.weight, norm.bias, *statistics, spec.BN_MOMENTUM, norm.eps, add)
+        return norm.fused(x, norm.weight, norm.bias, *statistics, architecture.BN_MOMENTUM, norm.eps, add)
     y = norm(x)
     if add is not None:
         y = y + add
@@ -119,11 +119,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inp: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = Conv(inp, spec.STEM), Norm(spec.STEM)
-        self.conv2, self.bn2 = Conv(spec.STEM, spec.STEM, 3), Norm(spec.STEM)
-        self.conv3, self.bn3 = Conv(spec.STEM, spec.LAYER1), Norm(spec.LAYER1)
-        same = inp == spec.LAYER1
-        self.downsample = nn.Identity() if same else ConvNorm(Conv(inp, spec.LAYER1), relu=False)
+        self.conv1, self.bn1 = Conv(inp, architecture.STEM), Norm(architecture.STEM)
+        self.conv2, self.bn2 = Conv(architecture.STEM, architecture.STEM, 3), Norm(architecture.STEM)
+        self.conv3, self.bn3 = Conv(architecture.STEM, architecture.LAYER1), Norm(architecture.LAYER1)
+        same = inp == architecture.LAYER1
+        self.downsample = nn.Identity() if same else ConvNorm(Conv(inp, architecture.LAYER1), relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """N,inp,H,W -> N,256,H,W."""
@@ -187,11 +187,16 @@ class HRNet(nn.Module):
         super().__init__()
         self.arch, self.rule = arch, arch.rule
         same = self.rule.same_padding
-        self.conv1, self.bn1 = Conv(3, spec.STEM, 3, stride=2, same=same), Norm(spec.STEM)
-        self.conv2, self.bn2 = Conv(spec.STEM, spec.STEM, 3, stride=2, same=same), Norm(spec.STEM)
-        self.layer1 = nn.Sequential(*(Bottleneck(spec.LAYER1 if i else spec.STEM) for i in range(arch.blocks)))
-        first = ConvNorm(Conv(spec.LAYER1, arch.width, 3))
-        self.transition1 = nn.ModuleList([first, self._new_branch(2, spec.LAYER1)])
+        self.conv1, self.bn1 = Conv(3, architecture.STEM, 3, stride=2, same=same), Norm(architecture.STEM)
+        self.conv2, self.bn2 = (
+            Conv(architecture.STEM, architecture.STEM, 3, stride=2, same=same),
+            Norm(architecture.STEM),
+        )
+        self.layer1 = nn.Sequential(
+            *(Bottleneck(architecture.LAYER1 if i else architecture.STEM) for i in range(arch.blocks))
+        )
+        first = ConvNorm(Conv(architecture.LAYER1, arch.width, 3))
+        self.transition1 = nn.ModuleList([first, self._new_branch(2, architecture.LAYER1)])
         self.stage2 = self._stage(2)
         self.transition2 = nn.ModuleList([nn.Identity(), nn.Identity(), self._new_branch(3, arch.widths[1])])
         self.stage3 = self._stage(3)

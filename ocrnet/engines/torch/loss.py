@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ocrnet.data.datasets.base import IGNORE
 from ocrnet.engines.torch.fused_loss import upsampled_cross_entropy_sum
 from ocrnet.engines.torch.hrnet import resize
-
-IGNORE = 255
 
 
 def label_weight(label: Tensor, class_weight: Tensor) -> Tensor:

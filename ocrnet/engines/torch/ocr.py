@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from ocrnet.architecture import Arch, head_channels
 from ocrnet.engines.torch.bilinear import conv_of_upsampled
 from ocrnet.engines.torch.hrnet import Conv, HRNet, Norm, norm_act, resize
-from ocrnet.spec import Arch, head_channels
 
 # The matrices of `conv_of_upsampled` grow with the square of a side: 25 MB at this many rows or columns.
 LONGEST = 2048
@@ -112,7 +112,7 @@ def gather(pixels: Tensor, logits: Tensor) -> Tensor:
 
 
 class OCRNet(HRNet):
-    """HRNet with the OCR head; names and shapes of its state are ``spec.shapes(arch)``.
+    """HRNet with the OCR head; names and shapes of its state are ``architecture.shapes(arch)``.
 
     ``low_resolution``: the head's linear layers are computed where they cost least, which saves W48 a quarter of its
     operations and differs by rounding alone, for images of sides up to 4 `LONGEST`; False: where the paper has them, as
@@ -140,7 +140,7 @@ class OCRNet(HRNet):
         return aux, self.cls_head(features)
 
     def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4): see `ocrnet.engine.Engine.predict`."""
+        """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4): see `ocrnet.engines.base.Engine.predict`."""
         aux, pixels = self._heads(self.maps(x))
         relation = self.ocr_distri_head.object_context_block.relation(pixels, gather(pixels, aux))
         return soft_regions(aux).view_as(aux), relation.transpose(1, 2).reshape(aux.shape)

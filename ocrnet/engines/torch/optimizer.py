@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from ocrnet import config, spec
+from ocrnet import architecture, config
 
 
 class SGD:
@@ -18,7 +18,7 @@ class SGD:
     def __init__(self, parameters: Mapping[str, nn.Parameter], how: config.Optimizer) -> None:
         self.parameters, self.how = parameters, how
         self.momentum = {name: torch.zeros_like(p) for name, p in parameters.items()} if how.momentum else {}
-        decays = {name: spec.decays(name, how.decay) for name in parameters}
+        decays = {name: architecture.decays(name, how.decay) for name in parameters}
         # mutation: apply-weight-decay
         self._groups = [
             (weight_decay, names)

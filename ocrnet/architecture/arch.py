@@ -1,0 +1,299 @@
+"""The network as data: its variants, the canonical names and shapes of its tensors, and their initial values.
+
+Both engines and every importer match this file. The canonical names are those of the HRNet-OCR authors
+(HRNet-Semantic-Segmentation, branch HRNet-OCR), without ``num_batches_tracked``.
+"""
+
+import dataclasses
+import math
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocrnet.utils.errors import OcrnetError, nearest
+
+STEM = 64
+LAYER1 = 256
+BN_EPS = 1e-5
+BN_MOMENTUM = 0.1
+INITIALIZERS = ("kaiming", "normal")
+DECAYS = ("all", "no_norm", "weights_only")
+
+BLOCK = "ocr_distri_head.object_context_block"
+BOTTLENECK = "ocr_distri_head.conv_bn_dropout"
+HEADS = ("conv3x3_ocr.", "ocr_distri_head.", "cls_head.", "aux_head.")
+NORM = re.compile(r"(^|\.)bn\d$|^ocr_distri_head\..*\.[13]\.0$|^(?!ocr_distri_head\.).*\.1$")
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What a family of implementations computes beyond names and shapes; the defaults are the authors'.
+
+    ``align_corners`` holds for every bilinear resize, the final one included. ``double_resize``: the fuse layers first
+    upsample by 2^k, then to the target size. ``same_padding``: 3x3 convolutions of stride 2 pad (0, 1) on even sizes
+    and (1, 1) on odd ones. ``bottleneck_out``: channels that the classifier sees, None for the head's own.
+    ``head_activation_slope``: 0 is ReLU, else leaky ReLU, in the heads only.
+    """
+
+    align_corners: bool = True
+    fuse_resize: Literal["bilinear", "nearest"] = "bilinear"
+    double_resize: bool = False
+    same_padding: bool = False
+    head_eps: float = BN_EPS
+    aux_kernel: Literal[1, 3] = 1
+    bottleneck_kernel: Literal[1, 3] = 1
+    bottleneck_out: int | None = None
+    head_activation_slope: float = 0.0
+
+
+VARIANTS = {
+    "hrnet": Variant(),
+    "openseg": Variant(aux_kernel=3),
+    "openseg_inplace": Variant(aux_kernel=3, head_activation_slope=0.01),
+    "nvidia": Variant(align_corners=False),
+    "mmseg": Variant(align_corners=False, double_resize=True),
+    "paddleseg": Variant(align_corners=False, same_padding=True),
+    "mindspore": Variant(
+        align_corners=False, fuse_resize="nearest", head_eps=1e-4, bottleneck_kernel=3, bottleneck_out=256
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arch:
+    """One network: HRNet of a width, residual blocks a branch, modules in stages 2 to 4, and the OCR head on it.
+
+    ``align_corners`` None leaves the variant's own rule; OcrnetError for an unknown variant or a size below 1.
+    """
+
+    width: int = 48
+    blocks: int = 4
+    modules: tuple[int, int, int] = (1, 4, 3)
+    num_classes: int = 19
+    channels: int = 512
+    key_channels: int = 256
+    dropout: float = 0.05
+    variant: str = "hrnet"
+    align_corners: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            hint = nearest(self.variant, VARIANTS)
+            raise OcrnetError(f"variant: unknown '{self.variant}'{hint}; allowed: {', '.join(VARIANTS)}")
+        for key in ("width", "blocks", "num_classes", "channels", "key_channels"):
+            if getattr(self, key) < 1:
+                raise OcrnetError(f"{key}: {getattr(self, key)} is not allowed; it must be at least 1")
+        if len(self.modules) != 3 or min(self.modules) < 1:
+            raise OcrnetError(f"modules: {self.modules} is not allowed; it must be three numbers of at least 1")
+        if not 0 <= self.dropout < 1:
+            raise OcrnetError(f"dropout: {self.dropout} is not allowed; it must be in [0, 1)")
+
+    @property
+    def rule(self) -> Variant:
+        """The variant with this network's own ``align_corners``, where it has one."""
+        variant = VARIANTS[self.variant]
+        if self.align_corners is None:
+            return variant
+        return dataclasses.replace(variant, align_corners=self.align_corners)
+
+    @property
+    def widths(self) -> tuple[int, int, int, int]:
+        """Channels of the four branches, finest first."""
+        return self.width, 2 * self.width, 4 * self.width, 8 * self.width
+
+
+def shapes(arch: Arch) -> Shapes:
+    """Canonical name -> shape of every weight and running statistic, in network order."""
+    return dict((*_backbone(arch), *_head(arch)))
+
+
+def head_channels(arch: Arch) -> int:
+    """Channels that dropout and the last classifier see: the length of a sample's dropout mask."""
+    return arch.rule.bottleneck_out or arch.channels
+
+
+def num_parameters(arch: Arch) -> int:
+    """Trainable values, running statistics left out."""
+    return sum(math.prod(shape) for name, shape in shapes(arch).items() if not is_buffer(name))
+
+
+def is_buffer(name: str) -> bool:
+    """Whether the canonical name is a running statistic (not trained)."""
+    return name.endswith((".running_mean", ".running_var"))
+
+
+def is_norm(name: str) -> bool:
+    """Whether the canonical name belongs to a batch norm (weight, bias or statistic)."""
+    return NORM.search(name.rpartition(".")[0]) is not None
+
+
+def is_backbone(name: str) -> bool:
+    """Whether the canonical name belongs to HRNet proper, as in an ImageNet HRNet file."""
+    return not name.startswith(HEADS)
+
+
+def decays(name: str, mode: str) -> bool:
+    """Whether weight decay acts on this parameter; ``mode`` is one of DECAYS."""
+    assert mode in DECAYS, mode
+    assert not is_buffer(name), name
+    if mode == "all":
+        return True
+    return not is_norm(name) and (mode == "no_norm" or not name.endswith(".bias"))
+
+
+def init(arch: Arch, seed: int, initializer: str = "kaiming") -> dict[str, NDArray[np.float32]]:
+    """Initial float32 values of every tensor, each from its own generator seeded by (seed, crc32 of its name).
+
+    Backbone convolutions: ``kaiming`` N(0, sqrt(2 / fan_out)), ``normal`` N(0, 0.001) as the authors set them. Heads:
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default, which the authors keep. Batch norms: the identity.
+    """
+    if initializer not in INITIALIZERS:
+        raise OcrnetError(f"initializer: unknown '{initializer}'; allowed: {', '.join(INITIALIZERS)}")
+    table = shapes(arch)
+    return {name: _draw(name, table, seed, initializer) for name in table}
+
+
+def infer(found: Mapping[str, Shape], *, variant: str = "hrnet", align_corners: bool | None = None) -> Arch:
+    """Read the network's sizes from canonical names and shapes; OcrnetError where they are not an OCRNet's.
+
+    Only what tells the sizes is looked at: ``check`` compares all the rest.
+    """
+    wanted = {
+        "width": "stage2.0.branches.0.0.conv1.weight",
+        "channels": "conv3x3_ocr.0.weight",
+        "key_channels": f"{BLOCK}.f_pixel.0.weight",
+        "num_classes": "cls_head.weight",
+    }
+    missing = [name for name in wanted.values() if len(found.get(name, ())) != 4]
+    modules = tuple(_count(found, rf"stage{stage}\.(\d+)\.") for stage in (2, 3, 4))
+    missing += [f"stage{stage}.0" for stage, number in zip((2, 3, 4), modules, strict=True) if not number]
+    if missing:
+        raise OcrnetError(f"these weights are not an OCRNet's (HRNet and OCR head): missing {_some(missing)}")
+    sizes: dict[str, Any] = {key: int(found[name][0]) for key, name in wanted.items()}
+    sizes |= {"modules": modules, "blocks": _count(found, r"stage2\.0\.branches\.0\.(\d+)\.")}
+    return Arch(**sizes, variant=variant, align_corners=align_corners)
+
+
+def check(found: Mapping[str, Shape], arch: Arch, source: str) -> None:
+    """Compare names and shapes with the network's, strictly; OcrnetError naming ``source`` and what differs."""
+    table = shapes(arch)
+    differing = [
+        f"{name} {tuple(found[name])} for {shape}"
+        for name, shape in table.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    problems = {
+        "missing": [name for name in table if name not in found],
+        "unexpected": [name for name in found if name not in table],
+        "of another shape": differing,
+    }
+    said = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
+    if said:
+        raise OcrnetError(
+            f"{source}: does not fit the network (width {arch.width}, {arch.blocks} blocks, modules {arch.modules}, "
+            f"{arch.num_classes} classes, head {arch.channels}/{arch.key_channels}, variant {arch.variant}): "
+            + "; ".join(said)
+            + ". Give the weights of this network, or set backbone, ocr_head and num_classes to the file's."
+        )
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    return max((int(match[1]) + 1 for name in names if (match := re.match(pattern, name))), default=0)
+
+
+def _draw(name: str, table: Shapes, seed: int, initializer: str) -> NDArray[np.float32]:
+    shape = table[name]
+    if is_norm(name):
+        return np.full(shape, name.endswith((".weight", ".running_var")), np.float32)
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+    if is_backbone(name):
+        std = 0.001 if initializer == "normal" else math.sqrt(2 / (shape[0] * math.prod(shape[2:])))
+        return rng.standard_normal(shape, np.float32) * np.float32(std)
+    fan_in = math.prod(table[name.rpartition(".")[0] + ".weight"][1:])
+    return ((2 * rng.random(shape, np.float32) - 1) / np.float32(math.sqrt(fan_in))).astype(np.float32)
+
+
+Pairs = Iterator[tuple[str, Shape]]
+
+
+def _conv(name: str, out: int, channels: int, kernel: int = 1, *, bias: bool = False) -> Pairs:
+    yield f"{name}.weight", (out, channels, kernel, kernel)
+    if bias:
+        yield f"{name}.bias", (out,)
+
+
+def _norm(name: str, channels: int) -> Pairs:
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        yield f"{name}.{part}", (channels,)
+
+
+def _conv_norm(name: str, out: int, channels: int, kernel: int = 1) -> Pairs:
+    yield from _conv(f"{name}.0", out, channels, kernel)
+    yield from _norm(f"{name}.1", out)
+
+
+def _backbone(arch: Arch) -> Pairs:
+    for i, channels in ((1, 3), (2, STEM)):
+        yield from _conv(f"conv{i}", STEM, channels, 3)
+        yield from _norm(f"bn{i}", STEM)
+    for block in range(arch.blocks):
+        channels = LAYER1 if block else STEM
+        for i, (out, inp, kernel) in enumerate(((STEM, channels, 1), (STEM, STEM, 3), (LAYER1, STEM, 1)), 1):
+            yield from _conv(f"layer1.{block}.conv{i}", out, inp, kernel)
+            yield from _norm(f"layer1.{block}.bn{i}", out)
+        if not block:
+            yield from _conv_norm("layer1.0.downsample", LAYER1, STEM)
+    yield from _conv_norm("transition1.0", arch.widths[0], LAYER1, 3)
+    for stage, modules in zip((2, 3, 4), arch.modules, strict=True):
+        last = arch.widths[stage - 2] if stage > 2 else LAYER1
+        yield from _conv_norm(f"transition{stage - 1}.{stage - 1}.0", arch.widths[stage - 1], last, 3)
+        for module in range(modules):
+            yield from _module(f"stage{stage}.{module}", arch.widths[:stage], arch.blocks)
+
+
+def _module(name: str, widths: tuple[int, ...], blocks: int) -> Pairs:
+    for branch, width in enumerate(widths):
+        for block in range(blocks):
+            for i in (1, 2):
+                yield from _conv(f"{name}.branches.{branch}.{block}.conv{i}", width, width, 3)
+                yield from _norm(f"{name}.branches.{branch}.{block}.bn{i}", width)
+    for i, out in enumerate(widths):
+        for j, width in enumerate(widths):
+            path = f"{name}.fuse_layers.{i}.{j}"
+            if j > i:
+                yield from _conv_norm(path, out, width)
+            for k in range(i - j):  # a chain of stride 2; only its last convolution changes the channels
+                yield from _conv_norm(f"{path}.{k}", out if k == i - j - 1 else width, width, 3)
+
+
+def _head(arch: Arch) -> Pairs:
+    total, channels, key, features = sum(arch.widths), arch.channels, arch.key_channels, head_channels(arch)
+    yield from _conv("conv3x3_ocr.0", channels, total, 3, bias=True)
+    yield from _norm("conv3x3_ocr.1", channels)
+    for name in ("f_pixel", "f_object", "f_down"):
+        yield from _conv(f"{BLOCK}.{name}.0", key, channels)
+        yield from _norm(f"{BLOCK}.{name}.1.0", key)
+        if name != "f_down":
+            yield from _conv(f"{BLOCK}.{name}.2", key, key)
+            yield from _norm(f"{BLOCK}.{name}.3.0", key)
+    yield from _conv(f"{BLOCK}.f_up.0", channels, key)
+    yield from _norm(f"{BLOCK}.f_up.1.0", channels)
+    yield from _conv(f"{BOTTLENECK}.0", features, 2 * channels, arch.rule.bottleneck_kernel)
+    yield from _norm(f"{BOTTLENECK}.1.0", features)
+    yield from _conv("cls_head", arch.num_classes, features, bias=True)
+    yield from _conv("aux_head.0", total, total, arch.rule.aux_kernel, bias=True)
+    yield from _norm("aux_head.1", total)
+    yield from _conv("aux_head.3", arch.num_classes, total, bias=True)

@@ -1,0 +1,1 @@
+"""The command `ocrnet`: one module per command."""

@@ -1,0 +1,220 @@
+"""Completion of commands, flags, values and files in bash, zsh and fish, from the tables that also parse them."""
+
+import contextlib
+import io
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ocrnet.cli.flags import FLAGS
+from ocrnet.cli.submit import SPLITS
+from ocrnet.config.loader import KEYS
+from ocrnet.export.formats import Format, Input, Outputs, Precision
+from ocrnet.predict.writers import KINDS
+from ocrnet.weights.to_foreign import TARGETS
+
+SHELLS = ("bash", "zsh", "fish")
+
+Command = Callable[[Sequence[str]], int]
+
+# The values of flags that are no config keys.
+VALUES = {
+    ("export", "format"): typing.get_args(Format),
+    ("export", "precision"): typing.get_args(Precision),
+    ("export", "input"): typing.get_args(Input),
+    ("export", "outputs"): typing.get_args(Outputs),
+    ("convert", "to"): tuple(TARGETS),
+    ("train", "resume_ckpt"): ("auto",),
+    ("submit", "split"): SPLITS,
+    ("predict", "save"): KINDS,
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A flag of a command: its help; the values that it takes, if they are few; which files, by their ending."""
+
+    name: str
+    help: str
+    values: tuple[str, ...] = ()
+    files: str | None = None  # an ending; empty: any file or folder
+
+
+def script(shell: str, commands: Mapping[str, Command], usage: str) -> str:
+    """Return what a shell is to read; ``usage`` holds a line a command that says what it does."""
+    table = {name: tuple(_options(name, command)) for name, command in commands.items()}
+    told = {name: _told(name, usage) for name in commands}
+    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](table, told)
+
+
+def _options(name: str, command: Command) -> Iterator[Option]:
+    """Yield a command's flags: from the table, or, of one that has its own, from its help."""
+    if name == "completion":
+        return
+    flags = [flag for flag in FLAGS if name in flag.commands]
+    for flag in flags:
+        values = VALUES.get((name, flag.name)) or (("True", "False") if flag.bare else _values(flag.key))
+        number = flag.key is not None and KEYS[flag.key].type in (int, float)
+        files = ".yml" if flag.name == "config" else None if number or values else ""
+        yield Option(flag.name, flag.help, values, "" if flag.name == "resume_ckpt" else files)
+    if flags:
+        yield Option("set", "any config key, as KEY=VALUE; repeatable")
+        return
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        command(["--help"])
+    for found in dict.fromkeys(re.findall(r"--(\w+)", text.getvalue().partition("usage:")[2])):
+        if found not in ("help", "debug", "ckpt_path"):
+            yield Option(found, "", files="")
+
+
+def _values(key: str | None) -> tuple[str, ...]:
+    """Return the few values that a config key takes; none where they are many."""
+    if key == "eval.scales":  # its flag is --multi_scale
+        return ("True", "False")
+    kind = KEYS[key].type if key else None
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if bool in kinds:
+        return ("True", "False")
+    return next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is typing.Literal), ())
+
+
+def _keys() -> dict[str, tuple[str, ...]]:
+    """Return the config keys that ``--set`` takes, with the values of those that have few."""
+    return {key: () if key == "eval.scales" else _values(key) for key in KEYS}
+
+
+def _told(name: str, usage: str) -> str:
+    found = re.search(rf"^  {name} +(.+?)(?:  |$)", usage, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _bash(table: Mapping[str, tuple[Option, ...]], told: Mapping[str, str]) -> str:
+    cases, flags = [], []
+    for name, options in table.items():
+        flags.append(f"    {name}) words='{' '.join(f'--{option.name}' for option in options)} --help' ;;")
+        for option in options:
+            if option.values:
+                cases.append(f"    '{name} --{option.name}') words='{' '.join(option.values)}' ;;")
+            elif option.files:
+                cases.append(f"    '{name} --{option.name}') ending='{option.files}' ;;")
+    keys = _keys()
+    values = [f"    {key}) words='{' '.join(values)}' ;;" for key, values in keys.items() if values]
+    return f"""# Completion of ocrnet for bash.
+_ocrnet() {{
+  local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} command=${{COMP_WORDS[1]}}
+  local words='' ending='' inside='' key='' i IFS=$' \\t\\n'
+  COMPREPLY=()
+  if (( COMP_CWORD == 1 )); then
+    COMPREPLY=($(compgen -W '{" ".join(table)} --help' -- "$current"))
+    return
+  fi
+  for (( i = 2; i < COMP_CWORD; i++ )); do
+    case ${{COMP_WORDS[i]}} in --set) inside=yes ;; --*) inside='' ;; esac
+  done
+  if [[ $inside && $current == = ]]; then current='' key=$before
+  elif [[ $inside && $before == = ]]; then key=${{COMP_WORDS[COMP_CWORD-2]}}
+  fi
+  if [[ $key ]]; then
+    case $key in
+{chr(10).join(values)}
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+    [[ $words ]] || {{ compopt -o filenames; IFS=$'\\n'; COMPREPLY=($(compgen -f -- "$current")); }}
+    return
+  fi
+  if [[ $inside && $current != -* ]]; then
+    compopt -o nospace
+    COMPREPLY=($(compgen -S = -W '{" ".join(keys)}' -- "$current"))
+    return
+  fi
+  case "$command $before" in
+{chr(10).join(cases)}
+    'completion completion') words='{" ".join(SHELLS)}' ;;
+  esac
+  [[ $words || $ending || $current != -* ]] || case $command in
+{chr(10).join(flags)}
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "$current"))
+  if [[ $ending || ! $words || $before == --resume_ckpt ]]; then
+    compopt -o filenames
+    IFS=$'\\n'
+    if [[ $ending ]]; then COMPREPLY+=($(compgen -d -- "$current"; compgen -f -X "!*$ending" -- "$current"))
+    else COMPREPLY+=($(compgen -f -- "$current"))
+    fi
+  fi
+}}
+complete -F _ocrnet ocrnet
+"""
+
+
+def _zsh(table: Mapping[str, tuple[Option, ...]], told: Mapping[str, str]) -> str:
+    def quoted(text: str) -> str:
+        return re.sub(r"([\[\]:])", r"\\\1", text).replace("'", "'\\''")
+
+    def spec(option: Option) -> str:
+        if option.name == "set":
+            return f"'*--set[{quoted(option.help)}]:*--*:KEY=VALUE:_ocrnet_keys'"
+        action = f"({' '.join(option.values)})" if option.values else "_files" if option.files is not None else " "
+        if option.files and not option.values:
+            action = f'_files -g "*{option.files}(-.)"'
+        return f"'--{option.name}[{quoted(option.help)}]:value:{action}'"
+
+    lines = []
+    for name, options in table.items():
+        rest = "'1:shell:(bash zsh fish)'" if name == "completion" else "'*:file:_files'"
+        lines.append(f"    {name}) _arguments {' '.join([*map(spec, options), rest])} ;;")
+    commands = " ".join(f"'{name}:{quoted(text)}'" for name, text in told.items())
+    values = [f"      {key}) compadd -- {' '.join(values)} ;;" for key, values in _keys().items() if values]
+    return f"""#compdef ocrnet
+# Completion of ocrnet for zsh.
+_ocrnet_keys() {{
+  local key=${{words[CURRENT]%%=*}}
+  if compset -P '*='; then
+    case $key in
+{chr(10).join(values)}
+      *) _files ;;
+    esac
+  else
+    compadd -q -S = -- {" ".join(_keys())}
+  fi
+}}
+_ocrnet() {{
+  local -a commands=({commands})
+  if (( CURRENT == 2 )); then
+    _describe command commands
+    return
+  fi
+  shift words
+  (( CURRENT-- ))
+  case $words[1] in
+{chr(10).join(lines)}
+  esac
+}}
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _ocrnet "$@"; else compdef _ocrnet ocrnet; fi
+"""
+
+
+def _fish(table: Mapping[str, tuple[Option, ...]], told: Mapping[str, str]) -> str:
+    def quoted(text: str) -> str:
+        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+    lines = ["# Completion of ocrnet for fish.", "complete -c ocrnet -e"]
+    for name, options in table.items():
+        lines.append(f"complete -c ocrnet -n __fish_use_subcommand -f -a {name} -d {quoted(told[name])}")
+        when = f"complete -c ocrnet -n '__fish_seen_subcommand_from {name}'"
+        for option in options:
+            if option.name == "set":
+                keys = [f"{key}={value}" for key, values in _keys().items() for value in values or [""]]
+                what = f"-x -a {quoted(' '.join(keys))}"
+            elif option.values:
+                what = f"-{'r' if option.files == '' else 'x'} -a {quoted(' '.join(option.values))}"
+            elif option.files:
+                what = f"-x -a '(__fish_complete_suffix {option.files})'"
+            else:
+                what = "-x" if option.files is None else "-r"
+            lines.append(f"{when} -l {option.name} {what} -d {quoted(option.help)}")
+    lines.append(f"complete -c ocrnet -n '__fish_seen_subcommand_from completion' -f -a '{' '.join(SHELLS)}'")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,21 @@
+"""`ocrnet convert`: convert weights from and to other implementations."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ocrnet.cli import flags
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import checkpoint, convert
+
+
+def main(argv: Sequence[str]) -> int:
+    """Turn weights of other implementations into a checkpoint, or a checkpoint into theirs."""
+    args = flags.parse("convert", argv)
+    for name in args.given:
+        raise OcrnetError(f"--set {name}: no effect on convert; the network comes from the weights")
+    source, meaning = checkpoint.resolve(flags.required(args, "input"))
+    output = Path(flags.required(args, "output"))
+    partial = flags.as_bool(args, "allow_partial")
+    lines = convert.convert(source, output, to=args.options.get("to"), allow_partial=partial)
+    print("\n".join([meaning, *lines] if meaning else lines))
+    return 0

@@ -1,0 +1,186 @@
+"""What `ocrnet doctor` looks at on a machine: versions, memory, disk, and one real training step on each device."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from ocrnet import architecture
+from ocrnet.architecture import Arch
+from ocrnet.cli.common import Parser
+from ocrnet.config import Config, Data, Eval
+from ocrnet.data.sampler import Sample
+from ocrnet.distributed.launcher import World
+from ocrnet.engines import factory
+from ocrnet.engines.tta import make_passes
+from ocrnet.tracking.run_dir import core_versions
+from ocrnet.utils import installed
+from ocrnet.utils.errors import OcrnetError
+
+GIB = 2**30
+STEP_SECONDS = 180
+PYTHONS = ((3, 10), (3, 13))
+SIZE = 64
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: ``ok`` is None where it is only told, ``remedy`` is what mends it."""
+
+    title: str
+    ok: bool | None
+    detail: str
+    remedy: str = ""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Look at this machine: versions, memory, devices, and one real step on each."""
+    parser = Parser(prog="ocrnet doctor", description=main.__doc__, allow_abbrev=False)
+    parser.parse_args(argv)
+    ill = False
+    for finding in examine():
+        print(text(finding), flush=True)
+        ill = ill or finding.ok is False
+    print("something needs mending: see !! above" if ill else "all is well")
+    return int(ill)
+
+
+def examine(folder: str = ".") -> Iterator[Finding]:
+    """Yield what is found on this machine; ``folder`` is where runs would be written."""
+    yield from versions()
+    yield Finding("processor", None, f"{os.cpu_count()} cores, {psutil.virtual_memory().total / GIB:.1f} GiB of memory")
+    yield from shared_memory(Path("/dev/shm"))
+    yield disk(folder)
+    if installed.installed("torch") or installed.installed("mindspore"):
+        for device in ("CPU", "GPU"):
+            for mix in (False, True):
+                yield from step(device, mix)
+
+
+def versions() -> Iterator[Finding]:
+    """Yield the versions of Python and of the packages, and what does not go together."""
+    python = sys.version_info[:2]
+    fits = PYTHONS[0] <= python <= PYTHONS[1]
+    remedy = "" if fits else "install Python 3.11, make a new environment with it: python3.11 -m venv .venv"
+    yield Finding("Python", fits, platform.python_version(), remedy)
+    for package, version in core_versions().items():
+        if package != "python":
+            yield Finding(package, None, version)
+    found = {name: _version(name) for name in ("torch", "mindspore")}
+    for name, found_version in found.items():
+        yield Finding(name, None, found_version or "not installed")
+    if not any(found.values()):
+        yield Finding("framework", False, "neither torch nor mindspore is installed", "pip install -r requirements.txt")
+    if found["mindspore"] and not np.__version__.startswith("1."):
+        mend = "pip install 'numpy<2' 'opencv-python-headless<5'"
+        yield Finding("mindspore", False, f"it needs NumPy below 2, {np.__version__} is installed", mend)
+    twice = [name for name in ("opencv-python", "opencv-python-headless") if _version(name)]
+    if len(twice) > 1:
+        mend = "pip uninstall -y opencv-python opencv-python-headless; pip install opencv-python-headless"
+        yield Finding("OpenCV", False, "opencv-python and opencv-python-headless overwrite each other", mend)
+
+
+def shared_memory(folder: Path) -> Iterator[Finding]:
+    """Yield the size of the shared memory that loader workers hand batches over in (Linux)."""
+    if folder.is_dir():
+        free = shutil.disk_usage(folder).free / GIB
+        remedy = "" if free >= 1 else "docker run --shm-size=8g ..., or train with --set num_workers=0"
+        yield Finding("shared memory", free >= 1, f"{free:.1f} GiB free at {folder}", remedy)
+
+
+def disk(folder: str) -> Finding:
+    """Return the room for runs: a W48 checkpoint with its momentum takes 0.6 GB, and six are kept."""
+    free = shutil.disk_usage(folder).free / GIB
+    remedy = "" if free >= 5 else "make room, give --save_dir on another disk, or --set keep_checkpoint=1"
+    return Finding("disk", free >= 5, f"{free:.1f} GiB free at {Path(folder).resolve()}", remedy)
+
+
+def step(device: str, mix: bool) -> Iterator[Finding]:
+    """Train one step and predict once on a device, in a process of its own: its crash or hang is a finding too."""
+    title = f"{device}, {'mixed precision' if mix else 'float32'}"
+    command = [sys.executable, "-m", "ocrnet.cli.doctor", device, str(mix)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STEP_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        yield Finding(title, False, f"no step within {STEP_SECONDS} s", "restart the machine or its GPU driver")
+        return
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if done.returncode == 0:
+        yield Finding(title, True, done.stdout.strip().splitlines()[-1])
+    elif device == "GPU" and done.returncode == 2 and not _nvidia():
+        if not mix:
+            yield Finding("GPU", None, "no NVIDIA GPU on this machine")
+    elif device == "GPU" and done.returncode == 2:
+        mend = (
+            "install the PyTorch build for your driver's CUDA version (the selector on pytorch.org gives the command)"
+        )
+        yield Finding(title, False, f"there is an NVIDIA GPU, but: {last}", mend)
+    else:
+        mend = "reinstall the framework: pip install --force-reinstall torch"
+        yield Finding(title, False, f"exit status {done.returncode}: {last}", mend)
+
+
+def text(finding: Finding) -> str:
+    """Return one finding as people read it: OK, !! or -- in front, the remedy on a line of its own."""
+    mark = {True: "OK", False: "!!", None: "--"}[finding.ok]
+    line = f"{mark}  {finding.title}: {finding.detail}"
+    return line + (f"\n      mend: {finding.remedy}" if finding.remedy else "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _nvidia() -> bool:
+    return Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
+
+
+class _Stream:
+    """A training stream of noise."""
+
+    channels = 16
+
+    def __getitem__(self, number: int) -> Sample:
+        rng = np.random.default_rng(number)
+        image = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+        return Sample(image, rng.integers(0, 2, (SIZE, SIZE)).astype(np.uint8), np.ones(16, bool))
+
+
+def _one_step(device: str, mix: bool) -> str:
+    """Train and predict once on ``device`` with two loader workers; return what was done."""
+    arch = Arch(width=6, blocks=1, modules=(1, 1, 1), num_classes=2, channels=16, key_channels=8)
+    data = Data(crop_size=(SIZE, SIZE))
+    cfg = Config(device_target=device, mix=mix, num_workers=2, total_step=2, warmup_step=0, data=data)  # type: ignore[arg-type]
+    opened = factory.open_engine(cfg, arch, world=World(), stream=_Stream())  # type: ignore[arg-type]
+    try:
+        opened.restore(architecture.init(arch, 0), 0)
+        begun = time.perf_counter()
+        stats = opened.train(2)
+        opened.predict(np.zeros((1, SIZE, SIZE, 3), np.uint8), make_passes(Eval(), (SIZE, SIZE)))
+        if not stats.finite.all():
+            raise OcrnetError(f"the loss of a training step is not finite: {stats.loss.tolist()}")
+    finally:
+        opened.close()
+    chosen = [line for line in opened.decisions if line.startswith(("device", "mix"))]
+    return f"{', '.join(chosen)}; trained and predicted in {time.perf_counter() - begun:.1f} s"
+
+
+if __name__ == "__main__":
+    try:
+        print(_one_step(sys.argv[1], sys.argv[2] == "True"))
+    except OcrnetError as problem:
+        print(problem, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,115 @@
+"""`ocrnet eval`: score a checkpoint on the validation split."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ocrnet import config, weights
+from ocrnet.cli import flags
+from ocrnet.cli.common import world_of_launcher
+from ocrnet.cloud import pull
+from ocrnet.cloud import resume as cloud_resume
+from ocrnet.cloud.cache import Speaker
+from ocrnet.cloud.factory import open_store
+from ocrnet.cloud.push import RESULTS, Push, Pushing, check_writable
+from ocrnet.config import Config
+from ocrnet.data.datasets import Dataset, cache
+from ocrnet.data.image_io import write_png
+from ocrnet.data.visualize import side_by_side
+from ocrnet.distributed.launcher import World
+from ocrnet.engines import collectives
+from ocrnet.evaluation.evaluator import evaluate
+from ocrnet.evaluation.metrics import Scores, as_dict, constant_answer, table
+from ocrnet.export.open import as_weights, open_engine, read
+from ocrnet.tracking.run_dir import Run, core_versions
+from ocrnet.train.setup import VAL, differences, identities, open_split
+from ocrnet.utils import urls
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import checkpoint, convert
+
+PUSHED_BY_EVAL = (*RESULTS, "visualize/*")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Score a checkpoint on the validation split; the architecture comes from the file."""
+    args = flags.parse("eval", argv)
+    cfg, notes = flags.load_config(args)
+    show = flags.as_bool(args, "visualize")
+    world = world_of_launcher()
+    path, meaning = checkpoint.resolve(_checkpoint_to_score(args, cfg, world))
+    cfg, pulled = pull.dataset(cfg, Speaker(world))
+    given = read(path, cfg)
+    found = as_weights(given)
+    dataset = open_split(cfg, "val")
+    notes += [*pulled, meaning] if meaning else pulled
+    notes += [*found.notes, *differences(cfg, found.arch, path)]
+    cfg, said = convert.normalised(cfg, found)
+    notes += said
+    if found.arch.num_classes != len(dataset.classes):
+        raise OcrnetError(
+            f"{path} answers {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
+            f"{len(dataset.classes)}; give the dataset it was trained for"
+        )
+    sets, room = cache.prepare(cfg.data.cache_dir, {VAL: dataset})
+    store = open_store(urls.parse("train_url", cfg.train_url), cfg.cloud) if cfg.train_url else None
+    with Pushing(cfg.cloud) as pushing:
+        engine = open_engine(cfg, given, world=world)
+        try:
+            if world.size > 1:
+                seen = {"checkpoint": weights.identity(found), **config.of_all_ranks(cfg)}
+                collectives.check_same(engine, seen | identities(sets))
+            with collectives.together(engine):
+                engine.restore(found.tensors, found.meta.get("step", 0))
+                run = Run(cfg.save_dir, rank=world.rank, name="eval")
+                if store is not None and run.writes:
+                    check_writable(store, cfg.cloud, run.say)
+                    cloud_resume.bring_results(cfg, store, run.say)
+                    pushing.begin(Push(store, run.folder, cfg.cloud, keep=0, patterns=PUSHED_BY_EVAL), run.say)
+                for line in [*engine.decisions, *notes, *_what(cfg, path, dataset), *room]:
+                    run.say(line)
+                shower = _shower(dataset, run.folder / "visualize") if show else None
+            scores = evaluate(engine, sets[VAL], cfg, how=cfg.eval, show=shower, say=run.say)
+        finally:
+            engine.close()
+        how = {"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide}
+        row = {"kind": "eval", "step": found.meta.get("step", 0), "checkpoint": str(path), **how, **as_dict(scores)}
+        run.record(row | {"versions": core_versions() | dict(engine.versions)})
+        return _verdict(cfg, scores, dataset, run)
+
+
+def _checkpoint_to_score(args: flags.Args, cfg: Config, world: World) -> str | Path:
+    given = args.options.get("checkpoint_path")
+    if given is not None and cfg.ckpt_url:
+        raise OcrnetError(f"--checkpoint_path {given} and ckpt_url {cfg.ckpt_url} both name a checkpoint; keep one")
+    return pull.weights_file(cfg, Speaker(world)) or flags.required(args, "checkpoint_path")
+
+
+def _verdict(cfg: Config, scores: Scores, dataset: Dataset, run: Run) -> int:
+    """Say the scores, and return the exit status: 1 where they are not what the config expects."""
+    run.say(table(scores))
+    answer, mean_iou = constant_answer(scores)
+    run.say(f"for comparison: always answering '{dataset.classes.names[answer]}' has mIoU {100 * mean_iou:.2f}")
+    if cfg.expect is None:
+        return 0
+    verdict = "reached" if scores.mean_iou >= cfg.expect else "NOT reached"
+    run.say(f"expect: mIoU of at least {100 * cfg.expect:.2f}: {verdict}")
+    return int(not scores.mean_iou >= cfg.expect)
+
+
+def _what(cfg: Config, path: Path, dataset: Dataset) -> list[str]:
+    windows = "whole image" if cfg.eval.slide is None else "windows of {}x{}".format(*cfg.eval.slide)
+    return [
+        f"checkpoint: {path}",
+        f"images: {len(dataset)} of {cfg.data.name} val at {cfg.data.dataset_dir}",
+        f"scales: {list(cfg.eval.scales)}, flip: {cfg.eval.flip}, {windows}",
+    ]
+
+
+def _shower(dataset: Dataset, folder: Path) -> Callable:
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def show(index: int, image, prediction, truth) -> None:  # type: ignore[no-untyped-def]
+        classes = dataset.classes
+        picture = side_by_side(image, prediction, truth, palette=classes.palette, names=classes.names)
+        write_png(folder / f"{dataset.name(index).replace('/', '_')}.png", picture)
+
+    return show

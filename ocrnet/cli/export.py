@@ -1,0 +1,36 @@
+"""`ocrnet export`: write a checkpoint for another runtime."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ocrnet.cli import flags
+from ocrnet.export import triton
+from ocrnet.export.exporter import Wish, export
+from ocrnet.train.setup import open_split
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import checkpoint
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write a checkpoint for another runtime, run it there, and compare its answers with the checkpoint's."""
+    args = flags.parse("export", argv)
+    options = args.options
+    path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
+    wish = Wish(
+        checkpoint=path,
+        output=Path(flags.required(args, "output")),
+        size=flags.as_size(args, "size", None),
+        dynamic=flags.as_bool(args, "dynamic"),
+        num_images=flags.as_number(args, "num_images", Wish.num_images),
+        tolerance=flags.as_number(args, "tolerance", None),
+        **{name: options.get(name) for name in ("format", "precision", "input", "outputs", "calibration", "images")},
+    )
+    if "config" not in options and args.given:
+        raise OcrnetError(f"--set {next(iter(args.given))}: no effect on export without --config")
+    labelled = open_split(flags.load_config(args)[0], "val") if "config" in options else None
+    for line in ([meaning] if meaning else []) + [f"checkpoint: {path}"]:
+        print(line, flush=True)
+    write = triton.export_repository if wish.format == triton.FORMAT else export
+    figures = write(wish, labelled, lambda line: print(line, flush=True))
+    print(f"wrote {wish.output} and its card: {figures.text()}")
+    return 0

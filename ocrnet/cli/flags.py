@@ -1,0 +1,342 @@
+"""The public flags as one table, and how they become values of the config. A test freezes the table."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ocrnet import config
+from ocrnet.config import Config, loader
+from ocrnet.config.loader import KEYS, Given
+from ocrnet.utils.errors import OcrnetError, nearest
+
+RUN = ("train", "eval")
+ENGINE = (*RUN, "predict", "submit", "report", "serve")
+
+# What ModelArts adds to the command of a job, according to its documentation (framework images, its runner, its
+# training service), and what the public MindSpore scripts take from it; ranks are known from the environment.
+MODELARTS = (
+    "init_method", "rank", "world_size", "local_rank", "local_size", "num_gpus", "launcher",
+    "task_index", "job_name", "ps_hosts", "worker_hosts", "data_dir",
+)  # fmt: skip
+
+# What a command takes without a flag before it.
+POSITIONAL = {
+    "predict": ("source", "an image, a video, a folder, a pattern in quotes, or the http(s) url of an image"),
+}
+
+# What a command takes one or more of without a flag before them.
+SEVERAL = {"report": ("run", "the folder of a run, or of an evaluation; several are compared")}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: the commands that take it, the config key it sets (none: its own meaning), its help.
+
+    A ``bare`` flag may stand alone, which means True.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+    key: str | None
+    help: str
+    alias: str | None = None
+    bare: bool = False
+
+
+FLAGS = (
+    Flag(
+        "config",
+        (*RUN, "check", "submit", "export"),
+        None,
+        "YAML file of the run, for example config/ocrnet/config_ocrnet_hrw48_16k.yml",
+    ),
+    Flag("device_target", ENGINE, "device_target", "CPU, GPU or Ascend; default: what is there"),
+    Flag("engine", ENGINE, "engine", "auto, torch or mindspore"),
+    Flag("mix", ENGINE, "mix", "mixed precision, True or False"),
+    Flag("amp_level", RUN, "amp_level", "mindspore engine: what mix means, auto, O0, O1, O2 or O3"),
+    Flag("ms_mode", RUN, "ms_mode", "mindspore engine: graph (compiled) or pynative (op by op)"),
+    Flag("save_dir", RUN, "save_dir", "folder of the run"),
+    Flag(
+        "checkpoint_path",
+        ("eval", "predict", "submit", "export", "report", "serve"),
+        None,
+        "checkpoint file, or a folder: its newest valid one; eval, predict, submit, serve: an exported file too",
+        "ckpt_path",
+    ),
+    Flag("input", ("convert",), None, "weights of any implementation, or a checkpoint of ours"),
+    Flag(
+        "output",
+        ("predict", "submit", "export", "convert", "report"),
+        None,
+        "where the results go (predict: a folder, submit: a .zip, else a file; report: RUN/report.html without it)",
+    ),
+    Flag(
+        "save",
+        ("predict",),
+        None,
+        "which results, with commas between: overlay, indices, labelIds, color, side, confidence, json",
+    ),
+    Flag("offline", ("predict",), None, "download nothing: a url is an error", bare=True),
+    Flag("split", ("submit",), None, "test or val; default test"),
+    Flag("verify", ("submit",), None, "a .zip to look through instead of writing one"),
+    Flag("to", ("convert",), None, "another implementation's names, instead of ours: hrnet, mmseg or mindspore"),
+    Flag("allow_partial", ("convert",), None, "take what fits, and fresh values for what is missing", bare=True),
+    Flag("size", ("export",), None, "height and width that the network is exported for, as [1024, 2048]"),
+    Flag(
+        "format",
+        ("export",),
+        None,
+        "onnx, openvino, torchscript, torch_export, mindir, tensorrt or triton (a folder); default: --output's",
+    ),
+    Flag("dynamic", ("export",), None, "True: any batch, height and width", bare=True),
+    Flag("input", ("export",), None, "uint8 (images as they are) or normalised (float32 N,3,H,W)"),
+    Flag("outputs", ("export",), None, "labels, probabilities, or logits at a quarter of the size"),
+    Flag("precision", ("export",), None, "float32, float16 (openvino) or int8 (onnx, openvino)"),
+    Flag("calibration", ("export",), None, "int8: a folder of images like those the network will see"),
+    Flag("images", ("export",), None, "a folder of images to compare on; default: synthetic street scenes"),
+    Flag("images", ("report",), None, "how many validation images to look at, evenly spread, 0: all; default 0"),
+    Flag("curves_only", ("report",), None, "True: without looking at the validation images", bare=True),
+    Flag("watch", ("report",), None, "write the curves anew every few seconds, until the run is done", bare=True),
+    Flag("num_images", ("export",), None, "how many images to compare on, 0: all; default 8"),
+    Flag("tolerance", ("export",), None, "how far the logits may be apart, of the largest; default by precision"),
+    Flag(
+        "multi_scale",
+        ("eval", "predict", "submit"),
+        "eval.scales",
+        "True: average over scales 0.5 0.75 1 1.25 1.5 1.75",
+    ),
+    Flag("flip", ("eval", "predict", "submit"), "eval.flip", "True: average with the mirrored image"),
+    Flag("visualize", ("eval",), None, "True: write overlays beside the truth to SAVE_DIR/visualize"),
+    Flag("resume_ckpt", ("train",), None, "checkpoint to go on from, or auto: the newest valid one in save_dir"),
+    Flag("batch_size", ("train",), "batch_size", "crops per card"),
+    Flag("seed", ("train",), "seed", "seed of weights, order and augmentation"),
+    Flag("log_interval", ("train",), "log_interval", "steps between log lines"),
+    Flag("run_eval", ("train",), "run_eval", "evaluate while training, True or False"),
+    Flag("lr_init", ("train",), "lr_init", "highest learning rate"),
+    Flag("enable_modelarts", RUN, "enable_modelarts", "True on ModelArts: the flags that it adds are passed over"),
+    Flag("data_url", RUN, "data_url", "where the dataset is: obs://, s3://, file://, or a path"),
+    Flag("train_url", RUN, "train_url", "where results are pushed: obs://, s3://, file://, or a path"),
+    Flag("ckpt_url", RUN, "ckpt_url", "where the weights to begin from, or to score, are"),
+    Flag("host", ("serve",), None, "address to serve at; default 127.0.0.1, which this machine alone reaches"),
+    Flag("port", ("serve",), None, "port, 0: one that is free; default 8000"),
+    Flag("max_batch", ("serve",), None, "images that are looked at together; default 8, on a CPU 1"),
+    Flag("batch_wait", ("serve",), None, "seconds that an image waits for others of its size; default 0.005"),
+    Flag("max_requests", ("serve",), None, "requests in work at a time, more are told to try again; default 64"),
+    Flag("timeout", ("serve",), None, "seconds until a request is given up; default 60"),
+    Flag("max_megabytes", ("serve",), None, "MB that an image file may have; default 20"),
+    Flag("max_megapixels", ("serve",), None, "megapixels that an image may have; default 16"),
+    Flag("token_file", ("serve",), None, "file with the token that requests must bring; or OCRNET_SERVE_TOKEN"),
+    Flag("dry_run", ("train",), None, "say what would be done, at what cost, check the data, and stop", bare=True),
+)
+
+
+@dataclass(frozen=True)
+class Args:
+    """What stood on the command line: config values, and the flags that are not config keys."""
+
+    given: dict[str, Given]
+    options: dict[str, str]
+    added: tuple[str, ...] = ()  # flags of MODELARTS
+    inputs: tuple[str, ...] = ()  # what SEVERAL names
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise OcrnetError(message)
+
+
+def parse(command: str, argv: Sequence[str]) -> Args:
+    """Read the arguments of a command; an unknown flag is an `OcrnetError` that names the nearest one."""
+    flags = [flag for flag in FLAGS if command in flag.commands]
+    parser = _parser(command, flags)
+    names = [action for flag in flags for action in (flag.name, flag.alias) if action] + ["set"]
+    tokens = _spread_sets(argv)
+    if command in SEVERAL:
+        tokens = _bare(tokens, [f"--{flag.name}" for flag in flags if flag.bare])
+        known, unknown = parser.parse_known_intermixed_args(tokens)
+    else:
+        known, unknown = parser.parse_known_args(tokens)
+    if unknown:
+        stray = unknown[0]
+        hint = nearest(stray.split("=")[0].lstrip("-"), names).replace("'", "'--", 1) if stray.startswith("-") else ""
+        if (name := stray.split("=")[0].lstrip("-")) in KEYS and stray.startswith("--"):
+            hint = f"; {name} is a config key: --set {name}=VALUE"
+        what = "unknown flag" if stray.startswith("-") else "unexpected argument"
+        if stray.endswith("]"):
+            hint = "; a value with spaces needs quotes: --set 'data.crop_size=[512, 1024]'"
+        elif command == "predict" and not stray.startswith("-"):
+            hint = "; give one source: a folder, or a pattern in quotes, as in ocrnet predict 'photos/*.jpg'"
+        raise OcrnetError(f"{what} '{stray}'{hint} (all flags: ocrnet {command} --help)")
+    texts = {flag.name: _once(flag.name, values) for flag in flags if (values := getattr(known, flag.name))}
+    for name, text in texts.items():
+        if not text:
+            raise OcrnetError(f"--{name} is empty; give a value, or leave the flag out")
+    given = _from_sets(known.set)
+    for flag in flags:
+        if flag.key and flag.name in texts:
+            _merge(given, flag.key, Given(_flag_value(flag, texts[flag.name]), f"--{flag.name}"))
+    options = {flag.name: os.path.expanduser(texts[flag.name]) for flag in flags if not flag.key and flag.name in texts}
+    for name in {"checkpoint_path", "resume_ckpt"} & options.keys():
+        if "://" in options[name]:
+            raise OcrnetError(
+                f"--{name} {options[name]}: must be a path on this machine; train and eval take a url as --ckpt_url"
+            )
+    if command in POSITIONAL:
+        name = POSITIONAL[command][0]
+        options[name] = os.path.expanduser(getattr(known, name))
+    added = [name for name in MODELARTS if getattr(known, name)] if command in RUN else []
+    inputs = tuple(map(os.path.expanduser, getattr(known, SEVERAL[command][0]))) if command in SEVERAL else ()
+    return Args(given, options, tuple(added), inputs)
+
+
+def _parser(command: str, flags: Sequence[Flag]) -> _Parser:
+    parser = _Parser(prog=f"ocrnet {command}", allow_abbrev=False, epilog="--debug: show the traceback of an error")
+    if command in POSITIONAL:
+        name, text = POSITIONAL[command]
+        parser.add_argument(name, help=text, metavar=name.upper())
+    if command in SEVERAL:
+        name, text = SEVERAL[command]
+        parser.add_argument(name, help=text, metavar=name.upper(), nargs="+")
+    for flag in flags:
+        names = [f"--{name}" for name in (flag.name, flag.alias) if name]
+        bare: dict[str, Any] = {"nargs": "?", "const": "True"} if flag.bare else {}
+        parser.add_argument(*names, dest=flag.name, help=flag.help, action="append", metavar="VALUE", **bare)
+    for name in MODELARTS if command in RUN else ():
+        parser.add_argument(f"--{name}", action="append", help=argparse.SUPPRESS)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key; repeatable")
+    return parser
+
+
+def as_bool(args: Args, name: str) -> bool:
+    """Return the value of a True / False flag that is not a config key; not given, it is False."""
+    text = args.options.get(name, "False")
+    return _bool(name, text)
+
+
+def as_size(args: Args, name: str, default: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return the value of a height-and-width flag that is not a config key: [H, W] or H,W."""
+    if name not in args.options:
+        return default
+    text = args.options[name]
+    value = loader.parse_value(text if text.startswith("[") else f"[{text}]")
+    if not isinstance(value, list) or len(value) != 2 or not all(type(side) is int and side >= 32 for side in value):
+        raise OcrnetError(f"--{name} is {text!r}, but must be [height, width], each at least 32")
+    return value[0], value[1]
+
+
+def as_number(args: Args, name: str, default: Any) -> Any:
+    """Return the value of a flag that is a number from 0, whole where its default is."""
+    if name not in args.options:
+        return default
+    value = loader.parse_value(args.options[name])
+    kinds = (int,) if isinstance(default, int) else (int, float)
+    if type(value) not in kinds or not value >= 0:
+        what = "a whole number" if kinds == (int,) else "a number"
+        raise OcrnetError(f"--{name} is {args.options[name]!r}, but must be {what} of at least 0")
+    return value
+
+
+def _bool(name: str, text: str) -> bool:
+    value = loader.parse_value(text)
+    if not isinstance(value, bool):
+        raise OcrnetError(f"--{name} is {text!r}, but must be True or False")
+    return value
+
+
+def required(args: Args, name: str) -> str:
+    """Return the value of a flag that must be given."""
+    if name not in args.options:
+        what = next(flag.help for flag in FLAGS if flag.name == name)
+        raise OcrnetError(f"--{name} is required: {what}")
+    return args.options[name]
+
+
+def load_config(args: Args) -> tuple[Config, list[str]]:
+    """Return the config of YAML and command line, and the sentences to say about what was adjusted."""
+    given = loader.read_yaml(required(args, "config")) | args.given
+    cfg = loader.build(given)
+    notes = []
+    if "total_step" in args.given and "warmup_step" not in args.given and cfg.warmup_step > cfg.total_step // 10:
+        short = cfg.total_step // 10
+        notes.append(f"warmup_step: {short} instead of {cfg.warmup_step}, a tenth of the shortened run")
+        cfg = loader.build(given | {"warmup_step": Given(short, "total_step")})
+    config.check(cfg)
+    notes += _of_modelarts(cfg, args.added)
+    for name in ("eval_interval", "save_interval", "log_interval"):
+        if getattr(cfg, name) > cfg.total_step:
+            notes.append(f"{name}: {getattr(cfg, name)} is longer than the run, so: at its end")
+    return cfg, notes
+
+
+def _of_modelarts(cfg: Config, added: Sequence[str]) -> list[str]:
+    """Return what to say about the flags of ModelArts; they are a mistake anywhere else."""
+    if added and not cfg.enable_modelarts:
+        raise OcrnetError(
+            f"unknown flag '--{added[0]}'; where ModelArts adds it, set enable_modelarts: True, and it is passed over"
+        )
+    notes = [f"enable_modelarts: passed over: {', '.join(f'--{name}' for name in added)}"] if added else []
+    if cfg.enable_modelarts and not (cfg.data_url or cfg.train_url):
+        notes.append("enable_modelarts: no effect without data_url or train_url; results stay in save_dir")
+    return notes
+
+
+def _bare(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Have a bare flag keep away from what is no value of its own: in ``--watch run``, the run."""
+    after = [*argv[1:], ""]
+    return [
+        f"{token}=True" if token in names and not isinstance(loader.parse_value(behind), bool) else token
+        for token, behind in zip(argv, after, strict=False)
+    ]
+
+
+def _spread_sets(argv: Sequence[str]) -> list[str]:
+    """Turn ``--set a=1 b=2`` into ``--set a=1 --set b=2``; a token without '=' ends the list."""
+    spread: list[str] = []
+    inside = False
+    for token in argv:
+        if token == "--set":
+            inside = True
+            continue
+        inside = inside and "=" in token and not token.startswith("--")
+        spread += [f"--set={token}"] if inside else [token]
+    if argv and argv[-1] == "--set":
+        raise OcrnetError("--set needs KEY=VALUE after it")
+    return spread
+
+
+def _from_sets(pairs: list[str]) -> dict[str, Given]:
+    given: dict[str, Given] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise OcrnetError(f"--set {pair}: must be KEY=VALUE")
+        loader.known(name, "--set")
+        _merge(given, name, Given(_text_or_value(name, text), "--set"))
+    return given
+
+
+def _text_or_value(name: str, text: str) -> Any:
+    return text if KEYS[name].type is str else loader.parse_value(text)
+
+
+def _flag_value(flag: Flag, text: str) -> Any:
+    if flag.name == "multi_scale":
+        return list(config.EVAL_SCALES) if _bool(flag.name, text) else [1.0]
+    return _text_or_value(flag.key or "", text)
+
+
+def _merge(given: dict[str, Given], name: str, new: Given) -> None:
+    old = given.get(name)
+    if old is not None and old.value != new.value:
+        raise OcrnetError(
+            f"{name} is given twice: {old.value!r} by {old.source} and {new.value!r} by {new.source}; keep one"
+        )
+    given[name] = new
+
+
+def _once(name: str, values: list[str]) -> str:
+    if len(set(values)) > 1:
+        raise OcrnetError(f"--{name} is given twice: {' and '.join(map(repr, values))}; keep one")
+    return values[0]

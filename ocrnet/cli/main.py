@@ -1,0 +1,115 @@
+"""The console command `ocrnet`: dispatch to the commands, and their exit status."""
+
+import select
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from ocrnet.cli import (
+    bench,
+    check,
+    completion,
+    convert,
+    doctor,
+    export,
+    predict,
+    report,
+    serve,
+    submit,
+    synthetic,
+    train,
+)
+from ocrnet.cli import eval as eval_command
+from ocrnet.cli.common import Parser, rank_prefix
+from ocrnet.tracking.run_dir import silence
+from ocrnet.utils import urls
+from ocrnet.utils.errors import OcrnetError, nearest, printable
+from ocrnet.utils.signals import Stopped
+from ocrnet.utils.version import __version__
+
+USAGE = """usage: ocrnet COMMAND [FLAGS]
+
+commands:
+  train      train a network             ocrnet train --config config/ocrnet/config_ocrnet_hrw48_16k.yml --mix True
+  eval       score a checkpoint          ocrnet eval --config CONFIG --checkpoint_path output
+  predict    segment images and videos   ocrnet predict photo.jpg --checkpoint_path output
+  submit     zip for Cityscapes' server  ocrnet submit --config CONFIG --checkpoint_path output --output test.zip
+  serve      a web page and an HTTP API  ocrnet serve --checkpoint_path output
+  export     write it for a runtime      ocrnet export --checkpoint_path output --output ocrnet.onnx
+  convert    weights from or to others   ocrnet convert --input model.pdparams --output model.safetensors
+  bench      time checkpoints and files  ocrnet bench --checkpoint_path output ocrnet.onnx
+  report     a run as a page             ocrnet report output
+  check      look through a dataset      ocrnet check --config CONFIG --set data.dataset_dir=FOLDER
+  doctor     look at this machine        ocrnet doctor
+  synthetic  write a made-up Cityscapes  ocrnet synthetic scenes
+  completion flags by TAB in your shell  ocrnet completion bash
+
+ocrnet COMMAND --help lists the flags of a command. --debug shows the traceback of an error.
+ocrnet --version says which one this is."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status.
+
+    0; 1 where something that was looked at is not as it should be; 2 after a mistake, which is said on stderr; 143,
+    130, 129 or 138 after SIGTERM, SIGINT, SIGHUP or SIGUSR1; 141 where nobody read on.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    argv = [token for token in given if token != "--debug"]
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(USAGE)
+            return 0 if argv else 2
+        if argv[0] == "--version":
+            print(f"ocrnet {__version__}")
+            return 0
+        if argv[0] not in COMMANDS:
+            raise OcrnetError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)} ({', '.join(COMMANDS)})")
+        return COMMANDS[argv[0]](argv[1:])
+    except OcrnetError as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        print(f"error: {rank_prefix()}{printable(urls.scrub(str(error)), lines=True)}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        silence()
+        return 128 + 13
+    except Stopped as stop:
+        return stop.status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _nobody_reads() -> bool:
+    """Say whether the reader of stdout is gone, as in `ocrnet check | head`."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in pipe.poll(0))
+
+
+def run_completion(argv: Sequence[str]) -> int:
+    """Print what makes a shell complete commands, flags, values and files."""
+    parser = Parser(prog="ocrnet completion", description=run_completion.__doc__, allow_abbrev=False)
+    parser.add_argument("shell", choices=completion.SHELLS)
+    print(completion.script(parser.parse_args(argv).shell, COMMANDS, USAGE), end="")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train.main,
+    "eval": eval_command.main,
+    "predict": predict.main,
+    "submit": submit.main,
+    "serve": serve.main,
+    "export": export.main,
+    "convert": convert.main,
+    "bench": bench.main,
+    "report": report.main,
+    "check": check.main,
+    "doctor": doctor.main,
+    "synthetic": synthetic.main,
+    "completion": run_completion,
+}

@@ -1,0 +1,60 @@
+"""The command `ocrnet predict`: its flags, and what it says."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ocrnet import config
+from ocrnet.cli import flags
+from ocrnet.config import loader
+from ocrnet.predict.model import load
+from ocrnet.predict.predictor import Job, predict, text
+from ocrnet.predict.sources import find
+from ocrnet.predict.writers import DEFAULT, DEFAULT_OF_VIDEO, PICTURES, parse_save
+from ocrnet.utils.errors import OcrnetError, printable
+from ocrnet.utils.signals import Stopped, StopRequest
+from ocrnet.weights import checkpoint
+
+OUTPUT = "predictions"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Segment images and videos into files."""
+    args = flags.parse("predict", argv)
+    cfg = loader.build(args.given)
+    config.check(cfg)
+    without = [name for name in args.given if name not in ("device_target", "engine", "mix") and name[:5] != "eval."]
+    if without:
+        raise OcrnetError(f"--set {without[0]}: no effect on predict; the network comes from the checkpoint")
+    path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
+    save, output = parse_save(args.options.get("save")), Path(args.options.get("output", OUTPUT))
+    # A wrong path is told before weights are read.
+    sources = find(args.options["source"], output, offline=flags.as_bool(args, "offline"))
+    model = load(path, engine=cfg.engine, device_target=cfg.device_target, mix=cfg.mix)
+    for line in [*model.decisions, *([meaning] if meaning else []), f"checkpoint: {path}", *model.notes]:
+        _say(line)
+
+    def check() -> None:
+        if stop():
+            raise Stopped(stop())
+
+    with StopRequest(what="stopping; what is done stays") as stop:
+        report = predict(Job(model, output, cfg.eval, save, _say, check), sources)
+    print(text(report))
+    _say(f"{report.written} predicted into {output}: {_kinds(save, {source.kind for source in sources})}")
+    if report.problems:
+        print(f"{len(report.problems)} not readable:", *map(printable, report.problems), sep="\n  ", file=sys.stderr)
+    return int(bool(report.problems))
+
+
+def _say(line: str) -> None:
+    print(printable(line), flush=True)
+
+
+def _kinds(save: Sequence[str] | None, sources: set[str]) -> str:
+    """Say what lies in the results' folder."""
+    usual = [kind for kind in DEFAULT if "image" in sources or kind in DEFAULT_OF_VIDEO]
+    kinds = usual if save is None else save
+    parts = [f"{kind}/ ({PICTURES[kind]})" for kind in kinds if kind != "json"]
+    areas = ["areas.json (pixels and share of each class)"] if "json" in kinds else []
+    return ", ".join([*parts, *areas, "legend.png"])

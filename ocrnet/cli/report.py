@@ -1,0 +1,29 @@
+"""`ocrnet report`: write a run as an HTML page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ocrnet.cli import flags
+from ocrnet.cli.common import say
+from ocrnet.report import build as report
+from ocrnet.utils.errors import printable
+from ocrnet.weights import checkpoint
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write what runs reached as one HTML file, and of a single run a model card; or follow runs under way."""
+    args = flags.parse("report", argv)
+    path = args.options.get("checkpoint_path")
+    output = args.options.get("output")
+    order = report.Order(
+        runs=[Path(run) for run in args.inputs],
+        output=Path(output) if output else None,
+        wish=report.Wish(args.given, checkpoint.resolve(path)[0] if path else None, flags.as_number(args, "images", 0)),
+        curves_only=flags.as_bool(args, "curves_only"),
+    )
+    if flags.as_bool(args, "watch"):
+        print(f"wrote {printable(str(report.watch(order, say)))}")
+        return 0
+    written = report.make(order, say)
+    print(f"wrote {printable(' and '.join(map(str, written)))}")
+    return 0

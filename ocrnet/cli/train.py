@@ -1,0 +1,24 @@
+"""`ocrnet train`: train a network."""
+
+from collections.abc import Sequence
+
+from ocrnet.cli import flags
+from ocrnet.cli.common import world_of_launcher
+from ocrnet.cloud import pull
+from ocrnet.cloud.cache import Speaker
+from ocrnet.train.setup import rehearse, train
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the command line says."""
+    args = flags.parse("train", argv)
+    cfg, notes = flags.load_config(args)
+    world = world_of_launcher()
+    resume = args.options.get("resume_ckpt")
+    cfg, pulled = pull.dataset(cfg, Speaker(world))
+    cfg, begin_from, taken = pull.begin_from(cfg, resume, Speaker(world))
+    notes += [*pulled, *taken]
+    if flags.as_bool(args, "dry_run"):
+        return int(bool(rehearse(cfg, notes=notes, world=world)))
+    train(cfg, notes=notes, resume=resume, world=world, begin_from=begin_from)
+    return 0

@@ -1,0 +1,87 @@
+"""A store in a folder on a disk of this machine, or one that several machines share."""
+
+import contextlib
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from ocrnet.cloud.store import Item, StoreError, whole
+
+
+class FolderStore:
+    """A folder on a disk of this machine, or one that several machines share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.url = folder, str(folder)
+
+    def list(self, prefix: str = "") -> list[Item]:
+        """Return the files below, hidden ones left out."""
+        place = self.folder / prefix.rpartition("/")[0]
+        found = []
+        for parent, folders, files in os.walk(place, onerror=_raise_unless_missing):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for path in (Path(parent) / name for name in files if not name.startswith(".")):
+                name = path.relative_to(self.folder).as_posix()
+                if name.startswith(prefix) and (item := self.stat(name)):
+                    found.append(item)
+        return sorted(found, key=lambda item: item.name)
+
+    def stat(self, name: str) -> Item | None:
+        """Return one file; its etag is the time of its last change."""
+        try:
+            status = (self.folder / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _of_folder(error) from error
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return Item(name, status.st_size, str(status.st_mtime_ns))
+
+    def read(self, name: str, start: int, length: int) -> bytes:
+        """Return a part of a file."""
+        try:
+            with (self.folder / name).open("rb") as file:
+                file.seek(start)
+                return whole(file.read(length), length)
+        except OSError as error:
+            raise _of_folder(error) from error
+
+    def upload(self, source: Path | bytes, name: str) -> None:
+        """Copy beside, flush to the disk and rename."""
+        target = self.folder / name
+        draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                if isinstance(source, bytes):
+                    file.write(source)
+                else:
+                    with source.open("rb") as content:
+                        shutil.copyfileobj(content, file, 1 << 20)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, target)
+        except OSError as error:
+            raise _of_folder(error) from error
+        finally:
+            with contextlib.suppress(OSError):  # what is to be told is told already
+                draft.unlink()
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        try:
+            (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _of_folder(error) from error
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise _of_folder(error)
+
+
+def _of_folder(error: OSError) -> StoreError:
+    final = isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError))
+    return StoreError(f"{error.strerror}: '{error.filename}'", final=final)

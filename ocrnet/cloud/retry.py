@@ -1,0 +1,35 @@
+"""Retrying failed calls to a store: how often, and after which pause."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from ocrnet.cloud.store import StoreError
+from ocrnet.utils.errors import OcrnetError
+
+Result = TypeVar("Result")
+
+LONGEST_PAUSE = 60.0  # seconds between two tries
+
+
+def tried(call: Callable[[], Result], what: str, *, retries: int, say: Callable[[str], None]) -> Result:
+    """Return what ``call`` returns; after a failure pause and try again; raise `OcrnetError` after the last try."""
+    tries = 0
+    while True:
+        try:
+            return call()
+        except StoreError as error:
+            tries += 1
+            # mutation: retry-failed-requests
+            if error.final or tries > retries:
+                times = f" ({tries} tries)" if tries > 1 else ""
+                raise OcrnetError(f"{what}: {error}{times}") from error
+            seconds = pause(tries)
+            say(f"{what}: {error}; trying again in {seconds:.1f} s ({tries} of {retries})")
+        time.sleep(seconds)
+
+
+def pause(tries: int) -> float:
+    """Return the seconds to wait after so many failed tries: twice as long each time, and not all at one moment."""
+    return min(LONGEST_PAUSE, 0.5 * 2 ** (tries - 1)) * random.uniform(0.5, 1)

@@ -1,0 +1,228 @@
+"""From YAML files and command-line values to a `Config`: defaults < YAML < flags, every value typed and traced."""
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ocrnet import config
+from ocrnet.config import Config
+from ocrnet.utils.errors import OcrnetError, nearest
+
+BASE = "__BASE__"
+
+# Keys of the MindSpore relative and what they are called here.
+RENAMED = {
+    "img_ratios": "eval.scales",
+    "map_label": "data.class_weights",
+    "num_parallel_workers": "num_workers",
+    "train_transforms": "data.crop_size, data.scale_range, data.flip and data.color",
+    "eval_transforms": "eval.scales and eval.flip",
+    "item_transforms": "data.crop_size, data.scale_range, data.flip and data.color",
+    "filter_bias_and_bn": "optimizer.decay: weights_only",
+    "loss_weight": "loss.aux and loss.ocr",
+    "fcn_head": "ocr_head.variant",
+    "in_channels": "backbone.width",
+    "ocr_channels": "ocr_head.key_channels",
+    "net": "nothing: there is one network",
+    "ckpt_dir": "save_dir",
+    "data_dir": "cloud.cache_dir",
+    "force_update": "nothing: a step that is not finite is always skipped, and counted",
+    "ms_loss_scaler": "nothing: the loss scale is chosen by precision",
+}
+
+KEYS = dict(config.schema())
+# A leading ~ in these is one's home folder.
+PATHS = ("save_dir", "data.dataset_dir", "data.cache_dir", "backbone.backbone_ckpt", "cloud.cache_dir", *config.URLS)
+GROUPS = {name.split(".")[0] for name in KEYS if "." in name}
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A value that somebody gave, and where: a file's name or a flag."""
+
+    value: Any
+    source: str
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number and a key may stand once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            name, place = self.construct_object(key_node, deep=True), key_node.start_mark
+            if isinstance(name, (list, dict)):
+                raise OcrnetError(f"{place.name}, line {place.line + 1}: a key must be a word, not {name}")
+            if name in seen:
+                raise OcrnetError(f"{place.name}, line {place.line + 1}: '{name}' is given twice; keep one")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)$|^[-+]?(\d+\.\d*|\.\d+)$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse_value(text: str) -> Any:
+    """Read one command-line value as YAML, so that 1e-3 is a number, True a bool and [1, 2] a list."""
+    try:
+        return yaml.load(text, _Loader)  # _Loader is a SafeLoader
+    except (yaml.YAMLError, RecursionError):
+        return text
+
+
+def read_yaml(path: str | Path) -> dict[str, Given]:
+    """Read a YAML file over the files it names under ``__BASE__``, of which a later one wins over an earlier."""
+    return _read(Path(path), ())
+
+
+def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, Given]:
+    if path.resolve() in parents:
+        raise OcrnetError(f"{path}: its {BASE} leads back to itself; break the circle")
+    tree = load_yaml(path, like=".yml")
+    bases = tree.pop(BASE, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise OcrnetError(f"{path}: {BASE} must be a file name or a list of file names, not {bases!r}")
+    given: dict[str, Given] = {}
+    for base in bases:
+        given |= _read(path.parent / base, (*parents, path.resolve()))
+    return given | _flatten(tree, str(path))
+
+
+def load_yaml(path: Path, *, like: str = "", kinds: tuple[type, ...] = (dict,)) -> Any:
+    """Read one YAML file that must hold one of ``kinds``; a missing file's error names its nearest neighbour."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        names = [p.name for p in path.parent.glob(f"*{like}")] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"; did you mean '{path.parent / close[0]}'?" if close else ""
+        raise OcrnetError(f"'{path}' does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise OcrnetError(f"'{path}' cannot be read: {error}") from None
+    loader = _Loader(text)
+    loader.name = str(path)
+    try:
+        tree = loader.get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:
+        hint = "; indent with spaces, not tabs" if "'\\t'" in str(error) else ""
+        raise OcrnetError(f"'{path}' is not valid YAML: {error}{hint}") from None
+    finally:
+        loader.dispose()
+    if tree is None:
+        return {}
+    if not isinstance(tree, kinds):
+        wanted = "a list or 'key: value' lines" if list in kinds else "'key: value' lines"
+        raise OcrnetError(f"'{path}' must hold {wanted}, not {type(tree).__name__}")
+    return tree
+
+
+def _flatten(tree: dict[str, Any], source: str) -> dict[str, Given]:
+    flat: dict[str, Given] = {}
+    for name, node in tree.items():
+        if name in GROUPS and isinstance(node, dict):
+            flat |= {f"{name}.{inner}": Given(v, source) for inner, v in node.items()}
+        elif name in GROUPS:
+            raise OcrnetError(
+                f"{source}: '{name}' is a group of keys and needs an indented block below it, not {node!r}"
+            )
+        else:
+            flat[str(name)] = Given(node, source)
+    for name in flat:
+        known(name, source)
+    return flat
+
+
+def known(name: str, source: str) -> None:
+    """Raise `OcrnetError` for a key that the schema does not have, with its name here or the nearest known one."""
+    if name in KEYS:
+        return
+    last = name.split(".")[-1]
+    if last in RENAMED:
+        raise OcrnetError(f"{source}: key '{name}' is called {RENAMED[last]} here")
+    elsewhere = [full for full in KEYS if full.split(".")[-1] == last]
+    hint = f"; did you mean '{elsewhere[0]}'?" if elsewhere else nearest(name, [*KEYS, *GROUPS])
+    raise OcrnetError(f"{source}: unknown key '{name}'{hint}")
+
+
+def build(given: dict[str, Given]) -> Config:
+    """Make the `Config` from given values over the defaults; raise `OcrnetError` naming key, value and source."""
+    values = {name: convert(name, item) for name, item in given.items()}
+    values |= {name: os.path.expanduser(values[name]) for name in PATHS if values.get(name)}
+
+    def make(node: type, prefix: str) -> Any:
+        chosen = {}
+        for item in dataclasses.fields(node):
+            if dataclasses.is_dataclass(item.type):
+                chosen[item.name] = make(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
+            elif prefix + item.name in values:
+                chosen[item.name] = values[prefix + item.name]
+        return node(**chosen)
+
+    return make(Config, "")
+
+
+def convert(name: str, given: Given) -> Any:
+    """Return the value in the key's type; raise `OcrnetError` where it does not fit its type, choices or bounds."""
+    item = KEYS[name]
+    try:
+        return _fit(given.value, item.type, item)
+    except ValueError as error:
+        raise OcrnetError(f"{given.source}: {name} is {given.value!r}, but {error}") from None
+
+
+def _fit(value: Any, kind: Any, item: dataclasses.Field) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(arg for arg in args if arg is not type(None))
+        return None if value is None or value == "none" else _fit(value, inner, item)
+    if origin is typing.Literal:
+        if value not in args:
+            raise ValueError(f"must be one of {', '.join(args)}{nearest(str(value), args)}")
+        return value
+    if origin is tuple:
+        return _fit_tuple(value, args, item)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise ValueError(f"must be {_NAMES[kind]}")
+    if kind in (int, float) and not config.in_bounds(value, item):
+        raise ValueError(f"must be {_bounds(item)}")
+    return value
+
+
+def _fit_tuple(value: Any, args: tuple, item: dataclasses.Field) -> tuple:
+    if not isinstance(value, (list, tuple)):
+        if typing.get_origin(args[0]) is typing.Literal:
+            raise ValueError(f"must be a list like [{', '.join(typing.get_args(args[0]))}]")
+        raise ValueError(f"must be a list of numbers like [{'1, 2' if args[-1] is not Ellipsis else '1.0, 1.0'}]")
+    if args[-1] is Ellipsis:
+        return tuple(_fit(element, args[0], item) for element in value)
+    if len(value) != len(args):
+        raise ValueError(f"must have {len(args)} values")
+    return tuple(_fit(element, arg, item) for element, arg in zip(value, args, strict=True))
+
+
+_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def _bounds(item: dataclasses.Field) -> str:
+    low, high = item.metadata["low"], item.metadata["high"]
+    if low is not None and high is not None:
+        return f"from {low} to {high}"
+    return f"at least {low}" if low is not None else f"at most {high}" if high is not None else "a finite number"

@@ -1,0 +1,359 @@
+"""The typed schema of a run: every key with its type, default, bounds and help, and every check across keys.
+
+`ocrnet.config.loader` reads YAML files and flags into it; nothing writes to a `Config` after the start.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ocrnet.utils import urls
+from ocrnet.utils.errors import OcrnetError
+
+# Keys that name a place on this machine, and where a url belongs instead.
+LOCAL = {
+    "save_dir": "train_url",
+    "data.dataset_dir": "data_url",
+    "backbone.backbone_ckpt": "ckpt_url",
+    "data.cache_dir": "data_url",
+    "cloud.cache_dir": "data_url",
+}
+
+# Keys that may differ from machine to machine, and so from rank to rank: of places, and of what one can bear.
+OF_A_MACHINE = (*LOCAL, "data_url", "ckpt_url", "num_workers", "prefetch_size", "max_rowsize")
+
+URLS = ("data_url", "train_url", "ckpt_url")
+
+EVAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+def key(default: Any, text: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """Declare a key: its default, its help text, and the inclusive bounds of its value (or of each of its values)."""
+    return field(default=default, metadata={"help": text, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where the images are and how training crops are made from them."""
+
+    name: Literal["cityscapes", "camvid", "folder"] = key("cityscapes", "layout of the dataset")
+    dataset_dir: str = key("your cityscapes", "folder of the dataset")
+    cache_dir: str | None = key(
+        None, "folder of this machine that keeps every image and label decoded, for faster reading; none: no such thing"
+    )
+    crop_size: tuple[int, int] = key((512, 1024), "height and width of a training crop", low=32)
+    base_size: tuple[int, int] | None = key(
+        None,
+        "height and width to which every image is resized first, in training and evaluation; none keeps it",
+        low=32,
+    )
+    scale_range: tuple[float, float] = key((0.5, 2.0), "range of the random scale", low=0.05, high=20)
+    flip: bool = key(True, "flip half of the crops left to right")
+    color: bool = key(True, "vary brightness, contrast, saturation and hue")
+    ignore_label: int = key(
+        255, "an id in label files that is left out, beside those that the layout leaves out itself", low=0, high=255
+    )
+    class_weights: tuple[float, ...] | None = key(None, "weight of each class in the loss; none: all equal", low=0)
+    on_error: Literal["fail", "skip"] = key(
+        "fail", "an unreadable training file ends the run, or another takes its place, counted, at most 1 in 100"
+    )
+    mean: tuple[float, float, float] = key((0.485, 0.456, 0.406), "mean of R, G, B in 0..1")
+    std: tuple[float, float, float] = key((0.229, 0.224, 0.225), "standard deviation of R, G, B in 0..1", low=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """HRNet: its size and where its weights begin."""
+
+    width: int = key(48, "channels of the highest-resolution branch: 18, 32, 48 or any other", low=1)
+    blocks: int = key(4, "residual blocks in each branch of each module", low=1)
+    modules: tuple[int, int, int] = key((1, 4, 3), "number of modules in stages 2, 3, 4", low=1)
+    initializer: Literal["kaiming", "normal"] = key("kaiming", "initial weights; normal: the authors' N(0, 0.001)")
+    pretrained: bool = key(False, "start from the ImageNet weights in backbone_ckpt")
+    backbone_ckpt: str = key("", "file with HRNet weights for ImageNet: see docs/weights.md")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OcrHead:
+    """The object-contextual head."""
+
+    channels: int = key(512, "channels of the pixel representation", low=1)
+    key_channels: int = key(256, "channels of query, key and value", low=1)
+    dropout: float = key(0.05, "share of channels dropped before the classifier", low=0, high=0.95)
+    variant: Literal["hrnet", "openseg", "openseg_inplace", "nvidia", "mmseg", "paddleseg", "mindspore"] = key(
+        "hrnet", "whose resize rule, padding and head: see docs/design.md"
+    )
+    align_corners: bool | None = key(None, "resize rule; none: the variant's own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Weights of the two heads' cross-entropy, and hard example mining."""
+
+    aux: float = key(0.4, "weight of the auxiliary head's loss", low=0)
+    ocr: float = key(1.0, "weight of the OCR head's loss", low=0)
+    ohem: bool = key(False, "mine hard pixels in the OCR head (per card, by definition)")
+    ohem_threshold: float = key(
+        0.9, "pixels whose true class has at least this probability are left out", low=0, high=1
+    )
+    ohem_min_kept: int = key(131072, "but never fewer pixels than this are kept", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Stochastic gradient descent."""
+
+    type: Literal["sgd"] = key("sgd", "the optimizer")
+    momentum: float = key(0.9, "momentum", low=0, high=1)
+    weight_decay: float = key(4e-4, "weight decay", low=0)
+    nesterov: bool = key(False, "Nesterov momentum")
+    decay: Literal["all", "no_norm", "weights_only"] = key("all", "parameters that decay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """How a label map is made from the network's answers."""
+
+    scales: tuple[float, ...] = key((1.0,), "scales whose probabilities are averaged", low=0.05, high=10)
+    flip: bool = key(False, "average with the mirrored image")
+    slide: tuple[int, int] | None = key(
+        None, "height and width of sliding windows, which overlap by a third; none: whole image", low=32
+    )
+    max_memory: float = key(
+        4.0, "GiB that `ocrnet predict` may use for one image; a larger one is cut into overlapping tiles", low=0.1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cloud:
+    """How object stores are spoken to; keys never stand here, they come from the environment."""
+
+    endpoint: str = key("", "address of the obs:// or s3:// server; empty: OBS_ENDPOINT, or what the AWS tools use")
+    cache_dir: str = key(
+        "", "folder of this machine for what data_url and ckpt_url name; empty: /cache, or ~/.cache/ocrnet"
+    )
+    timeout: int = key(60, "seconds without an answer after which a request is given up", low=1)
+    retries: int = key(8, "how often a failed request for data or a checkpoint is made again", low=0)
+    drain: int = key(600, "seconds that a run waits at its end for what is not pushed yet", low=0)
+    checksum: bool = key(True, "compare MD5 with the ETag; False where a bucket's encryption makes it something else")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run, completely: what `config.yml` in the run's folder and the checkpoint's metadata hold."""
+
+    device_target: Literal["CPU", "GPU", "Ascend"] | None = key(None, "where to compute; none: what is there")
+    engine: Literal["auto", "torch", "mindspore"] = key("auto", "the framework that computes")
+    mix: bool = key(False, "mixed precision")
+    amp_level: Literal["auto", "O0", "O1", "O2", "O3"] = key(
+        "auto", "what mix means on the mindspore engine: O1 convolutions in float16, O2 and O3 all but batch norms"
+    )
+    ms_mode: Literal["graph", "pynative"] = key("graph", "how the mindspore engine runs: compiled, or op by op")
+    loss_scale: float | None = key(
+        None, "a fixed loss scale where mix computes in float16; none: one that adapts", low=1, high=2**31
+    )
+    norm: Literal["sync", "local"] = key("sync", "batch norm over all cards, or each card's own")
+    fused_norm: bool = key(
+        False, "batch norm, sum and ReLU as one Triton kernel on NVIDIA GPUs, in training; not yet run on one"
+    )
+    cuda_graph: bool = key(
+        False, "each training step as one CUDA graph, where one NVIDIA GPU trains; not yet run on one"
+    )
+    rank_timeout: float = key(600.0, "seconds that a rank waits for the others before it gives up", low=1)
+    deterministic: bool = key(False, "bit-equal repeats on GPU, at the price of speed")
+    save_dir: str = key("output", "folder of the run")
+    seed: int = key(1234, "seed of weights, order and augmentation", low=0)
+    num_classes: int | None = key(None, "number of classes; none: the dataset's", low=2, high=255)
+    batch_size: int = key(2, "crops per card and micro-batch", low=1)
+    accumulate_steps: int = key(1, "micro-batches per optimizer step", low=1)
+    total_step: int = key(160_000, "optimizer steps of the run", low=1)
+    lr_init: float = key(0.01, "highest learning rate", low=0)
+    end_lr: float = key(1e-6, "learning rate at the end, and where warmup begins", low=0)
+    warmup_step: int = key(500, "steps of linear warmup", low=0)
+    schedule: Literal["linear", "poly"] = key("linear", "course of the learning rate after warmup")
+    power: float = key(0.9, "exponent of the poly schedule", low=0)
+    base_batch_size: int | None = key(None, "crops a step, over all cards, that lr_init is meant for", low=1)
+    lr_scale: Literal["none", "linear"] = key(
+        "none", "linear: multiply the learning rate by the crops of a step over base_batch_size"
+    )
+    clip_grad: float | None = key(None, "largest norm of the gradient; none: not clipped", low=0)
+    max_skipped: int = key(20, "stop after so many steps in a row with a loss or gradient that is not finite", low=1)
+    log_interval: int = key(100, "steps between log lines", low=1)
+    run_eval: bool = key(True, "evaluate while training")
+    eval_interval: int = key(4000, "steps between evaluations", low=1)
+    eval_samples: int = key(3, "validation images drawn into samples/ at every evaluation; 0: none", low=0)
+    save_interval: int = key(2000, "steps between checkpoints", low=1)
+    keep_checkpoint: int = key(5, "numbered checkpoints kept; 0: all", low=0)
+    save_ckpt: bool | None = key(
+        None, "also write each checkpoint's weights as MindSpore's .ckpt; none: with the mindspore engine alone"
+    )
+    tensorboard: bool = key(True, "write TensorBoard files to SAVE_DIR/tensorboard")
+    sinks: tuple[Literal["wandb", "mlflow"], ...] = key((), "services that are told what training measures as well")
+    project: str = key("ocrnet", "of sinks: the project (W&B), the experiment (MLflow)")
+    run_name: str = key("", "of sinks: the run's name there; empty: that of save_dir")
+    expect: float | None = key(None, "mIoU that `eval` must reach, or it exits with 1; none: any", low=0, high=1)
+    num_workers: int = key(4, "processes that read and augment; 0: the training process itself", low=0)
+    prefetch_size: int = key(2, "batches that each worker prepares ahead", low=1)
+    max_rowsize: int = key(16, "memory of one sample in MB (mindspore engine only)", low=1)
+    enable_modelarts: bool = key(
+        False, "on ModelArts: its own flags are passed over; with train_url, runs go on by themselves"
+    )
+    data_url: str = key(
+        "", "where the dataset is, a folder or a .tar: obs://, s3:// or file:// is pulled, a path is used where it is"
+    )
+    train_url: str = key("", "where results are pushed and looked for by --resume_ckpt auto: obs://, s3:// or a folder")
+    ckpt_url: str = key(
+        "", "train: ImageNet weights of the backbone, or a checkpoint to begin from; eval: the checkpoint or its folder"
+    )
+    loss: Loss = Loss()
+    data: Data = Data()
+    backbone: Backbone = Backbone()
+    ocr_head: OcrHead = OcrHead()
+    optimizer: Optimizer = Optimizer()
+    eval: Eval = Eval()
+    cloud: Cloud = Cloud()
+
+
+def schema(node: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Yield every key of the schema as (dotted name, field), groups walked through in order."""
+    for item in dataclasses.fields(node):
+        if dataclasses.is_dataclass(item.type):
+            yield from schema(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + item.name, item
+
+
+def value(cfg: Config, name: str) -> Any:
+    """Return the value under a dotted name."""
+    node: Any = cfg
+    for part in name.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def check(cfg: Config) -> None:
+    """Raise `OcrnetError` for keys that contradict each other."""
+    for problem in _contradictions(cfg):
+        raise OcrnetError(problem)
+
+
+def _contradictions(cfg: Config) -> Iterator[str]:
+    if cfg.warmup_step > cfg.total_step:
+        yield f"warmup_step {cfg.warmup_step} is more than total_step {cfg.total_step}; lower one or raise the other"
+    if cfg.amp_level not in ("auto", "O0") and not cfg.mix:
+        yield f"amp_level {cfg.amp_level} has no effect without mixed precision; add --mix True, or leave it out"
+    if cfg.end_lr > cfg.lr_init:
+        yield f"end_lr {cfg.end_lr} is above lr_init {cfg.lr_init}; the learning rate falls from lr_init to end_lr"
+    if cfg.lr_scale == "linear" and cfg.base_batch_size is None:
+        yield "lr_scale linear needs base_batch_size, the crops a step that lr_init is meant for; set it"
+    if cfg.data.scale_range[0] > cfg.data.scale_range[1]:
+        yield f"data.scale_range {list(cfg.data.scale_range)} must be [low, high] with low <= high"
+    if cfg.loss.aux == cfg.loss.ocr == 0:
+        yield "loss.aux and loss.ocr are both 0; nothing would be trained"
+    if not cfg.eval.scales:
+        yield "eval.scales is empty; use [1.0] for the image as it is"
+    if cfg.optimizer.nesterov and cfg.optimizer.momentum == 0:
+        yield "optimizer.nesterov needs optimizer.momentum above 0"
+    if cfg.clip_grad == 0:
+        yield "clip_grad 0 would stop every step; leave it out (none) for no clipping"
+    if cfg.backbone.pretrained and not cfg.backbone.backbone_ckpt:
+        yield (
+            "backbone.pretrained is True but backbone.backbone_ckpt is empty; download HRNet ImageNet weights of this "
+            "width from the authors' HRNet-Image-Classification page and give the file as backbone.backbone_ckpt"
+        )
+    height, width = cfg.data.crop_size
+    if cfg.batch_size * math.ceil(height / 32) * math.ceil(width / 32) == 1:
+        yield (
+            f"data.crop_size [{height}, {width}] with batch_size 1 leaves batch norm a single value a channel at the "
+            "coarsest branch, a 32nd of the size; raise one of them"
+        )
+    yield from _class_weight_problems(cfg)
+    given = {name: text for name in URLS if (text := getattr(cfg, name))}
+    yield from urls.problems(given, cfg.cloud.endpoint)
+    if cfg.train_url and "://" not in cfg.train_url.removeprefix("file://"):
+        there = Path(cfg.train_url.removeprefix("file://")).resolve()
+        if there.is_relative_to(Path(cfg.save_dir).resolve()):
+            yield f"train_url {cfg.train_url} lies in save_dir {cfg.save_dir}, which is pushed there; give another"
+    for name, instead in LOCAL.items():
+        if "://" in (value(cfg, name) or ""):
+            yield f"{name} is a path on this machine and cannot be a url; give a url as {instead}"
+
+
+def _class_weight_problems(cfg: Config) -> Iterator[str]:
+    weights = cfg.data.class_weights
+    if weights is None or cfg.num_classes is None:
+        return
+    if len(weights) != cfg.num_classes:
+        yield (
+            f"data.class_weights has {len(weights)} values but num_classes is {cfg.num_classes}; "
+            "give one weight per class, or none for equal weights"
+        )
+    if not any(weights):
+        yield "data.class_weights are all 0; nothing would be trained"
+
+
+def with_classes(cfg: Config, num_classes: int, source: str) -> Config:
+    """Return ``cfg`` with the dataset's number of classes filled in; raise where it says another number."""
+    if cfg.num_classes not in (None, num_classes):
+        raise OcrnetError(
+            f"num_classes is {cfg.num_classes} but {source} has {num_classes} classes; set num_classes: {num_classes}"
+        )
+    cfg = dataclasses.replace(cfg, num_classes=num_classes)
+    check(cfg)
+    return cfg
+
+
+def as_dict(cfg: Config) -> dict[str, Any]:
+    """Return the config as nested dicts and lists, ready for YAML or JSON."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: plain(v) for k, v in node.items()}
+        return list(node) if isinstance(node, tuple) else node
+
+    return plain(dataclasses.asdict(cfg))
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested dicts as pairs: ``data.crop_size`` and its value."""
+    for name, node in tree.items():
+        if isinstance(node, dict):
+            yield from flat(node, f"{prefix}{name}.")
+        else:
+            yield prefix + name, node
+
+
+def of_all_ranks(cfg: Config) -> dict[str, str]:
+    """Return the keys that all ranks of a run must have in common, each with its value as text."""
+    # mutation: same-config-on-all-ranks
+    return {name: str(value) for name, value in flat(as_dict(cfg)) if name not in OF_A_MACHINE}
+
+
+def table() -> str:
+    """Return the schema as a Markdown table: key, default, help."""
+    rows = [
+        f"| `{name}` | `{_shown(item.default)}` | {item.metadata['help']}{_choices(item)} |" for name, item in schema()
+    ]
+    return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+def _choices(item: dataclasses.Field) -> str:
+    kinds = (item.type, *typing.get_args(item.type))
+    names = [name for kind in kinds if typing.get_origin(kind) is Literal for name in typing.get_args(kind)]
+    return f" ({', '.join(names)})" if names else ""
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(str, default))}]"
+    return "none" if default is None else str(default) or '""'
+
+
+def in_bounds(number: float, item: dataclasses.Field) -> bool:
+    """Say whether a number is finite and within the bounds that the key declares."""
+    low, high = item.metadata["low"], item.metadata["high"]
+    return math.isfinite(number) and (low is None or number >= low) and (high is None or number <= high)

@@ -1,0 +1,1 @@
+"""Images, labels and datasets: reading, augmentation, sampling, statistics."""

@@ -1,0 +1,160 @@
+"""What every dataset is: a table of classes and a list of image and label files, read into class indices."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ocrnet.data.image_io import read_image, read_label
+from ocrnet.utils.errors import OcrnetError
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of a dataset, by class index: names, RGB colours, the ids that label files hold, categories.
+
+    ``ignored`` are the file ids that become class index 255; ``ignored_id`` is the id written to files for 255.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ids: tuple[int, ...]
+    ignored: frozenset[int]
+    categories: tuple[str, ...] = ()
+    ignored_id: int = IGNORE
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        assert 1 <= count <= IGNORE, f"{count} classes, not 1 to {IGNORE}"
+        assert len(self.palette) == len(set(self.ids)) == count, "names, palette and ids differ in number"
+        assert len(self.categories) in (0, count), f"{len(self.categories)} categories for {count} classes"
+        assert not self.ignored.intersection(self.ids), "an id is both a class and ignored"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def to_indices(self, ids: np.ndarray, source: str | Path) -> np.ndarray:
+        """Turn the uint8 H,W ids of a label file into uint8 H,W class indices; an unknown id is an error with it."""
+        unknown = cv2.LUT(ids, self._unknown)  # a tenth of the time that NumPy's indexing takes
+        if unknown.any():
+            found = ", ".join(map(str, np.unique(ids[unknown > 0])))
+            raise OcrnetError(
+                f"{source} holds the id {found}; known are {_ranges(self.ids)} (classes) and "
+                f"{_ranges(self.ignored) or 'none'} (ignored); to leave out one more: --set data.ignore_label=ID"
+            )
+        return cv2.LUT(ids, self._index_of_id)
+
+    def to_ids(self, indices: np.ndarray) -> np.ndarray:
+        """Turn uint8 H,W class indices into the uint8 H,W ids of label files; 255 becomes ``ignored_id``."""
+        self._check(indices)
+        table = np.full(256, self.ignored_id, np.uint8)
+        table[: len(self)] = self.ids
+        return table[indices]
+
+    def colour(self, indices: np.ndarray) -> np.ndarray:
+        """Turn uint8 H,W class indices into uint8 H,W,3 RGB; 255 is black."""
+        self._check(indices)
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(self)] = self.palette
+        return table[indices]
+
+    def _check(self, indices: np.ndarray) -> None:
+        highest = int(indices[indices != IGNORE].max(initial=0))
+        if highest >= len(self):
+            raise ValueError(f"class index {highest}; allowed are 0 to {len(self) - 1} and {IGNORE}")
+
+    @cached_property
+    def _index_of_id(self) -> np.ndarray:
+        table = np.full(256, IGNORE, np.uint8)
+        table[list(self.ids)] = np.arange(len(self))
+        return table
+
+    @cached_property
+    def _unknown(self) -> np.ndarray:
+        table = np.ones(256, np.uint8)
+        table[[*self.ids, *self.ignored]] = 0
+        return table
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One sample's files; ``name`` is unique within its split, e.g. ``aachen/aachen_000000_000019``."""
+
+    name: str
+    image: Path
+    label: Path | None
+
+
+class Dataset:
+    """One split: ``read(i)`` gives image and label in memory, class indices 0 to num_classes - 1 and 255 (ignored)."""
+
+    def __init__(self, classes: ClassTable, pairs: Sequence[Pair], root: str | Path) -> None:
+        self.classes, self.pairs, self.root = classes, tuple(pairs), Path(root)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return all(pair.label is not None for pair in self.pairs)
+
+    @property
+    def identity(self) -> str:
+        """What tells whether two machines have the same images: how many, and a digest of their names."""
+        names = "\n".join(pair.name for pair in self.pairs)
+        return f"{len(self)}, the CRC-32 of their names is {zlib.crc32(names.encode()):08x}"
+
+    def name(self, i: int) -> str:
+        """Return the name of sample ``i``."""
+        return self.pairs[i].name
+
+    def path(self, i: int) -> Path:
+        """Return the path of image ``i``."""
+        return self.pairs[i].image
+
+    def image(self, i: int) -> np.ndarray:
+        """Return image ``i``, uint8 H,W,3 RGB; an unreadable file raises `OcrnetError` with its name."""
+        return read_image(self.path(i))
+
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return image ``i``, uint8 H,W,3 RGB, and its class indices, uint8 H,W.
+
+        Raises `OcrnetError` naming a file that is unreadable, holds an unknown id, or differs from its pair in size.
+        """
+        pair = self.pairs[i]
+        if pair.label is None:
+            raise OcrnetError(f"{pair.image} was opened without a label; labels are needed to train and to score")
+        image, ids = read_image(pair.image), read_label(pair.label)
+        if image.shape[:2] != ids.shape:
+            raise OcrnetError(
+                f"{pair.image} is {image.shape[0]}x{image.shape[1]} (height x width), "
+                f"its label {pair.label} {ids.shape[0]}x{ids.shape[1]}; they must agree"
+            )
+        return image, self.classes.to_indices(ids, pair.label)
+
+
+def _ranges(ids: Sequence[int] | frozenset[int]) -> str:
+    """Write ids shortly: ``0-3, 7, 9-10``."""
+    runs: list[list[int]] = []
+    for value in sorted(ids):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def colours() -> Iterator[tuple[int, int, int]]:
+    """Yield the colours of the Pascal VOC colour map without black: the bits of the number, spread over R, G, B."""
+    for number in range(1, 1 << 10):
+        colour = [0, 0, 0]
+        for bit in range(10):
+            colour[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
+        yield colour[0], colour[1], colour[2]

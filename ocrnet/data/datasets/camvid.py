@@ -1,0 +1,42 @@
+"""CamVid, 11 classes, 480x360, SegNet split (Brostow et al., Pattern Recognition Letters 2009)."""
+
+from pathlib import Path
+
+from ocrnet.data.datasets.base import ClassTable, Pair
+from ocrnet.data.datasets.files import scan_trees
+
+LAYOUT = """the layout of CamVid is
+  DATASET_DIR/images/SPLIT/NAME.jpg (or .png)
+  DATASET_DIR/labels/SPLIT/NAME.png   ids 0 to 10, 11 is unlabelled"""
+
+UNLABELLED = 11
+
+CLASSES = {
+    "sky": (128, 128, 128),
+    "building": (128, 0, 0),
+    "pole": (192, 192, 128),
+    "road": (128, 64, 128),
+    "pavement": (60, 40, 222),
+    "tree": (128, 128, 0),
+    "sign-symbol": (192, 128, 128),
+    "fence": (64, 64, 128),
+    "car": (64, 0, 128),
+    "pedestrian": (64, 64, 0),
+    "bicyclist": (0, 128, 192),
+}
+
+
+def classes(root: Path) -> ClassTable:
+    """Return the 11 classes; id 11, unlabelled, is ignored."""
+    return ClassTable(
+        names=tuple(CLASSES),
+        palette=tuple(CLASSES.values()),
+        ids=tuple(range(UNLABELLED)),
+        ignored=frozenset({UNLABELLED}),
+        ignored_id=UNLABELLED,
+    )
+
+
+def scan(root: Path, split: str, *, labels: bool = True) -> list[Pair]:
+    """Return the pairs of a split, sorted by name; raises `OcrnetError` on another layout or an odd file."""
+    return scan_trees(root, split, layout=LAYOUT, labels=labels)

@@ -1,0 +1,146 @@
+"""The samples of a run: training as a pure function of (seed, sample number), evaluation in file order."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from ocrnet.config import Config, Data
+from ocrnet.data import augment
+from ocrnet.data.datasets.base import Dataset
+from ocrnet.data.datasets.cache import CacheError
+from ocrnet.distributed.launcher import World
+from ocrnet.utils.errors import OcrnetError
+
+T = TypeVar("T")
+
+# The two uses of the seed, kept apart: the order of an epoch, and what happens to one sample.
+ORDER, SAMPLE = 0, 1
+
+# Unreadable files that one sample passes over before it gives up.
+MOST_PASSED_OVER = 10
+
+
+class Sample(NamedTuple):
+    """One training sample: image uint8 H,W,3, label uint8 H,W, and which channels dropout keeps, bool (channels,).
+
+    ``unreadable`` says what was wrong with each file that was passed over to make it (``data.on_error: skip``).
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    keep: np.ndarray
+    unreadable: tuple[str, ...] = ()
+
+
+class TrainStream:
+    """The endless training stream: ``stream[number]`` is the same bytes wherever, whenever and by whom it is asked."""
+
+    def __init__(self, dataset: Dataset, data: Data, *, seed: int, channels: int, dropout: float) -> None:
+        self.dataset, self.data, self.seed = dataset, data, seed
+        self.channels, self.dropout = channels, dropout
+
+    def __getitem__(self, number: int) -> Sample:
+        """Return sample ``number``.
+
+        An unreadable file raises `OcrnetError` with its name or, with ``data.on_error: skip``, gives its place to the
+        next readable image of the dataset, in this sample alone: all others stay as they are.
+        """
+        rng = np.random.default_rng((self.seed, SAMPLE, number))
+        keep = rng.random(self.channels) >= self.dropout
+        image, label, unreadable = self._read(self.index(number))
+        return Sample(*augment.train(image, label, rng, self.data), keep, unreadable)
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        unreadable: list[str] = []
+        while True:
+            try:
+                return *self.dataset.read(index), tuple(unreadable)
+            except OcrnetError as error:
+                # mutation: cache-error-is-no-unreadable-image
+                passed_over = self.data.on_error == "skip" and not isinstance(error, CacheError)
+                if not passed_over or len(unreadable) == MOST_PASSED_OVER:
+                    raise
+                unreadable.append(str(error))
+                index = (index + 1) % len(self.dataset)
+
+    def index(self, number: int) -> int:
+        """Return the dataset's index of sample ``number``: each epoch is a permutation of its own."""
+        epoch, position = divmod(number, len(self.dataset))
+        return int(_order(self.seed, epoch, len(self.dataset))[position])
+
+    def name(self, number: int) -> str:
+        """Return the name of the image that sample ``number`` is made from."""
+        return self.dataset.name(self.index(number))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng((seed, ORDER, epoch)).permutation(length)
+
+
+def numbers(step: int, *, batch_size: int, accumulate_steps: int, world: World) -> list[list[int]]:
+    """Return the sample numbers of this rank at ``step``: a list of ``batch_size`` for each micro-batch.
+
+    Position j of a micro-batch's global batch goes to rank j // batch_size, so that N ranks see, together and in the
+    same order, what one rank with an N times larger batch sees.
+    """
+    across = batch_size * world.size
+    first = step * accumulate_steps * across + world.rank * batch_size
+    return [list(range(first + m * across, first + m * across + batch_size)) for m in range(accumulate_steps)]
+
+
+class StepNumbers:
+    """The sample numbers of this rank's micro-batches, one list each, from ``step`` to the end of the run."""
+
+    def __init__(self, cfg: Config, world: World, step: int) -> None:
+        self.cfg, self.world, self.step = cfg, world, step
+
+    def __len__(self) -> int:
+        return max(0, self.cfg.total_step - self.step) * self.cfg.accumulate_steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self[place] for place in range(len(self)))
+
+    def __getitem__(self, place: int) -> list[int]:
+        """Return the list at ``place``, counted from ``step`` on."""
+        step, micro = divmod(place, self.cfg.accumulate_steps)
+        return numbers(
+            self.step + step,
+            batch_size=self.cfg.batch_size,
+            accumulate_steps=self.cfg.accumulate_steps,
+            world=self.world,
+        )[micro]
+
+
+def val_stream(dataset: Dataset, world: World, num_workers: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield (index, image, label) of this rank's share of a dataset, decoded ahead in ``num_workers`` threads."""
+    indices = range(world.rank, len(dataset), world.size)
+    for index, (image, label) in ahead(indices, partial(_writeable, dataset), num_workers):
+        yield index, image, label
+
+
+def ahead(indices: Iterable[int], read: Callable[[int], T], num_workers: int) -> Iterator[tuple[int, T]]:
+    """Yield (index, what ``read`` returns for it) in order, read ahead in ``num_workers`` threads."""
+    if num_workers == 0:
+        yield from ((i, read(i)) for i in indices)
+        return
+    waiting: deque[tuple[int, Future]] = deque()
+    with ThreadPoolExecutor(num_workers) as pool:
+        for i in indices:
+            waiting.append((i, pool.submit(read, i)))
+            if len(waiting) > num_workers:
+                index, future = waiting.popleft()
+                yield index, future.result()
+        while waiting:
+            index, future = waiting.popleft()
+            yield index, future.result()
+
+
+def _writeable(dataset: Dataset, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a pair in arrays of its own, as frameworks take no others: one from a cache is copied, here and now."""
+    image, label = dataset.read(i)
+    return np.require(image, requirements="W"), np.require(label, requirements="W")

@@ -1,0 +1,121 @@
+"""Looking through a dataset before training on it: every file read, every id looked up, every class counted."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ocrnet.data.datasets.base import IGNORE, ClassTable, Dataset
+from ocrnet.utils.errors import OcrnetError
+
+SHOWN = 20
+
+
+@dataclass
+class Report:
+    """What the files of one split hold."""
+
+    pixels: np.ndarray  # int64 num_classes: labelled pixels of each class
+    images: np.ndarray  # int64 num_classes: images in which each class occurs
+    read: int = 0
+    ignored: int = 0  # pixels that are left out
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # height, width -> images
+    unlabelled: list[str] = field(default_factory=list)  # images whose label is left out entirely
+    problems: list[str] = field(default_factory=list)  # files that cannot be used, and why
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The part of the labelled pixels that each class has, float64 num_classes."""
+        return self.pixels / max(1, self.pixels.sum())
+
+    @property
+    def class_weights(self) -> np.ndarray:
+        """1 / ln(1.02 + share) (Paszke et al., ENet, 2016) over its mean over pixels, float64 num_classes."""
+        weights = 1 / np.log(1.02 + self.shares)
+        return weights / ((weights * self.shares).sum() or 1.0)
+
+
+def inspect(
+    dataset: Dataset, indices: Sequence[int], *, workers: int, say: Callable[[str], None] | None = None
+) -> Report:
+    """Read these pairs of a split, ``workers`` at a time; what is wrong with one is noted, and the others go on."""
+    count = len(dataset.classes)
+    report = Report(np.zeros(count, np.int64), np.zeros(count, np.int64))
+    for done, (index, found) in enumerate(_each(dataset, indices, max(1, workers)), 1):
+        if isinstance(found, str):
+            report.problems.append(found)
+        else:
+            height, width, counts = found
+            report.read += 1
+            report.sizes[height, width] += 1
+            report.pixels += counts[:count]
+            report.images += counts[:count] > 0
+            report.ignored += int(counts[IGNORE])
+            if not counts[:count].any():
+                report.unlabelled.append(dataset.name(index))
+        if say is not None and done % 250 == 0:
+            say(f"checked {done}/{len(indices)} images")
+    if not report.problems and not report.pixels.any():
+        report.problems.append(f"no pixel of the {report.read} images is labelled; every one is left out")
+    return report
+
+
+Found = str | tuple[int, int, np.ndarray]
+
+
+def _each(dataset: Dataset, indices: Sequence[int], workers: int) -> Iterator[tuple[int, Found]]:
+    """Yield (index, what was found) in order, with at most twice ``workers`` images in memory."""
+    waiting: deque[tuple[int, Future[Found]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for index in indices:
+            waiting.append((index, pool.submit(_look, dataset, index)))
+            if len(waiting) > 2 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+
+
+def _look(dataset: Dataset, index: int) -> Found:
+    try:
+        _, label = dataset.read(index)
+    except OcrnetError as error:
+        return str(error)
+    return label.shape[0], label.shape[1], np.bincount(label.reshape(-1), minlength=IGNORE + 1)
+
+
+def text(report: Report, classes: ClassTable) -> str:
+    """Return the report as people read it, with the class weights as a line for the YAML."""
+    if not report.read:
+        return "\n".join(_problems(report))
+    width = max(len("class"), *(len(name) for name in classes.names))
+    lines = [f"{'class':<{width}}   id  pixels %  in images  weight"]
+    rows = zip(classes.names, classes.ids, report.shares, report.images, report.class_weights, strict=True)
+    lines += [
+        f"{name:<{width}}  {value:>3}  {100 * share:>8.3f}  {images:>9}  {weight:>6.3f}"
+        for name, value, share, images, weight in rows
+    ]
+    everything = max(1, int(report.pixels.sum()) + report.ignored)
+    sizes = ", ".join(f"{count} of {height}x{width}" for (height, width), count in report.sizes.most_common(8))
+    more = f" and {len(report.sizes) - 8} more sizes" if len(report.sizes) > 8 else ""
+    weights = ", ".join(f"{weight:.4f}" for weight in report.class_weights)
+    lines += [
+        f"left out (ignored): {100 * report.ignored / everything:.2f} % of all pixels",
+        f"images (height x width): {sizes or 'none'}{more}",
+        f"class_weights: [{weights}]",
+    ]
+    absent = [name for name, images in zip(classes.names, report.images, strict=True) if not images]
+    lines += [f"warning: no pixel of {', '.join(absent)}"] if absent else []
+    if absent and report.ignored and len(absent) == len(classes.names) - 1:
+        lines.append("warning: one class alone; 255 is left out, so a mask of 0 and 255 needs 1 in place of 255")
+    lines += [f"warning: {name} has no labelled pixel" for name in report.unlabelled[:SHOWN]]
+    return "\n".join(lines + _problems(report))
+
+
+def _problems(report: Report) -> list[str]:
+    lines = [f"problem: {problem}" for problem in report.problems[:SHOWN]]
+    beyond = len(report.problems) - SHOWN
+    return lines + ([f"problem: ... and {beyond} more files"] if beyond > 0 else [])

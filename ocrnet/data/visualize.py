@@ -1,0 +1,126 @@
+"""Pictures for people: class colours laid over the image, and the image beside its truth and prediction."""
+
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+
+from ocrnet.data.datasets.base import IGNORE
+
+Palette = Sequence[Sequence[int]] | np.ndarray  # num_classes, 3: RGB, 0 to 255
+
+_BACKGROUND = (32, 32, 32)
+_INK = (235, 235, 235)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def overlay(image: np.ndarray, indices: np.ndarray, palette: Palette, *, alpha: float = 0.5) -> np.ndarray:
+    """Blend class colours into a uint8 H,W,3 RGB image; ``indices`` is uint8 H,W, and 255 leaves the image untouched.
+
+    Raises ValueError where the two differ in size or an index has no colour.
+    """
+    assert 0 <= alpha <= 1, f"alpha is {alpha}, not 0 to 1"
+    if image.shape != (*indices.shape, 3) or image.dtype != np.uint8 or indices.dtype != np.uint8:
+        raise ValueError(
+            f"image {image.dtype} {image.shape} and indices {indices.dtype} {indices.shape}: "
+            "they are uint8 H,W,3 and uint8 H,W"
+        )
+    colours = np.asarray(palette, dtype=np.uint8)
+    known = indices != IGNORE
+    highest = int(indices[known].max(initial=0))
+    if highest >= len(colours):
+        raise ValueError(f"class index {highest} has no colour: the palette has {len(colours)}")
+    by_index = np.zeros((256, 3), np.uint8)
+    by_index[: len(colours)] = colours
+    blended = cv2.addWeighted(image, 1 - alpha, by_index[indices], alpha, 0)
+    return np.where(known[..., None], blended, image)
+
+
+def thumbnail(array: np.ndarray, side: int) -> np.ndarray:
+    """Return a uint8 H,W,3 image or uint8 H,W index map, made smaller where its longer side exceeds ``side``."""
+    height, width = array.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return array
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(array, size, interpolation=cv2.INTER_AREA if array.ndim == 3 else cv2.INTER_NEAREST_EXACT)
+
+
+def side_by_side(
+    image: np.ndarray,
+    prediction: np.ndarray,
+    truth: np.ndarray | None,
+    *,
+    palette: Palette,
+    names: Sequence[str],
+) -> np.ndarray:
+    """Return one uint8 RGB picture: the image, the truth where there is one, the prediction, and a legend below.
+
+    The legend names the classes that occur. OpenCV's fonts have ASCII only; other letters appear as question marks.
+    """
+    panels = [("image", image)]
+    if truth is not None:
+        panels.append(("truth", overlay(image, truth, palette)))
+    panels.append(("prediction", overlay(image, prediction, palette)))
+    size = max(image.shape[0] / 720, 0.4)  # font scale: readable at the picture's own size
+    gap = np.full((image.shape[0], max(round(8 * size), 2), 3), _BACKGROUND, np.uint8)
+    row: list[np.ndarray] = []
+    for title, picture in panels:
+        row += [_caption(picture, title, size), gap]
+    top = np.concatenate(row[:-1], axis=1)
+    occurring = np.union1d(prediction, prediction if truth is None else truth)
+    classes = [int(index) for index in occurring if index != IGNORE]
+    strip = _legend(
+        [(names[index], tuple(int(part) for part in palette[index])) for index in classes], top.shape[1], size
+    )
+    return np.concatenate([top, strip])
+
+
+def legend(names: Sequence[str], palette: Palette) -> np.ndarray:
+    """Return a uint8 H,640,3 RGB picture of every class's name and colour."""
+    entries = [(name, tuple(int(part) for part in colour)) for name, colour in zip(names, palette, strict=True)]
+    return _legend(entries, 640, 0.6)
+
+
+def _caption(picture: np.ndarray, title: str, size: float) -> np.ndarray:
+    """Return a copy with the title on a dark tab in the top left corner, if that leaves most of the picture free."""
+    (width, height), baseline = cv2.getTextSize(title, _FONT, size, _thickness(size))
+    pad = round(10 * size)
+    if width + 2 * pad > picture.shape[1] or 4 * (height + baseline + pad) > picture.shape[0]:
+        return picture
+    picture = np.ascontiguousarray(picture.copy())
+    cv2.rectangle(picture, (0, 0), (width + 2 * pad, height + baseline + pad), _BACKGROUND, cv2.FILLED)
+    cv2.putText(picture, title, (pad, height + pad), _FONT, size, _INK, _thickness(size), cv2.LINE_AA)
+    return picture
+
+
+def _legend(entries: Iterable[tuple[str, tuple[int, ...]]], width: int, size: float) -> np.ndarray:
+    """Return a uint8 strip of the given width: a swatch and a name for each entry, in as many rows as they need."""
+    line, pad = round(44 * size), round(16 * size)
+    swatch = round(26 * size)
+    x, y, placed = pad, pad, []
+    for name, colour in entries:
+        step = swatch + pad // 2 + cv2.getTextSize(name, _FONT, size, _thickness(size))[0][0] + 2 * pad
+        if x > pad and x + step > width:
+            x, y = pad, y + line
+        placed.append((x, y, name, colour))
+        x += step
+    strip = np.full((y + line + pad // 2, width, 3), _BACKGROUND, np.uint8)
+    for x, y, name, colour in placed:
+        cv2.rectangle(strip, (x, y), (x + swatch, y + swatch), colour, cv2.FILLED)
+        cv2.rectangle(strip, (x, y), (x + swatch, y + swatch), _INK, 1)
+        cv2.putText(
+            strip,
+            name,
+            (x + swatch + pad // 2, y + swatch - round(3 * size)),
+            _FONT,
+            size,
+            _INK,
+            _thickness(size),
+            cv2.LINE_AA,
+        )
+    return strip
+
+
+def _thickness(size: float) -> int:
+    return max(round(1.4 * size), 1)

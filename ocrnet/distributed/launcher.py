@@ -1,0 +1,80 @@
+"""Which process of how many this is, read from the variables of the launcher that started it."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ocrnet.utils.errors import OcrnetError
+
+# (launcher, rank, size, rank here, ranks on this machine); torchrun before mpirun, because it may run inside a
+# Slurm or MPI job. Slurm's last one is a list, one entry a machine: see `_local_size`.
+LAUNCHERS = (
+    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("msrun", "MS_NODE_ID", "MS_WORKER_NUM", "DEVICE_ID", ""),
+    ("rank table", "RANK_ID", "RANK_SIZE", "DEVICE_ID", ""),
+    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+     "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+)  # fmt: skip
+
+SCHEDULER = "msrun's scheduler"  # msrun starts the script once more as this; it is no rank, and trains nothing
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's ``rank`` of ``size``, its rank on this machine, and the launcher that said so.
+
+    ``local_size`` of the ranks are on this machine; 0 where the launcher does not tell.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+    launcher: str = "alone"
+    local_size: int = 0
+
+    @property
+    def on_one_machine(self) -> bool:
+        """Whether all ranks are here, as far as the launcher tells."""
+        return self.local_size in (0, self.size)
+
+
+def read_world(env: Mapping[str, str] = os.environ) -> World:
+    """Return the `World` that the launcher's variables describe, or a single process; raise where they contradict."""
+    role = env.get("MS_ROLE")
+    if role == "MS_SCHED":
+        size = _number(env, "MS_WORKER_NUM")
+        return World(0, size, 0, SCHEDULER)
+    if role == "MS_WORKER" and "MS_NODE_ID" not in env:
+        raise OcrnetError("MS_NODE_ID is not set; where msrun starts ranks on several machines, give it --node_rank")
+    for launcher, rank, size_name, local, local_size in LAUNCHERS:
+        if rank in env and size_name in env:
+            numbers = _number(env, rank), _number(env, size_name), _number(env, local, "0")
+            world = World(*numbers, launcher, _local_size(env, local_size))
+            if not 0 <= world.rank < world.size:
+                raise OcrnetError(
+                    f"{launcher} says {rank}={world.rank} and {size_name}={world.size}; a rank is below the size"
+                )
+            return world
+    return World()
+
+
+def _local_size(env: Mapping[str, str], name: str) -> int:
+    """Return how many ranks are on this machine; 0 where the launcher does not say."""
+    text = env.get(name, "")
+    if not name.startswith("SLURM_"):
+        return _number(env, name) if text else 0
+    counts: list[int] = []  # 2(x3),1 means 2, 2, 2, 1
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(times or 1)
+    node = _number(env, "SLURM_NODEID", "0")
+    return counts[node] if node < len(counts) else 0
+
+
+def _number(env: Mapping[str, str], name: str, default: str = "") -> int:
+    text = env.get(name, default)
+    if not text.isdigit():
+        raise OcrnetError(f"the launcher's variable {name} is {text!r}, but must be a whole number")
+    return int(text)

@@ -1,0 +1,85 @@
+"""What the ranks of a run agree on, by sums of whole numbers over them (`Engine.sum`).
+
+Every function here is a collective: all ranks call it, in the same order. A single rank exchanges nothing.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from ocrnet.engines.base import Engine
+from ocrnet.utils.errors import OcrnetError
+
+
+def gather(engine: Engine, number: int) -> list[int]:
+    """Return every rank's ``number``, by rank."""
+    world = engine.world
+    if world.size == 1:
+        return [number]
+    row = np.zeros(world.size, np.int64)
+    row[world.rank] = number
+    return engine.sum(row).tolist()
+
+
+def vote(engine: Engine, number: int) -> int:
+    """Return the highest ``number`` of any rank: with 0 for no, a single rank's yes is everyone's."""
+    return max(gather(engine, number))
+
+
+def gather_texts(engine: Engine, texts: Sequence[str]) -> list[list[str]]:
+    """Return every rank's ``texts``, by rank; cheap where there are none."""
+    if engine.world.size == 1:
+        return [list(texts)]
+    mine = json.dumps(list(texts)).encode() if texts else b""
+    ends = np.cumsum(gather(engine, len(mine)))
+    if not ends[-1]:
+        return [[] for _ in ends]
+    characters = np.zeros(ends[-1], np.int64)
+    end = ends[engine.world.rank]
+    characters[end - len(mine) : end] = np.frombuffer(mine, np.uint8)
+    parts = np.split(engine.sum(characters).astype(np.uint8), ends[:-1])
+    return [json.loads(part.tobytes()) if len(part) else [] for part in parts]
+
+
+def check_same(engine: Engine, seen: Mapping[str, str]) -> None:
+    """Raise on every rank where the ranks do not all give the same texts; the error says which gave which.
+
+    ``seen`` has a text a subject, and on all ranks the same subjects.
+    """
+    everyone = [json.loads(text) for (text,) in gather_texts(engine, [json.dumps(dict(seen))])]
+    for subject in seen:
+        ranks_of: dict[str, list[int]] = {}
+        for rank, theirs in enumerate(everyone):
+            ranks_of.setdefault(theirs[subject], []).append(rank)
+        if len(ranks_of) > 1:
+            views = "; ".join(f"{_names(ranks)}: {text}" for text, ranks in ranks_of.items())
+            raise OcrnetError(
+                f"the ranks do not have the same {subject} ({views}); all of them need the same command and the same "
+                "files: a file system that they share, and a moment for what was just written to reach each of them"
+            )
+
+
+@contextlib.contextmanager
+def together(engine: Engine) -> Iterator[None]:
+    """Let what fails within on one rank end on all: there with its own error, elsewhere with one that names the rank.
+
+    What is within may take each rank its own time and may differ between ranks, but must hold no collective.
+    """
+    if engine.world.size == 1:
+        yield
+        return
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(Exception):  # the first failure is the one to tell
+            gather(engine, 1)
+        raise
+    failed = [rank for rank, flag in enumerate(gather(engine, 0)) if flag]
+    if failed:
+        raise OcrnetError(f"{_names(failed)} failed; the reason stands in the message of that rank")
+
+
+def _names(ranks: Sequence[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

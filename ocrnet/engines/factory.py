@@ -1,0 +1,54 @@
+"""Choosing and opening an engine: the only module that imports one."""
+
+from pathlib import Path
+from typing import Literal
+
+from ocrnet.architecture import Arch
+from ocrnet.config import Config
+from ocrnet.data.sampler import TrainStream
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.base import Engine
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.installed import installed
+
+Framework = Literal["torch", "mindspore"]
+NOT_INSTALLED: dict[Framework, str] = {
+    "torch": "PyTorch is not installed: pip install -r requirements.txt",
+    "mindspore": "MindSpore is not installed: from a clone, pip install -e '.[mindspore]'",
+}
+
+
+def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | None = None) -> Engine:
+    """Return the engine that the config chooses, importing its framework alone; ``stream`` is what it trains on."""
+    if choose_engine(cfg) == "torch":
+        from ocrnet.engines.torch.engine import TorchEngine
+
+        return TorchEngine(cfg, arch, world=world, stream=stream)
+    from ocrnet.engines.mindspore import distributed
+
+    distributed.prepare(world, cfg.device_target, cfg.rank_timeout)
+    from ocrnet.engines.mindspore.engine import MindSporeEngine
+
+    return MindSporeEngine(cfg, arch, world=world, stream=stream)
+
+
+def choose_engine(cfg: Config) -> Framework:
+    """Return the engine that the config asks for, else the one for its device; raise where it is not installed.
+
+    Ascend means MindSpore. Elsewhere PyTorch goes first, except on a machine with an Ascend and no device asked for.
+    """
+    if cfg.engine == "torch" and cfg.device_target == "Ascend":
+        raise OcrnetError(
+            "--engine torch does not run on Ascend; use --device_target CPU or GPU, or --engine mindspore"
+        )
+    frameworks: tuple[Framework, ...] = ("torch", "mindspore")
+    found = [name for name in frameworks if installed(name)]
+    if cfg.engine != "auto" or cfg.device_target == "Ascend":
+        wanted: Framework = "mindspore" if cfg.engine == "mindspore" or cfg.device_target == "Ascend" else "torch"
+        if wanted not in found:
+            raise OcrnetError(f"{NOT_INSTALLED[wanted]}, or leave --engine and --device_target out")
+        return wanted
+    if not found:
+        raise OcrnetError(NOT_INSTALLED["torch"])
+    ascend = cfg.device_target is None and Path("/dev/davinci_manager").exists()
+    return "mindspore" if found == ["mindspore"] or (ascend and "mindspore" in found) else "torch"

@@ -1,0 +1,434 @@
+"""How a process joins the others on MindSpore: `prepare` before MindSpore is imported, then `join`, and `leave`.
+
+On CPU MindSpore knows one way to meet: a scheduler process, told of by variables that its own launcher msrun sets.
+Under mpirun and srun `prepare` sets them, and rank 0 starts the scheduler. Under msrun the script itself is started
+once more as the scheduler, and `prepare` does not return. Either way a second small process watches over the scheduler:
+it must outlive the ranks, which end themselves by SIGTERM without it, even on their way out; but not by much.
+
+On Ascend and GPU the variables stay as the launcher set them (msrun's, mpirun's with or without RANK_TABLE_FILE) and
+`mindspore.communication.init` takes them, for HCCL or NCCL. That could only be read in MindSpore's sources, not run.
+"""
+
+import atexit
+import contextlib
+import errno
+import hashlib
+import math
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import psutil
+
+from ocrnet.distributed import rendezvous
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.mindspore.stderr import stderr_dropped
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.signals import SIGNALS, Stopped, sent_when_parent_dies
+
+JOINING = "MS_TOPO_TIMEOUT"  # seconds until a rank that never comes is an error
+EXCHANGE = (
+    "MS_CPU_COMM_OP_TIMEOUT"  # seconds of a collective on CPU; MindSpore's own 30 are too few while others compile
+)
+COLLECTIVES = ("AllReduce", "AllGather")
+MPI_VARIABLES = ("OMPI_", "PMIX_", "PMI_")
+PROGRAM = (
+    "import sys; sys.path[0] = sys.argv[1]; from ocrnet.engines.mindspore import distributed as d; d.{}(*sys.argv[2:])"
+)
+GRACE = 15.0  # seconds that the scheduler lives on when the ranks of its machine are gone, while others may run
+TAIL = 2000
+
+
+@dataclass
+class Scheduler:
+    """The process by which the ranks find each other, and the one that watches over it."""
+
+    process: subprocess.Popen
+    line: IO[bytes]  # to its stdin
+    errors: IO[bytes]
+    board: Path | None = None  # where its port was left
+    watched: bool = False
+
+    def tail(self) -> str:
+        """Return the end of what it wrote to stderr."""
+        end = os.fstat(self.errors.fileno()).st_size
+        text = os.pread(self.errors.fileno(), TAIL, max(0, end - TAIL)).decode(errors="replace").strip()
+        return f"; its last words: {text}" if text else ""
+
+    def watch(self, pids: list[int], grace: float) -> None:
+        """Let it live until ``grace`` seconds after the last of these processes."""
+        self.watched = True
+        with contextlib.suppress(BrokenPipeError), self.line:
+            self.line.write(f"{grace} {' '.join(map(str, pids))}\n".encode())
+
+    def end(self) -> None:
+        """Kill it, unless it has ranks to outlive."""
+        if not self.watched:
+            self.process.kill()
+            self.process.wait()
+        if self.board is not None:
+            self.board.unlink(missing_ok=True)
+
+
+_scheduler: Scheduler | None = None  # rank 0's
+_lent = False  # whether `prepare` stood in for msrun
+_joined = False
+_left = False
+
+
+def prepare(world: World, device_target: str | None, rank_timeout: float) -> None:
+    """Set what MindSpore reads at its import and when it joins; as msrun's scheduler, serve and exit."""
+    os.environ.setdefault(JOINING, "300")
+    os.environ.setdefault(EXCHANGE, str(math.ceil(rank_timeout)))
+    role = os.environ.get("MS_ROLE")
+    if role == "MS_SCHED":
+        _serve_msrun()
+    ascend = device_target == "Ascend" or (device_target is None and Path("/dev/davinci_manager").exists())
+    if world.size == 1 or ascend or device_target == "GPU":
+        return
+    atexit.register(_at_exit)  # before MindSpore's import, so that it comes after what that registers
+    if role:
+        return
+    if world.launcher not in ("mpirun", "srun"):
+        raise OcrnetError(f"{world.launcher} started {world.size} processes; on MindSpore use msrun, mpirun or srun")
+    _stand_in_for_msrun(world)
+
+
+def _stand_in_for_msrun(world: World) -> None:
+    global _lent
+    given = [name for name in ("MS_SCHED_HOST", "MS_SCHED_PORT") if os.environ.get(name)]
+    if len(given) == 1:
+        raise OcrnetError(f"{given[0]} is set alone; MS_SCHED_HOST and MS_SCHED_PORT go together")
+    if not given and not world.on_one_machine:
+        raise OcrnetError(
+            f"{world.launcher} started ranks on several machines: set MS_SCHED_HOST to the address of rank 0's machine "
+            "and MS_SCHED_PORT to a free port there (mpirun -x MS_SCHED_HOST -x MS_SCHED_PORT), or use msrun"
+        )
+    board = rendezvous.board_path()
+    for name in [name for name in os.environ if name.startswith(MPI_VARIABLES)]:
+        del os.environ[name]
+    os.environ.update(
+        MS_ROLE="MS_WORKER",
+        MS_WORKER_NUM=str(world.size),
+        MS_NODE_ID=str(world.rank),
+        RANK_ID=str(world.rank),
+        RANK_SIZE=str(world.size),
+        DEVICE_ID=str(world.local),
+    )
+    os.environ.setdefault("MS_NODE_TIMEOUT", "600")  # the launcher sees sooner that a rank is gone than the scheduler
+    _lent = True
+    os.environ["MS_SCHED_HOST"] = _address(os.environ["MS_SCHED_HOST"]) if given else "127.0.0.1"
+    if world.rank == 0:
+        _lend_scheduler(None if given else board)
+    elif not given:
+        patience = float(os.environ[JOINING])
+        os.environ["MS_SCHED_PORT"] = str(rendezvous.read_port(board, patience))
+
+
+def _address(host: str) -> str:
+    """Return the IPv4 address that MindSpore wants in place of a name."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise OcrnetError(f"MS_SCHED_HOST={host}: {error.strerror}") from error
+
+
+def _lend_scheduler(board: Path | None) -> None:
+    """Start the scheduler at the host and port that the user gave, or at a free port that goes onto the board."""
+    global _scheduler
+    host = os.environ["MS_SCHED_HOST"]
+    port = int(os.environ["MS_SCHED_PORT"]) if board is None else 0
+    with socket.socket() as held:
+        if port:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the run before may have just left it
+        try:
+            held.bind((host, port))
+        except OSError as error:
+            why = "it must be an address of rank 0's machine" if error.errno == errno.EADDRNOTAVAIL else error.strerror
+            raise OcrnetError(
+                f"MS_SCHED_HOST={host} MS_SCHED_PORT={port}: rank 0 cannot listen there: {why}"
+            ) from error
+        os.environ["MS_SCHED_PORT"] = str(held.getsockname()[1])
+        _scheduler = _start(held)
+    if board is not None:
+        rendezvous.leave_port(board, int(os.environ["MS_SCHED_PORT"]))
+        _scheduler.board = board
+
+
+def _start(held: socket.socket) -> Scheduler:
+    """Start the scheduler and its guard; until it listens, the port is held by the socket that they are handed."""
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this process
+    process = _spawn("guard", held.fileno(), stdin=subprocess.PIPE, stderr=errors)
+    assert process.stdin is not None
+    return Scheduler(process, process.stdin, errors)
+
+
+def _spawn(function: str, held: int | None = None, **options: Any) -> subprocess.Popen:
+    """Run a function of this module in a process of its own, telling it this process and the held port."""
+    handed = () if held is None else (held,)
+    env = {name: value for name, value in os.environ.items() if name not in ("MS_NODE_ID", "RANK_ID", "DEVICE_ID")}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(function), str(Path(__file__).parents[3]), str(os.getpid()),
+         *map(str, handed)],
+        env=env | {"MS_ROLE": "MS_SCHED", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        pass_fds=handed,
+        start_new_session=True,  # out of the reach of what a terminal or a launcher sends to all
+        **options,
+    )  # fmt: skip
+
+
+def serve(parent: str, held: str | None = None) -> None:
+    """Be the scheduler until all ranks have left or the process ``parent`` is dead."""
+    _ignore_signals()
+    sent_when_parent_dies(signal.SIGKILL)
+    if os.getppid() != int(parent):
+        return
+    import mindspore
+
+    mindspore.set_context(device_target="CPU")
+    if held is not None:
+        os.close(int(held))
+    mindspore.communication.init()  # returns, or ends the process, when all have left; no thread runs meanwhile
+
+
+def guard(parent: str, held: str) -> None:
+    """Start the scheduler for rank 0, the process ``parent``, and end it when the ranks that it names are gone."""
+    _ignore_signals()
+    first = _process(int(parent))
+    scheduler = _spawn("serve", int(held), stdin=subprocess.DEVNULL)
+    os.close(int(held))
+    ranks, grace = first, 0.0
+    ready, _, _ = select.select([sys.stdin], [], [], 0)
+    while scheduler.poll() is None and not ready and _running(ranks):
+        ready, _, _ = select.select([sys.stdin], [], [], 0.2)
+    if ready and (words := sys.stdin.readline().split()):
+        grace = float(words[0])
+        ranks = [process for pid in words[1:] for process in _process(int(pid))]
+    while scheduler.poll() is None and _running(ranks):
+        time.sleep(0.2)
+    sys.exit(_end_within(scheduler, grace))
+
+
+def _ignore_signals() -> None:
+    """The ranks decide what a signal means, and go on needing the scheduler while they save."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _process(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return [psutil.Process(pid)]
+    return []
+
+
+def _running(ranks: list[psutil.Process]) -> list[psutil.Process]:
+    return [rank for rank in ranks if _runs(rank)]
+
+
+def _end_within(scheduler: subprocess.Popen, grace: float) -> int:
+    """Return the status of a scheduler whose ranks are gone; kill it where it does not see that itself."""
+    try:
+        return scheduler.wait(grace)
+    except subprocess.TimeoutExpired:
+        scheduler.kill()
+        return 1
+
+
+def join(world: World) -> None:
+    """Meet the other ranks; return once all have come."""
+    global _joined
+    from mindspore import communication
+
+    try:
+        if os.environ.get("MS_ROLE") == "MS_WORKER":
+            _await_scheduler()
+        try:
+            communication.init()
+        except RuntimeError as error:
+            raise OcrnetError(_why_not(world, error)) from error
+        found = communication.get_rank(), communication.get_group_size()
+        if found != (world.rank, world.size):
+            raise OcrnetError(
+                f"MindSpore says rank {found[0]} of {found[1]}, but {world.launcher}'s variables say "
+                f"{world.rank} of {world.size}"
+            )
+        _joined = True
+        if _lent:
+            _have_watched(world)
+    finally:
+        _end_scheduler()
+
+
+def _have_watched(world: World) -> None:
+    """Tell the scheduler's guard whom to watch: the ranks on rank 0's machine."""
+    machine = int.from_bytes(hashlib.sha256(socket.gethostname().encode()).digest()[:6], "big")
+    everyone = np.zeros((world.size, 2), np.int64)
+    everyone[world.rank] = machine, os.getpid()
+    everyone = all_sum(everyone)
+    here = everyone[everyone[:, 0] == everyone[0, 0], 1].tolist()
+    if _scheduler is not None:
+        _scheduler.watch(here, 0.0 if len(here) == world.size else GRACE)
+
+
+def _await_scheduler() -> None:
+    """Wait until the scheduler listens: MindSpore's own first try that fails can cost it a minute."""
+    where = os.environ.get("MS_SCHED_HOST", ""), int(os.environ.get("MS_SCHED_PORT") or 0)
+    patience = float(os.environ[JOINING])
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            socket.create_connection(where, timeout=5).close()
+            return
+        if _scheduler is not None and _scheduler.process.poll() is not None:
+            raise OcrnetError(f"MindSpore's scheduler did not start{_scheduler.tail()}")
+        time.sleep(0.05)
+    raise OcrnetError(f"MindSpore's scheduler did not answer at {where[0]}:{where[1]} within {patience:g} s")
+
+
+def _why_not(world: World, error: RuntimeError) -> str:
+    first = next((line for line in str(error).splitlines() if line.strip(" -")), "no reason given")
+    patience = os.environ[JOINING]
+    name = "msrun's --cluster_time_out" if world.launcher == "msrun" else JOINING  # which msrun overwrites
+    words = _scheduler.tail() if _scheduler is not None else ""
+    return (
+        f"rank {world.rank} of {world.size} ({world.launcher}) could not join the others: MindSpore says {first!r}; "
+        f"did all {world.size} ranks start, and come within {patience} s ({name})?{words}"
+    )
+
+
+def _end_scheduler() -> None:
+    if _scheduler is not None:
+        _scheduler.end()
+
+
+@contextlib.contextmanager
+def absence_told() -> Iterator[None]:
+    """Turn what MindSpore raises where a collective fails, which names a kernel alone, into an `OcrnetError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(name in str(error) for name in COLLECTIVES):
+            raise
+        raise OcrnetError(
+            "another rank did not come to an exchange: it is gone, and says why itself; or it hangs, or is slower than "
+            f"{os.environ[EXCHANGE]} s (rank_timeout)"
+        ) from error
+
+
+@absence_told()
+def all_sum(array: np.ndarray) -> np.ndarray:
+    """Return the sum over the ranks, added up by NumPy in the order of the ranks, in the type that `np.sum` has.
+
+    It is therefore exact for integers, counts True, and is bit for bit the same on all ranks. All ranks give the same
+    shape and type.
+    """
+    parts = _gather(array)
+    total = parts[0].astype(np.sum(np.zeros(0, array.dtype)).dtype)
+    for part in parts[1:]:
+        total = total + part
+    return np.asarray(total)
+
+
+def _gather(array: np.ndarray) -> list[np.ndarray]:
+    """Return each rank's array. The bits travel as int32: on CPU, MindSpore garbles 64 bit types and refuses 8 bit."""
+    from mindspore import Tensor, communication, ops
+
+    size = communication.get_group_size()
+    raw = np.ascontiguousarray(array).tobytes()
+    if not raw:
+        return [array] * size
+    words = np.frombuffer(raw + b"\0" * (-len(raw) % 4), np.int32)
+    everyones = ops.AllGather()(Tensor(words)).asnumpy().reshape(size, -1)
+    return [np.frombuffer(row.tobytes()[: len(raw)], array.dtype).reshape(array.shape) for row in everyones]
+
+
+def leave() -> None:
+    """Leave the others in good order; while an exception is on its way, at once.
+
+    In good order means together: a rank that ends while another still receives makes that one fail. A rank in trouble
+    must not wait for the others, which wait for it elsewhere; the launcher ends them.
+    """
+    global _joined, _left
+    if not _joined:
+        return
+    _joined, _left = False, True
+    error = sys.exc_info()[1]
+    from mindspore import communication
+    from mindspore._c_expression import _finalize_collective, set_cluster_exit_with_exception
+
+    if communication.GlobalComm.BACKEND != "mccl":
+        return  # HCCL and NCCL end with the process
+    together = error is None or isinstance(error, Stopped)
+    with stderr_dropped():  # it tells of every connection that it closes, whatever the log level
+        if together:
+            with contextlib.suppress(RuntimeError):  # a faster one has left already, having heard all it needs
+                all_sum(np.zeros(1, np.int32))
+            time.sleep(0.5)  # for what it sends: a busy machine has it still in hand, and others would wait for it
+            _finalize_collective()
+            time.sleep(0.2)  # for its threads, which speak last
+    if _lent or not together:  # else it signs off, which once in some hundred times is a segmentation fault
+        set_cluster_exit_with_exception()
+
+
+def _at_exit() -> None:
+    """End what is left of an attempt to join; after `leave`, drop what MindSpore's threads say as they end."""
+    _end_scheduler()
+    if _left:
+        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _serve_msrun() -> None:
+    """Serve as msrun's scheduler, then exit.
+
+    MindSpore's own would wait minutes for ranks that ended before they joined, and msrun for it.
+    """
+    _ignore_signals()
+    seen = _is_msrun(os.getppid())
+    scheduler = _spawn("serve", stdin=subprocess.DEVNULL)
+    ranks: list[psutil.Process] = []
+    last = time.monotonic()
+    while scheduler.poll() is None and time.monotonic() - last < GRACE:
+        time.sleep(1)
+        ranks = _running(ranks) or _ranks_here()
+        seen = seen or bool(ranks)
+        if ranks or not seen:
+            last = time.monotonic()
+    if status := _end_within(scheduler, 0):
+        print("MindSpore's scheduler did not see all ranks leave", file=sys.stderr)
+    sys.exit(1 if status else 0)
+
+
+def _is_msrun(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(part.endswith(("msrun", "cluster/run.py")) for part in psutil.Process(pid).cmdline()[:3])
+    return False
+
+
+def _ranks_here() -> list[psutil.Process]:
+    """Return the ranks on this machine that belong to this scheduler."""
+    sought = {"MS_ROLE": "MS_WORKER"} | {name: os.environ.get(name, "") for name in ("MS_SCHED_HOST", "MS_SCHED_PORT")}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            env = process.environ()
+            if sought.items() <= env.items() and _runs(process):
+                found.append(process)
+    return found
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

@@ -1,0 +1,121 @@
+"""The training stream in a torch DataLoader: worker processes read and augment, batches come out in order."""
+
+import contextlib
+import multiprocessing.connection
+import multiprocessing.process
+import signal
+import threading
+import warnings
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ocrnet.config import Config
+from ocrnet.data.sampler import Sample, StepNumbers, TrainStream
+from ocrnet.data.workers import ADVICE, begin_worker, deaths, ended_at_exit
+from ocrnet.distributed.launcher import World
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.signals import signals_held
+
+
+class Batch(NamedTuple):
+    """A micro-batch: images uint8 N,H,W,3, labels uint8 N,H,W, dropout masks bool N,channels; files passed over."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    keeps: torch.Tensor
+    unreadable: tuple[str, ...]
+
+
+def batches(
+    stream: TrainStream, cfg: Config, *, world: World, step: int, pinned: bool = False
+) -> Generator[Batch, None, None]:
+    """Return a generator of micro-batches from ``step`` on, whose ``close`` ends its workers.
+
+    ``pinned`` memory copies to a GPU without waiting. An unreadable file raises the `OcrnetError` that names it, also
+    where a worker met it.
+    """
+    made = _make(stream, cfg, world, step, pinned)
+    ended_at_exit(made)
+    return made
+
+
+def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: bool) -> Generator[Batch, None, None]:
+    others = set(multiprocessing.active_children())
+    with warnings.catch_warnings(), _sigchld_left_alone(), signals_held():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # said in the banner, once
+        loader: DataLoader = DataLoader(
+            Guarded(stream),
+            batch_sampler=StepNumbers(cfg, world, step),
+            num_workers=cfg.num_workers,
+            prefetch_factor=cfg.prefetch_size if cfg.num_workers else None,
+            collate_fn=collate,
+            worker_init_fn=begin_worker,
+            pin_memory=pinned,
+        )
+        ready = iter(loader)
+    del loader
+    processes = [process for process in multiprocessing.active_children() if process not in others]
+    try:
+        for batch in ready:
+            if isinstance(batch, OcrnetError):
+                raise batch
+            yield batch
+    except OcrnetError:
+        raise
+    except Exception as error:
+        told = deaths(processes)
+        # mutation: report-dead-worker
+        if not told:
+            raise
+        ready._shutdown = True  # type: ignore[attr-defined]  # its orderly end may wait for a lock that the dead held
+        raise OcrnetError(f"{told}; {ADVICE}") from error
+    finally:
+        del ready  # ends the workers, also where a traceback keeps this frame
+        for process in processes:
+            # mutation: kill-hanging-worker
+            process.kill()  # one that hangs in a read, or waits for what a dead one held
+            process.join()
+
+
+@contextlib.contextmanager
+def _sigchld_left_alone() -> Iterator[None]:
+    """Undo torch's SIGCHLD handler, which raises a worker's death at whatever the main thread is doing just then.
+
+    Without it the death is told where the next batch is asked for, at most five seconds later.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        # mutation: report-dead-worker-in-order
+        signal.signal(signal.SIGCHLD, before)
+
+
+class Guarded(Dataset):
+    """The stream with errors as values, because a DataLoader wraps what a worker raises into a traceback's text."""
+
+    def __init__(self, stream: TrainStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, number: int) -> Sample | OcrnetError:
+        """Return sample ``number``, or the error that names its file."""
+        try:
+            return self.stream[number]
+        except OcrnetError as error:
+            return error
+
+
+def collate(samples: list[Sample | OcrnetError]) -> Batch | OcrnetError:
+    """Stack samples into the three tensors of a micro-batch; hand an error on."""
+    good = [sample for sample in samples if isinstance(sample, Sample)]
+    if len(good) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, OcrnetError))
+    images, labels, keeps = (torch.from_numpy(np.stack([sample[i] for sample in good])) for i in range(3))
+    return Batch(images, labels, keeps, tuple(error for sample in good for error in sample.unreadable))

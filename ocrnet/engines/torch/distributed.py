@@ -1,0 +1,223 @@
+"""How a process joins the others through torch.distributed, and what the ranks add up: counts and gradients."""
+
+import contextlib
+import os
+import re
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ocrnet.distributed import rendezvous
+from ocrnet.distributed.launcher import World
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.signals import Stopped
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel: long enough for the wire, short enough to send during backward
+
+
+def join(world: World, device: torch.device, patience: float) -> None:
+    """Meet the other ranks; no exchange with them takes longer than ``patience`` seconds, else it is an error."""
+    timeout = timedelta(seconds=patience)
+    if "OMP_NUM_THREADS" not in os.environ and world.local_size > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
+    try:
+        store = _store(world, timeout)
+        _choose_interface(world, store)
+        # mutation: separate-store-per-start
+        store = dist.PrefixStore(_this_start(store, world, patience), store)
+        # mutation: give-up-hanging-rank
+        dist.init_process_group(
+            BACKENDS[device.type], store=store, rank=world.rank, world_size=world.size, timeout=timeout
+        )
+        all_sum(np.zeros(1, np.int64))  # connects, and so fails here where it must
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise OcrnetError(
+            f"{world.launcher}: rank {world.rank} of {world.size} could not join the others within {patience:g} s "
+            f"(rank_timeout): {first}"
+        ) from error
+
+
+def _store(world: World, timeout: timedelta) -> dist.Store:
+    """Return the store in which the ranks find each other: torchrun's own, or one of rank 0."""
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if bool(host) != bool(port):
+        raise OcrnetError(f"{'MASTER_ADDR' if host else 'MASTER_PORT'} is set alone; set both, or neither")
+    if not host and not world.on_one_machine:
+        host, port = _by_slurm(world)
+    if host and port:
+        hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        master = world.rank == 0 and not hosted
+        return dist.TCPStore(host, int(port), is_master=master, timeout=timeout, wait_for_workers=False)
+    board = rendezvous.board_path()
+    if world.rank > 0:
+        port_left = rendezvous.read_port(board, timeout.total_seconds())
+        return dist.TCPStore("127.0.0.1", port_left, is_master=False, timeout=timeout, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timeout, wait_for_workers=False)
+    rendezvous.leave_port(board, store.port)
+    return store
+
+
+def _by_slurm(world: World) -> tuple[str, str]:
+    """Return the machine of rank 0 and a port of this job's own, from Slurm's variables."""
+    machines = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST")
+    if world.launcher != "srun" or not machines:
+        raise OcrnetError(
+            f"{world.launcher} started ranks on several machines: set MASTER_ADDR to the address of rank 0's machine "
+            "and MASTER_PORT to a free port there (mpirun -x MASTER_ADDR -x MASTER_PORT), or use torchrun"
+        )
+    job = int(os.environ.get("SLURM_JOB_ID", "0")) + int(os.environ.get("SLURM_STEP_ID", "0"))
+    return first_machine(machines), str(20_000 + job % 10_000)
+
+
+def first_machine(machines: str) -> str:
+    """Return the first name of a Slurm list such as ``node[07-09,12],login1``: node07."""
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^\[]*\])", machines)[0])
+
+
+def _choose_interface(world: World, store: dist.Store) -> None:
+    """Let Gloo listen where rank 0 is reached: it would go by the host's name, which may mean another network."""
+    if sys.platform != "linux" or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    if world.local_size == world.size:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        return
+    assert isinstance(store, dist.TCPStore)
+    with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.connect((store.host, store.port))  # sends nothing, but chooses the way
+        mine = probe.getsockname()[0]
+        for name, addresses in psutil.net_if_addrs().items():
+            if any(address.address == mine for address in addresses):
+                os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def _this_start(store: dist.Store, world: World, patience: float) -> str:
+    """Return a name that only the processes of this start share, once all of them have come.
+
+    torchrun keeps its store when it starts the ranks anew, and with it what the dead have left there. So every process
+    asks under a name of its own, and only a living rank 0 answers.
+    """
+    mine, end = secrets.token_hex(8), time.monotonic() + patience
+    missing = set(range(1, world.size)) if world.rank == 0 else {0}
+    if world.rank > 0:
+        store.set(f"asks/{world.rank}", mine)
+    while time.monotonic() < end:
+        if world.rank > 0 and store.check([f"answer/{mine}"]):
+            first = store.get(f"answer/{mine}").decode()
+            store.set(f"met/{first}/{world.rank}", "")
+            return first
+        for rank in sorted(missing) if world.rank == 0 else ():
+            if store.check([f"met/{mine}/{rank}"]):
+                missing.remove(rank)
+            elif store.check([f"asks/{rank}"]):
+                store.set(f"answer/{store.get(f'asks/{rank}').decode()}", mine)
+        if not missing:
+            return mine
+        time.sleep(0.02)
+    raise RuntimeError(f"rank {', '.join(map(str, sorted(missing)))} did not come")
+
+
+def leave() -> None:
+    """Leave the others together with them; while an exception is on its way, at once."""
+    error = sys.exc_info()[1]
+    if dist.is_initialized() and (error is None or isinstance(error, Stopped)):
+        with contextlib.suppress(RuntimeError):  # a faster one has left already, having heard all it needs
+            all_sum(np.zeros(1, np.int64))
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def absence_told(patience: float) -> Iterator[None]:
+    """Turn what torch.distributed raises where another rank is gone, or late, into an `OcrnetError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and "gloo" not in text.lower():
+            raise
+        if "timed out" in text.lower():
+            raise OcrnetError(
+                f"another rank did not come to an exchange within {patience:g} s (rank_timeout); it hangs, or is slower"
+            ) from error
+        raise OcrnetError("another rank is gone; the reason stands in its own message, or in the launcher's") from error
+
+
+def all_sum(array: np.ndarray) -> np.ndarray:
+    """Return the sum of an array over the ranks, exact for int64; all ranks give the same shape and type."""
+    total = torch.from_numpy(np.array(array))  # a copy
+    dist.all_reduce(total)
+    return total.numpy()
+
+
+class GradientSum:
+    """The gradients of all ranks added up, bucket by bucket, while the backward pass still computes the others.
+
+    A bucket is one flat tensor that the parameters' ``grad`` are views of. Its place and order never change, so that a
+    resumed run adds up in the same order: DistributedDataParallel forms its buckets anew after the first step.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.buckets: list[Tensor] = []
+        self._bucket_of: dict[nn.Parameter, int] = {}
+        self._sizes: list[int] = []
+        group: list[nn.Parameter] = []
+        for parameter in reversed(list(parameters)):  # about the order in which backward comes to them
+            group.append(parameter)
+            if sum(p.numel() * p.element_size() for p in group) >= BUCKET_BYTES:
+                self._add_bucket(group)
+                group = []
+        if group:
+            self._add_bucket(group)
+        self._works: list[dist.Work] = []
+        self._left: list[int] = []
+        self._last = False
+
+    def _add_bucket(self, group: list[nn.Parameter]) -> None:
+        flat = torch.zeros(sum(p.numel() for p in group), dtype=group[0].dtype, device=group[0].device)
+        start = 0
+        for parameter in group:
+            part = flat[start : start + parameter.numel()]
+            parameter.grad = part.as_strided(parameter.shape, parameter.stride())
+            parameter.register_post_accumulate_grad_hook(self._ready)
+            self._bucket_of[parameter] = len(self.buckets)
+            start += parameter.numel()
+        self.buckets.append(flat)
+        self._sizes.append(len(group))
+
+    def begin(self) -> None:
+        """Forget the last step's gradients."""
+        torch._foreach_zero_(self.buckets)
+
+    def expect(self, *, last: bool) -> None:
+        """Say, before a micro-batch, whether it is the step's last: its backward pass then sends."""
+        self._last, self._left, self._works = last, list(self._sizes), []
+
+    def _ready(self, parameter: nn.Parameter) -> None:
+        if not self._last:
+            return
+        self._left[self._bucket_of[parameter]] -= 1
+        while len(self._works) < len(self.buckets) and self._left[len(self._works)] == 0:
+            self._send()
+
+    def _send(self) -> None:
+        """Send the next bucket; in order, because all ranks must send the same one."""
+        work = dist.all_reduce(self.buckets[len(self._works)], async_op=True)
+        assert work is not None
+        self._works.append(work)
+
+    def finish(self) -> None:
+        """Wait until every gradient is the sum over the ranks (on a GPU its stream waits, not this process)."""
+        while len(self._works) < len(self.buckets):
+            self._send()
+        for work in self._works:
+            work.wait()

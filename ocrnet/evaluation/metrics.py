@@ -1,0 +1,168 @@
+"""The confusion matrix and every score that is read off it; counts are int64, so parts add up exactly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ocrnet.data.datasets.base import IGNORE
+from ocrnet.utils.errors import OcrnetError
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What one confusion matrix says, as fractions of 1; nan is a score that no pixel decides.
+
+    A class counts in ``mean_iou`` if it occurs in the truth or the prediction, in ``mean_accuracy`` if in the truth.
+    """
+
+    names: tuple[str, ...]
+    iou: np.ndarray  # float64 num_classes
+    accuracy: np.ndarray  # float64 num_classes: recall
+    share: np.ndarray  # float64 num_classes: part of the counted truth pixels
+    mean_iou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+    frequency_weighted_iou: float
+    category_iou: dict[str, float]
+    mean_category_iou: float
+    pixels: int
+
+
+def confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count pixels as int64 num_classes,num_classes (rows truth, columns prediction); truth 255 is left out.
+
+    Both are uint8 of one shape. Raises ValueError on other shapes or dtypes and on a class index out of range.
+    """
+    assert 1 <= num_classes <= IGNORE, f"num_classes is {num_classes}, not 1 to 255"
+    if prediction.dtype != np.uint8 or truth.dtype != np.uint8:
+        raise ValueError(f"class indices are uint8, not {prediction.dtype} (prediction) and {truth.dtype} (truth)")
+    if prediction.shape != truth.shape:
+        raise ValueError(f"the prediction has shape {prediction.shape}, the truth {truth.shape}")
+    pairs = np.left_shift(truth, 8, dtype=np.uint16)
+    pairs |= prediction
+    # All 256 x 256 pairs are counted and checked afterwards: faster than masking and checking pixel by pixel.
+    counts = np.bincount(pairs.reshape(-1), minlength=1 << 16).reshape(256, 256).astype(np.int64, copy=False)
+    wrong = np.flatnonzero(counts[num_classes:IGNORE].any(axis=1)) + num_classes
+    if wrong.size:
+        raise OcrnetError(
+            f"the truth holds class index {_some(wrong)}; allowed are 0 to {num_classes - 1} and {IGNORE} (ignored)"
+        )
+    wrong = np.flatnonzero(counts[:num_classes, num_classes:].any(axis=0)) + num_classes
+    if wrong.size:
+        raise ValueError(f"the prediction holds class index {_some(wrong)}; allowed are 0 to {num_classes - 1}")
+    return counts[:num_classes, :num_classes].copy()
+
+
+def scores(confusion: np.ndarray, names: Sequence[str], categories: Sequence[str] = ()) -> Scores:
+    """Score a confusion matrix; ``categories`` gives each class's category name, or is empty.
+
+    The formulas are those of the Cityscapes evaluation (evalPixelLevelSemanticLabeling) and, for the frequency-weighted
+    IoU and the accuracies, of Long et al., "Fully Convolutional Networks for Semantic Segmentation" (CVPR 2015).
+    """
+    num_classes = len(names)
+    assert confusion.shape == (num_classes, num_classes), f"{confusion.shape} for {num_classes} names"
+    assert len(categories) in (0, num_classes), f"{len(categories)} categories for {num_classes} classes"
+    in_truth, right, pixels = confusion.sum(axis=1), np.diagonal(confusion), int(confusion.sum())
+    iou, share = _iou(confusion), _ratio(in_truth, pixels)
+    accuracy = _ratio(right, in_truth)
+    seen = in_truth > 0
+    category_iou = _category_iou(confusion, categories)
+    return Scores(
+        names=tuple(names),
+        iou=iou,
+        accuracy=accuracy,
+        share=share,
+        mean_iou=_mean(iou),
+        mean_accuracy=_mean(accuracy),
+        pixel_accuracy=float(_ratio(right.sum(), pixels)),
+        frequency_weighted_iou=float((share[seen] * iou[seen]).sum()) if pixels else float("nan"),
+        category_iou=category_iou,
+        mean_category_iou=_mean(np.array(list(category_iou.values()))),
+        pixels=pixels,
+    )
+
+
+def constant_answer(scores: Scores) -> tuple[int, float]:
+    """Return the most frequent truth class and the mIoU of answering it everywhere: what a model has to beat."""
+    best = int(scores.share.argmax())
+    return best, float(scores.share[best]) / max(np.count_nonzero(scores.share), 1)
+
+
+def table(scores: Scores) -> str:
+    """Lay the scores out as plain text in per cent: classes, categories where there are any, then the means."""
+    means = {
+        "mIoU": scores.mean_iou,
+        "mean accuracy": scores.mean_accuracy,
+        "pixel accuracy": scores.pixel_accuracy,
+        "frequency-weighted IoU": scores.frequency_weighted_iou,
+    }
+    if scores.category_iou:
+        means["category mIoU"] = scores.mean_category_iou
+    width = max(map(len, (*scores.names, *scores.category_iou, *means)))
+    lines = [f"{'class':<{width}}   IoU %  accuracy %  pixels %"]
+    rule = "-" * len(lines[0])
+    lines.append(rule)
+    for name, iou, accuracy, share in zip(scores.names, scores.iou, scores.accuracy, scores.share, strict=True):
+        lines.append(f"{name:<{width}}  {_percent(iou)}  {_percent(accuracy, 10)}  {_percent(share, 8)}")
+    for title, rows in (("category", scores.category_iou), ("", means)):
+        lines += [rule, *([f"{title:<{width}}   IoU %", rule] if title and rows else [])] if rows else []
+        lines += [f"{name:<{width}}  {_percent(value)}" for name, value in rows.items()]
+    lines += [rule, f"over {scores.pixels:,} labelled pixels; - : no pixel decides it"]
+    return "\n".join(lines)
+
+
+def as_dict(scores: Scores) -> dict[str, Any]:
+    """Return the scores as strict JSON values: fractions of 1, None for nan."""
+    rows = zip(scores.names, scores.iou, scores.accuracy, scores.share, strict=True)
+    return {
+        "mean_iou": _json(scores.mean_iou),
+        "mean_accuracy": _json(scores.mean_accuracy),
+        "pixel_accuracy": _json(scores.pixel_accuracy),
+        "frequency_weighted_iou": _json(scores.frequency_weighted_iou),
+        "mean_category_iou": _json(scores.mean_category_iou),
+        "pixels": scores.pixels,
+        "classes": {
+            name: {"iou": _json(iou), "accuracy": _json(accuracy), "share": _json(share)}
+            for name, iou, accuracy, share in rows
+        },
+        "categories": {name: _json(value) for name, value in scores.category_iou.items()},
+    }
+
+
+def _iou(confusion: np.ndarray) -> np.ndarray:
+    right = np.diagonal(confusion)
+    return _ratio(right, confusion.sum(axis=0) + confusion.sum(axis=1) - right)
+
+
+def _category_iou(confusion: np.ndarray, categories: Sequence[str]) -> dict[str, float]:
+    """Merge the classes of a category into one class, as the Cityscapes evaluation does, and return its IoU."""
+    kinds = list(dict.fromkeys(categories))
+    member = np.array([[kind == category for category in categories] for kind in kinds], dtype=np.int64)
+    if not kinds:
+        return {}
+    merged = member @ confusion @ member.T  # num_categories, num_categories
+    return dict(zip(kinds, _iou(merged).tolist(), strict=True))
+
+
+def _ratio(part: Any, whole: Any) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(part, whole, dtype=np.float64)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _some(indices: np.ndarray) -> str:
+    return ", ".join(map(str, indices[:5])) + (", ..." if indices.size > 5 else "")
+
+
+def _percent(value: float, width: int = 6) -> str:
+    return f"{'-' if np.isnan(value) else format(100 * value, '.2f'):>{width}}"
+
+
+def _json(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

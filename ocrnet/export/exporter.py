@@ -1,0 +1,275 @@
+"""`ocrnet export`: a checkpoint as a file for another runtime, run there and compared before it gets its name."""
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from ocrnet import weights
+from ocrnet.architecture import flops
+from ocrnet.config import Config, Data
+from ocrnet.data.datasets import Dataset
+from ocrnet.distributed.launcher import World
+from ocrnet.engines import base
+from ocrnet.engines.factory import open_engine
+from ocrnet.export import compare
+from ocrnet.export.build import Maker, Order
+from ocrnet.export.card import card, card_path
+from ocrnet.export.compare import Figures, Sample
+from ocrnet.export.formats import (
+    BESIDE,
+    FORMATS,
+    SUFFIXES,
+    WRITERS,
+    Facts,
+    Format,
+    Input,
+    Outputs,
+    Precision,
+    format_of,
+)
+from ocrnet.export.open import open_session
+from ocrnet.export.runtimes.engine import as_input
+from ocrnet.utils.errors import OcrnetError, nearest
+from ocrnet.utils.installed import check_installed
+from ocrnet.utils.version import __version__
+from ocrnet.weights import Weights, checkpoint
+from ocrnet.weights.classes import classes_of
+
+PRECISIONS: dict[Format, tuple[Precision, ...]] = {
+    "onnx": ("float32", "int8"),
+    "openvino": ("float32", "float16", "int8"),
+    "torchscript": ("float32",),
+    "torch_export": ("float32",),
+    "mindir": ("float32",),
+    "tensorrt": ("float32", "float16"),
+}
+ANY_SIZE: tuple[Format, ...] = ("onnx", "openvino", "torchscript")
+SMALLEST = 32
+CALIBRATION_IMAGES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What was asked for on the command line; None leaves the choice to the format."""
+
+    checkpoint: Path
+    output: Path
+    format: str | None = None
+    precision: str | None = None
+    input: str | None = None
+    outputs: str | None = None
+    size: tuple[int, int] | None = None
+    dynamic: bool = False
+    calibration: str | None = None
+    images: str | None = None
+    num_images: int = 8
+    tolerance: float | None = None
+
+
+def export(wish: Wish, labelled: Dataset | None, say: Callable[[str], None]) -> Figures:
+    """Write the file, its metadata and its card; return how its answers compare with the checkpoint's.
+
+    They are compared on ``labelled`` where given, else on ``wish.images``, else on synthetic scenes. Raise
+    `OcrnetError`, and leave nothing, where a wish cannot be met or the answers are too far apart.
+    """
+    kind = _format(wish)
+    _check_choices(wish, kind)
+    check_writable(wish.output)
+    beside = wish.output.with_suffix(".bin")
+    if kind == "openvino" and beside.exists() and not wish.output.exists():
+        raise OcrnetError(f"--output {wish.output}: {beside} exists and belongs to no such file; give another --output")
+    for library in WRITERS[kind]:
+        check_installed(library, f"--format {kind}")
+    if format_of(wish.checkpoint):
+        raise OcrnetError(f"{wish.checkpoint} is an exported file already; export its checkpoint")
+    found = weights.read(wish.checkpoint)
+    for line in found.notes:
+        say(line)
+    order = _order(wish, kind, found)
+    _check_memory(found, order.size or wish.size or Data.crop_size)
+    _check_labels(found, labelled)
+    calibration = compare.files(wish.calibration, "--calibration", CALIBRATION_IMAGES) if wish.calibration else []
+    samples, on = _samples(wish, order, labelled)
+    with tempfile.TemporaryDirectory() as name:
+        inputs = (as_input(compare.read(p, order.size), order.input, order.mean, order.std) for p in calibration)
+        maker = Maker(order, found, Path(name), inputs)
+        if calibration:
+            say(f"calibrating on {len(calibration)} images of {wish.calibration}")
+        answer, logits = maker.draft()
+        session = open_session(kind, answer)
+        twin = session if logits == answer else open_session(kind, logits)
+        say(f"comparing in {session.runtime} on {on}")
+        figures = compare.compare(_reference(order, found), found.arch, order, session, twin, samples)
+        compare.check(figures, order.precision, wish.tolerance, wish.output)
+        facts = _facts(order, found, {**figures.as_dict(), "runtime": session.runtime, "on": on})
+        files = maker.final(answer, facts.as_dict())
+        _check_same(kind, files[-1], session, order)
+        _publish(files, wish.output, card(facts, figures, wish.output.name))
+    return figures
+
+
+def _format(wish: Wish) -> Format:
+    implied = format_of(wish.output)
+    if wish.format is None:
+        if implied is None:
+            endings = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
+            raise OcrnetError(f"--output {wish.output}: its ending names no format: {endings}; or give --format")
+        return implied
+    for name in FORMATS:
+        if wish.format == name:
+            if implied != name:
+                raise OcrnetError(f"--output {wish.output}: --format {name} ends in {SUFFIXES[name]}")
+            return name
+    raise OcrnetError(f"--format is '{wish.format}', but must be one of {', '.join(FORMATS)}, triton"
+                      f"{nearest(wish.format, FORMATS)}")  # fmt: skip
+
+
+def _check_choices(wish: Wish, kind: Format) -> None:
+    allowed = {
+        "precision": PRECISIONS[kind],
+        "input": ("normalised",) if kind == "mindir" else ("uint8", "normalised"),
+        "outputs": ("logits",) if kind == "mindir" else ("labels", "probabilities", "logits"),
+    }
+    for name, choices in allowed.items():
+        value = getattr(wish, name)
+        if value is not None and value not in choices:
+            raise OcrnetError(
+                f"--{name} is '{value}', but {kind} has {', '.join(choices)}{nearest(str(value), choices)}"
+            )
+    if wish.dynamic and kind not in ANY_SIZE:
+        raise OcrnetError(f"--dynamic True: {kind} files are of one size; {', '.join(ANY_SIZE)} can leave it open")
+    if wish.precision == "int8" and wish.calibration is None:
+        raise OcrnetError("--precision int8 needs --calibration: a folder of images like those the network will see")
+    if wish.calibration is not None and wish.precision != "int8":
+        raise OcrnetError("--calibration has no effect without --precision int8")
+
+
+def check_writable(output: Path) -> None:
+    """Raise `OcrnetError` where a file cannot be written, before minutes are spent on making it."""
+    folder = output.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        if output.is_dir():
+            raise IsADirectoryError(0, "it is a folder; give a file's name")
+        if not folder.is_dir():
+            raise NotADirectoryError(0, f"{folder} is no folder")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OcrnetError(f"--output {output} cannot be written: {error.strerror}; give another --output") from None
+
+
+def _order(wish: Wish, kind: Format, found: Weights) -> Order:
+    data = found.meta.get("config", {}).get("data", {})
+    plain = kind == "mindir"
+    given: Input = wish.input or ("normalised" if plain else "uint8")  # type: ignore[assignment]
+    outputs: Outputs = wish.outputs or ("logits" if plain else "labels")  # type: ignore[assignment]
+    precision: Precision = wish.precision or "float32"  # type: ignore[assignment]
+    return Order(
+        format=kind,
+        precision=precision,
+        input=given,
+        outputs=outputs,
+        size=None if wish.dynamic else wish.size or Data.crop_size,
+        mean=tuple(data.get("mean", Data.mean)),
+        std=tuple(data.get("std", Data.std)),
+    )
+
+
+def _check_memory(found: Weights, size: tuple[int, int]) -> None:
+    """Raise where a single look at ``size`` exceeds this machine, which would end the process without a word."""
+    needed, there = flops.predict_bytes(found.arch, size), psutil.virtual_memory().total
+    if needed > there:
+        raise OcrnetError(
+            f"out of memory: --size {size[0]}x{size[1]} takes about {needed / 2**30:,.0f} GiB, this machine has "
+            f"{there / 2**30:,.0f}; give a smaller --size, and look at large images through windows (eval.slide)"
+        )
+
+
+def _check_labels(found: Weights, labelled: Dataset | None) -> None:
+    if labelled is not None and len(labelled.classes) != found.arch.num_classes:
+        raise OcrnetError(
+            f"{found.path} answers {found.arch.num_classes} classes, but the dataset at {labelled.root} has "
+            f"{len(labelled.classes)}; give the dataset it was trained for"
+        )
+
+
+def _samples(wish: Wish, order: Order, labelled: Dataset | None) -> tuple[Iterator[Sample], str]:
+    """Return what to compare on, and in words; where any size will do, an odd one is among them."""
+    size = order.size
+    if labelled is not None:
+        chosen = compare.spread(range(len(labelled)), wish.num_images)
+        pairs = (labelled.read(index) for index in chosen)
+        samples = ((compare.fitted(image, size), compare.fitted_label(label, size)) for image, label in pairs)
+        return samples, f"{len(chosen)} validation images of {labelled.root}"
+    if wish.images is not None:
+        paths = compare.files(wish.images, "--images", wish.num_images)
+        images, on = (compare.read(path, size) for path in paths), f"{len(paths)} images of {wish.images}"
+    else:
+        number = min(wish.num_images or 2, 2)
+        shape = size or wish.size or Data.crop_size
+        images, on = (compare.draw(shape, index) for index in range(number)), f"{number} synthetic street scenes"
+    return _with_odd(images, also=size is None), on + ("" if size else ", each of an odd size too")
+
+
+def _with_odd(images: Iterator[np.ndarray], *, also: bool) -> Iterator[Sample]:
+    for image in images:
+        yield image, None
+        if also:
+            yield compare.odd(image), None
+
+
+def _reference(order: Order, found: Weights) -> base.Engine:
+    cfg = Config(engine="auto", device_target="CPU", data=Data(mean=order.mean, std=order.std))
+    opened = open_engine(cfg, found.arch, world=World())
+    opened.restore(found.tensors, 0)
+    return opened
+
+
+def _facts(order: Order, found: Weights, comparison: dict) -> Facts:
+    names, palette = classes_of(found)
+    source = {
+        "file": found.path.name,
+        "sha256": hashlib.sha256(found.path.read_bytes()).hexdigest(),
+        "step": found.meta.get("step", 0),
+    }
+    return Facts(
+        **{name: getattr(order, name) for name in ("format", "precision", "input", "outputs", "size", "mean", "std")},
+        arch=dataclasses.replace(found.arch, align_corners=found.arch.rule.align_corners),
+        names=names,
+        palette=palette,
+        align_corners=found.arch.rule.align_corners,
+        source=source,
+        versions={"ocrnet": __version__} | {name: version(name) for name in WRITERS[order.format]},
+        comparison=comparison,
+    )
+
+
+def _check_same(kind: Format, path: Path, compared: compare.Session, order: Order) -> None:
+    """Raise unless the file with its metadata answers bit for bit what was compared."""
+    image = compare.draw(order.size or (65, 129), 0)
+    x = as_input(image, order.input, order.mean, order.std)
+    last = open_session(kind, path)
+    if last.document is None or not np.array_equal(last.run(x), compared.run(x)):
+        raise OcrnetError(f"the {kind} file with its metadata answers otherwise than without; it was not written")
+
+
+def _publish(files: list[Path], output: Path, text: str) -> None:
+    """Put the files under their names, that which is opened last; an older one goes first, so that none are mixed."""
+    try:
+        output.unlink(missing_ok=True)
+    except OSError as error:
+        raise OcrnetError(f"--output {output} cannot be written: {error.strerror}; give another --output") from None
+    card_file = card_path(output)
+    checkpoint.replace(card_file, [text.encode()], flag="--output")
+    for path in files:
+        name = output.name + BESIDE if path.suffix == BESIDE else output.with_suffix(path.suffix).name
+        checkpoint.replace(output.with_name(name), [path.read_bytes()], flag="--output")

@@ -1,0 +1,53 @@
+"""Opening a checkpoint or an exported file for prediction."""
+
+from pathlib import Path
+
+from ocrnet import weights
+from ocrnet.config import Config
+from ocrnet.distributed.launcher import World
+from ocrnet.engines import factory
+from ocrnet.engines.base import Engine
+from ocrnet.export.formats import Exported, Facts, Format, Session, format_of
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.weights import Weights
+
+
+def read(path: Path, cfg: Config) -> Weights | Exported:
+    """Read a checkpoint, or open an exported file as ``cfg`` says; `OcrnetError` where it is neither."""
+    kind = format_of(path)
+    if kind is None:
+        return weights.read(path)
+    if cfg.device_target not in (None, "GPU" if kind == "tensorrt" else "CPU"):
+        raise OcrnetError(f"{path}: exported {kind} files are not run on {cfg.device_target} here; "
+                          "leave --device_target out")  # fmt: skip
+    session = open_session(kind, path, mix=cfg.mix)
+    if session.document is None:
+        raise OcrnetError(f"{path} was not written by ocrnet export: it does not say what it takes and answers")
+    try:
+        facts = Facts.from_dict(session.document)
+    except (TypeError, KeyError, ValueError, AttributeError, OcrnetError) as error:
+        raise OcrnetError(
+            f"{path}: what it says of itself is damaged ({type(error).__name__}: {error}); export it again"
+        ) from None
+    return Exported(path, facts, session)
+
+
+def as_weights(found: Weights | Exported) -> Weights:
+    """Return architecture and metadata of either."""
+    return found if isinstance(found, Weights) else found.weights
+
+
+def open_engine(cfg: Config, found: Weights | Exported, *, world: World) -> Engine:
+    """Return the engine for what was read; a checkpoint's tensors are then to be restored."""
+    if isinstance(found, Weights):
+        return factory.open_engine(cfg, found.arch, world=world)
+    from ocrnet.export.runtimes.engine import RuntimeEngine
+
+    return RuntimeEngine(cfg, found, world=world)
+
+
+def open_session(kind: Format, path: Path, *, mix: bool = False) -> Session:
+    """Open a file in its runtime; ``mix`` is for OpenVINO on a CPU that has bfloat16."""
+    from ocrnet.export import runtimes
+
+    return runtimes.open_session(kind, path, mix=mix)

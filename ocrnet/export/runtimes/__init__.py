@@ -1,0 +1,52 @@
+"""Exported files in the runtimes of those who use them: one file a runtime, each with a `Session`."""
+
+import os
+from pathlib import Path
+
+from ocrnet.export.formats import Format, Session
+from ocrnet.utils.errors import OcrnetError
+
+
+def open_session(kind: Format, path: Path, *, mix: bool = False) -> Session:
+    """Open an exported file; `OcrnetError` where its runtime is missing or refuses it."""
+    try:
+        return _open(kind, path, mix)
+    except OcrnetError:
+        raise
+    except Exception as error:  # each runtime has its own kinds, most of them bare RuntimeErrors
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise OcrnetError(f"{path} is damaged or no {kind} file of a kind that is known here: {first}") from error
+
+
+def _open(kind: Format, path: Path, mix: bool) -> Session:
+    if kind == "onnx":
+        from ocrnet.export.runtimes.onnx import OnnxSession
+
+        return OnnxSession(path)
+    if kind == "openvino":
+        from ocrnet.export.runtimes.openvino import OpenVinoSession
+
+        return OpenVinoSession(path, mix)
+    if kind == "torchscript":
+        from ocrnet.export.runtimes.torchscript import TorchScriptSession
+
+        return TorchScriptSession(path)
+    if kind == "torch_export":
+        from ocrnet.export.runtimes.torch_export import TorchExportSession
+
+        return TorchExportSession(path)
+    if kind == "mindir":
+        from ocrnet.export.runtimes.mindir import MindIRSession
+
+        return MindIRSession(path)
+    from ocrnet.export.runtimes.tensorrt import TensorRTSession
+
+    return TensorRTSession(path)
+
+
+def threads() -> int:
+    """Return how many threads to compute with: OMP_NUM_THREADS, which PyTorch obeys too, else this process's cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given):
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,177 @@
+"""An exported file behind the door: prediction by passes, in NumPy around what the file's graph computes."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from ocrnet.config import Config
+from ocrnet.distributed.launcher import World
+from ocrnet.engines.base import ATTENTION, Stats, check_outputs
+from ocrnet.engines.tta import Pass, cuts
+from ocrnet.export.formats import Exported
+from ocrnet.utils.errors import OcrnetError
+
+Size = tuple[int, int]
+
+
+class RuntimeEngine:
+    """Predicts with an exported file; see `ocrnet.engines.base.Engine` for what each method means. It cannot train."""
+
+    def __init__(self, cfg: Config, found: Exported, *, world: World) -> None:
+        if world.size > 1:
+            raise OcrnetError(f"{found.path}: an exported file is run by one process; start it without a launcher")
+        self.world, self.path, self.facts, self.session = world, found.path, found.facts, found.session
+        self.name, _, version = self.session.runtime.partition(" ")
+        self.versions: Mapping[str, str] = {self.name: version}
+        size = "any size" if self.facts.size is None else "{}x{} alone".format(*self.facts.size)
+        ignored = cfg.mix and self.facts.format != "openvino"
+        self.decisions: Sequence[str] = [
+            f"engine: {self.session.runtime}, an exported file: {self.facts.precision}, {self.facts.input} images of "
+            f"{size} -> {self.facts.outputs}",
+            *self.session.notes,
+            *([f"mix: no effect on {self.name}; the file is {self.facts.precision}"] if ignored else []),
+        ]
+
+    def predict(
+        self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
+    ) -> dict[str, np.ndarray]:
+        """Average over ``passes`` where the file answers probabilities or logits; labels allow a single look."""
+        check_outputs(outputs, passes)
+        if asked := sorted(set(ATTENTION) & set(outputs)):
+            raise OcrnetError(f"{self.path}: an exported file has no {' and no '.join(asked)}; give its checkpoint")
+        if self.facts.outputs == "labels":
+            if list(outputs) != ["labels"]:
+                raise self._labels_alone(", ".join(outputs))
+            return {"labels": np.stack([self._labels(image, passes) for image in images])}
+        probabilities = np.stack(
+            [np.mean([self._probabilities(image, one) for one in passes], axis=0) for image in images]
+        )
+        found = {
+            "labels": probabilities.argmax(1).astype(np.uint8),
+            "confidence": probabilities.max(1),
+            "probabilities": probabilities,
+        }
+        return {name: found[name] for name in outputs}
+
+    def _labels_alone(self, what: str) -> OcrnetError:
+        return OcrnetError(
+            f"{self.path} answers labels alone, and {what} cannot be made from them: export the checkpoint with "
+            "--outputs probabilities or --outputs logits"
+        )
+
+    def _labels(self, image: np.ndarray, passes: Sequence[Pass]) -> np.ndarray:
+        """Look once; of overlapping windows, a pixel is taken from the one in which it lies further inside."""
+        one, size = passes[0], image.shape[:2]
+        if len(passes) > 1 or one.flip or one.size != size:
+            raise self._labels_alone("an average over scales or the mirrored image")
+        height, width = one.windows[0][2:]
+        rows, columns = (cuts((w[axis] for w in one.windows), (height, width)[axis], size[axis]) for axis in (0, 1))
+        labels = np.empty(size, np.uint8)
+        for top, left, _, _ in one.windows:
+            seen = self._run(image[top : top + height, left : left + width])
+            (first, last), (begin, end) = rows[top], columns[left]
+            labels[first:last, begin:end] = seen[first - top : last - top, begin - left : end - left]
+        return labels
+
+    def _probabilities(self, image: np.ndarray, one: Pass) -> np.ndarray:
+        """Return what one pass sees, float32 num_classes,H,W; overlapping windows are averaged as the file answers."""
+        size: Size = (image.shape[0], image.shape[1])
+        x = image if one.size == size else cv2.resize(image.astype(np.float32), one.size[::-1])
+        x = x[:, ::-1] if one.flip else x
+        if len(one.windows) == 1:
+            total = self._run(x)
+        else:
+            total, count = np.zeros((len(self.facts.names), *one.size), np.float32), np.zeros(one.size, np.float32)
+            for top, left, height, width in one.windows:
+                window = (..., slice(top, top + height), slice(left, left + width))
+                total[window] += self._resize(self._run(x[window[1:]]), (height, width))
+                count[window] += 1
+            total /= count
+        total = self._resize(total[..., ::-1] if one.flip else total, size)
+        return total if self.facts.outputs == "probabilities" else softmax(total)
+
+    def _resize(self, x: np.ndarray, size: Size) -> np.ndarray:
+        return resize(x, size, align_corners=self.facts.align_corners)
+
+    def _run(self, image: np.ndarray) -> np.ndarray:
+        """Run the graph on one image H,W,3 of values 0 to 255; the answer has no batch axis."""
+        size, wanted = image.shape[:2], self.facts.size
+        if wanted not in (None, size):
+            height, width = wanted
+            windows = f"look through windows of that size (--set eval.slide=[{height},{width}]), or "
+            raise OcrnetError(
+                f"{self.path} takes images of {height}x{width} alone, not {size[0]}x{size[1]}: "
+                f"{windows if size[0] >= height and size[1] >= width else ''}export with --size or --dynamic True"
+            )
+        x = as_input(image, self.facts.input, self.facts.mean, self.facts.std)
+        try:
+            answer = self.session.run(x)[0]
+        except Exception as error:  # each runtime has errors of its own
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OcrnetError(f"{self.path} cannot be run in {self.session.runtime}: {first}") from error
+        if answer.shape != size if self.facts.outputs == "labels" else answer.shape[:-2] != (len(self.facts.names),):
+            raise OcrnetError(
+                f"{self.path} says that it answers {self.facts.outputs}, but its answer has the shape {answer.shape}; "
+                "export it again"
+            )
+        return answer
+
+    def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Refuse: an exported file has no auxiliary head, and may not take normalised input."""
+        raise OcrnetError(f"{self.path}: an exported file has no logits(); give its checkpoint")
+
+    def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
+        """Refuse."""
+        raise OcrnetError(f"{self.path}: an exported file cannot be trained")
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return nothing: the weights stay in the file."""
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
+        """Do nothing: the weights are in the file."""
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """Return the array: there is one process."""
+        return array
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def as_input(image: np.ndarray, kind: str, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Return an image H,W,3 of values 0 to 255 as a file takes it, a batch of one: uint8, or normalised 1,3,H,W."""
+    if kind == "uint8":
+        return np.ascontiguousarray(image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8))[None]
+    scaled = (image.astype(np.float32) - 255 * np.array(mean, np.float32)) / (255 * np.array(std, np.float32))
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1))[None]
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Return the softmax over the first axis."""
+    x = np.exp(x - x.max(0, keepdims=True))
+    return x / x.sum(0, keepdims=True)
+
+
+def resize(x: np.ndarray, size: Size, *, align_corners: bool) -> np.ndarray:
+    """Resize float32 C,H,W bilinearly, as PyTorch's interpolate does."""
+    if x.shape[-2:] == size:
+        return x
+    for axis, length in ((1, size[0]), (2, size[1])):
+        low, high, part = _places(x.shape[axis], length, align_corners)
+        below, above = x.take(low, axis), x.take(high, axis)
+        above -= below
+        above *= part[:, None] if axis == 1 else part
+        x = below + above
+    return x
+
+
+def _places(length: int, size: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, for ``size`` places along an axis of ``length``, the ones before and behind, and the latter's share."""
+    if align_corners:
+        at = np.arange(size) * ((length - 1) / (size - 1) if size > 1 else 0.0)
+    else:
+        at = np.clip((np.arange(size) + 0.5) * (length / size) - 0.5, 0, length - 1)
+    low = np.minimum(at.astype(int), length - 1)
+    return low, np.minimum(low + 1, length - 1), (at - low).astype(np.float32)

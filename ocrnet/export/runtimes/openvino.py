@@ -1,0 +1,35 @@
+"""OpenVINO's .xml and .bin, on a CPU; float32 unless bfloat16 is asked for and the CPU has it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ocrnet.export.formats import DOCUMENT
+from ocrnet.export.runtimes import threads
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.installed import need
+
+
+class OpenVinoSession:
+    """See `ocrnet.export.formats.Session`."""
+
+    def __init__(self, path: Path, mix: bool = False) -> None:
+        ov = need("openvino", f"running {path}")
+        if not path.with_suffix(".bin").is_file():
+            raise OcrnetError(f"{path}: its weights, {path.with_suffix('.bin').name}, are not beside it")
+        core = ov.Core()
+        model = core.read_model(path)
+        text = model.get_rt_info(DOCUMENT).value if model.has_rt_info(DOCUMENT) else None
+        self.document = json.loads(text) if text else None
+        half = mix and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        # Left to itself, OpenVINO takes bfloat16 where the CPU has it, without a word.
+        how = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32", "INFERENCE_NUM_THREADS": threads()}
+        self.compiled = core.compile_model(model, "CPU", how)
+        self.runtime = f"openvino {ov.__version__.partition('-')[0]}"
+        told = "bfloat16" if half else "float32, because this CPU has no bfloat16" if mix else "float32"
+        self.notes = [f"device: CPU, {threads()} threads", f"mix: {told}"]
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """Return the first output."""
+        return np.array(self.compiled(x)[0])

@@ -1,0 +1,30 @@
+"""TorchScript files in PyTorch, on a CPU."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from ocrnet.export.formats import DOCUMENT
+from ocrnet.utils.installed import need
+
+
+class TorchScriptSession:
+    """See `ocrnet.export.formats.Session`."""
+
+    def __init__(self, path: Path) -> None:
+        self.torch = torch = need("torch", f"running {path}")
+        inside = {f"{DOCUMENT}.json": ""}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that TorchScript is deprecated
+            self.module = torch.jit.load(str(path), map_location="cpu", _extra_files=inside).eval()
+        text = inside[f"{DOCUMENT}.json"]
+        self.document = json.loads(text) if text else None
+        self.runtime = f"torch.jit {torch.__version__}"
+        self.notes = [f"device: CPU, {torch.get_num_threads()} threads"]
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """Return the output."""
+        with self.torch.inference_mode():
+            return self.module(self.torch.from_numpy(x)).numpy()

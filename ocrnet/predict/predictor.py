@@ -1,0 +1,182 @@
+"""Predictions as files: images and videos in; pictures of each kind and the area of each class out."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ocrnet.config import Eval
+from ocrnet.data.image_io import replaced, write_png
+from ocrnet.data.visualize import legend
+from ocrnet.predict import video, writers
+from ocrnet.predict.model import Model
+from ocrnet.predict.progress import Progress
+from ocrnet.predict.sources import Source, find
+from ocrnet.predict.tiles import Seen, look, tile_size
+from ocrnet.predict.writers import AREAS, DEFAULT, DEFAULT_OF_VIDEO, EXACT, KINDS, Areas, Painter
+from ocrnet.utils.errors import OcrnetError, printable
+
+__all__ = ["KINDS", "Job", "Report", "Seen", "Source", "find", "look", "predict", "text", "tile_size"]
+
+
+# Of a class's name, so many characters are said.
+LONGEST_NAME = 60
+
+
+@dataclass
+class Report:
+    """What `predict` did: images and videos written, the area of each class, and what was wrong with others."""
+
+    areas: Areas
+    written: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that stays the same from source to source.
+
+    ``save`` are kinds of `KINDS`, None the usual ones; ``check`` is called between tiles and frames, and may raise.
+    """
+
+    model: Model
+    output: Path
+    how: Eval
+    save: tuple[str, ...] | None = None
+    say: Callable[[str], None] = print
+    check: Callable[[], None] = lambda: None
+
+
+def predict(job: Job, sources: Sequence[Source]) -> Report:
+    """Predict ``sources`` into OUTPUT/KIND/NAME, OUTPUT/legend.png and OUTPUT/areas.json.
+
+    What cannot be read of several is said, counted and passed over; a single one raises `OcrnetError`. What
+    ``job.check`` raises ends it between two images, with areas.json of those that are done.
+    """
+    if job.output.exists() and not job.output.is_dir():
+        raise OcrnetError(f"--output '{job.output}' is a file; give a folder")
+    painter = Painter(job.model, job.save)
+    report = Report(Areas(job.model.names))
+    write_png(job.output / "legend.png", legend(job.model.names, job.model.palette))
+    whole = False
+    try:
+        with Progress(len(sources), job.say) as progress:
+            for number, source in enumerate(sources, 1):
+                job.check()
+                where = f"[{number}/{len(sources)}]"
+                try:
+                    one = _video if source.kind == "video" else _image
+                    job.say(f"{where} {one(job, painter, source, report, progress)}")
+                    report.written += 1
+                except UnreadableError as error:
+                    if len(sources) == 1:
+                        raise
+                    report.problems.append(str(error))
+                    job.say(f"{where} passed over: {error}")
+                progress.done()
+        whole = True
+    finally:
+        if "json" in (job.save or DEFAULT) and report.areas.rows:
+            report.areas.write(job.output / AREAS, whole=whole)
+    return report
+
+
+class UnreadableError(OcrnetError):
+    """A source that cannot be read, where the others can."""
+
+
+@contextlib.contextmanager
+def _reading():  # type: ignore[no-untyped-def]
+    try:
+        yield
+    except OcrnetError as error:
+        raise UnreadableError(str(error)) from None
+
+
+def _image(job: Job, painter: Painter, source: Source, report: Report, progress: Progress) -> str:
+    """Predict an image; return what to say about it."""
+    kinds = job.save or DEFAULT
+    with _reading():
+        image = source.read()
+    height, width = size = image.shape[0], image.shape[1]
+    tile, begun = tile_size(job.model.arch, size, job.how), time.monotonic()
+    if tile != size:
+        job.say(
+            f"{source.shown}: {height}x{width} would take more than eval.max_memory ({job.how.max_memory:g} GiB), so "
+            f"it is seen in overlapping tiles of {tile[0]}x{tile[1]}"
+        )
+
+    def step(done: int, total: int) -> None:
+        job.check()
+        if total > 1:
+            progress.part("tile", done, total, begun)
+
+    seen = look(job.model, image, job.how, confidence="confidence" in kinds, step=step)
+    paths = [job.output / kind / f"{source.name}.png" for kind in kinds if kind != "json"]
+    for path, kind in zip(paths, (kind for kind in kinds if kind != "json"), strict=True):
+        painter.write(path, kind, image, seen)
+    report.areas.add(source, size, writers.count(seen.labels, len(job.model.names)))
+    tiles = f", in {seen.tiles} tiles" if seen.tiles > 1 else ""
+    return f"{source.shown}: {height}x{width}{tiles}{_to(paths)}"
+
+
+def _video(job: Job, painter: Painter, source: Source, report: Report, progress: Progress) -> str:
+    """Predict a video, frame by frame; return what to say about it."""
+    kinds = job.save or DEFAULT_OF_VIDEO
+    total = np.zeros(len(job.model.names), np.int64)
+    begun = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        with _reading():
+            reader = stack.enter_context(video.Reader(source.place))
+        for note in reader.notes:
+            job.say(note)
+        films = {
+            kind: stack.enter_context(video.Writer(job.output / kind / f"{source.name}.mp4", reader.rate))
+            for kind in kinds
+            if kind not in (*EXACT, "json")
+        }
+        lines = None
+        if "json" in kinds:
+            lines = stack.enter_context(replaced(job.output / "areas" / f"{source.name}.jsonl"))
+        frames = iter(reader)
+        while True:
+            with _reading():
+                image = next(frames, None)
+            if image is None:
+                break
+            seen = look(
+                job.model, image, job.how, confidence="confidence" in kinds, step=lambda done, total: job.check()
+            )
+            for kind, film in films.items():
+                film.write(painter.paint(kind, image, seen.labels, seen.confidence))
+            for kind in set(kinds) & set(EXACT):
+                painter.write(job.output / kind / source.name / f"{reader.frames - 1:06}.png", kind, image, seen)
+            pixels = writers.count(seen.labels, len(total))
+            total += pixels
+            if lines is not None:
+                line = {"frame": reader.frames - 1, "seconds": round((reader.frames - 1) / reader.rate, 3)}
+                lines.write(writers.as_json(line | report.areas.of(pixels)) + b"\n")
+            progress.part("frame", reader.frames, reader.promised, begun)
+        for film in films.values():
+            film.finish()
+    report.areas.add(source, reader.size, total, frames=reader.frames, frames_per_second=reader.rate)
+    if reader.missing:
+        report.problems.append(reader.missing)
+        job.say(reader.missing)
+    shape = f"{reader.size[0]}x{reader.size[1]}, {reader.frames} frames at {reader.rate:.6g} a second, without sound"
+    return f"{source.shown}: {shape}{_to([film.path for film in films.values()])}"
+
+
+def _to(paths: Sequence[Path]) -> str:
+    return f" -> {paths[0]}" if paths else ""
+
+
+def text(report: Report) -> str:
+    """Return what people read at the end: the share of each class that occurs, largest first."""
+    share = report.areas.of(report.areas.total)["share"]
+    rows = [(printable(name, LONGEST_NAME), part) for name, part in share.items()]
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"  {name:<{width}}  {100 * part:6.2f} % of the pixels" for name, part in rows)

@@ -1,0 +1,137 @@
+"""The command report: read the runs, look at their images where they are here, write the pages."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocrnet.report import card, compare, files, page, source
+from ocrnet.report.compute import Figures, Wish, figures
+from ocrnet.report.source import Source
+from ocrnet.utils.errors import OcrnetError, printable
+from ocrnet.utils.signals import StopRequest
+
+# Seconds between two looks at a run under way; the page loads itself anew as often.
+INTERVAL = 5
+
+# What the command line may set: where the images are, and how they are looked at.
+SETTABLE = ("data.dataset_dir", "data.name", "data.base_size", "num_workers", "device_target", "engine", "mix", "eval.")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for; ``output`` None means report.html in the (first) run's folder."""
+
+    runs: Sequence[Path]
+    output: Path | None = None
+    wish: Wish = dataclasses.field(default_factory=Wish)
+    curves_only: bool = False
+
+
+def make(order: Order, say: Say) -> list[Path]:
+    """Write the report, and of a single run MODEL_CARD.md beside it; return the files.
+
+    Where a run's images or network are not here its part is left out, which is said, on the page too.
+    """
+    _check(order)
+    if order.curves_only and order.wish != Wish():
+        raise OcrnetError(
+            "--curves_only looks at no images: --images, --checkpoint_path and --set have no effect with it"
+        )
+    runs = _read(order.runs)
+    found: list[Figures | None] = []
+    missing = []
+    for run in runs:
+        made = None if order.curves_only else _figures(run, order.wish, say)
+        found.append(made)
+        if made is None:
+            missing.append(run.name)
+    output = _output(order)
+    note = "" if order.curves_only or not missing else _without(missing, len(runs))
+    note = "Curves only: the validation images were not looked at." if order.curves_only else note
+    if len(runs) > 1:
+        return [_write(output, compare.page(runs, found, note=note))]
+    written = [_write(output, page.page(runs[0], found[0], note=note))]
+    beside = output.with_name("MODEL_CARD.md" if output.name == "report.html" else f"{output.stem}.MODEL_CARD.md")
+    return [*written, card.write(beside, card.card(runs[0], found[0]))]
+
+
+def watch(order: Order, say: Say, *, interval: float = INTERVAL) -> Path:
+    """Write the page of the curves every ``interval`` seconds, until the runs are done or a signal asks to stop."""
+    _check(order)
+    if order.wish != Wish():
+        raise OcrnetError(
+            "--watch shows the curves alone: --images, --checkpoint_path and --set have no effect with it"
+        )
+    output = _output(order)
+    with StopRequest(what="the page is written a last time") as stopped:
+        while True:
+            began = time.monotonic()
+            runs = _read(order.runs)
+            done = all(run.finished for run in runs) or bool(stopped())
+            refresh = None if done else max(1, round(interval))
+            if len(runs) > 1:
+                text = compare.page(runs, [None] * len(runs), refresh=refresh)
+            else:
+                text = page.page(runs[0], None, refresh=refresh)
+            _write(output, text)
+            if done:
+                return output
+            say(f"{printable(str(output))}: {', '.join(_progress(run) for run in runs)}")
+            while not stopped() and time.monotonic() - began < interval:
+                time.sleep(0.1)
+
+
+def _check(order: Order) -> None:
+    for name, item in order.wish.given.items():
+        if not any(name == known or (known[-1] == "." and name.startswith(known)) for known in SETTABLE):
+            raise OcrnetError(
+                f"{item.source} {name}: no effect on report; it takes {', '.join(SETTABLE[:-1])} and eval.*"
+            )
+    if order.wish.checkpoint and len(order.runs) > 1:
+        raise OcrnetError("--checkpoint_path names one checkpoint, but several runs are given; leave it out")
+    output = _output(order)
+    if output.is_dir() or output.suffix not in (".html", ".htm"):
+        raise OcrnetError(f"--output {output}: must be an HTML file, for example report.html")
+
+
+def _read(folders: Sequence[Path]) -> list[Source]:
+    runs = [source.read(folder) for folder in folders]
+    if len({run.folder.resolve() for run in runs}) < len(runs):
+        raise OcrnetError("a run is given twice; name each folder once")
+    if len(runs) == 1:
+        return runs
+    return [dataclasses.replace(run, name=name) for run, name in zip(runs, compare.distinct(runs), strict=True)]
+
+
+def _figures(run: Source, wish: Wish, say: Say) -> Figures | None:
+    try:
+        return figures(run, wish, say)
+    except OcrnetError as error:
+        if wish.checkpoint or wish.given or wish.images:
+            raise  # what was asked for must not end in a page without it
+        say(f"{printable(run.name)}: without images, confusion, boundaries and calibration: {error}")
+        return None
+
+
+def _without(missing: Sequence[str], runs: int) -> str:
+    of = f" of {', '.join(missing)}" if runs > 1 else ""
+    return (
+        f"The validation images{of} could not be looked at here, so confusion, boundaries, calibration and pictures "
+        "are left out. Where they are: ocrnet report RUN --set data.dataset_dir=FOLDER"
+    )
+
+
+def _output(order: Order) -> Path:
+    return order.output or order.runs[0] / ("report.html" if len(order.runs) == 1 else "comparison.html")
+
+
+def _write(output: Path, text: str) -> Path:
+    return files.write(output, text.encode("utf-8", "replace"))
+
+
+def _progress(run: Source) -> str:
+    return f"{printable(run.name)} after step {run.step}" + (f"/{run.total_step}" if run.total_step else "")

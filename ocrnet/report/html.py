@@ -1,0 +1,117 @@
+"""The pieces that both pages are put together from. Every text that comes from a run goes through `escape`."""
+
+import base64
+import io
+import time
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ocrnet.data.datasets.base import IGNORE
+from ocrnet.report.style import CSS, SCRIPT
+from ocrnet.report.summary import Number, percent
+from ocrnet.utils.version import __version__
+
+# The browser is told to fetch nothing whatsoever, should a text ever slip through.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+_QUALITY = 82
+_WRONG = (235, 64, 52)
+
+
+def document(title: str, body: str, *, refresh: int | None = None) -> str:
+    """Return a whole page; with ``refresh`` it loads itself anew after so many seconds."""
+    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+    made = f"ocrnet {__version__}, {time.strftime('%Y-%m-%d %H:%M')}"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">{again}'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
+        f"<body><main>{body}<footer>Made by {escape(made)}. This file holds everything it shows.</footer></main>"
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def section(name: str, title: str, content: str, lead: str = "") -> str:
+    """Return a part of the page; ``title`` and ``lead`` are ours, not a run's."""
+    said = f'<p class="lead">{lead}</p>' if lead else ""
+    return f'<section id="{name}"><h2>{title}</h2>{said}{content}</section>'
+
+
+def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
+    """Return the row of large numbers: label, number, what stands small below it."""
+    cells = "".join(
+        f'<div class="tile"><span>{escape(label)}</span><b>{escape(value)}</b><small>{escape(small)}</small></div>'
+        for label, value, small in entries
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    """Return a table that scrolls by itself where it is too wide; cells are HTML."""
+    top = f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>" if head else ""
+    body = "".join("<tr>" + "".join(cells) + "</tr>" for cells in rows)
+    return f'<div class="scroll"><table class="{kind}">{top}{body}</table></div>'
+
+
+def named(name: str, colour: Sequence[int]) -> str:
+    """Return a class's name behind a swatch of its colour."""
+    # mutation: escape-class-names
+    return f"{swatch(colour)}{escape(name)}"
+
+
+def swatch(colour: Sequence[int]) -> str:
+    """Return a small square of a colour."""
+    return f'<i class="swatch" style="background:rgb({",".join(str(int(part)) for part in colour)})"></i>'
+
+
+def bar(value: Number, kind: str = "") -> str:
+    """Return a bar as long as a fraction of 1; ``kind`` is a class of the style."""
+    return f'<span class="bar {kind}"><i style="width:{percent(min(max(value or 0.0, 0.0), 1.0), 1)}%"></i></span>'
+
+
+def jpeg(image: np.ndarray) -> str:
+    """Return a uint8 H,W,3 RGB image as a data URI."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    assert done, "OpenCV cannot write a JPEG"
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def indexed(indices: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
+    """Return class indices uint8 H,W in their colours as a data URI; 255 is dark grey."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = np.array(palette, np.uint8).reshape(-1, 3)
+    colours[IGNORE] = 40
+    picture = Image.fromarray(indices, "P")
+    picture.putpalette(colours.tobytes())
+    packed = io.BytesIO()
+    picture.save(packed, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
+
+
+def errors(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return, uint8 H,W,3 RGB, the image in pale grey with wrong pixels red, and dark where the truth is 255."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    pale = np.repeat((grey // 3 + 120)[..., None], 3, axis=2)
+    pale[truth == IGNORE] = 40
+    pale[(prediction != truth) & (truth != IGNORE)] = _WRONG
+    return pale
+
+
+def glow(image: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Return, uint8 H,W,3 RGB, where a region lies: uint8 h,w from 0 to 255 as light over the dimmed image."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
+    size = image.shape[1], image.shape[0]
+    weight = cv2.resize(region, size, interpolation=cv2.INTER_LINEAR)
+    light = cv2.applyColorMap(weight, cv2.COLORMAP_INFERNO)[..., ::-1].astype(np.float32)
+    share = weight[..., None].astype(np.float32) / 255
+    return np.clip(grey * 0.35 * (1 - share) + light * (0.25 + 0.75 * share), 0, 255).astype(np.uint8)
+
+
+def picture(uri: str, what: str) -> str:
+    """Return an image with a text for who cannot see it."""
+    return f'<img src="{uri}" alt="{escape(what)}">'

@@ -1,0 +1,226 @@
+"""From a request's body to an image: limits on bytes while it is read, on pixels before anything is decoded."""
+
+import asyncio
+import contextlib
+import io
+import struct
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ocrnet.data.image_io import decode_image
+from ocrnet.serve.errors import Refused, busy
+from ocrnet.utils.errors import OcrnetError
+
+# A body must begin within these seconds, and then come at no less than this rate: else it would hold memory for ever.
+# Who sent faster before may be silent for these seconds too, and no longer.
+FIRST_SECONDS = 10.0
+BYTES_PER_SECOND = 16_384
+# What the bodies that are read or decoded at a time may hold together, in largest bodies.
+BODIES = 8
+# Where that is full, a body that fell behind the rate by so much makes room for another.
+BEHIND_SECONDS = 1.0
+# What a form may need around its file.
+FORM_BYTES = 65_536
+FIELDS = 16
+KINDS = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP"}
+NAMES = ", ".join(KINDS.values())
+_PNG = b"\x89PNG\r\n\x1a\n"
+# OpenCV decodes no wider and no higher image, however few its pixels are.
+LONGEST_SIDE = 1_000_000
+
+
+@dataclass(eq=False)
+class _Coming:
+    """A body that is being read: what it holds, until when it may be silent, and whether it must make room."""
+
+    until: float
+    held: int = 0
+    ousted: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Reader:
+    """Reads bodies of at most ``max_bytes``; those that are being read or decoded share a bounded memory."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._coming: set[_Coming] = set()
+        self._held = 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Give a body, or the file in it where it is a form, within ``async with``: as long as it counts as held.
+
+        Raises `Refused` where it is too long or too slow.
+        """
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refused(415, "a compressed body is not taken; send the image's bytes as they are")
+        declared = headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self.max_bytes + FORM_BYTES:
+            raise self._too_long()
+        coming = _Coming(time.monotonic() + FIRST_SECONDS)
+        self._coming.add(coming)
+        try:
+            body = await self._whole(coming, chunks)
+            self._coming.remove(coming)  # it is there: nobody else's body is worth more
+            yield self._image(body, headers.get("content-type", ""))
+        finally:
+            self._coming.discard(coming)
+            self._held -= coming.held
+
+    async def _whole(self, coming: _Coming, chunks: AsyncIterator[bytes]) -> bytes:
+        body = bytearray()
+        while (chunk := await _next(coming, chunks)) is not None:
+            body += chunk
+            coming.held += len(chunk)
+            self._held += len(chunk)
+            now = time.monotonic()
+            # mutation: bound-silence-within-body
+            coming.until = min(coming.until + len(chunk) / BYTES_PER_SECOND, now + FIRST_SECONDS)
+            if len(body) > self.max_bytes + FORM_BYTES:
+                raise self._too_long()
+            # mutation: bound-bodies-in-memory
+            while self._held > BODIES * (self.max_bytes + FORM_BYTES):
+                self._make_room(now, coming)
+        return bytes(body)
+
+    def _make_room(self, now: float, asking: _Coming) -> None:
+        """Have the body that is furthest behind the rate given up; raise `Refused` where none is."""
+        behind = [other for other in self._coming if other.until < now + FIRST_SECONDS - BEHIND_SECONDS and other.held]
+        last = min(behind, key=lambda other: other.until, default=asking)
+        # mutation: drop-silent-bodies-first
+        if last is asking:
+            raise busy("too many bodies are being read; try again")
+        self._held -= last.held
+        last.held = 0
+        last.ousted.set_result(None)
+        self._coming.remove(last)
+
+    def _image(self, data: bytes, kind: str) -> bytes:
+        if kind.lower().startswith("multipart/"):
+            data = file_in_form(data, kind)
+        if len(data) > self.max_bytes:
+            raise self._too_long()
+        if not data:
+            raise Refused(400, "the request holds no image; send one as the body, or as the field 'image' of a form")
+        return data
+
+    def _too_long(self) -> Refused:
+        return Refused(413, f"the image has more than {self.max_bytes / 1e6:g} MB, which is the most that is taken")
+
+
+async def _next(coming: _Coming, chunks: AsyncIterator[bytes]) -> bytes | None:
+    """Return the next bytes of a body, None at its end; raise `Refused` where they come too slowly for the others."""
+    chunk = asyncio.ensure_future(_or_none(chunks))
+    try:
+        left = max(coming.until - time.monotonic(), 0.001)
+        either: set[asyncio.Future[Any]] = {chunk, coming.ousted}
+        # mutation: time-out-slow-body
+        await asyncio.wait(either, timeout=left, return_when="FIRST_COMPLETED")
+        if chunk.done() and not coming.ousted.done():
+            return chunk.result()
+        raise Refused(408, "the body came too slowly", {"Connection": "close"})
+    finally:
+        chunk.cancel()
+
+
+async def _or_none(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
+
+
+def file_in_form(body: bytes, content_type: str) -> bytes:
+    """Return the field `image` of a multipart/form-data body, or its only file; raise `Refused` where there is none."""
+    parameters = dict(_parameters(content_type))
+    boundary = parameters.get("boundary", "").encode()
+    if not 0 < len(boundary) <= 70:
+        raise Refused(400, "the form has no boundary; let your HTTP client make the Content-Type header")
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary, FIELDS + 1)
+    if len(pieces) < 3 or not pieces[-1].startswith(b"--"):
+        raise Refused(400, "the form is cut short or damaged")
+    files = {}
+    for piece in pieces[1:-1]:
+        head, gap, content = piece.partition(b"\r\n\r\n")
+        if not gap:
+            raise Refused(400, "the form is cut short or damaged")
+        for line in head.decode("utf-8", "replace").split("\r\n"):
+            name, _, value = line.partition(":")
+            if name.strip().lower() == "content-disposition":
+                said = dict(_parameters(value))
+                if "filename" in said or said.get("name") == "image":
+                    files[said.get("name", "")] = content
+    if "image" in files:
+        return files["image"]
+    if len(files) != 1:
+        raise Refused(400, "the form has no field 'image'")
+    return next(iter(files.values()))
+
+
+def _parameters(value: str) -> list[tuple[str, str]]:
+    pairs = (part.partition("=") for part in value.split(";")[1:])
+    return [(name.strip().lower(), text.strip().strip('"')) for name, _, text in pairs]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What an image file says of itself before anything is decoded; ``size`` (height, width) as stored."""
+
+    kind: str
+    size: tuple[int, int]
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels decoding makes."""
+        return self.size[0] * self.size[1]
+
+
+def look_at(data: bytes, max_pixels: int) -> Head:
+    """Read an image file's header; raise `Refused` for what is no image of ours, or has too many pixels."""
+    head = _png_head(data) if data.startswith(_PNG) else _other_head(data, max_pixels)
+    # mutation: check-pixels-before-decoding
+    if head.pixels > max_pixels:
+        raise _too_large(max_pixels)
+    if head.pixels == 0:
+        raise Refused(400, "the image is damaged")
+    if max(head.size) > LONGEST_SIDE:
+        raise Refused(413, f"the image is more than {LONGEST_SIDE:,} pixels wide or high, which is the most")
+    return head
+
+
+def _png_head(data: bytes) -> Head:
+    """Return what a PNG's first chunk says; Pillow would unpack profiles and texts too, and refuse long ones."""
+    if data[12:16] != b"IHDR" or len(data) < 24:
+        raise Refused(400, "the image is damaged")
+    width, height = struct.unpack_from(">II", data, 16)
+    return Head("PNG", (height, width))
+
+
+def _other_head(data: bytes, max_pixels: int) -> Head:
+    try:
+        with Image.open(io.BytesIO(data), formats=tuple(KINDS)) as image:
+            # The only other one is MPO: several JPEGs in a file, of which the first is read.
+            return Head(image.format if image.format in KINDS else "JPEG", (image.height, image.width))
+    except Image.DecompressionBombError:
+        raise _too_large(max_pixels) from None
+    except UnidentifiedImageError:
+        raise Refused(415, f"this is no image that can be read here: {NAMES}") from None
+    except Exception:  # Pillow names no end of errors for damaged files
+        raise Refused(400, "the image is damaged") from None
+
+
+def _too_large(max_pixels: int) -> Refused:
+    return Refused(413, f"the image has more than {max_pixels / 1e6:g} megapixels, which is the most that is taken")
+
+
+def decode(data: bytes, head: Head) -> np.ndarray:
+    """Return the image uint8 H,W,3 RGB, upright; raise `Refused` where it is damaged or not what its header said."""
+    try:
+        image = decode_image(data, "the image", upright=True)
+    except OcrnetError:
+        raise Refused(400, f"the image is damaged: its {KINDS[head.kind]} data cannot be decoded") from None
+    if sorted(image.shape[:2]) != sorted(head.size):
+        raise Refused(400, "the image is damaged: its data and its header are of different sizes")
+    return image

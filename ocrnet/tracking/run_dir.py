@@ -1,0 +1,241 @@
+"""The folder of a run: what was decided, what was said, what was measured. Only rank 0 writes."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from ocrnet import config
+from ocrnet.config import Config
+from ocrnet.data.image_io import write_png
+from ocrnet.tracking.services import client
+from ocrnet.tracking.services.client import Sink
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.version import __version__
+
+if TYPE_CHECKING:
+    from ocrnet.tracking.tensorboard import Board
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PACKAGES = ("numpy", "opencv-python-headless", "pillow", "safetensors")
+
+
+class Run:
+    """Log lines to the screen and ``logs/``, measurements to ``metrics.jsonl``, checkpoints to ``checkpoint/``.
+
+    Pictures go to ``samples/`` and ``curves.png``; measurements and pictures to ``tensorboard/`` and to services too,
+    where opened.
+    """
+
+    def __init__(self, folder: str | Path, *, rank: int = 0, name: str = "train") -> None:
+        self.folder, self.writes = Path(folder), rank == 0
+        self.checkpoints = self.folder / "checkpoint"
+        self.metrics = self.folder / ("metrics.jsonl" if name == "train" else f"{name}.jsonl")
+        self.log = self.folder / "logs" / f"{name}.log"
+        self._tensorboard = self.folder / "tensorboard"
+        self._board: Board | None = None
+        self._sinks: list[Sink] = []
+        if self.writes:
+            self._make_folder(self.log.parent)
+
+    def claim(self) -> None:
+        """Make the folder this process's own until it ends, however it ends; raise where another run has it.
+
+        A record lock, which loader workers do not inherit: what a killed run leaves can be resumed at once.
+        """
+        if not self.writes or fcntl is None:
+            return
+        path = self.folder / ".lock"
+        with _writing(path):
+            self._lock = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            raise OcrnetError(
+                f"save_dir '{self.folder}' is in use by a run that is under way ({self._lock.read().strip()}); "
+                "wait for it, stop it, or give another --save_dir"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        self._lock.flush()
+
+    def say(self, line: str) -> None:
+        """Print a line and keep it in the log."""
+        if not self.writes:
+            return
+        try:
+            print(line, flush=True)
+        except OSError:  # the terminal or the pipe is gone; the log goes on
+            silence()
+        self._append(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Append one JSON row to metrics.jsonl."""
+        if not self.writes:
+            return
+        self._append(self.metrics, json.dumps(row, allow_nan=False))
+        if self._board is not None:
+            with _writing(self._tensorboard):
+                for name, value in client.scalars(row).items():
+                    self._board.scalar(name, value, row["step"])
+                self._board.flush()
+        for sink in self._sinks:
+            sink.record(row)
+
+    def sample(self, name: str, step: int, picture: np.ndarray) -> None:
+        """Keep a picture, uint8 H,W,3 RGB, of what the network answers after ``step``."""
+        name = name.replace("/", "_")
+        path = self.folder / "samples" / f"step_{step}" / f"{name}.png"
+        write_png(path, picture)
+        if self._board is not None:
+            with _writing(self._tensorboard):
+                self._board.image(f"samples/{name}", picture, step)
+        for sink in self._sinks:
+            sink.picture(path, step)
+
+    def draw_curves(self) -> None:
+        """Draw metrics.jsonl as curves.png."""
+        if self.writes and self.metrics.exists():
+            picture = self.folder / "curves.png"
+            with _writing(picture):
+                from ocrnet.tracking import plots
+
+                plots.draw(self.metrics, picture)
+
+    def open_board(self, step: int) -> None:
+        """Write to TensorBoard from here on; what it shows of an earlier start after ``step`` is dropped."""
+        if self.writes:
+            from ocrnet.tracking.tensorboard import (
+                Board,  # with what it imports, more than half a second, as curves above
+            )
+
+            with _writing(self._tensorboard):
+                self._board = Board(self._tensorboard, step)
+
+    def open_sinks(self, names: Sequence[str], *, project: str, run_name: str, fresh: bool) -> None:
+        """Tell services, after `begin`, what is measured; a ``fresh`` run waits for them, and is another one there."""
+        if not self.writes:
+            return
+        for name in names:
+            if fresh:
+                (self.folder / "logs" / f"{name}.json").unlink(missing_ok=True)
+            run_name = run_name or self.folder.resolve().name
+            self._sinks.append(Sink(name, self.folder, project=project, run_name=run_name, say=self.say))
+        for sink in self._sinks if fresh else ():
+            sink.wait_until_ready()
+
+    def close(self, ending: str = "failed") -> None:
+        """Write out what TensorBoard and services still hold; ``ending``: finished, stopped or failed."""
+        closing, self._sinks = self._sinks, []
+        for sink in closing:
+            sink.close(ending)
+        if self._board is not None:
+            board, self._board = self._board, None
+            with _writing(self._tensorboard):
+                board.close()
+
+    def cut_metrics(self, *, step: int, evaluated_step: int) -> None:
+        """Drop what a run resumed at ``step`` will write again: later rows, and a last row cut short."""
+        if not self.writes or not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if row["step"] <= (evaluated_step if row["kind"] == "eval" else step):
+                kept.append(line + "\n")
+        draft = self.metrics.with_suffix(".tmp")
+        with _writing(self.metrics):
+            draft.write_text("".join(kept), encoding="utf-8")
+            os.replace(draft, self.metrics)
+
+    def begin(self, cfg: Config, versions: Mapping[str, str]) -> None:
+        """Write the resolved ``config.yml``, and one line a start to ``starts.jsonl``: command, commit, versions."""
+        if not self.writes:
+            return
+        self._make_folder(self.checkpoints)
+        text = yaml.safe_dump(config.as_dict(cfg), sort_keys=False, default_flow_style=None)
+        with _writing(self.folder / "config.yml"):
+            (self.folder / "config.yml").write_text(text, encoding="utf-8")
+        start = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
+            "commit": git_commit(),
+            "versions": dict(versions),
+        }
+        self._append(self.folder / "starts.jsonl", json.dumps(start))
+
+    def _make_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OcrnetError(f"save_dir '{self.folder}' cannot be used: {error}; give another --save_dir") from None
+
+    def _append(self, path: Path, line: str) -> None:
+        with _writing(path):
+            # mutation: recreate-removed-run-folder
+            path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it under the run
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def silence() -> None:
+    """Send what is still printed to nowhere: nobody reads it any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise OcrnetError(f"'{path}' cannot be written: {why}; make room, then --resume_ckpt auto") from None
+
+
+def core_versions() -> dict[str, str]:
+    """Return the versions of everything that the numbers of a run depend on, outside its engine."""
+    found = {"ocrnet": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"  # e.g. opencv-python in place of opencv-python-headless
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source tree that runs, ``-dirty`` where it was changed; None outside git."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""Weights & Biases and MLflow, each in a process of its own."""

@@ -1,0 +1,178 @@
+"""The run's side of a tracking service, Weights & Biases or MLflow.
+
+Each service runs in a process of its own (`ocrnet.tracking.services.process`), so that whatever its library does (wait
+for a server, use memory, crash, not exit) neither blocks nor ends the run.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ocrnet.utils import urls
+from ocrnet.utils.errors import OcrnetError
+
+# What each needs, and the command that brings it.
+PACKAGES = {"wandb": "pip install wandb", "mlflow": "pip install mlflow"}
+
+# What may stand in the environment and must not come into a message, a log or a service.
+SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN")
+
+# Seconds: how long the first start waits for a service, how long one may be silent while it has something to do, and
+# how long a run waits at its end.
+START_SECONDS, SILENT_SECONDS, FINISH_SECONDS = 60.0, 300.0, 30.0
+
+
+def check(names: Sequence[str]) -> None:
+    """Raise `OcrnetError` where the package of a chosen service is not installed; nothing is imported."""
+    for name in names:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # a folder that happens to have its name is not the package
+            raise OcrnetError(f"sinks: {name} is not installed: {PACKAGES[name]}; or leave it out of sinks")
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return what of a row of metrics.jsonl is a curve: its floats, as ``kind/name``."""
+    return {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, float)}
+
+
+def scrub(text: str) -> str:
+    """Return a message without the keys that the environment holds."""
+    for secret in filter(None, map(os.environ.get, SECRETS)):
+        if len(secret) >= 4:
+            # mutation: scrub-tracker-messages
+            text = text.replace(secret, "***")
+    return urls.scrub(text)
+
+
+class Sink:
+    """One service, as the run sees it: nothing here waits, except the first start and, so long and no longer, the end.
+
+    ``folder`` is the run's, whose config.yml is sent; ``say`` gets what there is to tell, at once. A service that fails
+    or is silent is told of once, and from then on left alone.
+    """
+
+    def __init__(self, name: str, folder: Path, *, project: str, run_name: str, say: Callable[[str], None]) -> None:
+        self.name, self._say = name, say
+        self._sent = self._done = 0
+        self._waits_since = time.monotonic()
+        self._ready, self._ended, self._rest, self._trouble = False, False, b"", ""
+        log = folder / "logs" / f"{name}.log"
+        root = str(Path(__file__).parents[3])  # the process has to find this very package
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        with log.open("a", encoding="utf-8") as file:
+            self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+                [sys.executable, "-m", "ocrnet.tracking.services.process", name, str(folder), project, run_name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                env=os.environ | {"PYTHONPATH": path},
+                start_new_session=True,  # a terminal's Ctrl-C is the run's; and all of it can be ended together
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        # mutation: never-wait-for-tracker-pipe
+        os.set_blocking(self._to, False)
+        os.set_blocking(self._from, False)
+
+    def wait_until_ready(self) -> None:
+        """Wait for the service; raise `OcrnetError` where it cannot begin: before the first step nothing is lost."""
+        end = time.monotonic() + START_SECONDS
+        while not self._ready and self._listen(end - time.monotonic()):
+            pass
+        if not self._ready:
+            silent = "its process has ended" if self._ended else f"it did not answer within {START_SECONDS:.0f} s"
+            why = scrub(self._trouble or silent)
+            self._end()
+            offline = "work offline (WANDB_MODE=offline)" if self.name == "wandb" else "see MLFLOW_TRACKING_URI"
+            raise OcrnetError(f"sinks: {self.name} cannot begin: {why}; {offline}, or leave it out of sinks")
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Send the curves of a row of metrics.jsonl."""
+        self._send({"kind": row["kind"], "step": row["step"], "scalars": scalars(row)})
+
+    def picture(self, path: Path, step: int) -> None:
+        """Send a picture, a file of the run's folder."""
+        self._send({"kind": "picture", "step": step, "path": str(path)})
+
+    def close(self, ending: str) -> None:
+        """Tell how the run ended (finished, stopped or failed), and wait until all is sent, but not for ever."""
+        self._send({"kind": "end", "ending": ending})
+        end = time.monotonic() + FINISH_SECONDS
+        while self._process is not None and self._listen(end - time.monotonic()):
+            pass
+        if self._process is None:
+            return
+        if self._done < self._sent:
+            self._trouble = self._trouble or f"not everything was taken within {FINISH_SECONDS:.0f} s"
+        self._end()
+        if self._trouble:
+            self._say(f"{self.name}: {scrub(self._trouble)}; metrics.jsonl has everything")
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._process is None:
+            return
+        while self._listen(0):
+            pass
+        now = time.monotonic()
+        if self._done == self._sent:
+            self._waits_since = now
+        # mutation: give-up-silent-tracker
+        elif now - self._waits_since > SILENT_SECONDS:
+            self._trouble = self._trouble or f"no answer for {SILENT_SECONDS:.0f} s"
+        try:
+            if not self._trouble:
+                line = json.dumps(message).encode() + b"\n"
+                self._sent += 1
+                if os.write(self._to, line) == len(line):
+                    return
+                self._trouble = "it takes nothing any more"
+        except BlockingIOError:
+            self._trouble = "it takes nothing any more"
+        except BrokenPipeError:
+            self._trouble = "its process has ended"
+        self._end()
+        self._say(f"{self.name}: {scrub(self._trouble)}; switched off, metrics.jsonl has everything")
+
+    def _listen(self, seconds: float) -> bool:
+        """Take what the process says, waiting at most so long for it; False: there was nothing, or it has ended."""
+        if seconds < 0 or not select.select([self._from], [], [], seconds)[0]:
+            return False
+        some = os.read(self._from, 65536)
+        *lines, self._rest = (self._rest + some).split(b"\n")
+        for line in lines:
+            self._take(json.loads(line))
+        self._ended = not some
+        if self._ended and not self._trouble and self._done < self._sent:
+            self._trouble = "its process has ended"
+        return not self._ended
+
+    def _take(self, answer: dict[str, Any]) -> None:
+        self._ready |= "ready" in answer
+        if "done" in answer:
+            self._done, self._waits_since = answer["done"], time.monotonic()
+        if "say" in answer:
+            self._say(f"{self.name}: {scrub(answer['say'])}")
+        self._trouble = self._trouble or answer.get("error", "")
+
+    def _end(self) -> None:
+        """End the process and all that it started."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                pipe.close()

@@ -1,0 +1,346 @@
+"""Setting a training run up: check everything, then open the folder and the engine, then hand over to the loop."""
+
+import dataclasses
+import itertools
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from ocrnet import architecture, config, weights
+from ocrnet.architecture import Arch
+from ocrnet.cloud import resume as cloud_resume
+from ocrnet.cloud.cache import Speaker
+from ocrnet.cloud.push import CHECKPOINTS, Push, Pushing, check_writable
+from ocrnet.cloud.retry import tried
+from ocrnet.cloud.store import Store
+from ocrnet.config import Config
+from ocrnet.data.datasets import Dataset, cache, open_dataset
+from ocrnet.data.sampler import TrainStream
+from ocrnet.distributed.launcher import World
+from ocrnet.engines import collectives, lr_schedule
+from ocrnet.engines.base import Engine
+from ocrnet.engines.factory import open_engine
+from ocrnet.tracking.run_dir import Run, core_versions
+from ocrnet.tracking.services import client
+from ocrnet.train import dry_run
+from ocrnet.train.trainer import Loop, Progress
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.signals import Stopped, StopRequest
+from ocrnet.weights import checkpoint
+from ocrnet.weights.checkpoint import Checkpoint
+
+TRAIN, VAL = "training images", "validation images"
+
+
+def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, begin_from: Path | None = None) -> None:
+    """Train as ``cfg`` says, from the start or from ``resume`` (a checkpoint, or ``auto``).
+
+    Where ``auto`` finds nothing, ``begin_from`` is the checkpoint to begin from, if any.
+    """
+    train_set = open_split(cfg, "train")
+    val_set = open_split(cfg, "val") if cfg.run_eval else None
+    cfg = resolved(cfg, len(train_set.classes))
+    arch = arch_of(cfg, len(train_set.classes))
+    # mutation: resume-after-restart
+    resume, implied = _after_restart(cfg, resume)
+    store, resume, brought = cloud_resume.begin(cfg, resume, Speaker(world))
+    found, note = find_resume(cfg, resume, begin_from)
+    tensors, report = starting_state(cfg, arch, found)
+    sets, room = cache.prepare(cfg.data.cache_dir, {TRAIN: train_set} | ({VAL: val_set} if val_set else {}))
+    notes = [*notes, *implied, *brought, *note, *report, *room]
+
+    stream = _stream(cfg, sets[TRAIN], arch)
+    with Pushing(cfg.cloud) as pushing:
+        engine = open_engine(cfg, arch, world=world, stream=stream)
+        try:
+            seen = {"checkpoint": _identity(found), **config.of_all_ranks(cfg)}
+            collectives.check_same(engine, seen | identities(sets))  # before rank 0 changes anything in the folder
+            versions = core_versions() | dict(engine.versions)
+            notes += [*_changed_versions(found, versions), *_changed_batch(cfg, found, world)] if found else []
+            # mutation: restore-unlogged-losses
+            progress = Progress(**found.meta["progress"]) if found else Progress()
+            with collectives.together(engine):
+                engine.restore(tensors, progress.step)
+            run = _open_folder(cfg, engine, progress, versions, [*banner(cfg, arch, engine, len(train_set)), *notes])
+            ending = "failed"
+            try:
+                with collectives.together(engine):
+                    push = _begin_push(cfg, run, store, pushing)
+                with StopRequest(speaks=run.writes) as stopped:
+                    number = Loop(cfg, engine, run, stream, sets.get(VAL), progress, stopped, push).fit()
+                ending = "stopped" if number else "finished"
+            finally:
+                run.close(ending)
+            if number:
+                run.say(f"stopped after step {progress.step}; go on with --resume_ckpt auto")
+                raise Stopped(number)
+            run.say(
+                f"finished after step {progress.step}; the run as a page: ocrnet report {shlex.quote(cfg.save_dir)}"
+            )
+        finally:
+            engine.close()
+
+
+def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) -> Push | None:
+    """Start pushing to train_url: rank 0's work."""
+    if store is None or not run.writes:
+        return None
+    check_writable(store, cfg.cloud, run.say)
+    push = Push(store, run.folder, cfg.cloud, keep=cfg.keep_checkpoint)
+    push.compare(
+        tried(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=run.say)
+    )
+    push.files()
+    return pushing.begin(push, run.say)
+
+
+def identities(datasets: Mapping[str, Dataset]) -> dict[str, str]:
+    """Return what tells whether all ranks have the same images."""
+    # mutation: same-images-on-all-ranks
+    return {what: dataset.identity for what, dataset in datasets.items()}
+
+
+def _identity(found: Checkpoint | None) -> str:
+    return f"step {found.meta['step']}, sha256 {found.meta['sha256'][:12]}" if found else "none"
+
+
+def _open_folder(
+    cfg: Config, engine: Engine, progress: Progress, versions: Mapping[str, str], lines: Sequence[str]
+) -> Run:
+    """Make the folder this run's own and begin its record with ``lines``: rank 0's work, for which all wait."""
+    with collectives.together(engine):
+        if engine.world.rank == 0:
+            client.check(cfg.sinks)
+        run = Run(cfg.save_dir, rank=engine.world.rank)
+        # mutation: lock-run-folder
+        run.claim()
+        checkpoint.clean(run.checkpoints)
+        # mutation: cut-metrics-after-restored-step
+        run.cut_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
+        run.begin(cfg, versions)
+        if cfg.tensorboard:
+            run.open_board(progress.step)
+        for line in lines:
+            run.say(line)
+        run.open_sinks(cfg.sinks, project=cfg.project, run_name=cfg.run_name, fresh=progress.step == 0)
+    return run
+
+
+def rehearse(cfg: Config, *, notes: list[str], world: World) -> list[str]:
+    """Print what `train` would do and cost, from real steps; write nothing. Return what is wrong with the data.
+
+    Every rank looks at the data and takes the steps; rank 0 prints.
+    """
+    say = _print if world.rank == 0 else _ignore
+    client.check(cfg.sinks)
+    datasets = {split: open_split(cfg, split) for split in (("train", "val") if cfg.run_eval else ("train",))}
+    train_set = datasets["train"]
+    cfg = resolved(cfg, len(train_set.classes))
+    arch = arch_of(cfg, len(train_set.classes))
+    tensors, report = starting_state(cfg, arch, None)
+    enough = dataclasses.replace(cfg, total_step=max(cfg.total_step, dry_run.STEPS))
+    engine = open_engine(enough, arch, world=world, stream=_stream(cfg, train_set, arch))
+    try:
+        with collectives.together(engine):
+            engine.restore(tensors, 0)
+        say([*dry_run.lines_of_config(cfg), *banner(cfg, arch, engine, len(train_set)), *report, *notes])
+        with collectives.together(engine):
+            seen, own = dry_run.lines_of_data(datasets, cfg)
+        problems = list(dict.fromkeys(itertools.chain.from_iterable(collectives.gather_texts(engine, own))))
+        say([*seen, *(f"problem: {problem}" for problem in problems)])
+        if not problems:
+            say(dry_run.lines_of_size(cfg, arch, engine))
+            say(dry_run.lines_of_cost(cfg, engine))
+    finally:
+        engine.close()
+    say(["dry run: nothing was written" + (", except what was pulled" if cfg.data_url or cfg.ckpt_url else "")])
+    return problems
+
+
+def _print(lines: Sequence[str]) -> None:
+    print("\n".join(lines), flush=True)
+
+
+def _ignore(lines: Sequence[str]) -> None:
+    pass
+
+
+def _stream(cfg: Config, train_set: Dataset, arch: Arch) -> TrainStream:
+    channels, dropout = architecture.head_channels(arch), cfg.ocr_head.dropout
+    return TrainStream(train_set, cfg.data, seed=cfg.seed, channels=channels, dropout=dropout)
+
+
+def open_split(cfg: Config, split: str) -> Dataset:
+    """Open a labelled split of the config's dataset."""
+    return open_dataset(cfg.data.name, cfg.data.dataset_dir, split, ignore_label=cfg.data.ignore_label)
+
+
+def resolved(cfg: Config, num_classes: int) -> Config:
+    """Return the config with the dataset's number of classes."""
+    return config.with_classes(cfg, num_classes, f"{cfg.data.name} at {cfg.data.dataset_dir}")
+
+
+def arch_of(cfg: Config, num_classes: int) -> Arch:
+    """Return the architecture that a config describes."""
+    return Arch(
+        width=cfg.backbone.width,
+        blocks=cfg.backbone.blocks,
+        modules=cfg.backbone.modules,
+        num_classes=num_classes,
+        channels=cfg.ocr_head.channels,
+        key_channels=cfg.ocr_head.key_channels,
+        dropout=cfg.ocr_head.dropout,
+        variant=cfg.ocr_head.variant,
+        align_corners=cfg.ocr_head.align_corners,
+    )
+
+
+def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
+    """Say where the config describes another network than the file holds; the file wins."""
+    configured = arch_of(cfg, arch.num_classes)
+    return [
+        f"{name}: the config says {getattr(configured, name)}, {path.name} holds {getattr(arch, name)}; the file wins"
+        for name in ("width", "blocks", "modules", "channels", "key_channels", "variant", "align_corners")
+        if getattr(configured, name) != getattr(arch, name)
+    ]
+
+
+def _after_restart(cfg: Config, resume: str | None) -> tuple[str | None, list[str]]:
+    """Return ``auto`` where torchrun has started the ranks anew after they had made checkpoints, and what to say."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    made = checkpoint.steps(Path(cfg.save_dir) / "checkpoint")
+    if count == "0" or resume == "auto" or not made:
+        return resume, []
+    if made[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # those of an earlier launch
+        return resume, []
+    return "auto", [f"resume: torchrun started the ranks anew (restart {count}), so --resume_ckpt auto is implied"]
+
+
+def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """Return the checkpoint to go on from and what to say about the choice; never a silent fresh start.
+
+    No flag: a fresh start, refused where the run folder has checkpoints. ``auto``: the newest valid checkpoint of the
+    run folder, or a fresh start that is said. Anything else: that file, or that folder's newest valid one. What would
+    be a fresh start begins from ``begin_from``, where there is one.
+    """
+    folder = Path(cfg.save_dir) / "checkpoint"
+    if resume is None:
+        if checkpoint.steps(folder):
+            raise OcrnetError(
+                f"save_dir '{cfg.save_dir}' holds checkpoints of an earlier run; "
+                "go on from them with --resume_ckpt auto, or give another --save_dir"
+            )
+        if begin_from is None:
+            return None, []
+        resume = str(begin_from)
+    elif resume == "auto" and not checkpoint.steps(folder):
+        if begin_from is None:
+            return None, [f"resume: no checkpoint in {folder}{_nor_in(cfg)}, a fresh start"]
+        resume = str(begin_from)
+    if resume == "auto":
+        newest = checkpoint.newest_valid(folder)
+        notes = [f"resume: passed over: {why}" for _, why in newest.passed_over]
+        if newest.checkpoint is None:
+            raise OcrnetError(f"no checkpoint in {folder} is valid: {'; '.join(why for _, why in newest.passed_over)}")
+        found = newest.checkpoint
+    else:
+        path, meaning = checkpoint.resolve_state(resume)
+        notes = [f"resume: {meaning}"] if meaning else []
+        found = checkpoint.load(path)
+    if "source" in found.meta:
+        raise OcrnetError(
+            f"{found.path} holds converted weights alone, which no run can go on from; begin from its backbone: "
+            f"--set backbone.pretrained=True backbone.backbone_ckpt={found.path}"
+        )
+    step = found.meta["step"]
+    if step > cfg.total_step:
+        raise OcrnetError(
+            f"{found.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to go on"
+        )
+    done = ": the run is complete" if step == cfg.total_step else ""
+    return found, [*notes, f"resume: from {found.path}, step {step}{done}", *_changed_keys(cfg, found)]
+
+
+def _nor_in(cfg: Config) -> str:
+    return f" nor in {cfg.train_url}" if cfg.train_url else ""
+
+
+def _changed_keys(cfg: Config, found: Checkpoint) -> list[str]:
+    """Say which keys differ from the run that wrote the checkpoint."""
+    before, now = dict(config.flat(found.meta["config"])), dict(config.flat(config.as_dict(cfg)))
+    return [f"resume: {name} is {now[name]}, was {old}" for name, old in before.items() if now.get(name, old) != old]
+
+
+def _changed_versions(found: Checkpoint, versions: Mapping[str, str]) -> list[str]:
+    """Say which versions, and which number of threads, differ from those that the checkpoint's run computed with."""
+    before = found.meta["versions"]
+    return [
+        f"resume: {name} is {new}, was {before[name]}; numbers may differ in their last digits"
+        for name, new in versions.items()
+        if before.get(name, new) != new
+    ]
+
+
+def _changed_batch(cfg: Config, found: Checkpoint, world: World) -> list[str]:
+    """Say where the number of cards or the crops of a step differ from those of the checkpoint's run."""
+    old = found.meta["config"]
+    cards = found.meta.get("cards", 1)  # before it was noted, a run had one card
+    was = cards * old["batch_size"] * old["accumulate_steps"]
+    now = world.size * cfg.batch_size * cfg.accumulate_steps
+    lead = f"resume: cards is {world.size}, was {cards}: " if world.size != cards else "resume: "
+    if now != was:
+        return [
+            f"{lead}the global batch changes to {now} crop{'s' if now > 1 else ''} a step, was {was}; after as "
+            "many steps another number of crops will have been seen"
+        ]
+    return [f"{lead}the global batch is the same"] if world.size != cards else []
+
+
+def starting_state(cfg: Config, arch: Arch, found: Checkpoint | None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the first state of the run and what to say about it: the checkpoint's, ImageNet's, or a fresh one."""
+    if found is not None:
+        shapes = {name: array.shape for name, array in found.tensors.items() if "/" not in name}
+        architecture.check(shapes, arch, str(found.path))
+        return found.tensors, []
+    state = architecture.init(arch, cfg.seed, cfg.backbone.initializer)
+    if not cfg.backbone.pretrained:
+        return state, [
+            "backbone: fresh weights; the published figures need ImageNet weights "
+            "(backbone.pretrained: True, backbone.backbone_ckpt: FILE)"
+        ]
+    loaded, report = weights.read_backbone(cfg.backbone.backbone_ckpt, arch)
+    return state | loaded, [report]
+
+
+def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
+    """Return the lines that say what was decided."""
+    global_batch = lr_schedule.global_batch(cfg, engine.world.size)
+    return [
+        f"ocrnet {core_versions()['ocrnet']}, run folder {cfg.save_dir}",
+        *engine.decisions,
+        f"network: OCRNet-HRNet-W{arch.width}, {architecture.num_parameters(arch) / 1e6:.2f} M parameters, "
+        f"{arch.num_classes} classes, variant {arch.variant}",
+        f"data: {images} training images of {cfg.data.name} at {cfg.data.dataset_dir}, "
+        f"crops {cfg.data.crop_size[0]}x{cfg.data.crop_size[1]}",
+        f"batch: {global_batch} crops a step (batch_size {cfg.batch_size} x accumulate_steps {cfg.accumulate_steps} x "
+        f"{engine.world.size} cards), {cfg.total_step} steps, {global_batch * cfg.total_step / images:.1f} epochs",
+        *_unlike_recipe(cfg, global_batch),
+    ]
+
+
+def _unlike_recipe(cfg: Config, global_batch: int) -> list[str]:
+    """Say where a step has other crops than those that its learning rate is meant for, and what was done about it."""
+    base = cfg.base_batch_size
+    if base in (None, global_batch):
+        return []
+    times = f"{global_batch / base:.4g} times the {base} crops a step that lr_init is meant for (base_batch_size)"
+    scaled = f"{cfg.lr_init * global_batch / base:.4g}"
+    if cfg.lr_scale == "linear":
+        return [f"learning rate: this run has {times}, so its highest is {scaled} (lr_scale linear)"]
+    return [
+        f"learning rate: this run has {times}; --set lr_scale=linear would take {scaled} for lr_init {cfg.lr_init:g}"
+    ]

@@ -1,0 +1,1 @@
+"""Small modules without dependencies inside the package."""

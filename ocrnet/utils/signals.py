@@ -1,0 +1,90 @@
+"""SIGTERM, SIGINT, SIGHUP and SIGUSR1 as a request to stop at the next safe place; a second one ends the process."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+
+PR_SET_PDEATHSIG = 1
+
+# One request may come as several signals: Ctrl-C in a terminal, and mpirun's own SIGTERM behind it; PR_SET_PDEATHSIG
+# once for each of the parent's threads, up to 9 ms apart.
+ONE_REQUEST_S = 1.0
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold the signals that stop a run while threads or processes start: each inherits the hold.
+
+    A worker lifts it in `data.workers.begin_worker`; a thread keeps it, so that signals are left to the main thread.
+    """
+    # mutation: block-signals-while-workers-start
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def sent_when_parent_dies(number: int) -> None:
+    """Have this process sent a signal when the one that started it dies; on Linux, elsewhere nothing happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A run that a signal ended after saving; ``status`` is the exit status by which shells know it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+class StopRequest:
+    """Within ``with``, calling it tells which signal asked the run to stop; outside, signals do what they did.
+
+    Of the ranks of a run, which mostly get a signal all at once, one ``speaks``.
+    """
+
+    def __init__(self, *, speaks: bool = True, what: str = "stopping after this step, with a checkpoint") -> None:
+        self.speaks, self.what = speaks, what
+        self.number: int | None = None
+        self._asked_at = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> int:
+        """Return the number of the signal after which to stop at the next safe place; 0 while there is none."""
+        return self.number or 0
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+            # mutation: stop-on-signal
+            chosen = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+            self._before = {number: signal.signal(number, self._handle) for number in chosen}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            # mutation: signals-within-a-second-are-one
+            if time.monotonic() - self._asked_at < ONE_REQUEST_S:
+                return
+            # mutation: second-signal-exits
+            os._exit(128 + number)
+        self.number, self._asked_at = number, time.monotonic()
+        if not self.speaks:
+            return
+        name = signal.Signals(number).name
+        with contextlib.suppress(OSError):  # a closed terminal
+            os.write(2, f"{name}: {self.what}; once more to exit at once\n".encode())

@@ -1,0 +1,117 @@
+"""What a url of the config may look like, read without touching a network; nothing here repeats a key or a secret."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocrnet.utils.errors import OcrnetError, nearest
+
+SCHEMES = ("obs", "s3", "file")
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+
+# Where the tools look for keys; whatever stands there is kept out of every message.
+OBS_KEYS = (
+    ("AccessKeyID", "SecretAccessKey", "SecurityToken"),
+    ("OBS_ACCESS_KEY_ID", "OBS_SECRET_ACCESS_KEY", "OBS_SECURITY_TOKEN"),
+)
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+_CREDENTIALS = re.compile(r"(\w://)[^/@\s'\"]+@")
+
+
+@dataclass(frozen=True)
+class Url:
+    """A url in parts: ``scheme`` (empty for a path), ``bucket`` (empty for folders), and ``path``.
+
+    In a bucket a path has no slashes around it; that of a folder is a path on this machine, as it was given.
+    """
+
+    scheme: str
+    bucket: str
+    path: str
+
+    def __str__(self) -> str:
+        if not self.bucket:
+            return f"{self.scheme}://{self.path}" if self.scheme else self.path
+        return f"{self.scheme}://{self.bucket}" + (f"/{self.path}" if self.path else "")
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, or the bucket."""
+        return self.path.rstrip("/").rpartition("/")[2] or self.bucket or "data"
+
+    @property
+    def parent(self) -> "Url":
+        """The folder that it lies in."""
+        if self.bucket:
+            return Url(self.scheme, self.bucket, self.path.rpartition("/")[0])
+        return Url(self.scheme, "", str(Path(self.path).parent))
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether its name says that it is a tar."""
+        return self.path.endswith(ARCHIVES)
+
+
+def parse(key: str, text: str) -> Url:
+    """Read the url that stands under ``key``; an `OcrnetError` says what is wrong with it."""
+    scheme, colon, rest = text.partition("://")
+    if not colon:
+        return Url("", "", text)
+    if has_credentials(text):
+        raise OcrnetError(
+            f"{key} holds a key or a password before an '@'; take it out, change it where others may have seen it, and "
+            f"give keys in the environment: {', '.join((*OBS_KEYS[0], *S3_KEYS))}"
+        )
+    if scheme not in SCHEMES:
+        raise OcrnetError(
+            f"{key} is '{text}', but must begin with obs://, s3:// or file://, or be a path{nearest(scheme, SCHEMES)}"
+        )
+    if scheme == "file":
+        if not rest.startswith("/"):
+            raise OcrnetError(f"{key} is '{text}', but a file:// url has a full path behind it: file:///mnt/data")
+        return Url("file", "", rest)
+    bucket, _, path = rest.partition("/")
+    if not bucket:
+        raise OcrnetError(f"{key} is '{text}', but a bucket must follow: {scheme}://BUCKET/FOLDER")
+    return Url(scheme, bucket, path.strip("/"))
+
+
+def has_credentials(text: str) -> bool:
+    """Say whether a url has a user or key before its host."""
+    # mutation: refuse-credentials-in-url
+    return bool(_CREDENTIALS.search(text))
+
+
+def scrub(text: str) -> str:
+    """Return a message without the keys that the environment holds, or that stand before the ``@`` of a url."""
+    names = {name for names in (*OBS_KEYS, S3_KEYS) for name in names}
+    for secret in filter(None, map(os.environ.get, names)):
+        if len(secret) >= 4:
+            text = text.replace(secret, "***")
+    return _CREDENTIALS.sub(r"\1***@", text)
+
+
+def problems(urls: dict[str, str], endpoint: str) -> Iterator[str]:
+    """Yield what is wrong with the urls of a config, by key, and with ``cloud.endpoint``."""
+    schemes = set()
+    for key, text in urls.items():
+        try:
+            schemes.add(parse(key, text).scheme)
+        except OcrnetError as error:
+            yield str(error)
+    if not endpoint:
+        return
+    if has_credentials(endpoint):
+        yield "cloud.endpoint holds a key or a password before an '@'; take it out, keys come from the environment"
+    elif "://" not in endpoint:
+        yield f"cloud.endpoint is '{endpoint}', but must say its protocol: https://{endpoint}"
+    elif not schemes & {"obs", "s3"}:
+        yield "cloud.endpoint has no effect: no url begins with obs:// or s3://; leave it out"
+    elif {"obs", "s3"} <= schemes:
+        yield (
+            "cloud.endpoint cannot serve both obs:// and s3://; leave it out, and set OBS_ENDPOINT and "
+            "AWS_ENDPOINT_URL in the environment"
+        )

@@ -1,0 +1,19 @@
+"""The class names and colors that a file of weights holds."""
+
+import itertools
+
+from ocrnet.data.datasets import cityscapes
+from ocrnet.data.datasets.base import colours
+from ocrnet.weights.load import Weights
+
+
+def classes_of(found: Weights) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """Return the names and colours in the file; 19 classes without names are taken as Cityscapes'."""
+    count = found.arch.num_classes
+    if "classes" in found.meta:
+        known = found.meta["classes"]
+        return tuple(known["names"]), tuple(tuple(colour) for colour in known["palette"])
+    table = cityscapes.classes()
+    if count == len(table):
+        return table.names, table.palette
+    return tuple(f"class {i}" for i in range(count)), tuple(itertools.islice(colours(), count))

@@ -1,0 +1,78 @@
+"""What reading a file of weights did, in words."""
+
+from collections.abc import Collection, Sequence
+
+from ocrnet import architecture
+from ocrnet.weights.family import IMAGENET, Converted, Family
+
+
+def describe(rule: architecture.Variant) -> str:
+    """Return what a network computes unlike others."""
+    said = [f"align_corners {rule.align_corners}"]
+    said += ["nearest-neighbour resizing between branches"] * (rule.fuse_resize == "nearest")
+    said += ["branches are resized twice"] * rule.double_resize
+    said += ["stride-2 convolutions pad (0, 1) on even sizes"] * rule.same_padding
+    said += [f"batch norms of the heads have eps {rule.head_eps:g}"] * (rule.head_eps != architecture.BN_EPS)
+    said += ["a 3x3 auxiliary head"] * (rule.aux_kernel == 3)
+    said += [f"a 3x3 bottleneck to {rule.bottleneck_out} channels"] * (rule.bottleneck_kernel == 3)
+    said += [f"leaky ReLU of slope {rule.head_activation_slope:g} in the heads"] * (rule.head_activation_slope > 0)
+    return ", ".join(said)
+
+
+def notes(
+    family: Family | None,
+    done: Converted,
+    arch: architecture.Arch,
+    loaded: int,
+    missing: Sequence[str] = (),
+    unexpected: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """Return what to say about a file; nothing about a whole one of ours (``family`` None)."""
+    lines = [f"family: {family.title}" + (f"; {describe(arch.rule)}" if family.heads else "")] if family else []
+    if family or missing or unexpected:
+        parts = [f"{loaded} tensors loaded, {len(missing)} missing, {len(unexpected)} unexpected"]
+        parts += [f"left out: {_grouped(done.left_out)}"] if done.left_out else []
+        lines.append("; ".join(parts))
+    if missing:
+        lines.append(f"missing, so with fresh values (spec.init, seed 0): {some(missing, 20)}")
+    if unexpected:
+        lines.append(f"unexpected, so left out: {some(unexpected, 20)}")
+    if done.folded:
+        lines.append(f"{len(done.folded)} biases folded into the running means of the batch norms behind them")
+    if done.zeros:
+        lines.append(f"{len(done.zeros)} biases that the family lacks are 0: {', '.join(done.zeros)}")
+    return (*lines, *_of_family(family)) if family else tuple(lines)
+
+
+def _of_family(family: Family) -> list[str]:
+    lines = []
+    if family.inplace:
+        lines.append("every batch norm's weight is abs(weight) + 1e-05, as inplace_abn computes it")
+    if family.bgr:
+        lines.append("the first convolution's channels are turned round: the family's images are BGR, ours are RGB")
+    if family.normal != IMAGENET:
+        lines.append("images are normalised by mean {} and std {}, the family's own".format(*map(list, family.normal)))
+    return [*lines, family.note] if family.note else lines
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor only counts the steps of a batch norm."""
+    return name.endswith("num_batches_tracked")
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and how many there are beyond them."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _grouped(names: Collection[str]) -> str:
+    """Name what was left out, counters and parts of the same module together."""
+    counters = sum(map(is_counter, names))
+    groups: dict[str, int] = {}
+    for name in names:
+        if not is_counter(name):
+            group = name.removeprefix("backbone.").split(".")[0]
+            groups[group] = groups.get(group, 0) + 1
+    said = [f"{counters} num_batches_tracked"] if counters else []
+    return ", ".join(said + [f"{name} ({count})" for name, count in groups.items()])

@@ -1,0 +1,94 @@
+"""PyTorch weights files (``.pth``): read without running code from them, and written. Imports PyTorch when called."""
+
+import io
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.installed import installed
+from ocrnet.weights import checkpoint
+from ocrnet.weights.family import WRAPPERS
+
+if TYPE_CHECKING:
+    import torch
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Return {name: array} of a ``.pth`` state dict, wrappers peeled; what could run code is refused.
+
+    Half precision stays as it is, except bfloat16, which becomes float32. OcrnetError names the file and what to do.
+    """
+    if not installed("torch"):
+        raise OcrnetError(f"{path}: reading a .pth file needs PyTorch: pip install -r requirements.txt")
+    import torch
+
+    _check_zip(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise OcrnetError(f"weights file '{path}' does not exist") from None
+    except pickle.UnpicklingError:
+        raise OcrnetError(
+            f"weights file '{path}' is damaged, or holds more than tensors: reading it could run code, so it is "
+            "refused; where you trust its source, save its state dict alone: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+        ) from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OcrnetError(f"weights file '{path}' cannot be read as PyTorch weights: {reason}") from None
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    found = content if isinstance(content, dict) else {}
+    tensors = {name: v for name, v in found.items() if isinstance(name, str) and isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise OcrnetError(f"weights file '{path}' holds no state dict of tensors")
+    _check_claims(path, tensors)
+    try:
+        return {name: (v.float() if v.dtype == torch.bfloat16 else v).detach().numpy() for name, v in tensors.items()}
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OcrnetError(f"weights file '{path}' holds tensors that are no plain arrays: {reason}") from None
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None) -> None:
+    """Write a state dict as ``torch.save`` does, in one step or not at all; with ``meta``, that and ``state_dict``."""
+    if not installed("torch"):
+        raise OcrnetError(f"{path}: writing a .pth file needs PyTorch: pip install -r requirements.txt")
+    import torch
+
+    state = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+    buffer = io.BytesIO()
+    torch.save(state if meta is None else {"meta": dict(meta), "state_dict": state}, buffer)
+    checkpoint.replace(path, [buffer.getbuffer()])
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is: PyTorch stores its entries as they are."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, MemoryError, OverflowError, NotImplementedError) as error:
+        raise OcrnetError(f"weights file '{path}' is damaged: {error}; use another copy") from None
+    claimed, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or claimed > size:
+        why = f"'{packed[0]}' in it is compressed" if packed else f"its entries claim {claimed:,} bytes of {size:,}"
+        raise OcrnetError(f"weights file '{path}' is refused: {why}, and PyTorch does not write such files")
+
+
+def _check_claims(path: Path, tensors: "Mapping[str, torch.Tensor]") -> None:
+    """Refuse tensors that are many views of few bytes."""
+    claimed, size = sum(v.numel() * v.element_size() for v in tensors.values()), path.stat().st_size
+    if claimed > size:
+        raise OcrnetError(
+            f"weights file '{path}' is refused: its tensors claim {claimed:,} bytes, and the file has {size:,}; "
+            "save each with memory of its own (clone())"
+        )

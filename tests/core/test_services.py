@@ -1,0 +1,208 @@
+"""Services beside metrics.jsonl: what they are told, and that a run neither waits for one nor ends because of it.
+
+The service is a stand-in called wandb; tests/cli/test_tracking.py has the real ones.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ocrnet.config import Config
+from ocrnet.distributed.launcher import World
+from ocrnet.tracking.run_dir import Run
+from ocrnet.tracking.services import client
+from ocrnet.train import setup
+from ocrnet.train.trainer import Progress
+from ocrnet.utils.errors import OcrnetError
+
+STAND_IN = """
+import json, os, time
+
+def note(**what):
+    with open(os.environ["NOTES"], "a") as file:
+        file.write(json.dumps(what) + "\\n")
+    if os.environ.get("HANGS_IN") == list(what)[0]:
+        time.sleep(float(os.environ.get("HANGS_FOR", 60)))
+    if os.environ.get("FAILS_IN") == list(what)[0]:
+        raise RuntimeError("no route to " + os.environ["WANDB_API_KEY"])
+
+class Run:
+    dir, url, offline = "files", "https://example.com/run", False
+    def log(self, values, step): note(log=values, step=step)
+    def finish(self, exit_code): note(finish=exit_code)
+
+def init(**what):
+    note(init=what["id"], config=what["config"], name=what["name"])
+    return Run()
+
+def Settings(**what): return what
+def Image(path): return path
+"""
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/wandb.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    monkeypatch.setenv("WANDB_API_KEY", "a-secret-key")
+    return tmp_path / "notes"
+
+
+def read(notes: Path) -> list[dict]:
+    return [json.loads(line) for line in notes.read_text().splitlines()]
+
+
+def start(folder: Path, *, fresh: bool = True) -> Run:
+    run = Run(folder)
+    run.begin(Config(seed=5), {})
+    run.open_sinks(["wandb"], project="p", run_name="", fresh=fresh)
+    return run
+
+
+def row(step: int, kind: str = "train") -> dict:
+    return {"kind": kind, "step": step, "loss": step / 2, "skipped": 0, "nothing": None}
+
+
+def test_what_is_measured_and_drawn_arrives(notes, tmp_path, capfd):
+    run = start(tmp_path / "myrun")
+    run.record(row(1))
+    run.sample("a/b", 1, np.zeros((4, 4, 3), np.uint8))
+    run.close("finished")
+    began, first, picture, end = read(notes)
+    assert (began["name"], began["config"]["seed"], began["config"]["data.flip"]) == ("myrun", 5, True)
+    assert first == {"log": {"train/loss": 0.5}, "step": 1}
+    assert picture == {"log": {"samples/a_b": str(tmp_path / "myrun/samples/step_1/a_b.png")}, "step": 1}
+    assert end == {"finish": 0}
+    assert "wandb: run https://example.com/run" in capfd.readouterr().out
+    assert "a-secret-key" not in "".join(p.read_text() for p in (tmp_path / "myrun").rglob("*.[jly]*"))
+
+
+def test_a_resumed_run_goes_on_there_and_nothing_is_told_twice(notes, tmp_path):
+    run = start(tmp_path / "myrun")
+    for step in (1, 2, 3):
+        run.record(row(step))
+    run.record(row(3, "eval"))
+    run.close("stopped")
+    run = start(tmp_path / "myrun", fresh=False)  # from step 1
+    for step in (2, 3, 4):
+        run.record(row(step))
+    run.record(row(3, "eval"))
+    run.close("finished")
+    told = read(notes)
+    assert [note["step"] for note in told if "log" in note] == [1, 2, 3, 3, 4]
+    ids = [note["init"] for note in told if "init" in note]
+    start(tmp_path / "myrun", fresh=True).close("failed")  # another run in the same folder
+    assert ids[0] == ids[1] != read(notes)[-2]["init"]
+    assert read(notes)[-1] == {"finish": 1}
+
+
+def test_one_that_fails_is_told_of_once_and_left_alone(notes, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("FAILS_IN", "log")
+    run = start(tmp_path / "myrun")
+    for step in range(1, 6):
+        run.record(row(step))
+        time.sleep(0.2)
+    run.close("finished")
+    said = capfd.readouterr().out
+    assert said.count("RuntimeError: no route to ***; switched off, metrics.jsonl has everything") == 1
+    assert len(run.metrics.read_text().splitlines()) == 5
+    assert "a-secret-key" not in run.log.with_name("wandb.log").read_text()
+
+
+def test_one_that_stalls_is_told_of_once_and_never_waited_for(notes, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HANGS_IN", "log")
+    monkeypatch.setattr(client, "SILENT_SECONDS", 0.5)
+    run = start(tmp_path / "myrun")
+    began = time.monotonic()
+    for step in range(1, 5):
+        run.record(row(step))
+    assert time.monotonic() - began < 0.3
+    time.sleep(0.6)
+    run.record(row(5))
+    run.record(row(6))
+    run.close("finished")
+    assert time.monotonic() - began < 3
+    assert capfd.readouterr().out.count("wandb: no answer for 0 s; switched off") == 1
+
+
+def test_a_full_pipe_is_a_stall_too(notes, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HANGS_IN", "log")
+    run = start(tmp_path / "myrun")
+    began = time.monotonic()
+    for step in range(4000):
+        run.record(row(step))
+    run.close("finished")
+    assert time.monotonic() - began < 5
+    assert capfd.readouterr().out.count("wandb: it takes nothing any more; switched off") == 1
+
+
+def test_the_end_waits_only_so_long(notes, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HANGS_IN", "finish")
+    monkeypatch.setattr(client, "FINISH_SECONDS", 0.5)
+    run = start(tmp_path / "myrun")
+    run.record(row(1))
+    began = time.monotonic()
+    run.close("finished")
+    assert time.monotonic() - began < 3
+    assert "wandb: not everything was taken within 0 s" in capfd.readouterr().out
+
+
+def test_one_that_cannot_begin_ends_a_fresh_run_but_not_a_resumed_one(notes, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("FAILS_IN", "init")
+    with pytest.raises(OcrnetError, match=r"sinks: wandb cannot begin: RuntimeError: no route to \*\*\*; work offline"):
+        start(tmp_path / "myrun")
+    run = start(tmp_path / "myrun", fresh=False)
+    run.close("finished")
+    assert capfd.readouterr().out.count("RuntimeError: no route to ***; metrics.jsonl has everything") == 1
+
+
+def test_training_tells_the_services_of_its_config(notes, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    cfg = Config(save_dir=str(tmp_path / "myrun"), sinks=("wandb",), run_name="first")
+    engine = SimpleNamespace(world=World(), decisions=())
+    setup._open_folder(cfg, engine, Progress(), {}, []).close("finished")
+    assert [note.get("name", "end") for note in read(notes)] == ["first", "end"]
+
+
+def test_a_killed_run_leaves_what_it_told(notes, tmp_path, monkeypatch):
+    """Its process gets SIGKILL; what speaks to the service hears of it, says so there, and ends."""
+    monkeypatch.setenv("HANGS_IN", "log")
+    monkeypatch.setenv("HANGS_FOR", "0.5")  # the run is gone when it could be answered
+    run_process = os.fork()
+    if run_process == 0:
+        with contextlib.suppress(BaseException):
+            start(tmp_path / "myrun").record(row(1))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(run_process, 0)
+    end = time.monotonic() + 20
+    while len(read(notes)) < 3 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert read(notes)[1:] == [{"log": {"train/loss": 0.5}, "step": 1}, {"finish": 1}]
+
+
+def test_other_ranks_tell_nobody(notes, tmp_path):
+    Run(tmp_path, rank=1).open_sinks(["wandb"], project="p", run_name="", fresh=True)
+    assert not notes.exists()
+
+
+def test_a_missing_package_is_named_with_its_cure(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    os.mkdir(tmp_path / "wandb")  # where wandb keeps its files
+    with pytest.raises(OcrnetError, match="wandb is not installed: pip install wandb"):
+        client.check(["wandb"])
+    cfg = Config(save_dir=str(tmp_path / "myrun"), sinks=("wandb",))
+    engine = SimpleNamespace(world=World(), decisions=())
+    with pytest.raises(OcrnetError, match="wandb is not installed"):
+        setup._open_folder(cfg, engine, Progress(), {}, [])
+    assert not (tmp_path / "myrun").exists()
