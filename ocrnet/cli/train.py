@@ -6,7 +6,8 @@ from ocrnet.cli import flags
 from ocrnet.cli.common import world_of_launcher
 from ocrnet.cloud import pull
 from ocrnet.cloud.cache import Speaker
-from ocrnet.train.setup import rehearse, train
+from ocrnet.train.dry_run import rehearse
+from ocrnet.train.setup import train
 
 
 def main(argv: Sequence[str]) -> int:

@@ -85,7 +85,7 @@ class OcrHead:
     key_channels: int = key(256, "channels of query, key and value", low=1)
     dropout: float = key(0.05, "share of channels dropped before the classifier", low=0, high=0.95)
     variant: Literal["hrnet", "openseg", "openseg_inplace", "nvidia", "mmseg", "paddleseg", "mindspore"] = key(
-        "hrnet", "whose resize rule, padding and head: see docs/design.md"
+        "hrnet", "whose resize rule, padding and head: see docs/weights.md"
     )
     align_corners: bool | None = key(None, "resize rule; none: the variant's own")
 

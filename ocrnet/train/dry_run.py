@@ -1,5 +1,9 @@
 """`train --dry_run`: what a run would do and cost, measured on real steps; nothing is written."""
 
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
 import yaml
 
 from ocrnet import architecture, config
@@ -7,11 +11,55 @@ from ocrnet.architecture import Arch, flops
 from ocrnet.config import Config
 from ocrnet.data import statistics
 from ocrnet.data.datasets import Dataset
+from ocrnet.distributed.launcher import World
+from ocrnet.engines import collectives
 from ocrnet.engines.base import Engine
+from ocrnet.engines.factory import open_engine
+from ocrnet.tracking.services import client
+from ocrnet.train.setup import arch_of, banner, make_stream, open_split, resolved, starting_state
 from ocrnet.train.trainer import duration
 
 STEPS = 3
 LOOKED_AT = 50
+
+
+def rehearse(cfg: Config, *, notes: list[str], world: World) -> list[str]:
+    """Print what `train` would do and cost, from real steps; write nothing. Return what is wrong with the data.
+
+    Every rank looks at the data and takes the steps; rank 0 prints.
+    """
+    say = _print if world.rank == 0 else _ignore
+    client.check(cfg.sinks)
+    datasets = {split: open_split(cfg, split) for split in (("train", "val") if cfg.run_eval else ("train",))}
+    train_set = datasets["train"]
+    cfg = resolved(cfg, len(train_set.classes))
+    arch = arch_of(cfg, len(train_set.classes))
+    tensors, report = starting_state(cfg, arch, None)
+    enough = dataclasses.replace(cfg, total_step=max(cfg.total_step, STEPS))
+    engine = open_engine(enough, arch, world=world, stream=make_stream(cfg, train_set, arch))
+    try:
+        with collectives.together(engine):
+            engine.restore(tensors, 0)
+        say([*lines_of_config(cfg), *banner(cfg, arch, engine, len(train_set)), *report, *notes])
+        with collectives.together(engine):
+            seen, own = lines_of_data(datasets, cfg)
+        problems = list(dict.fromkeys(itertools.chain.from_iterable(collectives.gather_texts(engine, own))))
+        say([*seen, *(f"problem: {problem}" for problem in problems)])
+        if not problems:
+            say(lines_of_size(cfg, arch, engine))
+            say(lines_of_cost(cfg, engine))
+    finally:
+        engine.close()
+    say(["dry run: nothing was written" + (", except what was pulled" if cfg.data_url or cfg.ckpt_url else "")])
+    return problems
+
+
+def _print(lines: Sequence[str]) -> None:
+    print("\n".join(lines), flush=True)
+
+
+def _ignore(lines: Sequence[str]) -> None:
+    pass
 
 
 def lines_of_config(cfg: Config) -> list[str]:

@@ -1,7 +1,5 @@
 """Setting a training run up: check everything, then open the folder and the engine, then hand over to the loop."""
 
-import dataclasses
-import itertools
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -26,7 +24,6 @@ from ocrnet.engines.base import Engine
 from ocrnet.engines.factory import open_engine
 from ocrnet.tracking.run_dir import Run, core_versions
 from ocrnet.tracking.services import client
-from ocrnet.train import dry_run
 from ocrnet.train.trainer import Loop, Progress
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped, StopRequest
@@ -53,7 +50,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
     sets, room = cache.prepare(cfg.data.cache_dir, {TRAIN: train_set} | ({VAL: val_set} if val_set else {}))
     notes = [*notes, *implied, *brought, *note, *report, *room]
 
-    stream = _stream(cfg, sets[TRAIN], arch)
+    stream = make_stream(cfg, sets[TRAIN], arch)
     with Pushing(cfg.cloud) as pushing:
         engine = open_engine(cfg, arch, world=world, stream=stream)
         try:
@@ -130,46 +127,8 @@ def _open_folder(
     return run
 
 
-def rehearse(cfg: Config, *, notes: list[str], world: World) -> list[str]:
-    """Print what `train` would do and cost, from real steps; write nothing. Return what is wrong with the data.
-
-    Every rank looks at the data and takes the steps; rank 0 prints.
-    """
-    say = _print if world.rank == 0 else _ignore
-    client.check(cfg.sinks)
-    datasets = {split: open_split(cfg, split) for split in (("train", "val") if cfg.run_eval else ("train",))}
-    train_set = datasets["train"]
-    cfg = resolved(cfg, len(train_set.classes))
-    arch = arch_of(cfg, len(train_set.classes))
-    tensors, report = starting_state(cfg, arch, None)
-    enough = dataclasses.replace(cfg, total_step=max(cfg.total_step, dry_run.STEPS))
-    engine = open_engine(enough, arch, world=world, stream=_stream(cfg, train_set, arch))
-    try:
-        with collectives.together(engine):
-            engine.restore(tensors, 0)
-        say([*dry_run.lines_of_config(cfg), *banner(cfg, arch, engine, len(train_set)), *report, *notes])
-        with collectives.together(engine):
-            seen, own = dry_run.lines_of_data(datasets, cfg)
-        problems = list(dict.fromkeys(itertools.chain.from_iterable(collectives.gather_texts(engine, own))))
-        say([*seen, *(f"problem: {problem}" for problem in problems)])
-        if not problems:
-            say(dry_run.lines_of_size(cfg, arch, engine))
-            say(dry_run.lines_of_cost(cfg, engine))
-    finally:
-        engine.close()
-    say(["dry run: nothing was written" + (", except what was pulled" if cfg.data_url or cfg.ckpt_url else "")])
-    return problems
-
-
-def _print(lines: Sequence[str]) -> None:
-    print("\n".join(lines), flush=True)
-
-
-def _ignore(lines: Sequence[str]) -> None:
-    pass
-
-
-def _stream(cfg: Config, train_set: Dataset, arch: Arch) -> TrainStream:
+def make_stream(cfg: Config, train_set: Dataset, arch: Arch) -> TrainStream:
+    """Return the training samples, as the config augments them."""
     channels, dropout = architecture.head_channels(arch), cfg.ocr_head.dropout
     return TrainStream(train_set, cfg.data, seed=cfg.seed, channels=channels, dropout=dropout)
 

@@ -13,6 +13,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -92,13 +93,21 @@ def start(*argv: str) -> subprocess.Popen:
     )
 
 
+WAIT_SECONDS = 300  # for a line that does not come
+
+
 def wait_for(process: subprocess.Popen, text: str) -> str:
     """Read what a process says up to a line with ``text``, and return it."""
     said = ""
-    for line in process.stdout:
-        said += line
-        if text in line:
-            return said
+    watchdog = threading.Timer(WAIT_SECONDS, process.kill)
+    watchdog.start()
+    try:
+        for line in process.stdout:
+            said += line
+            if text in line:
+                return said
+    finally:
+        watchdog.cancel()
     raise AssertionError(f"ended without saying {text!r}: {said}{process.stderr.read()}")
 
 

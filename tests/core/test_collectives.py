@@ -23,7 +23,7 @@ from ocrnet.evaluation.evaluator import evaluate
 from ocrnet.evaluation.metrics import as_dict
 from ocrnet.tracking import plots
 from ocrnet.tracking.run_dir import Run
-from ocrnet.train import setup, trainer
+from ocrnet.train import dry_run, setup, trainer
 from ocrnet.train.trainer import Loop, Progress
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped, StopRequest
@@ -449,9 +449,10 @@ class Commands:
     def __init__(self, dataset, folder, monkeypatch) -> None:
         self.cfg = dataclasses.replace(CONFIG, save_dir=str(folder))
         self.here = threading.local()
-        monkeypatch.setattr(setup, "open_split", lambda cfg, split: dataset)
-        monkeypatch.setattr(eval_command, "open_split", lambda cfg, split: dataset)
-        monkeypatch.setattr(setup, "open_engine", self.open_engine)
+        for module in (setup, dry_run, eval_command):
+            monkeypatch.setattr(module, "open_split", lambda cfg, split: dataset)
+        for module in (setup, dry_run):
+            monkeypatch.setattr(module, "open_engine", self.open_engine)
         monkeypatch.setattr("ocrnet.engines.factory.open_engine", self.open_engine)
         monkeypatch.setattr(common, "read_world", lambda: self.here.world)
         self.full = False
@@ -474,7 +475,7 @@ class Commands:
         setup.train(dataclasses.replace(self.cfg, **changes), notes=[], resume=resume, world=world)
 
     def rehearse(self, rank, exchange):
-        return setup.rehearse(self.cfg, notes=[], world=self.enter(rank, exchange))
+        return dry_run.rehearse(self.cfg, notes=[], world=self.enter(rank, exchange))
 
     def eval(self, rank, exchange, *argv):
         self.enter(rank, exchange)
@@ -570,7 +571,7 @@ def test_a_dry_run_is_printed_once_and_any_ranks_problem_counts(commands, monkey
     def problem_on_rank_1(datasets, cfg):
         return ["seen"], ["b.png is damaged"] if commands.here.world.rank == 1 else []
 
-    monkeypatch.setattr(setup.dry_run, "lines_of_data", problem_on_rank_1)
+    monkeypatch.setattr(dry_run, "lines_of_data", problem_on_rank_1)
     assert on_ranks(2, commands.rehearse) == [["b.png is damaged"], ["b.png is damaged"]]
     assert capsys.readouterr().out.count("problem: b.png is damaged") == 1
 
@@ -579,7 +580,7 @@ def test_a_dry_run_is_printed_once_and_any_ranks_problem_counts(commands, monkey
             raise OcrnetError("no folder")
         return [], []
 
-    monkeypatch.setattr(setup.dry_run, "lines_of_data", breaks_on_rank_1)
+    monkeypatch.setattr(dry_run, "lines_of_data", breaks_on_rank_1)
     first, second = on_ranks(2, commands.rehearse)
     assert (str(first)[:13], str(second)) == ("rank 1 failed", "no folder")
 
