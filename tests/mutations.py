@@ -124,7 +124,7 @@ MUTATIONS = (
     Mutation(
         "rename-checkpoint-when-complete",
         edit(r"os\.replace\((\w+), (\w+)\)", r"\2.write_bytes(\1.read_bytes())"),
-        "tests/core/test_checkpoint_folder.py::test_kill_in_the_middle_of_saving_leaves_a_checkpoint_that_loads",
+        "tests/core/test_checkpoint_folder.py::test_a_reader_finds_a_complete_checkpoint_at_any_moment_of_saving",
     ),
     Mutation(
         "stop-on-signal",

@@ -110,10 +110,26 @@ def _told(path: Path, flag: str = "save_dir") -> Iterator[None]:
 def load(path: AnyPath) -> Checkpoint:
     """Read a checkpoint and verify every bit of it; raises OcrnetError that names the file and what is wrong."""
     path = Path(path)
-    meta = read_meta(path)
-    tensors = arrays(path)
-    verify(path, tensors, meta)
-    return Checkpoint(path, tensors, meta)
+    while True:
+        version = _version(path)
+        try:
+            meta = read_meta(path)
+            tensors = arrays(path)
+            verify(path, tensors, meta)
+            return Checkpoint(path, tensors, meta)
+        except OcrnetError:
+            if _version(path) == version:
+                raise
+            # A run replaced the file between two reads, as it does with its best checkpoint: read the new one.
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is replaced: inode, size and modification time; None if it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:

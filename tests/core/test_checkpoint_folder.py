@@ -27,22 +27,48 @@ def run_python(code, *args, **kwargs):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **kwargs)
 
 
+SAVE_AGAIN_AND_AGAIN = """
+    import sys
+    import numpy as np
+    from ocrnet.weights import checkpoint
+    step = 0
+    while True:
+        checkpoint.save(sys.argv[1], {"x": np.full(1_000_000, step, np.float32)}, {"step": step})
+        print(step, flush=True)
+        step += 1
+"""
+
+
+LOAD_FOR_FIVE_SECONDS = """
+    import sys, time
+    from ocrnet.weights import checkpoint
+    steps, end = set(), time.monotonic() + 5
+    while time.monotonic() < end:
+        read = checkpoint.load(sys.argv[1])
+        assert (read.tensors["x"] == read.meta["step"]).all()
+        steps.add(read.meta["step"])
+    print(len(steps))
+"""
+
+
+def test_a_reader_finds_a_complete_checkpoint_at_any_moment_of_saving(tmp_path):
+    path = tmp_path / checkpoint.file_name(18, "best")
+    writer = run_python(SAVE_AGAIN_AND_AGAIN, path)
+    writer.stdout.readline()
+    reader = run_python(LOAD_FOR_FIVE_SECONDS, path)  # a process of its own: a truncated mapping ends it by SIGBUS
+    steps, _ = reader.communicate()
+    writer.kill()
+    writer.communicate()
+    assert reader.returncode == 0
+    assert int(steps) > 10, "too few saves were under way: this test has lost its meaning"
+
+
 def test_kill_in_the_middle_of_saving_leaves_a_checkpoint_that_loads(tmp_path):
-    code = """
-        import sys
-        import numpy as np
-        from ocrnet.weights import checkpoint
-        step = 0
-        while True:
-            checkpoint.save(sys.argv[1], {"x": np.full(1_000_000, step, np.float32)}, {"step": step})
-            print(step, flush=True)
-            step += 1
-    """
     path = tmp_path / checkpoint.file_name(18, "best")
     moments, kills, strays = random.Random(5), 0, 0
     while kills < 10 or (strays == 0 and kills < 200):
         kills += 1
-        process = run_python(code, path)
+        process = run_python(SAVE_AGAIN_AND_AGAIN, path)
         process.stdout.readline()
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=moments.uniform(0.0, 0.08))
