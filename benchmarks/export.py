@@ -29,7 +29,7 @@ from ocrnet.engines.tta import make_passes
 from ocrnet.export import compare
 from ocrnet.export.build import Maker, Order
 from ocrnet.export.formats import Session
-from ocrnet.export.open import open_session
+from ocrnet.export.runtimes import open_session
 from ocrnet.tracking.run_dir import core_versions, git_commit
 from ocrnet.weights import Weights
 

@@ -21,9 +21,11 @@ import sys
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 EXCLUDED = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "quickstart", "*.egg-info", ".mypy_cache", "site")
@@ -503,8 +505,8 @@ class _Replace(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def mutated(mutation: Mutation) -> Iterator[tuple[Path, str]]:
-    """Yield each file that a mutation changes, as a path relative to the root, and its new text."""
+def mutated(mutation: Mutation) -> tuple[Path, str]:
+    """Return the file that a mutation changes, as a path relative to the root, and its new text."""
     places = markers().get(mutation.name, [])
     if not places:
         raise ValueError(f"no marker '# mutation: {mutation.name}' in the code")
@@ -521,7 +523,7 @@ def mutated(mutation: Mutation) -> Iterator[tuple[Path, str]]:
     after = ast.unparse(tree)
     if after == ast.unparse(ast.parse(before)):
         raise ValueError(f"{path}: the operator changes nothing")
-    yield path, after
+    return path, after
 
 
 def run_test(test: str, files: dict[Path, str]) -> str:
@@ -533,16 +535,19 @@ def run_test(test: str, files: dict[Path, str]) -> str:
             (copy / path).write_text(text, encoding="utf-8")
         env = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--basetemp", f"{folder}/tmp", test]
-        with subprocess.Popen(
-            command, cwd=copy, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        ) as process:
+        with open(f"{folder}/output", "w+", errors="replace") as output:
+            process = subprocess.Popen(command, cwd=copy, env=env, stdout=output, stderr=output, start_new_session=True)
             try:
-                output, _ = process.communicate(timeout=SECONDS)
+                status: int | None = process.wait(SECONDS)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-                return "times out"
-    last = output.decode(errors="replace").strip().splitlines()[-1:]
-    return {0: "passes", 1: "fails"}.get(process.returncode, f"error: {last}")
+                status = None
+            for other in psutil.process_iter(["cmdline"]):  # what a failed test left running, and a test that hangs
+                if any(folder in word for word in other.info["cmdline"] or ()):
+                    other.kill()
+            process.wait()
+            output.seek(0)
+            last = output.read().strip().rpartition("\n")[2]
+    return {0: "passes", 1: "fails", None: "times out"}.get(status, f"cannot be run: {last}")
 
 
 class Runner:
@@ -561,7 +566,7 @@ class Runner:
             unchanged.set_result(run_test(mutation.test, {}))
         if unchanged.result() != "passes":
             return f"not found: without the mutation, the test {unchanged.result()}"
-        after = run_test(mutation.test, dict(mutated(mutation)))
+        after = run_test(mutation.test, dict([mutated(mutation)]))
         return "found" if after == "fails" else f"not found: the test {after}"
 
 

@@ -34,7 +34,7 @@ from ocrnet.export.formats import (
     Precision,
     format_of,
 )
-from ocrnet.export.open import open_session
+from ocrnet.export.runtimes import open_session
 from ocrnet.export.runtimes.engine import as_input
 from ocrnet.utils.errors import OcrnetError, nearest
 from ocrnet.utils.installed import check_installed

@@ -7,7 +7,9 @@ from ocrnet.config import Config
 from ocrnet.distributed.launcher import World
 from ocrnet.engines import factory
 from ocrnet.engines.base import Engine
-from ocrnet.export.formats import Exported, Facts, Format, Session, format_of
+from ocrnet.export.formats import Exported, Facts, format_of
+from ocrnet.export.runtimes import open_session
+from ocrnet.export.runtimes.engine import RuntimeEngine
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import Weights
 
@@ -41,13 +43,4 @@ def open_engine(cfg: Config, found: Weights | Exported, *, world: World) -> Engi
     """Return the engine for what was read; a checkpoint's tensors are then to be restored."""
     if isinstance(found, Weights):
         return factory.open_engine(cfg, found.arch, world=world)
-    from ocrnet.export.runtimes.engine import RuntimeEngine
-
     return RuntimeEngine(cfg, found, world=world)
-
-
-def open_session(kind: Format, path: Path, *, mix: bool = False) -> Session:
-    """Open a file in its runtime; ``mix`` is for OpenVINO on a CPU that has bfloat16."""
-    from ocrnet.export import runtimes
-
-    return runtimes.open_session(kind, path, mix=mix)

@@ -41,26 +41,26 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "ocrnet.cli", "ocrnet.tracking.plots", "ocrnet.engines.torch.engine"])
 
 
-def run(*argv: str | Path, cwd: Path = ROOT, ok: bool = True) -> subprocess.CompletedProcess:
-    """Run a command of the project's, from its root; ``ok`` asserts success."""
+def run(*argv: str | Path, cwd: Path = ROOT, ok: bool = True, seconds: float = 600) -> subprocess.CompletedProcess:
+    """Run a command of the project's for at most ``seconds``, from its root; ``ok`` asserts success."""
     words = list(map(str, argv))
     if words[0] == "-c" or any("mindspore" in word for word in words):
         found = subprocess.run(
-            [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=600, check=False
+            [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=seconds, check=False
         )
     else:
-        found = _forked(words, cwd)
+        found = _forked(words, cwd, seconds)
     if ok:
         assert found.returncode == 0, found.stdout + found.stderr
     return found
 
 
-def _forked(words: list[str], cwd: Path) -> subprocess.CompletedProcess:
+def _forked(words: list[str], cwd: Path, seconds: float) -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as folder:
         files = [f"{folder}/stdout", f"{folder}/stderr"]
         process = FORKS.Process(target=_become, args=(words, str(cwd), dict(os.environ), files))
         process.start()
-        process.join(600)
+        process.join(seconds)
         if process.exitcode is None:
             process.kill()
         texts = [Path(file).read_text() for file in files]

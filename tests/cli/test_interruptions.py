@@ -81,7 +81,7 @@ def test_kill_9_at_random_moments(cityscapes, tmp_path, whole):
 def test_a_folder_in_use_is_refused(cityscapes, tmp_path):
     process = start(*command(cityscapes, tmp_path / "out", steps=100_000))
     wait_for(process, "step 4/")
-    found = run(*command(cityscapes, tmp_path / "out", steps=100_000), ok=False)
+    found = run(*command(cityscapes, tmp_path / "out", steps=100_000), ok=False, seconds=60)
     assert found.returncode == 2
     assert f"is in use by a run that is under way (process {process.pid} on " in found.stderr
     process.send_signal(signal.SIGTERM)
