@@ -1,1 +1,1 @@
-"""One folder a framework, the same file names in each; only `ocrnet.engines.base` imports them."""
+"""The engines: one interface (`base`), opened by `factory`, with a folder for each framework."""

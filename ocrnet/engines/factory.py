@@ -1,4 +1,4 @@
-"""Choosing and opening an engine: the only module that imports one."""
+"""Choosing an engine, and opening it: only the chosen framework is imported."""
 
 from pathlib import Path
 from typing import Literal

@@ -1,1 +1,1 @@
-"""Small modules without dependencies inside the package."""
+"""Small modules that need nothing else of the package."""

@@ -34,7 +34,7 @@ def notes(
         parts += [f"left out: {_grouped(done.left_out)}"] if done.left_out else []
         lines.append("; ".join(parts))
     if missing:
-        lines.append(f"missing, so with fresh values (spec.init, seed 0): {some(missing, 20)}")
+        lines.append(f"missing, so with fresh values (architecture.init, seed 0): {some(missing, 20)}")
     if unexpected:
         lines.append(f"unexpected, so left out: {some(unexpected, 20)}")
     if done.folded:

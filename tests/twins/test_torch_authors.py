@@ -1,4 +1,4 @@
-"""The torch network against the authors' numbers (tests/data/official_w6) and against the spec."""
+"""The torch network against the authors' numbers (tests/data/official_w6) and against the canonical names and shapes."""
 
 import functools
 import json
@@ -217,7 +217,7 @@ def test_names_shapes_and_order_are_the_authors():
     ],
     ids=str,
 )
-def test_state_is_the_specs(arch):
+def test_state_has_the_canonical_names(arch):
     with torch.device("meta"):
         model = OCRNet(arch)
     assert [(name, tuple(value.shape)) for name, value in model.state_dict().items()] == [

@@ -9,7 +9,7 @@ from ocrnet.engines.mindspore.loss import SegmentationLoss
 from ocrnet.engines.mindspore.loss_scaler import LossScaler
 from ocrnet.engines.mindspore.ocr import OCRNet
 
-# Functions over the tuples of parameters go through HyperMap: a loop over 632 of them exceeds the compiler's depth.
+# Functions over the tuples of parameters go through HyperMap: a loop over all of them exceeds the compiler's depth.
 _momentum = ops.ApplyMomentum()
 _nesterov = ops.ApplyMomentum(use_nesterov=True)
 _all_reduce = ops.MultitypeFuncGraph("all_reduce")

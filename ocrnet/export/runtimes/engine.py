@@ -1,4 +1,4 @@
-"""An exported file behind the door: prediction by passes, in NumPy around what the file's graph computes."""
+"""An exported file as an engine: prediction by passes, in NumPy around what the file's graph computes."""
 
 from collections.abc import Callable, Mapping, Sequence
 
