@@ -1,4 +1,4 @@
-"""The torch network against the authors' numbers (tests/data/official_w6) and against the canonical names and shapes."""
+"""The torch network against the authors' numbers (tests/data/official_w6) and the canonical names."""
 
 import functools
 import json
