@@ -527,14 +527,14 @@ def mutated(mutation: Mutation) -> tuple[Path, str]:
 
 
 def run_test(test: str, files: dict[Path, str]) -> str:
-    """Run a test in a copy of the repository with other ``files``: passes, fails, times out, or pytest's own error."""
+    """Run a test in a copy of the repository with other ``files``: passes, fails, times out, or why it does not run."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "ocrnet"
         shutil.copytree(ROOT, copy, ignore=EXCLUDED)
         for path, text in files.items():
             (copy / path).write_text(text, encoding="utf-8")
-        env = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--basetemp", f"{folder}/tmp", test]
+        env = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "OCRNET_TEST_LONG": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "--basetemp", f"{folder}/tmp", test]
         with open(f"{folder}/output", "w+", errors="replace") as output:
             process = subprocess.Popen(command, cwd=copy, env=env, stdout=output, stderr=output, start_new_session=True)
             try:
@@ -547,6 +547,8 @@ def run_test(test: str, files: dict[Path, str]) -> str:
             process.wait()
             output.seek(0)
             last = output.read().strip().rpartition("\n")[2]
+    if status == 0 and " passed" not in last:
+        return f"does not run: {last}"
     return {0: "passes", 1: "fails", None: "times out"}.get(status, f"cannot be run: {last}")
 
 
