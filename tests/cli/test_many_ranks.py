@@ -1,5 +1,6 @@
 """Several ranks, started as people start them: the numbers of one rank, and an end for all where one ends."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -198,8 +199,14 @@ def test_a_killed_rank_comes_back_and_ends_bit_for_bit(victim, trained, undistur
     process = start("torchrun, elastic", tmp_path, *long_training(trained, tmp_path / "out"))
     read_until(process, "step 8/40")
     rank_of(process, victim).kill()
-    said = process.stdout.read()
-    assert process.wait(timeout=60) == 0, said
+    family = psutil.Process(process.pid).children(recursive=True)
+    try:
+        said = process.communicate(timeout=200)[0]
+    finally:
+        for one in [process, *family]:  # ranks that wait for a dead one
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+    assert process.returncode == 0, said
     assert "--resume_ckpt auto is implied" in said
     assert rows(tmp_path / "out") == rows(undisturbed)
     mine, theirs = (checkpoint.load(folder / LAST.format(40)).tensors for folder in (tmp_path / "out", undisturbed))
