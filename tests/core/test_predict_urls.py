@@ -92,8 +92,8 @@ class Handler(BaseHTTPRequestHandler):
     def stall(self):
         self.server.released.wait(20)
 
-    def trickle(self):  # a byte now and then: no timeout of a socket ends this
-        self.head(Content_Length=10_000)
+    def trickle(self):  # a byte now and then, for ten seconds: no timeout of a socket ends this
+        self.head(Content_Length=200)
         while not self.server.released.wait(0.05):
             self.wfile.write(b"x")
 
