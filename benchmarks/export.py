@@ -27,7 +27,7 @@ from ocrnet.distributed.launcher import World
 from ocrnet.engines.torch.engine import TorchEngine
 from ocrnet.engines.tta import make_passes
 from ocrnet.export import compare
-from ocrnet.export.build import Maker, Order
+from ocrnet.export.build import Exporter, ExportSpec
 from ocrnet.export.formats import Session
 from ocrnet.export.runtimes import open_session
 from ocrnet.tracking.run_dir import core_versions, git_commit
@@ -50,11 +50,11 @@ def engine(found: Weights, mix: bool) -> TorchEngine:
     return opened
 
 
-def write(found: Weights, order: Order, folder: Path, images: list[np.ndarray]) -> tuple[Path, dict]:
+def write(found: Weights, order: ExportSpec, folder: Path, images: list[np.ndarray]) -> tuple[Path, dict]:
     """Write one file and compare it; return it, and what was found."""
     begun = time.perf_counter()
     folder.mkdir()
-    answer, logits = Maker(order, found, folder, (image[None] for image in images)).draft()
+    answer, logits = Exporter(order, found, folder, (image[None] for image in images)).draft()
     seconds = time.perf_counter() - begun
     sessions = [open_session(order.format, path) for path in (answer, logits)]
     samples = ((image, None) for image in images[:2])
@@ -123,7 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for kind, precision in FILES:
             title = f"{kind}, {precision}"
-            order = Order(kind, precision, "uint8", "labels", size, Data.mean, Data.std)
+            order = ExportSpec(kind, precision, "uint8", "labels", size, Data.mean, Data.std)
             print(f"writing {title}", flush=True)
             path, report[title] = write(found, order, Path(name) / title.replace(", ", "_"), images)
             sessions: dict[str, Session] = {title: open_session(kind, path)}

@@ -109,7 +109,7 @@ def begin(point: Point, folder: str) -> Callable[[], object]:
     if point.task == "evaluate":
         synthetic.write(folder, train=0, val=point.images, test=0, size=point.size)
         dataset = open_dataset("cityscapes", folder, "val")
-        return lambda: evaluate(engine, dataset, cfg, how=how)
+        return lambda: evaluate(engine, dataset, cfg, eval_cfg=how)
     images = np.repeat(Noise(point.size, 1).sample.image[None], point.batch_size, axis=0)
     passes = make_passes(how, point.size)
     return lambda: engine.predict(images, passes)

@@ -1,9 +1,9 @@
 """OCRNet (HRNet + object-contextual representations) for semantic segmentation."""
 
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.utils.signals import signals_held
+from ocrnet.utils.signals import block_signals
 
-with signals_held():  # NumPy starts threads, which would take signals from where they are waited for
+with block_signals():  # NumPy starts threads, which would take signals from where they are waited for
     import numpy  # noqa: F401
 
 from ocrnet.predict.model import Model, load

@@ -174,11 +174,11 @@ def serve(pipe: Connection, path: str, mix: bool) -> None:
         found = as_weights(given)
         engine = open_engine(cfg, given, world=World())
         engine.restore(found.tensors, 0)
-        facts = given.facts if isinstance(given, Exported) else None
-        half = "bfloat16" if any(line == "mix: bfloat16" for line in engine.decisions) else "float32"
-        precision = half if facts is None or (mix and half == "bfloat16") else facts.precision
+        metadata = given.metadata if isinstance(given, Exported) else None
+        half = "bfloat16" if any(line == "mix: bfloat16" for line in engine.startup_messages) else "float32"
+        precision = half if metadata is None or (mix and half == "bfloat16") else metadata.precision
         name = next(name for name in engine.versions)
-        pipe.send({"what": f"{name}, {precision}", "precision": precision, "size": facts and facts.size})
+        pipe.send({"what": f"{name}, {precision}", "precision": precision, "size": metadata and metadata.size})
         while True:
             image = pipe.recv()
             begun = time.perf_counter()

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from ocrnet.distributed.launcher import World, read_world
 from ocrnet.utils.errors import OcrnetError, printable
-from ocrnet.utils.signals import sent_when_parent_dies
+from ocrnet.utils.signals import set_parent_death_signal
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,7 +23,7 @@ def world_of_launcher() -> World:
     world = read_world()
     if world.size > 1 and world.launcher in ("mpirun", "msrun", "torchrun"):
         # mutation: end-with-launcher
-        sent_when_parent_dies(signal.SIGTERM)
+        set_parent_death_signal(signal.SIGTERM)
     return world
 
 

@@ -45,7 +45,7 @@ class Option:
 def script(shell: str, commands: Mapping[str, Command], usage: str) -> str:
     """Return what a shell is to read; ``usage`` holds a line a command that says what it does."""
     table = {name: tuple(_options(name, command)) for name, command in commands.items()}
-    told = {name: _told(name, usage) for name in commands}
+    told = {name: _command_summary(name, usage) for name in commands}
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](table, told)
 
 
@@ -86,7 +86,7 @@ def _keys() -> dict[str, tuple[str, ...]]:
     return {key: () if key == "eval.scales" else _values(key) for key in KEYS}
 
 
-def _told(name: str, usage: str) -> str:
+def _command_summary(name: str, usage: str) -> str:
     found = re.search(rf"^  {name} +(.+?)(?:  |$)", usage, re.MULTILINE)
     return found[1].strip() if found else ""
 

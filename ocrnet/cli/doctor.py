@@ -174,7 +174,7 @@ def _one_step(device: str, mix: bool) -> str:
             raise OcrnetError(f"the loss of a training step is not finite: {stats.loss.tolist()}")
     finally:
         opened.close()
-    chosen = [line for line in opened.decisions if line.startswith(("device", "mix"))]
+    chosen = [line for line in opened.startup_messages if line.startswith(("device", "mix"))]
     return f"{', '.join(chosen)}; trained and predicted in {time.perf_counter() - begun:.1f} s"
 
 

@@ -57,23 +57,23 @@ def main(argv: Sequence[str]) -> int:
             if world.size > 1:
                 seen = {"checkpoint": weights.identity(found), **config.of_all_ranks(cfg)}
                 collectives.check_same(engine, seen | identities(sets))
-            with collectives.together(engine):
+            with collectives.propagate_errors(engine):
                 engine.restore(found.tensors, found.meta.get("step", 0))
                 run = Run(cfg.save_dir, rank=world.rank, name="eval")
                 if store is not None and run.writes:
                     check_writable(store, cfg.cloud, run.say)
                     cloud_resume.bring_results(cfg, store, run.say)
                     pushing.begin(Push(store, run.folder, cfg.cloud, keep=0, patterns=PUSHED_BY_EVAL), run.say)
-                for line in [*engine.decisions, *notes, *_what(cfg, path, dataset), *room]:
+                for line in [*engine.startup_messages, *notes, *_describe_run(cfg, path, dataset), *room]:
                     run.say(line)
-                shower = _shower(dataset, run.folder / "visualize") if show else None
-            scores = evaluate(engine, sets[VAL], cfg, how=cfg.eval, show=shower, say=run.say)
+                shower = _make_visualizer(dataset, run.folder / "visualize") if show else None
+            scores = evaluate(engine, sets[VAL], cfg, eval_cfg=cfg.eval, show=shower, say=run.say)
         finally:
             engine.close()
         how = {"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide}
         row = {"kind": "eval", "step": found.meta.get("step", 0), "checkpoint": str(path), **how, **as_dict(scores)}
         run.record(row | {"versions": core_versions() | dict(engine.versions)})
-        return _verdict(cfg, scores, dataset, run)
+        return _check_expectation(cfg, scores, dataset, run)
 
 
 def _checkpoint_to_score(args: flags.Args, cfg: Config, world: World) -> str | Path:
@@ -83,19 +83,19 @@ def _checkpoint_to_score(args: flags.Args, cfg: Config, world: World) -> str | P
     return pull.weights_file(cfg, Speaker(world)) or flags.required(args, "checkpoint_path")
 
 
-def _verdict(cfg: Config, scores: Scores, dataset: Dataset, run: Run) -> int:
+def _check_expectation(cfg: Config, scores: Scores, dataset: Dataset, run: Run) -> int:
     """Say the scores, and return the exit status: 1 where they are not what the config expects."""
     run.say(table(scores))
     answer, mean_iou = constant_answer(scores)
     run.say(f"for comparison: always answering '{dataset.classes.names[answer]}' has mIoU {100 * mean_iou:.2f}")
-    if cfg.expect is None:
+    if cfg.min_miou is None:
         return 0
-    verdict = "reached" if scores.mean_iou >= cfg.expect else "NOT reached"
-    run.say(f"expect: mIoU of at least {100 * cfg.expect:.2f}: {verdict}")
-    return int(not scores.mean_iou >= cfg.expect)
+    verdict = "reached" if scores.mean_iou >= cfg.min_miou else "NOT reached"
+    run.say(f"min_miou: mIoU of at least {100 * cfg.min_miou:.2f}: {verdict}")
+    return int(not scores.mean_iou >= cfg.min_miou)
 
 
-def _what(cfg: Config, path: Path, dataset: Dataset) -> list[str]:
+def _describe_run(cfg: Config, path: Path, dataset: Dataset) -> list[str]:
     windows = "whole image" if cfg.eval.slide is None else "windows of {}x{}".format(*cfg.eval.slide)
     return [
         f"checkpoint: {path}",
@@ -104,7 +104,7 @@ def _what(cfg: Config, path: Path, dataset: Dataset) -> list[str]:
     ]
 
 
-def _shower(dataset: Dataset, folder: Path) -> Callable:
+def _make_visualizer(dataset: Dataset, folder: Path) -> Callable:
     folder.mkdir(parents=True, exist_ok=True)
 
     def show(index: int, image, prediction, truth) -> None:  # type: ignore[no-untyped-def]

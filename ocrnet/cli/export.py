@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ocrnet.cli import flags
 from ocrnet.export import triton
-from ocrnet.export.exporter import Wish, export
+from ocrnet.export.exporter import ExportOptions, export
 from ocrnet.train.setup import open_split
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint
@@ -16,12 +16,12 @@ def main(argv: Sequence[str]) -> int:
     args = flags.parse("export", argv)
     options = args.options
     path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
-    wish = Wish(
+    export_options = ExportOptions(
         checkpoint=path,
         output=Path(flags.required(args, "output")),
         size=flags.as_size(args, "size", None),
         dynamic=flags.as_bool(args, "dynamic"),
-        num_images=flags.as_number(args, "num_images", Wish.num_images),
+        num_images=flags.as_number(args, "num_images", ExportOptions.num_images),
         tolerance=flags.as_number(args, "tolerance", None),
         **{name: options.get(name) for name in ("format", "precision", "input", "outputs", "calibration", "images")},
     )
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     labelled = open_split(flags.load_config(args)[0], "val") if "config" in options else None
     for line in ([meaning] if meaning else []) + [f"checkpoint: {path}"]:
         print(line, flush=True)
-    write = triton.export_repository if wish.format == triton.FORMAT else export
-    figures = write(wish, labelled, lambda line: print(line, flush=True))
-    print(f"wrote {wish.output} and its card: {figures.text()}")
+    write = triton.export_repository if export_options.format == triton.FORMAT else export
+    figures = write(export_options, labelled, lambda line: print(line, flush=True))
+    print(f"wrote {export_options.output} and its card: {figures.text()}")
     return 0

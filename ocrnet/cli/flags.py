@@ -1,14 +1,17 @@
 """The public flags as one table, and how they become values of the config. A test freezes the table."""
 
 import argparse
+import contextlib
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ocrnet import config
 from ocrnet.config import Config, loader
-from ocrnet.config.loader import KEYS, Given
+from ocrnet.config.loader import KEYS, SourcedValue
+from ocrnet.distributed.launcher import read_world
 from ocrnet.utils.errors import OcrnetError, nearest
 
 RUN = ("train", "eval")
@@ -136,7 +139,7 @@ FLAGS = (
 class Args:
     """What stood on the command line: config values, and the flags that are not config keys."""
 
-    given: dict[str, Given]
+    given: dict[str, SourcedValue]
     options: dict[str, str]
     added: tuple[str, ...] = ()  # flags of MODELARTS
     inputs: tuple[str, ...] = ()  # what SEVERAL names
@@ -176,7 +179,7 @@ def parse(command: str, argv: Sequence[str]) -> Args:
     given = _from_sets(known.set)
     for flag in flags:
         if flag.key and flag.name in texts:
-            _merge(given, flag.key, Given(_flag_value(flag, texts[flag.name]), f"--{flag.name}"))
+            _merge(given, flag.key, SourcedValue(_flag_value(flag, texts[flag.name]), f"--{flag.name}"))
     options = {flag.name: os.path.expanduser(texts[flag.name]) for flag in flags if not flag.key and flag.name in texts}
     for name in {"checkpoint_path", "resume_ckpt"} & options.keys():
         if "://" in options[name]:
@@ -256,18 +259,33 @@ def required(args: Args, name: str) -> str:
 def load_config(args: Args) -> tuple[Config, list[str]]:
     """Return the config of YAML and command line, and the sentences to say about what was adjusted."""
     given = loader.read_yaml(required(args, "config")) | args.given
+    _warn_of_old_keys(given)
     cfg = loader.build(given)
     notes = []
     if "total_step" in args.given and "warmup_step" not in args.given and cfg.warmup_step > cfg.total_step // 10:
         short = cfg.total_step // 10
         notes.append(f"warmup_step: {short} instead of {cfg.warmup_step}, a tenth of the shortened run")
-        cfg = loader.build(given | {"warmup_step": Given(short, "total_step")})
+        cfg = loader.build(given | {"warmup_step": SourcedValue(short, "total_step")})
     config.check(cfg)
     notes += _of_modelarts(cfg, args.added)
     for name in ("eval_interval", "save_interval", "log_interval"):
         if getattr(cfg, name) > cfg.total_step:
             notes.append(f"{name}: {getattr(cfg, name)} is longer than the run, so: at its end")
     return cfg, notes
+
+
+def _warn_of_old_keys(given: Mapping[str, SourcedValue]) -> None:
+    """Print a warning for each key that was given by its old name; of several ranks, rank 0 prints."""
+    with contextlib.suppress(OcrnetError):  # wrong launcher variables are reported where they are used
+        if read_world().rank:
+            return
+    for name, item in given.items():
+        if item.old_key:
+            print(
+                f"warning: {item.source}: key '{item.old_key}' is now called '{name}'; the old name is an error from "
+                "version 0.3 on",
+                file=sys.stderr,
+            )
 
 
 def _of_modelarts(cfg: Config, added: Sequence[str]) -> list[str]:
@@ -306,14 +324,14 @@ def _spread_sets(argv: Sequence[str]) -> list[str]:
     return spread
 
 
-def _from_sets(pairs: list[str]) -> dict[str, Given]:
-    given: dict[str, Given] = {}
+def _from_sets(pairs: list[str]) -> dict[str, SourcedValue]:
+    given: dict[str, SourcedValue] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise OcrnetError(f"--set {pair}: must be KEY=VALUE")
-        loader.known(name, "--set")
-        _merge(given, name, Given(_text_or_value(name, text), "--set"))
+        key, old_key = loader.current_key(name, "--set")
+        _merge(given, key, SourcedValue(_text_or_value(key, text), "--set", old_key))
     return given
 
 
@@ -327,7 +345,7 @@ def _flag_value(flag: Flag, text: str) -> Any:
     return _text_or_value(flag.key or "", text)
 
 
-def _merge(given: dict[str, Given], name: str, new: Given) -> None:
+def _merge(given: dict[str, SourcedValue], name: str, new: SourcedValue) -> None:
     old = given.get(name)
     if old is not None and old.value != new.value:
         raise OcrnetError(

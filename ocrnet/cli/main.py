@@ -21,7 +21,7 @@ from ocrnet.cli import (
 )
 from ocrnet.cli import eval as eval_command
 from ocrnet.cli.common import Parser, rank_prefix
-from ocrnet.tracking.run_dir import silence
+from ocrnet.tracking.run_dir import redirect_stdout_to_devnull
 from ocrnet.utils import urls
 from ocrnet.utils.errors import OcrnetError, nearest, printable
 from ocrnet.utils.signals import Stopped
@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {rank_prefix()}{printable(urls.scrub(str(error)), lines=True)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not _stdout_is_closed():
             raise
-        silence()
+        redirect_stdout_to_devnull()
         return 128 + 13
     except Stopped as stop:
         return stop.status
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _nobody_reads() -> bool:
+def _stdout_is_closed() -> bool:
     """Say whether the reader of stdout is gone, as in `ocrnet check | head`."""
     pipe = select.poll()
     pipe.register(sys.stdout.fileno(), 0)

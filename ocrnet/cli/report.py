@@ -6,6 +6,7 @@ from pathlib import Path
 from ocrnet.cli import flags
 from ocrnet.cli.common import say
 from ocrnet.report import build as report
+from ocrnet.report.compute import ReportFilter
 from ocrnet.utils.errors import printable
 from ocrnet.weights import checkpoint
 
@@ -15,15 +16,17 @@ def main(argv: Sequence[str]) -> int:
     args = flags.parse("report", argv)
     path = args.options.get("checkpoint_path")
     output = args.options.get("output")
-    order = report.Order(
+    options = report.ReportOptions(
         runs=[Path(run) for run in args.inputs],
         output=Path(output) if output else None,
-        wish=report.Wish(args.given, checkpoint.resolve(path)[0] if path else None, flags.as_number(args, "images", 0)),
+        report_filter=ReportFilter(
+            args.given, checkpoint.resolve(path)[0] if path else None, flags.as_number(args, "images", 0)
+        ),
         curves_only=flags.as_bool(args, "curves_only"),
     )
     if flags.as_bool(args, "watch"):
-        print(f"wrote {printable(str(report.watch(order, say)))}")
+        print(f"wrote {printable(str(report.watch(options, say)))}")
         return 0
-    written = report.make(order, say)
+    written = report.make(options, say)
     print(f"wrote {printable(' and '.join(map(str, written)))}")
     return 0

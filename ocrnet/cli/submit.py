@@ -15,7 +15,7 @@ from ocrnet.cli import flags
 from ocrnet.config import Config
 from ocrnet.data.datasets import Dataset, cityscapes, open_dataset
 from ocrnet.data.image_io import decode_label, encode_png, image_size, replaced, size_in
-from ocrnet.data.sampler import ahead
+from ocrnet.data.sampler import prefetch_map
 from ocrnet.distributed.launcher import World, read_world
 from ocrnet.engines.base import Engine
 from ocrnet.engines.tta import make_passes
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     engine = open_engine(cfg, given, world=World())
     try:
         engine.restore(found.tensors, 0)
-        lines = [*engine.decisions, *notes, *([meaning] if meaning else []), *found.notes]
+        lines = [*engine.startup_messages, *notes, *([meaning] if meaning else []), *found.notes]
         lines += [*differences(cfg, found.arch, path), *said, f"checkpoint: {path}"]
         lines.append(f"images: {len(dataset)} of Cityscapes {split} at {dataset.root}")
         lines.append(f"scales: {list(cfg.eval.scales)}, flip: {cfg.eval.flip}")
@@ -102,7 +102,7 @@ def write(engine: Engine, dataset: Dataset, cfg: Config, output: Path) -> Checke
     wanted = _wanted(dataset)
     with StopRequest(what="stopping; nothing is written") as stop, replaced(output) as file:
         with Progress(len(dataset), _say) as progress, zipfile.ZipFile(file, "w") as archive:
-            for index, image in ahead(range(len(dataset)), dataset.image, cfg.num_workers):
+            for index, image in prefetch_map(range(len(dataset)), dataset.image, cfg.num_workers):
                 if stop():
                     raise Stopped(stop())
                 passes = make_passes(cfg.eval, (image.shape[0], image.shape[1]), cfg.data.base_size)

@@ -6,7 +6,7 @@ from ocrnet.cli import flags
 from ocrnet.cli.common import world_of_launcher
 from ocrnet.cloud import pull
 from ocrnet.cloud.cache import Speaker
-from ocrnet.train.dry_run import rehearse
+from ocrnet.train.dry_run import dry_run
 from ocrnet.train.setup import train
 
 
@@ -20,6 +20,6 @@ def main(argv: Sequence[str]) -> int:
     cfg, begin_from, taken = pull.begin_from(cfg, resume, Speaker(world))
     notes += [*pulled, *taken]
     if flags.as_bool(args, "dry_run"):
-        return int(bool(rehearse(cfg, notes=notes, world=world)))
+        return int(bool(dry_run(cfg, notes=notes, world=world)))
     train(cfg, notes=notes, resume=resume, world=world, begin_from=begin_from)
     return 0

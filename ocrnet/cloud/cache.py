@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ocrnet.cloud.retry import tried
+from ocrnet.cloud.retry import retry
 from ocrnet.cloud.store import Item, Store, StoreError
 from ocrnet.config import Cloud
 from ocrnet.distributed.launcher import SCHEDULER, World
@@ -109,7 +109,7 @@ class Cache:
         total = sum(item.size for item in missing)
         if not missing:
             return [f"{self.url}: all {len(items)} files are here from before, in {self.place}"]
-        with _told(self.place):
+        with _wrap_os_error(self.place):
             self.place.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.place).free
         # mutation: check-disk-space-for-download
@@ -164,7 +164,7 @@ class Cache:
                     f"{len(done)} of {len(missing)} files, {size_text(pulled.size)} of {size_text(total)}, "
                     f"{size_text(pulled.size / (now - begun))}/s"
                 )
-                with _told(self._progress):
+                with _wrap_os_error(self._progress):
                     self._progress.write_text(line, encoding="utf-8")
                 if waiting and now - said >= SAID_EVERY:
                     said = now
@@ -183,7 +183,7 @@ class Cache:
 @contextlib.contextmanager
 def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Let one process of this machine in at a time, however the others end; ``waiting`` is called now and then."""
-    with _told(path):
+    with _wrap_os_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
@@ -225,7 +225,7 @@ def fetch(
     def read(start: int, length: int) -> bytes:
         if pulled.stop.is_set():
             raise StoreError("given up, because another file failed", final=True)
-        return tried(lambda: store.read(item.name, start, length), what, retries=cloud.retries, say=say)
+        return retry(lambda: store.read(item.name, start, length), what, retries=cloud.retries, say=say)
 
     def attempt() -> None:
         if not any(wanted.values()):
@@ -239,9 +239,9 @@ def fetch(
                 hint = "; where the bucket's encryption is the reason: cloud.checksum: False" if kind == "md5" else ""
                 raise StoreError(f"what came has the {kind.upper()} {found[kind]}, not {digest}{hint}")
 
-    with _told(target):
+    with _wrap_os_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        tried(attempt, what, retries=cloud.retries, say=say)
+        retry(attempt, what, retries=cloud.retries, say=say)
         os.replace(part, target)
     return next((kind for kind, digest in wanted.items() if digest), "size")
 
@@ -280,7 +280,7 @@ def read_sums(store: Store, cloud: Cloud, say: Say, item: Item | None) -> dict[s
     """Return the SHA-256 of each name in a ``SHA256SUMS`` file; none where there is no such file."""
     if item is None:
         return {}
-    content = tried(
+    content = retry(
         lambda: store.read(item.name, 0, item.size), f"{store.url}/{item.name}", retries=cloud.retries, say=say
     )
     found = {}
@@ -298,13 +298,13 @@ def _root(cloud: Cloud) -> Path:
     fast = Path("/cache")  # ModelArts' local disk
     given = Path(cloud.cache_dir) if cloud.cache_dir else None
     root = given or (fast if os.access(fast, os.W_OK) else Path.home() / ".cache") / "ocrnet"
-    with _told(root):
+    with _wrap_os_error(root):
         root.mkdir(parents=True, exist_ok=True)
     return root
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _wrap_os_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

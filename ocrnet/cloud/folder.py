@@ -6,7 +6,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from ocrnet.cloud.store import Item, StoreError, whole
+from ocrnet.cloud.store import Item, StoreError, check_length
 
 
 class FolderStore:
@@ -44,7 +44,7 @@ class FolderStore:
         try:
             with (self.folder / name).open("rb") as file:
                 file.seek(start)
-                return whole(file.read(length), length)
+                return check_length(file.read(length), length)
         except OSError as error:
             raise _of_folder(error) from error
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ocrnet.cloud.store import Item, StoreError, whole
+from ocrnet.cloud.store import Item, StoreError, check_length
 from ocrnet.utils.urls import Url
 
 NEEDED = ("File", "copy", "exists", "get_size", "list_directory", "remove")
@@ -35,9 +35,9 @@ class MoxingStore:
 
     def list(self, prefix: str = "") -> list[Item]:
         """Return the objects; those that only stand for a folder are left out."""
-        if not _told(lambda: self._file.exists(self.url)):
+        if not _call_sdk(lambda: self._file.exists(self.url)):
             return []
-        names = _told(lambda: self._file.list_directory(self.url, recursive=True))
+        names = _call_sdk(lambda: self._file.list_directory(self.url, recursive=True))
         names = [name.lstrip("/") for name in names]
         wanted = sorted(name for name in names if name.startswith(prefix) and not name.endswith("/"))
         folders = {name[: slash.start()] for name in wanted for slash in re.finditer("/", name)}
@@ -45,7 +45,7 @@ class MoxingStore:
 
     def stat(self, name: str) -> Item | None:
         """Return one object."""
-        return self._item(name) if _told(lambda: self._file.exists(self._at(name))) else None
+        return self._item(name) if _call_sdk(lambda: self._file.exists(self._at(name))) else None
 
     def read(self, name: str, start: int, length: int) -> bytes:
         """Return a part of an object."""
@@ -55,7 +55,7 @@ class MoxingStore:
                 file.seek(start)
                 return file.read(length)
 
-        return whole(_told(read), length)
+        return check_length(_call_sdk(read), length)
 
     def upload(self, source: Path | bytes, name: str) -> None:
         """Put an object."""
@@ -64,21 +64,21 @@ class MoxingStore:
             with self._file.File(self._at(name), "wb") as file:
                 file.write(source)
 
-        _told(write if isinstance(source, bytes) else lambda: self._file.copy(str(source), self._at(name)))
+        _call_sdk(write if isinstance(source, bytes) else lambda: self._file.copy(str(source), self._at(name)))
 
     def delete(self, name: str) -> None:
         """Remove an object."""
-        if _told(lambda: self._file.exists(self._at(name))):
-            _told(lambda: self._file.remove(self._at(name)))
+        if _call_sdk(lambda: self._file.exists(self._at(name))):
+            _call_sdk(lambda: self._file.remove(self._at(name)))
 
     def _at(self, name: str) -> str:
         return f"{self.url}/{name}"
 
     def _item(self, name: str) -> Item:
-        return Item(name, int(_told(lambda: self._file.get_size(self._at(name)))))
+        return Item(name, int(_call_sdk(lambda: self._file.get_size(self._at(name)))))
 
 
-def _told(call: Callable[[], Any]) -> Any:
+def _call_sdk(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Exception as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ocrnet.cloud.store import Item, StoreError, md5_of, whole
+from ocrnet.cloud.store import Item, StoreError, check_length, md5_of
 from ocrnet.config import Cloud
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.urls import OBS_KEYS, Url
@@ -62,7 +62,7 @@ class ObsStore:
         found: list[Item] = []
         marker = None
         while True:
-            body = _told(
+            body = _call_sdk(
                 lambda marker=marker: self._client.listObjects(  # type: ignore[misc]
                     self.bucket, prefix=self.prefix + prefix, marker=marker, max_keys=self.page
                 )
@@ -77,7 +77,7 @@ class ObsStore:
 
     def stat(self, name: str) -> Item | None:
         """Return one object."""
-        reply = _told(lambda: self._client.getObjectMetadata(self.bucket, self.prefix + name), allowed=(404,))
+        reply = _call_sdk(lambda: self._client.getObjectMetadata(self.bucket, self.prefix + name), allowed=(404,))
         if reply.status == 404:
             return None
         return Item(name, int(reply.body.contentLength), (reply.body.etag or "").strip('"'))
@@ -87,23 +87,23 @@ class ObsStore:
         from obs import GetObjectHeader
 
         header = GetObjectHeader(range=f"{start}-{start + length - 1}")
-        reply = _told(
+        reply = _call_sdk(
             lambda: self._client.getObject(self.bucket, self.prefix + name, headers=header, loadStreamInMemory=True)
         )
-        return whole(reply.body.buffer or b"", length)
+        return check_length(reply.body.buffer or b"", length)
 
     def upload(self, source: Path | bytes, name: str) -> None:
         """Put an object in one part, with its MD5, which the server compares."""
         key = self.prefix + name
         header = self._header(md5=base64.b64encode(md5_of(source)).decode())
         if isinstance(source, bytes):
-            _told(lambda: self._client.putContent(self.bucket, key, content=source, headers=header))
+            _call_sdk(lambda: self._client.putContent(self.bucket, key, content=source, headers=header))
         else:
-            _told(lambda: self._client.putFile(self.bucket, key, str(source), headers=header))
+            _call_sdk(lambda: self._client.putFile(self.bucket, key, str(source), headers=header))
 
     def delete(self, name: str) -> None:
         """Remove an object."""
-        _told(lambda: self._client.deleteObject(self.bucket, self.prefix + name))
+        _call_sdk(lambda: self._client.deleteObject(self.bucket, self.prefix + name))
 
 
 def _keys(url: Url) -> tuple[str, str, str | None]:
@@ -115,7 +115,7 @@ def _keys(url: Url) -> tuple[str, str, str | None]:
     raise OcrnetError(f"{url} needs keys: set {wanted} in the environment (and the token that belongs to them, if any)")
 
 
-def _told(call: Callable[[], Any], *, allowed: tuple[int, ...] = ()) -> Any:
+def _call_sdk(call: Callable[[], Any], *, allowed: tuple[int, ...] = ()) -> Any:
     """Call, with whatever goes wrong as `StoreError`: the SDK answers with a status, or raises anything at all."""
     try:
         reply = call()

@@ -13,7 +13,7 @@ from ocrnet.cloud import cache
 from ocrnet.cloud.cache import SUMS, Cache, Say
 from ocrnet.cloud.factory import open_store
 from ocrnet.cloud.folder import FolderStore
-from ocrnet.cloud.retry import tried
+from ocrnet.cloud.retry import retry
 from ocrnet.cloud.store import Item, Store
 from ocrnet.config import Cloud, Config, Data
 from ocrnet.utils import urls
@@ -81,15 +81,15 @@ def _contents(store: Store, url: Url, cloud: Cloud, say: Say) -> list[Item]:
     """Return what is to be pulled: a tar and the checksums beside it, or all that is below a folder."""
 
     def ask(name: str) -> Item | None:
-        return tried(lambda: store.stat(name), f"data_url {url}", retries=cloud.retries, say=say)
+        return retry(lambda: store.stat(name), f"data_url {url}", retries=cloud.retries, say=say)
 
     if url.is_archive:
         found = ask(url.name)
         if found is None:
-            tried(lambda: store.list(url.name), f"data_url {url}", retries=cloud.retries, say=say)  # tells of a bucket
+            retry(lambda: store.list(url.name), f"data_url {url}", retries=cloud.retries, say=say)  # tells of a bucket
             raise OcrnetError(f"data_url {url}: there is no such object; check the name, and that the upload is done")
         return [item for item in (found, ask(SUMS)) if item]
-    items = tried(store.list, f"data_url {url}", retries=cloud.retries, say=say)
+    items = retry(store.list, f"data_url {url}", retries=cloud.retries, say=say)
     if not items:
         missing = isinstance(store, FolderStore) and not store.folder.exists()
         what = "this folder does not exist" if missing else "there is nothing in this folder"
@@ -181,9 +181,9 @@ def weights_file(cfg: Config, say: Say) -> Path | None:
     with kept.alone():
         store = open_store(lies_in, cfg.cloud)
         if lies_in is url:
-            item = _chosen(url, tried(store.list, f"ckpt_url {url}", retries=cfg.cloud.retries, say=say))
+            item = _chosen(url, retry(store.list, f"ckpt_url {url}", retries=cfg.cloud.retries, say=say))
         else:
-            found = tried(lambda: store.stat(url.name), f"ckpt_url {url}", retries=cfg.cloud.retries, say=say)
+            found = retry(lambda: store.stat(url.name), f"ckpt_url {url}", retries=cfg.cloud.retries, say=say)
             if found is None:
                 raise OcrnetError(f"ckpt_url {url}: there is no such object; check the name")
             item = found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from ocrnet.cloud.retry import LONGEST_PAUSE, pause, tried
+from ocrnet.cloud.retry import LONGEST_PAUSE, pause, retry
 from ocrnet.cloud.store import Item, Store, StoreError, md5_of
 from ocrnet.config import Cloud
 from ocrnet.utils.errors import OcrnetError
@@ -31,7 +31,7 @@ RECORD = (  # what a resumed run goes on writing
 def check_writable(store: Store, cloud: Cloud, say: Callable[[str], None]) -> None:
     """Raise `OcrnetError` where nothing can be written to the store, before a run begins that could push nothing."""
     # mutation: check-upload-at-start
-    tried(lambda: store.upload(b"ocrnet", PROBE), f"train_url {store.url}", retries=cloud.retries, say=say)
+    retry(lambda: store.upload(b"ocrnet", PROBE), f"train_url {store.url}", retries=cloud.retries, say=say)
     with contextlib.suppress(StoreError):  # the right to remove is not needed
         store.delete(PROBE)
 
@@ -175,7 +175,7 @@ class Push:
             return 0
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         self.store.upload(source, name)
-        found = tried(lambda: self.store.stat(name), name, retries=CONFIRMING, say=self._count_failure)
+        found = retry(lambda: self.store.stat(name), name, retries=CONFIRMING, say=self._count_failure)
         # mutation: confirm-upload
         if found is None or found.size != size:
             says = f"{found.size:,} bytes" if found else "nothing"
@@ -246,7 +246,7 @@ class Push:
         for _, name in older[: -self.keep]:
             for twin in self._remote & {name, str(Path(name).with_suffix(".ckpt"))}:
                 try:
-                    tried(
+                    retry(
                         lambda twin=twin: self.store.delete(twin),  # type: ignore[misc]
                         f"push: removing {self.store.url}/{twin}",
                         retries=self._cloud.retries,
@@ -284,7 +284,7 @@ class Pushing:
     """
 
     def __init__(self, cloud: Cloud) -> None:
-        self.seconds = cloud.drain
+        self.seconds = cloud.push_timeout
         self._push: Push | None = None
 
     def begin(self, push: Push, say: Callable[[str], None]) -> Push:
@@ -316,8 +316,9 @@ class Pushing:
         *names, trouble = left
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         message = (
-            f"not pushed to {self._push.store.url} within {self.seconds} s (cloud.drain): {listed}; the last reason: "
-            f"{trouble}; all of it is in {self._push.folder}: the same command with --resume_ckpt auto pushes it"
+            f"not pushed to {self._push.store.url} within {self.seconds} s (cloud.push_timeout): {listed}; the last "
+            f"reason: {trouble}; all of it is in {self._push.folder}: the same command with --resume_ckpt auto "
+            "pushes it"
         )
         if error is None or isinstance(error, (OcrnetError, Stopped)):
             first = f"{error}; moreover, " if isinstance(error, OcrnetError) else ""

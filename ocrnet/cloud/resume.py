@@ -8,7 +8,7 @@ from pathlib import Path
 from ocrnet.cloud.cache import Pulled, Say, alone, fetch, is_first
 from ocrnet.cloud.factory import open_store
 from ocrnet.cloud.push import CHECKPOINTS, RECORD, RESULTS
-from ocrnet.cloud.retry import tried
+from ocrnet.cloud.retry import retry
 from ocrnet.cloud.store import Item, Store
 from ocrnet.config import Cloud, Config
 from ocrnet.utils import urls
@@ -22,7 +22,7 @@ TRIES = 2  # a copy that is damaged is fetched once more, in case that happened 
 
 def numbered(cfg: Config, store: Store, say: Say) -> dict[int, Item]:
     """Return the numbered checkpoints in train_url, by step."""
-    items = tried(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=say)
+    items = retry(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=say)
     return {step: item for item in items if (step := checkpoint.step_of(item.name)) is not None}
 
 
@@ -40,7 +40,7 @@ def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str 
         lines.append("resume: auto, because of enable_modelarts with train_url")
     if resume == "auto":
         # mutation: look-for-remote-checkpoint
-        brought = bring(cfg, store, say)
+        brought = download(cfg, store, say)
         for line in brought if not is_first(say) else ():
             say(line)
         return store, resume, [*lines, *brought]
@@ -52,7 +52,7 @@ def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str 
     return store, resume, lines
 
 
-def bring(cfg: Config, store: Store, say: Say) -> list[str]:
+def download(cfg: Config, store: Store, say: Say) -> list[str]:
     """Bring the newest valid checkpoint from train_url to save_dir, where that has none as new; return what to say.
 
     Its record (metrics, log) and the best one come with it. A damaged one is passed over, and said; a store that does
@@ -83,8 +83,12 @@ def _tell_of_other(say: Say) -> None:
 def bring_results(cfg: Config, store: Store, say: Say) -> None:
     """Put what earlier evaluations left in train_url before what is in save_dir, so that pushing loses none of it."""
     for name in RESULTS:
-        retry = {"retries": cfg.cloud.retries, "say": say}
-        item = tried(lambda name=name: store.stat(name), f"{store.url}/{name}", **retry)  # type: ignore[misc, arg-type]
+        item = retry(
+            lambda name=name: store.stat(name),  # type: ignore[misc]
+            f"{store.url}/{name}",
+            retries=cfg.cloud.retries,
+            say=say,
+        )
         if item is None:
             continue
         target = Path(cfg.save_dir) / name
@@ -128,11 +132,11 @@ def _fetched(store: Store, item: Item, folder: Path, cloud: Cloud, say: Say) -> 
 
 def _bring_record(store: Store, folder: Path, cloud: Cloud, say: Say) -> None:
     """Bring what a resumed run goes on writing; what stood here, of another start, is kept beside as ``.before``."""
-    best = [item for item in tried(lambda: store.list(CHECKPOINTS), store.url, retries=cloud.retries, say=say)
+    best = [item for item in retry(lambda: store.list(CHECKPOINTS), store.url, retries=cloud.retries, say=say)
             if "_best_" in item.name]  # fmt: skip
     items: Sequence[Item | None] = [
         *best,
-        *(tried(lambda name=name: store.stat(name), f"{store.url}/{name}", retries=cloud.retries, say=say)  # type: ignore[misc]
+        *(retry(lambda name=name: store.stat(name), f"{store.url}/{name}", retries=cloud.retries, say=say)  # type: ignore[misc]
           for name in RECORD),
     ]  # fmt: skip
     for item in filter(None, items):

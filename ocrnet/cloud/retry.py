@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 LONGEST_PAUSE = 60.0  # seconds between two tries
 
 
-def tried(call: Callable[[], Result], what: str, *, retries: int, say: Callable[[str], None]) -> Result:
+def retry(call: Callable[[], Result], what: str, *, retries: int, say: Callable[[str], None]) -> Result:
     """Return what ``call`` returns; after a failure pause and try again; raise `OcrnetError` after the last try."""
     tries = 0
     while True:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ocrnet.cloud.store import Item, StoreError, md5_of, whole
+from ocrnet.cloud.store import Item, StoreError, check_length, md5_of
 from ocrnet.config import Cloud
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.urls import Url
@@ -64,7 +64,7 @@ class S3Store:
     def read(self, name: str, start: int, length: int) -> bytes:
         """Return a part of an object."""
         path = f"{self.bucket}/{self.prefix}{name}"
-        return whole(_told(lambda: self._client.cat_file(path, start=start, end=start + length)), length)
+        return check_length(_call_sdk(lambda: self._client.cat_file(path, start=start, end=start + length)), length)
 
     def upload(self, source: Path | bytes, name: str) -> None:
         """Put an object in one part, with its MD5, which the server compares."""
@@ -77,10 +77,10 @@ class S3Store:
         self._call("delete_object", Bucket=self.bucket, Key=self.prefix + name)
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        return _told(lambda: self._client.call_s3(method, **arguments))
+        return _call_sdk(lambda: self._client.call_s3(method, **arguments))
 
 
-def _told(call: Callable[[], Any]) -> Any:
+def _call_sdk(call: Callable[[], Any]) -> Any:
     """Call, with whatever goes wrong as `StoreError`: the SDK's errors have no common class."""
     import botocore.exceptions
 

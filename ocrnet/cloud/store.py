@@ -70,7 +70,7 @@ def md5_of(source: Path | bytes) -> bytes:
     return digest.digest()
 
 
-def whole(content: bytes, length: int) -> bytes:
+def check_length(content: bytes, length: int) -> bytes:
     """Return what a store gave, or raise where it is not as long as was asked for."""
     if len(content) != length:
         raise StoreError(f"{len(content):,} bytes came where {length:,} were asked for")

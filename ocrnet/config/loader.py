@@ -6,6 +6,7 @@ import os
 import re
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ RENAMED = {
     "ms_loss_scaler": "nothing: the loss scale is chosen by precision",
 }
 
+# Keys that were renamed: the old name is accepted with a warning up to version 0.2, and is an error from 0.3 on.
+OLD_KEYS = {
+    "expect": "min_miou",
+    "sinks": "trackers",
+    "save_ckpt": "save_mindspore_ckpt",
+    "cloud.drain": "cloud.push_timeout",
+}
+
 KEYS = dict(config.schema())
 # A leading ~ in these is one's home folder.
 PATHS = ("save_dir", "data.dataset_dir", "data.cache_dir", "backbone.backbone_ckpt", "cloud.cache_dir", *config.URLS)
@@ -44,11 +53,12 @@ GROUPS = {name.split(".")[0] for name in KEYS if "." in name}
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
-    """A value that somebody gave, and where: a file's name or a flag."""
+class SourcedValue:
+    """A value, the file or flag that it comes from, and the key's old name if that was used."""
 
     value: Any
     source: str
+    old_key: str | None = None
 
 
 class _Loader(yaml.SafeLoader):
@@ -85,12 +95,12 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def read_yaml(path: str | Path) -> dict[str, Given]:
+def read_yaml(path: str | Path) -> dict[str, SourcedValue]:
     """Read a YAML file over the files it names under ``__BASE__``, of which a later one wins over an earlier."""
     return _read(Path(path), ())
 
 
-def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, Given]:
+def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, SourcedValue]:
     if path.resolve() in parents:
         raise OcrnetError(f"{path}: its {BASE} leads back to itself; break the circle")
     tree = load_yaml(path, like=".yml")
@@ -98,7 +108,7 @@ def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, Given]:
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise OcrnetError(f"{path}: {BASE} must be a file name or a list of file names, not {bases!r}")
-    given: dict[str, Given] = {}
+    given: dict[str, SourcedValue] = {}
     for base in bases:
         given |= _read(path.parent / base, (*parents, path.resolve()))
     return given | _flatten(tree, str(path))
@@ -132,26 +142,36 @@ def load_yaml(path: Path, *, like: str = "", kinds: tuple[type, ...] = (dict,)) 
     return tree
 
 
-def _flatten(tree: dict[str, Any], source: str) -> dict[str, Given]:
-    flat: dict[str, Given] = {}
+def _flatten(tree: dict[str, Any], source: str) -> dict[str, SourcedValue]:
+    flat: dict[str, SourcedValue] = {}
     for name, node in tree.items():
         if name in GROUPS and isinstance(node, dict):
-            flat |= {f"{name}.{inner}": Given(v, source) for inner, v in node.items()}
+            flat |= {f"{name}.{inner}": SourcedValue(v, source) for inner, v in node.items()}
         elif name in GROUPS:
             raise OcrnetError(
                 f"{source}: '{name}' is a group of keys and needs an indented block below it, not {node!r}"
             )
         else:
-            flat[str(name)] = Given(node, source)
-    for name in flat:
-        known(name, source)
-    return flat
+            flat[str(name)] = SourcedValue(node, source)
+    current: dict[str, SourcedValue] = {}
+    for name, item in flat.items():
+        key, old_key = current_key(name, source)
+        if key in current:
+            raise OcrnetError(f"{source}: '{name}' and '{current[key].old_key or key}' are the same key; keep '{key}'")
+        current[key] = dataclasses.replace(item, old_key=old_key)
+    return current
 
 
-def known(name: str, source: str) -> None:
-    """Raise `OcrnetError` for a key that the schema does not have, with its name here or the nearest known one."""
+def current_key(name: str, source: str) -> tuple[str, str | None]:
+    """Return a key's current name, and its old name if that was given.
+
+    Raises:
+        OcrnetError: The schema has no such key; the message has its name here, or the nearest known one.
+    """
     if name in KEYS:
-        return
+        return name, None
+    if name in OLD_KEYS:
+        return OLD_KEYS[name], name
     last = name.split(".")[-1]
     if last in RENAMED:
         raise OcrnetError(f"{source}: key '{name}' is called {RENAMED[last]} here")
@@ -160,7 +180,12 @@ def known(name: str, source: str) -> None:
     raise OcrnetError(f"{source}: unknown key '{name}'{hint}")
 
 
-def build(given: dict[str, Given]) -> Config:
+def with_current_keys(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded config, {key: value}, with the current names of keys that were renamed since."""
+    return {OLD_KEYS.get(name, name): value for name, value in flat.items()}
+
+
+def build(given: dict[str, SourcedValue]) -> Config:
     """Make the `Config` from given values over the defaults; raise `OcrnetError` naming key, value and source."""
     values = {name: convert(name, item) for name, item in given.items()}
     values |= {name: os.path.expanduser(values[name]) for name in PATHS if values.get(name)}
@@ -177,7 +202,7 @@ def build(given: dict[str, Given]) -> Config:
     return make(Config, "")
 
 
-def convert(name: str, given: Given) -> Any:
+def convert(name: str, given: SourcedValue) -> Any:
     """Return the value in the key's type; raise `OcrnetError` where it does not fit its type, choices or bounds."""
     item = KEYS[name]
     try:

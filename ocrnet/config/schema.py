@@ -138,7 +138,7 @@ class Cloud:
     )
     timeout: int = key(60, "seconds without an answer after which a request is given up", low=1)
     retries: int = key(8, "how often a failed request for data or a checkpoint is made again", low=0)
-    drain: int = key(600, "seconds that a run waits at its end for what is not pushed yet", low=0)
+    push_timeout: int = key(600, "seconds to wait at the end of a run for uploads that are not complete", low=0)
     checksum: bool = key(True, "compare MD5 with the ETag; False where a bucket's encryption makes it something else")
 
 
@@ -188,14 +188,14 @@ class Config:
     eval_samples: int = key(3, "validation images drawn into samples/ at every evaluation; 0: none", low=0)
     save_interval: int = key(2000, "steps between checkpoints", low=1)
     keep_checkpoint: int = key(5, "numbered checkpoints kept; 0: all", low=0)
-    save_ckpt: bool | None = key(
+    save_mindspore_ckpt: bool | None = key(
         None, "also write each checkpoint's weights as MindSpore's .ckpt; none: with the mindspore engine alone"
     )
     tensorboard: bool = key(True, "write TensorBoard files to SAVE_DIR/tensorboard")
-    sinks: tuple[Literal["wandb", "mlflow"], ...] = key((), "services that are told what training measures as well")
-    project: str = key("ocrnet", "of sinks: the project (W&B), the experiment (MLflow)")
-    run_name: str = key("", "of sinks: the run's name there; empty: that of save_dir")
-    expect: float | None = key(None, "mIoU that `eval` must reach, or it exits with 1; none: any", low=0, high=1)
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = key((), "services that also receive the metrics of a run")
+    project: str = key("ocrnet", "of trackers: the project (W&B), the experiment (MLflow)")
+    run_name: str = key("", "of trackers: the name of the run; empty: that of save_dir")
+    min_miou: float | None = key(None, "mIoU that `eval` must reach, or it exits with 1; none: any", low=0, high=1)
     num_workers: int = key(4, "processes that read and augment; 0: the training process itself", low=0)
     prefetch_size: int = key(2, "batches that each worker prepares ahead", low=1)
     max_rowsize: int = key(16, "memory of one sample in MB (mindspore engine only)", low=1)

@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
     image: np.ndarray
     label: np.ndarray
-    keep: np.ndarray
+    dropout_mask: np.ndarray
     unreadable: tuple[str, ...] = ()
 
 
@@ -50,9 +50,9 @@ class TrainStream:
         next readable image of the dataset, in this sample alone: all others stay as they are.
         """
         rng = np.random.default_rng((self.seed, SAMPLE, number))
-        keep = rng.random(self.channels) >= self.dropout
+        dropout_mask = rng.random(self.channels) >= self.dropout
         image, label, unreadable = self._read(self.index(number))
-        return Sample(*augment.train(image, label, rng, self.data), keep, unreadable)
+        return Sample(*augment.train(image, label, rng, self.data), dropout_mask, unreadable)
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         unreadable: list[str] = []
@@ -82,7 +82,7 @@ def _order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng((seed, ORDER, epoch)).permutation(length)
 
 
-def numbers(step: int, *, batch_size: int, accumulate_steps: int, world: World) -> list[list[int]]:
+def rank_sample_indices(step: int, *, batch_size: int, accumulate_steps: int, world: World) -> list[list[int]]:
     """Return the sample numbers of this rank at ``step``: a list of ``batch_size`` for each micro-batch.
 
     Position j of a micro-batch's global batch goes to rank j // batch_size, so that N ranks see, together and in the
@@ -93,7 +93,7 @@ def numbers(step: int, *, batch_size: int, accumulate_steps: int, world: World) 
     return [list(range(first + m * across, first + m * across + batch_size)) for m in range(accumulate_steps)]
 
 
-class StepNumbers:
+class StepBatchSampler:
     """The sample numbers of this rank's micro-batches, one list each, from ``step`` to the end of the run."""
 
     def __init__(self, cfg: Config, world: World, step: int) -> None:
@@ -108,7 +108,7 @@ class StepNumbers:
     def __getitem__(self, place: int) -> list[int]:
         """Return the list at ``place``, counted from ``step`` on."""
         step, micro = divmod(place, self.cfg.accumulate_steps)
-        return numbers(
+        return rank_sample_indices(
             self.step + step,
             batch_size=self.cfg.batch_size,
             accumulate_steps=self.cfg.accumulate_steps,
@@ -119,11 +119,11 @@ class StepNumbers:
 def val_stream(dataset: Dataset, world: World, num_workers: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield (index, image, label) of this rank's share of a dataset, decoded ahead in ``num_workers`` threads."""
     indices = range(world.rank, len(dataset), world.size)
-    for index, (image, label) in ahead(indices, partial(_writeable, dataset), num_workers):
+    for index, (image, label) in prefetch_map(indices, partial(_writeable, dataset), num_workers):
         yield index, image, label
 
 
-def ahead(indices: Iterable[int], read: Callable[[int], T], num_workers: int) -> Iterator[tuple[int, T]]:
+def prefetch_map(indices: Iterable[int], read: Callable[[int], T], num_workers: int) -> Iterator[tuple[int, T]]:
     """Yield (index, what ``read`` returns for it) in order, read ahead in ``num_workers`` threads."""
     if num_workers == 0:
         yield from ((i, read(i)) for i in indices)

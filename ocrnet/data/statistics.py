@@ -70,7 +70,7 @@ def _each(dataset: Dataset, indices: Sequence[int], workers: int) -> Iterator[tu
     waiting: deque[tuple[int, Future[Found]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for index in indices:
-            waiting.append((index, pool.submit(_look, dataset, index)))
+            waiting.append((index, pool.submit(_inspect_pair, dataset, index)))
             if len(waiting) > 2 * workers:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -79,7 +79,7 @@ def _each(dataset: Dataset, indices: Sequence[int], workers: int) -> Iterator[tu
             yield first, future.result()
 
 
-def _look(dataset: Dataset, index: int) -> Found:
+def _inspect_pair(dataset: Dataset, index: int) -> Found:
     try:
         _, label = dataset.read(index)
     except OcrnetError as error:

@@ -23,7 +23,7 @@ def close_all() -> None:
         made.close()
 
 
-def ended_at_exit(made: Generator) -> None:
+def close_at_exit(made: Generator) -> None:
     """Have a loader closed when the process ends, where nobody closed it before."""
     _OPEN.add(made)
 
@@ -41,7 +41,7 @@ def begin_worker(_: int = 0) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def deaths(processes: Sequence[multiprocessing.process.BaseProcess]) -> str:
+def describe_dead_workers(processes: Sequence[multiprocessing.process.BaseProcess]) -> str:
     """Return which workers died of what, after a moment for a death that is just happening; empty where none did."""
     ended = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
     told = []

@@ -35,7 +35,7 @@ class Engine(Protocol):
     """
 
     world: World
-    decisions: Sequence[str]  # what was chosen for this device, and why: for the start banner
+    startup_messages: Sequence[str]  # device, precision and what else was chosen, each with its reason: for the log
     versions: Mapping[str, str]  # of the framework and of what it computes with: for the checkpoint
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:

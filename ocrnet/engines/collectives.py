@@ -13,7 +13,7 @@ from ocrnet.engines.base import Engine
 from ocrnet.utils.errors import OcrnetError
 
 
-def gather(engine: Engine, number: int) -> list[int]:
+def all_gather(engine: Engine, number: int) -> list[int]:
     """Return every rank's ``number``, by rank."""
     world = engine.world
     if world.size == 1:
@@ -23,17 +23,17 @@ def gather(engine: Engine, number: int) -> list[int]:
     return engine.sum(row).tolist()
 
 
-def vote(engine: Engine, number: int) -> int:
+def all_reduce_max(engine: Engine, number: int) -> int:
     """Return the highest ``number`` of any rank: with 0 for no, a single rank's yes is everyone's."""
-    return max(gather(engine, number))
+    return max(all_gather(engine, number))
 
 
-def gather_texts(engine: Engine, texts: Sequence[str]) -> list[list[str]]:
+def gather_strings(engine: Engine, texts: Sequence[str]) -> list[list[str]]:
     """Return every rank's ``texts``, by rank; cheap where there are none."""
     if engine.world.size == 1:
         return [list(texts)]
     mine = json.dumps(list(texts)).encode() if texts else b""
-    ends = np.cumsum(gather(engine, len(mine)))
+    ends = np.cumsum(all_gather(engine, len(mine)))
     if not ends[-1]:
         return [[] for _ in ends]
     characters = np.zeros(ends[-1], np.int64)
@@ -48,7 +48,7 @@ def check_same(engine: Engine, seen: Mapping[str, str]) -> None:
 
     ``seen`` has a text a subject, and on all ranks the same subjects.
     """
-    everyone = [json.loads(text) for (text,) in gather_texts(engine, [json.dumps(dict(seen))])]
+    everyone = [json.loads(text) for (text,) in gather_strings(engine, [json.dumps(dict(seen))])]
     for subject in seen:
         ranks_of: dict[str, list[int]] = {}
         for rank, theirs in enumerate(everyone):
@@ -62,7 +62,7 @@ def check_same(engine: Engine, seen: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def together(engine: Engine) -> Iterator[None]:
+def propagate_errors(engine: Engine) -> Iterator[None]:
     """Let what fails within on one rank end on all: there with its own error, elsewhere with one that names the rank.
 
     What is within may take each rank its own time and may differ between ranks, but must hold no collective.
@@ -74,9 +74,9 @@ def together(engine: Engine) -> Iterator[None]:
         yield
     except Exception:
         with contextlib.suppress(Exception):  # the first failure is the one to tell
-            gather(engine, 1)
+            all_gather(engine, 1)
         raise
-    failed = [rank for rank, flag in enumerate(gather(engine, 0)) if flag]
+    failed = [rank for rank, flag in enumerate(all_gather(engine, 0)) if flag]
     if failed:
         raise OcrnetError(f"{_names(failed)} failed; the reason stands in the message of that rank")
 

@@ -20,14 +20,14 @@ class Pass:
     windows: tuple[tuple[int, int, int, int], ...]
 
 
-def make_passes(how: Eval, size: tuple[int, int], base_size: tuple[int, int] | None = None) -> list[Pass]:
+def make_passes(eval_cfg: Eval, size: tuple[int, int], base_size: tuple[int, int] | None = None) -> list[Pass]:
     """Return the passes for an image of ``size`` (height, width): every scale, and its mirror image where asked."""
     base = base_size or size
     passes = []
-    for scale in how.scales:
+    for scale in eval_cfg.scales:
         height, width = (max(1, round(length * scale)) for length in base)
-        windows = make_windows((height, width), how.slide) if how.slide else ((0, 0, height, width),)
-        passes += [Pass((height, width), flip, windows) for flip in ((False, True) if how.flip else (False,))]
+        windows = make_windows((height, width), eval_cfg.slide) if eval_cfg.slide else ((0, 0, height, width),)
+        passes += [Pass((height, width), flip, windows) for flip in ((False, True) if eval_cfg.flip else (False,))]
     return passes
 
 

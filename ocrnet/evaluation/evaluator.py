@@ -27,7 +27,7 @@ def evaluate(
     dataset: Dataset,
     cfg: Config,
     *,
-    how: Eval,
+    eval_cfg: Eval,
     show: Show | None = None,
     say: Callable[[str], None] | None = None,
     stopped: Callable[[], int] = lambda: 0,
@@ -36,9 +36,9 @@ def evaluate(
 
     All ranks return the same scores, or none does: where ``stopped`` says so on one, all raise `AbandonedError`.
     """
-    with collectives.together(engine):
-        counts = _count(engine, dataset, cfg, how, show, say, stopped)
-    if collectives.vote(engine, int(counts is None)):
+    with collectives.propagate_errors(engine):
+        counts = _count(engine, dataset, cfg, eval_cfg, show, say, stopped)
+    if collectives.all_reduce_max(engine, int(counts is None)):
         raise AbandonedError
     assert counts is not None
     total = engine.sum(counts)
@@ -51,7 +51,7 @@ def _count(
     engine: Engine,
     dataset: Dataset,
     cfg: Config,
-    how: Eval,
+    eval_cfg: Eval,
     show: Show | None,
     say: Callable[[str], None] | None,
     stopped: Callable[[], int],
@@ -63,7 +63,7 @@ def _count(
     whose = f" of rank {world.rank}'s" if world.size > 1 else ""
     begun = said = time.monotonic()
     for done, (index, image, label) in enumerate(val_stream(dataset, world, cfg.num_workers), 1):
-        passes = make_passes(how, (image.shape[0], image.shape[1]), cfg.data.base_size)
+        passes = make_passes(eval_cfg, (image.shape[0], image.shape[1]), cfg.data.base_size)
         prediction = engine.predict(image[None], passes)["labels"][0]
         total += metrics.confusion(prediction, label, num_classes)
         if stopped():

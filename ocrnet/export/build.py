@@ -16,7 +16,7 @@ from ocrnet.weights import Weights
 
 
 @dataclass(frozen=True)
-class Order:
+class ExportSpec:
     """What is to be written; ``size`` None: any size."""
 
     format: Format
@@ -28,33 +28,33 @@ class Order:
     std: tuple[float, float, float]
 
 
-class Maker:
+class Exporter:
     """Writes one network in one format, into ``folder``."""
 
-    def __init__(self, order: Order, found: Weights, folder: Path, calibration: Iterator[np.ndarray]) -> None:
-        self.order, self.found, self.folder, self.calibration = order, found, folder, calibration
+    def __init__(self, spec: ExportSpec, found: Weights, folder: Path, calibration: Iterator[np.ndarray]) -> None:
+        self.spec, self.found, self.folder, self.calibration = spec, found, folder, calibration
 
     def draft(self) -> tuple[Path, Path]:
         """Write the file without its document, and a twin of it whose answer is the logits."""
-        order = self.order
-        answer, logits = (self.folder / f"{name}{SUFFIXES[order.format]}" for name in ("answer", "logits"))
-        if order.format == "mindir":
+        spec = self.spec
+        answer, logits = (self.folder / f"{name}{SUFFIXES[spec.format]}" for name in ("answer", "logits"))
+        if spec.format == "mindir":
             from ocrnet.engines.mindspore import export
 
-            assert order.size is not None
-            export.write(self.found.arch, self.found.tensors, answer, order.size)
+            assert spec.size is not None
+            export.write(self.found.arch, self.found.tensors, answer, spec.size)
             return answer, answer
-        if order.format in ("torchscript", "torch_export"):
-            self._trace(answer, order.outputs)
-            if order.outputs == "logits":
+        if spec.format in ("torchscript", "torch_export"):
+            self._trace(answer, spec.outputs)
+            if spec.outputs == "logits":
                 return answer, answer
             self._trace(logits, "logits")
             return answer, logits
         graphs = self._onnx()
         for graph, path in zip(graphs, (answer, logits), strict=False):
-            if order.format == "openvino":
+            if spec.format == "openvino":
                 self._openvino(graph, path, None)
-            elif order.format == "tensorrt":
+            elif spec.format == "tensorrt":
                 self._tensorrt(graph, path)
             else:
                 graph.rename(path)
@@ -62,17 +62,17 @@ class Maker:
 
     def final(self, answer: Path, document: dict[str, Any]) -> list[Path]:
         """Write the draft anew with its document; return the files, the one that makes them whole last."""
-        order, text = self.order, json.dumps(document, allow_nan=False)
+        spec, text = self.spec, json.dumps(document, allow_nan=False)
         path = self.folder / f"final{answer.suffix}"
-        if order.format == "onnx":
+        if spec.format == "onnx":
             onnx = need("onnx", "--format onnx")
             model = onnx.load(str(answer))
             onnx.helper.set_model_props(model, {DOCUMENT: text})
             onnx.save(model, str(path))
-        elif order.format == "openvino":
+        elif spec.format == "openvino":
             self._openvino(answer, path, text)
             return [path.with_suffix(".bin"), path]
-        elif order.format in ("torchscript", "torch_export"):
+        elif spec.format in ("torchscript", "torch_export"):
             from ocrnet.engines.torch import export
 
             export.add(answer, path, {f"{DOCUMENT}.json": text})
@@ -86,29 +86,29 @@ class Maker:
     def _portable(self) -> Any:
         from ocrnet.engines.torch.export import Portable
 
-        order = self.order
-        return Portable(self.found.arch, self.found.tensors, order.mean, order.std, order.input)
+        spec = self.spec
+        return Portable(self.found.arch, self.found.tensors, spec.mean, spec.std, spec.input)
 
     def _trace(self, path: Path, outputs: Outputs) -> None:
         from ocrnet.engines.torch import export
 
         network = self._portable()
         network.outputs = (outputs,)
-        if self.order.format == "torchscript":
-            export.write_torchscript(network, path, self.order.size)
+        if self.spec.format == "torchscript":
+            export.write_torchscript(network, path, self.spec.size)
         else:
-            assert self.order.size is not None
-            export.write_torch_export(network, path, self.order.size)
+            assert self.spec.size is not None
+            export.write_torch_export(network, path, self.spec.size)
 
     def _onnx(self) -> list[Path]:
         """Write ONNX that answers as asked, and a twin that answers logits, from one graph."""
         from ocrnet.engines.torch import export
 
-        onnx = need("onnx", f"--format {self.order.format}")
+        onnx = need("onnx", f"--format {self.spec.format}")
         network, both = self._portable(), self.folder / "both.onnx"
-        network.outputs = tuple(dict.fromkeys((self.order.outputs, "logits")))
-        export.write_onnx(network, both, self.order.size)
-        if self.order.precision == "int8":
+        network.outputs = tuple(dict.fromkeys((self.spec.outputs, "logits")))
+        export.write_onnx(network, both, self.spec.size)
+        if self.spec.precision == "int8":
             eight = self.folder / "eight.onnx"
             quantize(both, eight, self.calibration)
             both = eight
@@ -128,7 +128,7 @@ class Maker:
         model = ov.Core().read_model(source)
         if text is not None:
             model.set_rt_info(text, DOCUMENT)
-        ov.save_model(model, path, compress_to_fp16=self.order.precision == "float16")
+        ov.save_model(model, path, compress_to_fp16=self.spec.precision == "float16")
 
     def _tensorrt(self, source: Path, path: Path) -> None:
         """Have TensorRT build its plan on this machine's GPU; it has not run yet, no GPU was at hand."""
@@ -140,7 +140,7 @@ class Maker:
         if not parser.parse_from_file(str(source)):
             raise OcrnetError(f"TensorRT {trt.__version__} does not take the network: {parser.get_error(0)}")
         config = builder.create_builder_config()
-        if self.order.precision == "float16":
+        if self.spec.precision == "float16":
             config.set_flag(trt.BuilderFlag.FP16)
         plan = builder.build_serialized_network(network, config)
         if plan is None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ocrnet.export.compare import Figures
-from ocrnet.export.formats import Facts
+from ocrnet.export.formats import ExportMetadata
 
 INPUTS = {
     "uint8": "uint8 N,H,W,3: RGB as it is read from a file, 0 to 255; normalised inside",
@@ -17,28 +17,32 @@ OUTPUTS = {
 MINDIR = "two of float32 N,C,ceil(H/4),ceil(W/4): the auxiliary head's logits, and the OCR head's, which are the answer"
 
 
-def card(facts: Facts, figures: Figures, name: str) -> str:
+def card(metadata: ExportMetadata, figures: Figures, name: str) -> str:
     """Return the card's Markdown."""
-    size = "any, height and width at least 32; any batch" if facts.size is None else "{}x{}".format(*facts.size)
-    answer = MINDIR if facts.format == "mindir" else OUTPUTS[facts.outputs].format(align_corners=facts.align_corners)
+    size = "any, height and width at least 32; any batch" if metadata.size is None else "{}x{}".format(*metadata.size)
+    answer = (
+        MINDIR
+        if metadata.format == "mindir"
+        else OUTPUTS[metadata.outputs].format(align_corners=metadata.align_corners)
+    )
     rows = {
-        "format": f"{facts.format}, {facts.precision}",
-        "network": f"OCRNet-HRNet-W{facts.arch.width}, variant {facts.arch.variant}",
-        "input": INPUTS[facts.input],
-        "size (height x width)": size if facts.size is None else f"{size}, a batch of 1",
-        "mean, std (of values 0 to 1)": f"{list(facts.mean)}, {list(facts.std)}",
+        "format": f"{metadata.format}, {metadata.precision}",
+        "network": f"OCRNet-HRNet-W{metadata.arch.width}, variant {metadata.arch.variant}",
+        "input": INPUTS[metadata.input],
+        "size (height x width)": size if metadata.size is None else f"{size}, a batch of 1",
+        "mean, std (of values 0 to 1)": f"{list(metadata.mean)}, {list(metadata.std)}",
         "output": answer,
-        "from": f"`{facts.source['file']}`, step {facts.source['step']}, sha256 `{facts.source['sha256']}`",
-        "written with": ", ".join(f"{library} {version}" for library, version in facts.versions.items()),
+        "from": f"`{metadata.source['file']}`, step {metadata.source['step']}, sha256 `{metadata.source['sha256']}`",
+        "written with": ", ".join(f"{library} {version}" for library, version in metadata.versions.items()),
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     classes = "\n".join(
         f"| {i} | {label} | {' '.join(map(str, colour))} |"
-        for i, (label, colour) in enumerate(zip(facts.names, facts.palette, strict=True))
+        for i, (label, colour) in enumerate(zip(metadata.names, metadata.palette, strict=True))
     )
     return (
         f"# {name}\n\n| | |\n| --- | --- |\n{table}\n\n## Compared with its checkpoint\n\nRun with "
-        f"{facts.comparison['runtime']}: {figures.text()}. Images: {facts.comparison['on']}.\n\n"
+        f"{metadata.comparison['runtime']}: {figures.text()}. Images: {metadata.comparison['on']}.\n\n"
         f"## Classes\n\n| index | name | RGB |\n| --- | --- | --- |\n{classes}\n"
     )
 

@@ -16,7 +16,7 @@ from ocrnet.data.image_io import read_image
 from ocrnet.engines.base import Engine
 from ocrnet.engines.tta import make_passes
 from ocrnet.evaluation import metrics
-from ocrnet.export.build import Order
+from ocrnet.export.build import ExportSpec
 from ocrnet.export.formats import Precision, Session
 from ocrnet.export.runtimes.engine import as_input, resize
 from ocrnet.utils.errors import OcrnetError
@@ -65,7 +65,7 @@ class Figures:
 
 
 def compare(
-    engine: Engine, arch: Arch, order: Order, answer: Session, logits: Session, samples: Iterable[Sample]
+    engine: Engine, arch: Arch, spec: ExportSpec, answer: Session, logits: Session, samples: Iterable[Sample]
 ) -> Figures:
     """Run a file (``answer``) and its twin that answers logits beside the checkpoint's engine."""
     largest = apart = 0.0
@@ -75,11 +75,11 @@ def compare(
     align_corners, num_classes = arch.rule.align_corners, arch.num_classes
     for image, truth in samples:
         size = image.shape[0], image.shape[1]
-        given = as_input(image, order.input, order.mean, order.std)
-        wanted = engine.logits(as_input(image, "normalised", order.mean, order.std))[1][0]
+        given = as_input(image, spec.input, spec.mean, spec.std)
+        wanted = engine.logits(as_input(image, "normalised", spec.mean, spec.std))[1][0]
         seen = logits.run(given)[0]
         found = seen if answer is logits else answer.run(given)[0]
-        if order.outputs != "labels":
+        if spec.outputs != "labels":
             found = resize(found, size, align_corners=align_corners).argmax(0).astype(np.uint8)
         right = engine.predict(image[None], make_passes(Eval(), size))["labels"][0]
         largest, apart = max(largest, float(np.abs(wanted).max())), max(apart, _apart(seen, wanted))

@@ -19,7 +19,7 @@ from ocrnet.distributed.launcher import World
 from ocrnet.engines import base
 from ocrnet.engines.factory import open_engine
 from ocrnet.export import compare
-from ocrnet.export.build import Maker, Order
+from ocrnet.export.build import Exporter, ExportSpec
 from ocrnet.export.card import card, card_path
 from ocrnet.export.compare import Figures, Sample
 from ocrnet.export.formats import (
@@ -27,7 +27,7 @@ from ocrnet.export.formats import (
     FORMATS,
     SUFFIXES,
     WRITERS,
-    Facts,
+    ExportMetadata,
     Format,
     Input,
     Outputs,
@@ -56,7 +56,7 @@ CALIBRATION_IMAGES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class ExportOptions:
     """What was asked for on the command line; None leaves the choice to the format."""
 
     checkpoint: Path
@@ -73,81 +73,81 @@ class Wish:
     tolerance: float | None = None
 
 
-def export(wish: Wish, labelled: Dataset | None, say: Callable[[str], None]) -> Figures:
+def export(options: ExportOptions, labelled: Dataset | None, say: Callable[[str], None]) -> Figures:
     """Write the file, its metadata and its card; return how its answers compare with the checkpoint's.
 
-    They are compared on ``labelled`` where given, else on ``wish.images``, else on synthetic scenes. Raise
-    `OcrnetError`, and leave nothing, where a wish cannot be met or the answers are too far apart.
+    They are compared on ``labelled`` where given, else on ``options.images``, else on synthetic scenes. Raise
+    `OcrnetError`, and leave nothing, where an option cannot be met or the answers are too far apart.
     """
-    kind = _format(wish)
-    _check_choices(wish, kind)
-    check_writable(wish.output)
-    beside = wish.output.with_suffix(".bin")
-    if kind == "openvino" and beside.exists() and not wish.output.exists():
-        raise OcrnetError(f"--output {wish.output}: {beside} exists and belongs to no such file; give another --output")
+    kind = _format(options)
+    _check_choices(options, kind)
+    check_writable(options.output)
+    beside = options.output.with_suffix(".bin")
+    if kind == "openvino" and beside.exists() and not options.output.exists():
+        raise OcrnetError(f"--output {options.output}: {beside} exists without it; give another --output")
     for library in WRITERS[kind]:
         check_installed(library, f"--format {kind}")
-    if format_of(wish.checkpoint):
-        raise OcrnetError(f"{wish.checkpoint} is an exported file already; export its checkpoint")
-    found = weights.read(wish.checkpoint)
+    if format_of(options.checkpoint):
+        raise OcrnetError(f"{options.checkpoint} is an exported file already; export its checkpoint")
+    found = weights.read(options.checkpoint)
     for line in found.notes:
         say(line)
-    order = _order(wish, kind, found)
-    _check_memory(found, order.size or wish.size or Data.crop_size)
+    spec = _make_spec(options, kind, found)
+    _check_memory(found, spec.size or options.size or Data.crop_size)
     _check_labels(found, labelled)
-    calibration = compare.files(wish.calibration, "--calibration", CALIBRATION_IMAGES) if wish.calibration else []
-    samples, on = _samples(wish, order, labelled)
+    calibration = compare.files(options.calibration, "--calibration", CALIBRATION_IMAGES) if options.calibration else []
+    samples, on = _samples(options, spec, labelled)
     with tempfile.TemporaryDirectory() as name:
-        inputs = (as_input(compare.read(p, order.size), order.input, order.mean, order.std) for p in calibration)
-        maker = Maker(order, found, Path(name), inputs)
+        inputs = (as_input(compare.read(p, spec.size), spec.input, spec.mean, spec.std) for p in calibration)
+        exporter = Exporter(spec, found, Path(name), inputs)
         if calibration:
-            say(f"calibrating on {len(calibration)} images of {wish.calibration}")
-        answer, logits = maker.draft()
+            say(f"calibrating on {len(calibration)} images of {options.calibration}")
+        answer, logits = exporter.draft()
         session = open_session(kind, answer)
         twin = session if logits == answer else open_session(kind, logits)
         say(f"comparing in {session.runtime} on {on}")
-        figures = compare.compare(_reference(order, found), found.arch, order, session, twin, samples)
-        compare.check(figures, order.precision, wish.tolerance, wish.output)
-        facts = _facts(order, found, {**figures.as_dict(), "runtime": session.runtime, "on": on})
-        files = maker.final(answer, facts.as_dict())
-        _check_same(kind, files[-1], session, order)
-        _publish(files, wish.output, card(facts, figures, wish.output.name))
+        figures = compare.compare(_reference(spec, found), found.arch, spec, session, twin, samples)
+        compare.check(figures, spec.precision, options.tolerance, options.output)
+        metadata = _make_metadata(spec, found, {**figures.as_dict(), "runtime": session.runtime, "on": on})
+        files = exporter.final(answer, metadata.as_dict())
+        _check_same(kind, files[-1], session, spec)
+        _publish(files, options.output, card(metadata, figures, options.output.name))
     return figures
 
 
-def _format(wish: Wish) -> Format:
-    implied = format_of(wish.output)
-    if wish.format is None:
+def _format(options: ExportOptions) -> Format:
+    implied = format_of(options.output)
+    if options.format is None:
         if implied is None:
             endings = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
-            raise OcrnetError(f"--output {wish.output}: its ending names no format: {endings}; or give --format")
+            raise OcrnetError(f"--output {options.output}: its ending names no format: {endings}; or give --format")
         return implied
     for name in FORMATS:
-        if wish.format == name:
+        if options.format == name:
             if implied != name:
-                raise OcrnetError(f"--output {wish.output}: --format {name} ends in {SUFFIXES[name]}")
+                raise OcrnetError(f"--output {options.output}: --format {name} ends in {SUFFIXES[name]}")
             return name
-    raise OcrnetError(f"--format is '{wish.format}', but must be one of {', '.join(FORMATS)}, triton"
-                      f"{nearest(wish.format, FORMATS)}")  # fmt: skip
+    raise OcrnetError(f"--format is '{options.format}', but must be one of {', '.join(FORMATS)}, triton"
+                      f"{nearest(options.format, FORMATS)}")  # fmt: skip
 
 
-def _check_choices(wish: Wish, kind: Format) -> None:
+def _check_choices(options: ExportOptions, kind: Format) -> None:
     allowed = {
         "precision": PRECISIONS[kind],
         "input": ("normalised",) if kind == "mindir" else ("uint8", "normalised"),
         "outputs": ("logits",) if kind == "mindir" else ("labels", "probabilities", "logits"),
     }
     for name, choices in allowed.items():
-        value = getattr(wish, name)
+        value = getattr(options, name)
         if value is not None and value not in choices:
             raise OcrnetError(
                 f"--{name} is '{value}', but {kind} has {', '.join(choices)}{nearest(str(value), choices)}"
             )
-    if wish.dynamic and kind not in ANY_SIZE:
+    if options.dynamic and kind not in ANY_SIZE:
         raise OcrnetError(f"--dynamic True: {kind} files are of one size; {', '.join(ANY_SIZE)} can leave it open")
-    if wish.precision == "int8" and wish.calibration is None:
+    if options.precision == "int8" and options.calibration is None:
         raise OcrnetError("--precision int8 needs --calibration: a folder of images like those the network will see")
-    if wish.calibration is not None and wish.precision != "int8":
+    if options.calibration is not None and options.precision != "int8":
         raise OcrnetError("--calibration has no effect without --precision int8")
 
 
@@ -167,18 +167,18 @@ def check_writable(output: Path) -> None:
         raise OcrnetError(f"--output {output} cannot be written: {error.strerror}; give another --output") from None
 
 
-def _order(wish: Wish, kind: Format, found: Weights) -> Order:
+def _make_spec(options: ExportOptions, kind: Format, found: Weights) -> ExportSpec:
     data = found.meta.get("config", {}).get("data", {})
     plain = kind == "mindir"
-    given: Input = wish.input or ("normalised" if plain else "uint8")  # type: ignore[assignment]
-    outputs: Outputs = wish.outputs or ("logits" if plain else "labels")  # type: ignore[assignment]
-    precision: Precision = wish.precision or "float32"  # type: ignore[assignment]
-    return Order(
+    given: Input = options.input or ("normalised" if plain else "uint8")  # type: ignore[assignment]
+    outputs: Outputs = options.outputs or ("logits" if plain else "labels")  # type: ignore[assignment]
+    precision: Precision = options.precision or "float32"  # type: ignore[assignment]
+    return ExportSpec(
         format=kind,
         precision=precision,
         input=given,
         outputs=outputs,
-        size=None if wish.dynamic else wish.size or Data.crop_size,
+        size=None if options.dynamic else options.size or Data.crop_size,
         mean=tuple(data.get("mean", Data.mean)),
         std=tuple(data.get("std", Data.std)),
     )
@@ -202,20 +202,20 @@ def _check_labels(found: Weights, labelled: Dataset | None) -> None:
         )
 
 
-def _samples(wish: Wish, order: Order, labelled: Dataset | None) -> tuple[Iterator[Sample], str]:
+def _samples(options: ExportOptions, spec: ExportSpec, labelled: Dataset | None) -> tuple[Iterator[Sample], str]:
     """Return what to compare on, and in words; where any size will do, an odd one is among them."""
-    size = order.size
+    size = spec.size
     if labelled is not None:
-        chosen = compare.spread(range(len(labelled)), wish.num_images)
+        chosen = compare.spread(range(len(labelled)), options.num_images)
         pairs = (labelled.read(index) for index in chosen)
         samples = ((compare.fitted(image, size), compare.fitted_label(label, size)) for image, label in pairs)
         return samples, f"{len(chosen)} validation images of {labelled.root}"
-    if wish.images is not None:
-        paths = compare.files(wish.images, "--images", wish.num_images)
-        images, on = (compare.read(path, size) for path in paths), f"{len(paths)} images of {wish.images}"
+    if options.images is not None:
+        paths = compare.files(options.images, "--images", options.num_images)
+        images, on = (compare.read(path, size) for path in paths), f"{len(paths)} images of {options.images}"
     else:
-        number = min(wish.num_images or 2, 2)
-        shape = size or wish.size or Data.crop_size
+        number = min(options.num_images or 2, 2)
+        shape = size or options.size or Data.crop_size
         images, on = (compare.draw(shape, index) for index in range(number)), f"{number} synthetic street scenes"
     return _with_odd(images, also=size is None), on + ("" if size else ", each of an odd size too")
 
@@ -227,36 +227,36 @@ def _with_odd(images: Iterator[np.ndarray], *, also: bool) -> Iterator[Sample]:
             yield compare.odd(image), None
 
 
-def _reference(order: Order, found: Weights) -> base.Engine:
-    cfg = Config(engine="auto", device_target="CPU", data=Data(mean=order.mean, std=order.std))
+def _reference(spec: ExportSpec, found: Weights) -> base.Engine:
+    cfg = Config(engine="auto", device_target="CPU", data=Data(mean=spec.mean, std=spec.std))
     opened = open_engine(cfg, found.arch, world=World())
     opened.restore(found.tensors, 0)
     return opened
 
 
-def _facts(order: Order, found: Weights, comparison: dict) -> Facts:
+def _make_metadata(spec: ExportSpec, found: Weights, comparison: dict) -> ExportMetadata:
     names, palette = classes_of(found)
     source = {
         "file": found.path.name,
         "sha256": hashlib.sha256(found.path.read_bytes()).hexdigest(),
         "step": found.meta.get("step", 0),
     }
-    return Facts(
-        **{name: getattr(order, name) for name in ("format", "precision", "input", "outputs", "size", "mean", "std")},
+    return ExportMetadata(
+        **{name: getattr(spec, name) for name in ("format", "precision", "input", "outputs", "size", "mean", "std")},
         arch=dataclasses.replace(found.arch, align_corners=found.arch.rule.align_corners),
         names=names,
         palette=palette,
         align_corners=found.arch.rule.align_corners,
         source=source,
-        versions={"ocrnet": __version__} | {name: version(name) for name in WRITERS[order.format]},
+        versions={"ocrnet": __version__} | {name: version(name) for name in WRITERS[spec.format]},
         comparison=comparison,
     )
 
 
-def _check_same(kind: Format, path: Path, compared: compare.Session, order: Order) -> None:
+def _check_same(kind: Format, path: Path, compared: compare.Session, spec: ExportSpec) -> None:
     """Raise unless the file with its metadata answers bit for bit what was compared."""
-    image = compare.draw(order.size or (65, 129), 0)
-    x = as_input(image, order.input, order.mean, order.std)
+    image = compare.draw(spec.size or (65, 129), 0)
+    x = as_input(image, spec.input, spec.mean, spec.std)
     last = open_session(kind, path)
     if last.document is None or not np.array_equal(last.run(x), compared.run(x)):
         raise OcrnetError(f"the {kind} file with its metadata answers otherwise than without; it was not written")

@@ -39,7 +39,7 @@ BESIDE = ".json"
 
 
 @dataclass(frozen=True)
-class Facts:
+class ExportMetadata:
     """What an exported file says of itself; ``size`` (height, width) is None where any size will do."""
 
     format: Format
@@ -62,7 +62,7 @@ class Facts:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, tree: dict[str, Any]) -> "Facts":
+    def from_dict(cls, tree: dict[str, Any]) -> "ExportMetadata":
         """Return what `as_dict` gave, read back from JSON."""
         tree = {entry.name: tree[entry.name] for entry in dataclasses.fields(cls)}  # a later version may write more
         arch = Arch(**tree["arch"] | {"modules": tuple(tree["arch"]["modules"])})
@@ -82,7 +82,7 @@ class Facts:
 class Session(Protocol):
     """One exported file in its runtime."""
 
-    document: dict[str, Any] | None  # what `Facts.as_dict` gave; None in a file of another maker
+    document: dict[str, Any] | None  # what `ExportMetadata.as_dict` gave; None in a file of another maker
     runtime: str  # its name and version
     notes: list[str]  # what was chosen for this machine
 
@@ -95,17 +95,17 @@ class Exported:
     """An exported file, opened; it stands where `Weights` do, but holds no tensors."""
 
     path: Path
-    facts: Facts
+    metadata: ExportMetadata
     session: Session
 
     @property
     def weights(self) -> Weights:
         """The file as far as it is like a checkpoint: architecture, classes, normalisation and step."""
-        facts = self.facts
-        classes = {"names": list(facts.names), "palette": [list(colour) for colour in facts.palette]}
-        data = {"data": {"mean": facts.mean, "std": facts.std}}
-        meta = {"config": data, "classes": classes, "step": facts.source["step"]}
-        return Weights(self.path, {}, facts.arch, meta)
+        metadata = self.metadata
+        classes = {"names": list(metadata.names), "palette": [list(colour) for colour in metadata.palette]}
+        data = {"data": {"mean": metadata.mean, "std": metadata.std}}
+        meta = {"config": data, "classes": classes, "step": metadata.source["step"]}
+        return Weights(self.path, {}, metadata.arch, meta)
 
 
 def format_of(path: str | Path) -> Format | None:

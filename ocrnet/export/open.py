@@ -7,7 +7,7 @@ from ocrnet.config import Config
 from ocrnet.distributed.launcher import World
 from ocrnet.engines import factory
 from ocrnet.engines.base import Engine
-from ocrnet.export.formats import Exported, Facts, format_of
+from ocrnet.export.formats import Exported, ExportMetadata, format_of
 from ocrnet.export.runtimes import open_session
 from ocrnet.export.runtimes.engine import RuntimeEngine
 from ocrnet.utils.errors import OcrnetError
@@ -26,12 +26,12 @@ def read(path: Path, cfg: Config) -> Weights | Exported:
     if session.document is None:
         raise OcrnetError(f"{path} was not written by ocrnet export: it does not say what it takes and answers")
     try:
-        facts = Facts.from_dict(session.document)
+        metadata = ExportMetadata.from_dict(session.document)
     except (TypeError, KeyError, ValueError, AttributeError, OcrnetError) as error:
         raise OcrnetError(
             f"{path}: what it says of itself is damaged ({type(error).__name__}: {error}); export it again"
         ) from None
-    return Exported(path, facts, session)
+    return Exported(path, metadata, session)
 
 
 def as_weights(found: Weights | Exported) -> Weights:

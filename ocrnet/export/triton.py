@@ -7,7 +7,7 @@ from typing import Any
 from ocrnet.data.datasets import Dataset
 from ocrnet.export.card import card_path
 from ocrnet.export.compare import Figures
-from ocrnet.export.exporter import Wish, export
+from ocrnet.export.exporter import ExportOptions, export
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.installed import need
 from ocrnet.weights import checkpoint
@@ -19,19 +19,19 @@ QUEUE_MICROSECONDS = 5000
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}
 
 
-def export_repository(wish: Wish, labelled: Dataset | None, say: Callable[[str], None]) -> Figures:
+def export_repository(options: ExportOptions, labelled: Dataset | None, say: Callable[[str], None]) -> Figures:
     """Write OUTPUT/config.pbtxt and OUTPUT/1/model.onnx; return how its answers compare with the checkpoint's.
 
     Without a size, batch, height and width stay open, and Triton batches requests of one size. Raise `OcrnetError`
     where OUTPUT is something else already, or as `export` does.
     """
-    folder, config = wish.output, wish.output / "config.pbtxt"
+    folder, config = options.output, options.output / "config.pbtxt"
     if folder.exists() and not (folder.is_dir() and (config.is_file() or not any(folder.iterdir()))):
         raise OcrnetError(f"--output {folder} exists and is no model of a Triton repository; give a new folder")
     onnx = need("onnx", "--format triton")
     model = folder / "1" / "model.onnx"
-    dynamic = wish.dynamic or wish.size is None
-    figures = export(dataclasses.replace(wish, format="onnx", output=model, dynamic=dynamic), labelled, say)
+    dynamic = options.dynamic or options.size is None
+    figures = export(dataclasses.replace(options, format="onnx", output=model, dynamic=dynamic), labelled, say)
     card_path(model).replace(folder / "MODEL_CARD.md")
     text = describe(onnx.load(str(model), load_external_data=False).graph)
     checkpoint.replace(config, [text.encode()], flag="--output")

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ocrnet.utils import urls
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.utils.signals import signals_held
+from ocrnet.utils.signals import block_signals
 from ocrnet.utils.version import __version__
 
 MOST_BYTES = 100 * 2**20
@@ -89,7 +89,7 @@ def _fetch(url: str) -> bytes:
             why = getattr(error, "reason", None) or error
             found["error"] = OcrnetError(f"{urls.scrub(url)} cannot be read: {why or type(why).__name__}")
 
-    with signals_held():
+    with block_signals():
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
     # mutation: bound-url-download-time

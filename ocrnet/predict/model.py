@@ -25,7 +25,7 @@ class Model:
     """
 
     def __init__(self, engine: Engine, found: Weights) -> None:
-        self._engine, self.arch, self.decisions, self.notes = engine, found.arch, engine.decisions, found.notes
+        self._engine, self.arch, self.decisions, self.notes = engine, found.arch, engine.startup_messages, found.notes
         self.names, self.palette = classes_of(found)
 
     def predict(

@@ -14,13 +14,10 @@ from ocrnet.data.visualize import legend
 from ocrnet.predict import video, writers
 from ocrnet.predict.model import Model
 from ocrnet.predict.progress import Progress
-from ocrnet.predict.sources import Source, find
-from ocrnet.predict.tiles import Seen, look, tile_size
-from ocrnet.predict.writers import AREAS, DEFAULT, DEFAULT_OF_VIDEO, EXACT, KINDS, Areas, Painter
+from ocrnet.predict.sources import Source
+from ocrnet.predict.tiles import predict_tiled, tile_size
+from ocrnet.predict.writers import AREAS, DEFAULT, DEFAULT_OF_VIDEO, EXACT, Areas, Painter
 from ocrnet.utils.errors import OcrnetError, printable
-
-__all__ = ["KINDS", "Job", "Report", "Seen", "Source", "find", "look", "predict", "text", "tile_size"]
-
 
 # Of a class's name, so many characters are said.
 LONGEST_NAME = 60
@@ -44,7 +41,7 @@ class Job:
 
     model: Model
     output: Path
-    how: Eval
+    eval_cfg: Eval
     save: tuple[str, ...] | None = None
     say: Callable[[str], None] = print
     check: Callable[[], None] = lambda: None
@@ -102,11 +99,11 @@ def _image(job: Job, painter: Painter, source: Source, report: Report, progress:
     with _reading():
         image = source.read()
     height, width = size = image.shape[0], image.shape[1]
-    tile, begun = tile_size(job.model.arch, size, job.how), time.monotonic()
+    tile, begun = tile_size(job.model.arch, size, job.eval_cfg), time.monotonic()
     if tile != size:
         job.say(
-            f"{source.shown}: {height}x{width} would take more than eval.max_memory ({job.how.max_memory:g} GiB), so "
-            f"it is seen in overlapping tiles of {tile[0]}x{tile[1]}"
+            f"{source.shown}: {height}x{width} would take more than eval.max_memory ({job.eval_cfg.max_memory:g} GiB), "
+            f"so it is seen in overlapping tiles of {tile[0]}x{tile[1]}"
         )
 
     def step(done: int, total: int) -> None:
@@ -114,7 +111,7 @@ def _image(job: Job, painter: Painter, source: Source, report: Report, progress:
         if total > 1:
             progress.part("tile", done, total, begun)
 
-    seen = look(job.model, image, job.how, confidence="confidence" in kinds, step=step)
+    seen = predict_tiled(job.model, image, job.eval_cfg, confidence="confidence" in kinds, step=step)
     paths = [job.output / kind / f"{source.name}.png" for kind in kinds if kind != "json"]
     for path, kind in zip(paths, (kind for kind in kinds if kind != "json"), strict=True):
         painter.write(path, kind, image, seen)
@@ -147,8 +144,8 @@ def _video(job: Job, painter: Painter, source: Source, report: Report, progress:
                 image = next(frames, None)
             if image is None:
                 break
-            seen = look(
-                job.model, image, job.how, confidence="confidence" in kinds, step=lambda done, total: job.check()
+            seen = predict_tiled(
+                job.model, image, job.eval_cfg, confidence="confidence" in kinds, step=lambda done, total: job.check()
             )
             for kind, film in films.items():
                 film.write(painter.paint(kind, image, seen.labels, seen.confidence))

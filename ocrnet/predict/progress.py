@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from ocrnet.tracking.progress_bar import Bar
+from ocrnet.tracking.progress_bar import ProgressBar
 
 EVERY_SECONDS = 10.0
 
@@ -16,7 +16,7 @@ class Progress:
         self, total: int, say: Callable[[str], None], *, unit: str = "images", shown: bool | None = None
     ) -> None:
         self._total, self._say, self._unit = total, say, unit
-        self._bar = Bar(total, 0, title="predict", shown=shown)
+        self._bar = ProgressBar(total, 0, title="predict", shown=shown)
         self._begun = self._said = time.monotonic()
         self._done = 0
 

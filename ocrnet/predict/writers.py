@@ -14,7 +14,7 @@ from ocrnet.data.image_io import replaced, strips, write_png_rows
 from ocrnet.data.visualize import overlay
 from ocrnet.predict.model import Model
 from ocrnet.predict.sources import Source
-from ocrnet.predict.tiles import Seen
+from ocrnet.predict.tiles import Prediction
 from ocrnet.utils.errors import OcrnetError, nearest
 
 # What each kind of picture holds; "json" is the one that is none.
@@ -76,12 +76,12 @@ class Painter:
         assert confidence is not None, "look() was not asked for confidence"
         return confidence
 
-    def write(self, path: Path, kind: str, image: np.ndarray, seen: Seen) -> None:
+    def write(self, path: Path, kind: str, image: np.ndarray, seen: Prediction) -> None:
         """Write one picture as PNG, a few rows at a time: beside the image and the answer it takes little memory."""
         height, width = seen.labels.shape
         write_png_rows(path, (height, 2 * width if kind == "side" else width), self._rows(kind, image, seen))
 
-    def _rows(self, kind: str, image: np.ndarray, seen: Seen) -> Iterator[np.ndarray]:
+    def _rows(self, kind: str, image: np.ndarray, seen: Prediction) -> Iterator[np.ndarray]:
         confidences = strips(seen.labels if seen.confidence is None else seen.confidence)
         for rows, labels, confidence in zip(strips(image), strips(seen.labels), confidences, strict=True):
             yield self.paint(kind, rows, labels, None if seen.confidence is None else confidence)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ocrnet.report import card, compare, files, page, source
-from ocrnet.report.compute import Figures, Wish, figures
+from ocrnet.report.compute import Figures, ReportFilter, figures
 from ocrnet.report.source import Source
 from ocrnet.utils.errors import OcrnetError, printable
 from ocrnet.utils.signals import StopRequest
@@ -22,36 +22,36 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Order:
+class ReportOptions:
     """What the command line asks for; ``output`` None means report.html in the (first) run's folder."""
 
     runs: Sequence[Path]
     output: Path | None = None
-    wish: Wish = dataclasses.field(default_factory=Wish)
+    report_filter: ReportFilter = dataclasses.field(default_factory=ReportFilter)
     curves_only: bool = False
 
 
-def make(order: Order, say: Say) -> list[Path]:
+def make(options: ReportOptions, say: Say) -> list[Path]:
     """Write the report, and of a single run MODEL_CARD.md beside it; return the files.
 
     Where a run's images or network are not here its part is left out, which is said, on the page too.
     """
-    _check(order)
-    if order.curves_only and order.wish != Wish():
+    _check(options)
+    if options.curves_only and options.report_filter != ReportFilter():
         raise OcrnetError(
             "--curves_only looks at no images: --images, --checkpoint_path and --set have no effect with it"
         )
-    runs = _read(order.runs)
+    runs = _read(options.runs)
     found: list[Figures | None] = []
     missing = []
     for run in runs:
-        made = None if order.curves_only else _figures(run, order.wish, say)
+        made = None if options.curves_only else _figures(run, options.report_filter, say)
         found.append(made)
         if made is None:
             missing.append(run.name)
-    output = _output(order)
-    note = "" if order.curves_only or not missing else _without(missing, len(runs))
-    note = "Curves only: the validation images were not looked at." if order.curves_only else note
+    output = _output(options)
+    note = "" if options.curves_only or not missing else _without(missing, len(runs))
+    note = "Curves only: the validation images were not looked at." if options.curves_only else note
     if len(runs) > 1:
         return [_write(output, compare.page(runs, found, note=note))]
     written = [_write(output, page.page(runs[0], found[0], note=note))]
@@ -59,18 +59,18 @@ def make(order: Order, say: Say) -> list[Path]:
     return [*written, card.write(beside, card.card(runs[0], found[0]))]
 
 
-def watch(order: Order, say: Say, *, interval: float = INTERVAL) -> Path:
+def watch(options: ReportOptions, say: Say, *, interval: float = INTERVAL) -> Path:
     """Write the page of the curves every ``interval`` seconds, until the runs are done or a signal asks to stop."""
-    _check(order)
-    if order.wish != Wish():
+    _check(options)
+    if options.report_filter != ReportFilter():
         raise OcrnetError(
             "--watch shows the curves alone: --images, --checkpoint_path and --set have no effect with it"
         )
-    output = _output(order)
+    output = _output(options)
     with StopRequest(what="the page is written a last time") as stopped:
         while True:
             began = time.monotonic()
-            runs = _read(order.runs)
+            runs = _read(options.runs)
             done = all(run.finished for run in runs) or bool(stopped())
             refresh = None if done else max(1, round(interval))
             if len(runs) > 1:
@@ -85,15 +85,15 @@ def watch(order: Order, say: Say, *, interval: float = INTERVAL) -> Path:
                 time.sleep(0.1)
 
 
-def _check(order: Order) -> None:
-    for name, item in order.wish.given.items():
+def _check(options: ReportOptions) -> None:
+    for name, item in options.report_filter.given.items():
         if not any(name == known or (known[-1] == "." and name.startswith(known)) for known in SETTABLE):
             raise OcrnetError(
                 f"{item.source} {name}: no effect on report; it takes {', '.join(SETTABLE[:-1])} and eval.*"
             )
-    if order.wish.checkpoint and len(order.runs) > 1:
+    if options.report_filter.checkpoint and len(options.runs) > 1:
         raise OcrnetError("--checkpoint_path names one checkpoint, but several runs are given; leave it out")
-    output = _output(order)
+    output = _output(options)
     if output.is_dir() or output.suffix not in (".html", ".htm"):
         raise OcrnetError(f"--output {output}: must be an HTML file, for example report.html")
 
@@ -107,11 +107,11 @@ def _read(folders: Sequence[Path]) -> list[Source]:
     return [dataclasses.replace(run, name=name) for run, name in zip(runs, compare.distinct(runs), strict=True)]
 
 
-def _figures(run: Source, wish: Wish, say: Say) -> Figures | None:
+def _figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures | None:
     try:
-        return figures(run, wish, say)
+        return figures(run, report_filter, say)
     except OcrnetError as error:
-        if wish.checkpoint or wish.given or wish.images:
+        if report_filter.checkpoint or report_filter.given or report_filter.images:
             raise  # what was asked for must not end in a page without it
         say(f"{printable(run.name)}: without images, confusion, boundaries and calibration: {error}")
         return None
@@ -125,8 +125,8 @@ def _without(missing: Sequence[str], runs: int) -> str:
     )
 
 
-def _output(order: Order) -> Path:
-    return order.output or order.runs[0] / ("report.html" if len(order.runs) == 1 else "comparison.html")
+def _output(options: ReportOptions) -> Path:
+    return options.output or options.runs[0] / ("report.html" if len(options.runs) == 1 else "comparison.html")
 
 
 def _write(output: Path, text: str) -> Path:

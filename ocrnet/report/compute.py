@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ocrnet import architecture, config
-from ocrnet.config import Config, Eval
-from ocrnet.config.loader import Given
+from ocrnet.config import Config, Eval, loader
+from ocrnet.config.loader import SourcedValue
 from ocrnet.data.datasets.base import Dataset
 from ocrnet.data.sampler import val_stream
 from ocrnet.data.visualize import thumbnail
@@ -60,26 +60,26 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Wish:
+class ReportFilter:
     """What the command line asks for; ``images`` 0 means all."""
 
-    given: Mapping[str, Given] = dataclasses.field(default_factory=dict)
+    given: Mapping[str, SourcedValue] = dataclasses.field(default_factory=dict)
     checkpoint: Path | None = None
     images: int = 0
 
 
-def figures(run: Source, wish: Wish, say: Say) -> Figures:
+def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
     """Return the figures of a run's best checkpoint, computed or as they were kept; `OcrnetError` says why not.
 
     Labels are as `ocrnet eval` has them for the same config.
     """
-    path = wish.checkpoint or source.best_checkpoint(run)
+    path = report_filter.checkpoint or source.best_checkpoint(run)
     if path is None:
         raise OcrnetError(f"'{run.folder}' has no checkpoint to look at; give one with --checkpoint_path")
     given = read(path, Config())
     found = as_weights(given)
     flat = run.config or dict(_flat(found))
-    cfg = source.config_for(flat, wish.given, str(run.folder / "config.yml" if run.config else path))
+    cfg = source.config_for(flat, report_filter.given, str(run.folder / "config.yml" if run.config else path))
     cfg, _ = convert.normalised(cfg, found)
     key = {
         "format": FORMAT,
@@ -88,7 +88,7 @@ def figures(run: Source, wish: Wish, say: Say) -> Figures:
         "base_size": cfg.data.base_size and list(cfg.data.base_size),
         "ignore_label": cfg.data.ignore_label,
         "mix": cfg.mix,
-        "images": wish.images,
+        "images": report_filter.images,
     }
     kept = _kept(run, key)
     try:
@@ -109,8 +109,8 @@ def figures(run: Source, wish: Wish, say: Say) -> Figures:
     engine = open_engine(cfg, given, world=World())
     try:
         engine.restore(found.tensors, found.meta.get("step", 0))
-        say(f"looking at {wish.images or len(dataset)} of {len(dataset)} validation images with {path.name}")
-        made = look(engine, cfg, dataset, wish.images, say)
+        say(f"looking at {report_filter.images or len(dataset)} of {len(dataset)} validation images with {path.name}")
+        made = look(engine, cfg, dataset, report_filter.images, say)
     finally:
         engine.close()
     made.facts.update(
@@ -121,7 +121,7 @@ def figures(run: Source, wish: Wish, say: Say) -> Figures:
         arch=_arch(found),
         parameters=architecture.num_parameters(found.arch),
         eval={"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide and list(cfg.eval.slide)},
-        decisions=list(engine.decisions),
+        decisions=list(engine.startup_messages),
         versions=dict(engine.versions),
     )
     _keep(run, made, say)
@@ -222,7 +222,7 @@ def _arch(found: Weights) -> dict[str, Any]:
 
 
 def _flat(found: Weights) -> dict[str, Any]:
-    return dict(config.flat(found.meta.get("config", {})))
+    return loader.with_current_keys(dict(config.flat(found.meta.get("config", {}))))
 
 
 def _kept(run: Source, key: dict[str, Any]) -> Figures | None:

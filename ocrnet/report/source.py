@@ -12,7 +12,7 @@ import yaml
 
 from ocrnet import config
 from ocrnet.config import Config, loader
-from ocrnet.config.loader import Given
+from ocrnet.config.loader import SourcedValue
 from ocrnet.utils import urls
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint
@@ -109,16 +109,18 @@ def best_checkpoint(source: Source) -> Path | None:
     return next((path for path in reversed(scored) if path.is_file()), None)
 
 
-def config_for(flat: Mapping[str, Any], given: Mapping[str, Given], where: str) -> Config:
+def config_for(flat: Mapping[str, Any], given: Mapping[str, SourcedValue], where: str) -> Config:
     """Return the config that a run recorded, with what the command line gives, for looking at its network here.
 
     Device and engine are this machine's, not the run's, unless given.
     """
     recorded = {
-        name: Given(value, where) for name, value in flat.items() if name not in ("device_target", "engine", "expect")
+        name: SourcedValue(value, where)
+        for name, value in flat.items()
+        if name not in ("device_target", "engine", "min_miou")
     }
     for name in recorded:
-        loader.known(name, where)
+        loader.current_key(name, where)
     cfg = loader.build(recorded | dict(given))
     config.check(cfg)
     return cfg
@@ -184,7 +186,7 @@ def _config(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return {}  # it is being written, or never was
-    return dict(config.flat(tree)) if isinstance(tree, dict) else {}
+    return loader.with_current_keys(dict(config.flat(tree))) if isinstance(tree, dict) else {}
 
 
 def _checkpoints(folder: Path) -> list[Path]:

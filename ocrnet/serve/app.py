@@ -16,7 +16,7 @@ from ocrnet.serve.metrics import Metrics
 from ocrnet.serve.middleware import FAULT, Guard
 from ocrnet.serve.network import Network
 from ocrnet.serve.settings import Settings
-from ocrnet.serve.worker import Job, Seen, Worker
+from ocrnet.serve.worker import Job, Prediction, Worker
 from ocrnet.utils.version import __version__
 
 T = TypeVar("T")
@@ -55,11 +55,11 @@ class Service:
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.settings.token.encode()):
             raise Refused(401, "this server asks for a token", {"WWW-Authenticate": "Bearer"})
 
-    async def answer(self, request: Any, *, explain: bool, finish: Callable[[Any, Seen, float], T]) -> T:
+    async def answer(self, request: Any, *, explain: bool, finish: Callable[[Any, Prediction, float], T]) -> T:
         """Read an image, have the network look at it, and return what ``finish`` makes of it, off the loop."""
         self.check_token(request.headers)
-        how = _how(request.query_params, AVERAGING if explain else ("output", *AVERAGING))
-        if (len(how.scales) > 1 or how.flip) and not self.network.averages:
+        eval_cfg = _eval_cfg(request.query_params, AVERAGING if explain else ("output", *AVERAGING))
+        if (len(eval_cfg.scales) > 1 or eval_cfg.flip) and not self.network.averages:
             raise Refused(400, "this network is a file that answers labels alone, which cannot be averaged")
         # mutation: full-server-reads-no-body
         self.worker.check_room()
@@ -72,10 +72,10 @@ class Service:
             # mutation: free-body-before-inference
             del data  # it no longer counts as held, while the network may take long
             left = begun + self.settings.timeout - time.monotonic()
-            seen = await self._wait(Job(image, how, explain), request.receive, left)
+            seen = await self._wait(Job(image, eval_cfg, explain), request.receive, left)
             return await self.off_loop(finish, image, seen, time.monotonic() - begun)
 
-    async def _wait(self, job: Job, receive: Callable[[], Any], seconds: float) -> Seen:
+    async def _wait(self, job: Job, receive: Callable[[], Any], seconds: float) -> Prediction:
         """Wait for the network, as long as the client does and time allows."""
         future = asyncio.wrap_future(self.worker.submit(job))
         gone = asyncio.ensure_future(receive())  # the body is read: what comes is that the client went
@@ -150,7 +150,7 @@ def build(service: Service) -> Any:
         wanted = _output(request)
         model = service.network.model
 
-        def finish(image: Any, seen: Seen, seconds: float) -> Response:
+        def finish(image: Any, seen: Prediction, seconds: float) -> Response:
             if wanted == "json":
                 return JSONResponse(responses.summary(model, seen, seconds))
             if wanted == "overlay":
@@ -165,7 +165,7 @@ def build(service: Service) -> Any:
         """Segment an image, and tell for each pixel how sure that is and what it takes from the object regions."""
         zipped = "gzip" in request.headers.get("accept-encoding", "")
 
-        def finish(image: Any, seen: Seen, seconds: float) -> Response:
+        def finish(image: Any, seen: Prediction, seconds: float) -> Response:
             head = responses.summary(service.network.model, seen, seconds)
             data = responses.arrays(head, seen, zipped=zipped)
             headers = {"Content-Encoding": "gzip"} if zipped else {}
@@ -217,7 +217,7 @@ def build(service: Service) -> Any:
     return Guard(app, service.metrics, known, service.settings.hosts)
 
 
-def _how(query: Any, known: Sequence[str]) -> Eval:
+def _eval_cfg(query: Any, known: Sequence[str]) -> Eval:
     """Return how to look at the image; raise `Refused` for a name that is not ``known`` or a word that is none."""
     for name in query:
         if name not in known:

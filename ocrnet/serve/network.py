@@ -7,8 +7,8 @@ import numpy as np
 from ocrnet.architecture import flops
 from ocrnet.config import Eval
 from ocrnet.predict.model import Model
-from ocrnet.predict.tiles import look, tile_size
-from ocrnet.serve.worker import Job, Seen
+from ocrnet.predict.tiles import predict_tiled, tile_size
+from ocrnet.serve.worker import Job, Prediction
 from ocrnet.utils.errors import OcrnetError
 
 PROBES = (64, 96), (96, 64)
@@ -40,34 +40,34 @@ class Network:
                 found.append(False)
         return found[0], found[1]
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Seen]:
+    def __call__(self, jobs: Sequence[Job]) -> list[Prediction]:
         """Look at images of one size in one way: together where they fit into memory."""
-        image, how = jobs[0].image, jobs[0].how
+        image, eval_cfg = jobs[0].image, jobs[0].eval_cfg
         size = image.shape[0], image.shape[1]
-        if tile_size(self.model.arch, size, how) != size:
+        if tile_size(self.model.arch, size, eval_cfg) != size:
             return [self._in_tiles(job) for job in jobs]
-        need = flops.predict_bytes(self.model.arch, size, max(how.scales))
+        need = flops.predict_bytes(self.model.arch, size, max(eval_cfg.scales))
         together = max(1, int(self.most_bytes // need))
         return [seen for i in range(0, len(jobs), together) for seen in self._whole(jobs[i : i + together])]
 
-    def _in_tiles(self, job: Job) -> Seen:
-        seen = look(self.model, job.image, job.how, confidence=job.explain and self.averages)
-        return Seen(seen.labels, seen.confidence, tiles=seen.tiles)
+    def _in_tiles(self, job: Job) -> Prediction:
+        seen = predict_tiled(self.model, job.image, job.eval_cfg, confidence=job.explain and self.averages)
+        return Prediction(seen.labels, seen.confidence, tiles=seen.tiles)
 
-    def _whole(self, jobs: Sequence[Job]) -> list[Seen]:
-        how, explain = jobs[0].how, jobs[0].explain
+    def _whole(self, jobs: Sequence[Job]) -> list[Prediction]:
+        eval_cfg, explain = jobs[0].eval_cfg, jobs[0].explain
         images = np.stack([job.image for job in jobs])
-        single = len(how.scales) == 1 and how.scales[0] == 1 and not how.flip
+        single = len(eval_cfg.scales) == 1 and eval_cfg.scales[0] == 1 and not eval_cfg.flip
         outputs = ["labels"]
         if explain and self.averages:
             outputs.append("confidence")
         if explain and self.explains and single:
             outputs.append("relation")
-        found = self.model.outputs_of(images, outputs, how.scales, how.flip)
+        found = self.model.outputs_of(images, outputs, eval_cfg.scales, eval_cfg.flip)
         if explain and self.explains and not single:  # it is of one look, whatever the labels are averaged over
             found |= self.model.outputs_of(images, ("relation",))
         bytewise = {name: np.rint(found[name] * 255).astype(np.uint8) for name in found.keys() - {"labels"}}
         return [
-            Seen(found["labels"][i], **{name: array[i] for name, array in bytewise.items()}, batch=len(jobs))
+            Prediction(found["labels"][i], **{name: array[i] for name, array in bytewise.items()}, batch=len(jobs))
             for i in range(len(jobs))
         ]

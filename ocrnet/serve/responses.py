@@ -10,7 +10,7 @@ import numpy as np
 
 from ocrnet.data.visualize import overlay
 from ocrnet.predict.model import Model
-from ocrnet.serve.worker import Seen
+from ocrnet.serve.worker import Prediction
 
 
 def png(array: np.ndarray) -> bytes:
@@ -20,12 +20,12 @@ def png(array: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def overlay_png(model: Model, image: np.ndarray, seen: Seen) -> bytes:
+def overlay_png(model: Model, image: np.ndarray, seen: Prediction) -> bytes:
     """Return the class colours over the image as PNG."""
     return png(overlay(image, seen.labels, model.palette))
 
 
-def summary(model: Model, seen: Seen, seconds: float) -> dict[str, Any]:
+def summary(model: Model, seen: Prediction, seconds: float) -> dict[str, Any]:
     """Return the area of each class that occurs, largest first, and how the image was looked at."""
     height, width = seen.labels.shape
     pixels = np.bincount(seen.labels.reshape(-1), minlength=len(model.names))
@@ -44,7 +44,7 @@ def colour(rgb: tuple[int, ...]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*rgb)
 
 
-def arrays(head: dict[str, Any], seen: Seen, *, zipped: bool) -> bytes:
+def arrays(head: dict[str, Any], seen: Prediction, *, zipped: bool) -> bytes:
     """Return the page's answer: the length of a JSON text (uint32, little-endian), the text, then uint8 arrays.
 
     The text's ``arrays`` tells names and shapes, in their order. A photograph's labels are far smaller when packed.
@@ -56,6 +56,6 @@ def arrays(head: dict[str, Any], seen: Seen, *, zipped: bool) -> bytes:
     return gzip.compress(data, compresslevel=1, mtime=0) if zipped else data
 
 
-def painted(model: Model, seen: Seen) -> np.ndarray:
+def painted(model: Model, seen: Prediction) -> np.ndarray:
     """Return the class colours alone, uint8 H,W,3."""
     return np.array(model.palette, np.uint8)[seen.labels]

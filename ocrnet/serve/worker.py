@@ -17,7 +17,7 @@ IMAGE_BYTES = 2**29
 
 
 @dataclass(frozen=True)
-class Seen:
+class Prediction:
     """What the network answers for an image.
 
     labels uint8 H,W; confidence uint8 H,W, 255 for sure; relation uint8 num_classes,ceil(H/4),ceil(W/4), 255 for
@@ -36,14 +36,14 @@ class Job:
     """An image uint8 H,W,3 RGB, how to look at it, whether to explain; who no longer waits cancels the future."""
 
     image: np.ndarray
-    how: Eval
+    eval_cfg: Eval
     explain: bool
-    future: "Future[Seen]" = field(default_factory=Future)
+    future: "Future[Prediction]" = field(default_factory=Future)
 
     @property
     def kind(self) -> tuple:
         """What jobs of one batch have in common."""
-        return self.image.shape, self.how, self.explain
+        return self.image.shape, self.eval_cfg, self.explain
 
 
 class Worker:
@@ -51,7 +51,7 @@ class Worker:
 
     def __init__(
         self,
-        look: Callable[[Sequence[Job]], list[Seen]],
+        look: Callable[[Sequence[Job]], list[Prediction]],
         *,
         max_batch: int,
         batch_wait: float,
@@ -96,7 +96,7 @@ class Worker:
             raise busy("the images in work are as large as memory allows; try again")
         return Place(self, 3 * pixels)
 
-    def submit(self, job: Job) -> "Future[Seen]":
+    def submit(self, job: Job) -> "Future[Prediction]":
         """Have a job done."""
         with self._news:
             self._jobs.append(job)
@@ -170,5 +170,5 @@ class Place:
         self._worker._bytes -= self._size
 
 
-def _raise(error: Exception) -> Seen:
+def _raise(error: Exception) -> Prediction:
     raise error

@@ -8,7 +8,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class Bar:
+class ProgressBar:
     """Steps done of ``total_step``, the last log line's figures, and the time that is left; ``title`` stands before it.
 
     Within ``with``, what is printed to stdout appears above the bar.
@@ -29,7 +29,7 @@ class Bar:
         )
         self._task = self._progress.add_task(title, total=total_step, completed=step, figures="")
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "ProgressBar":
         self._progress.start()
         return self
 

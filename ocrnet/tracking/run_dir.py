@@ -19,12 +19,12 @@ from ocrnet import config
 from ocrnet.config import Config
 from ocrnet.data.image_io import write_png
 from ocrnet.tracking.services import client
-from ocrnet.tracking.services.client import Sink
+from ocrnet.tracking.services.client import ServiceClient
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.version import __version__
 
 if TYPE_CHECKING:
-    from ocrnet.tracking.tensorboard import Board
+    from ocrnet.tracking.tensorboard import TensorBoardWriter
 
 try:
     import fcntl
@@ -47,8 +47,8 @@ class Run:
         self.metrics = self.folder / ("metrics.jsonl" if name == "train" else f"{name}.jsonl")
         self.log = self.folder / "logs" / f"{name}.log"
         self._tensorboard = self.folder / "tensorboard"
-        self._board: Board | None = None
-        self._sinks: list[Sink] = []
+        self._board: TensorBoardWriter | None = None
+        self._services: list[ServiceClient] = []
         if self.writes:
             self._make_folder(self.log.parent)
 
@@ -81,7 +81,7 @@ class Run:
         try:
             print(line, flush=True)
         except OSError:  # the terminal or the pipe is gone; the log goes on
-            silence()
+            redirect_stdout_to_devnull()
         self._append(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def record(self, row: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ class Run:
                 for name, value in client.scalars(row).items():
                     self._board.scalar(name, value, row["step"])
                 self._board.flush()
-        for sink in self._sinks:
+        for sink in self._services:
             sink.record(row)
 
     def sample(self, name: str, step: int, picture: np.ndarray) -> None:
@@ -105,7 +105,7 @@ class Run:
         if self._board is not None:
             with _writing(self._tensorboard):
                 self._board.image(f"samples/{name}", picture, step)
-        for sink in self._sinks:
+        for sink in self._services:
             sink.picture(path, step)
 
     def draw_curves(self) -> None:
@@ -121,13 +121,13 @@ class Run:
         """Write to TensorBoard from here on; what it shows of an earlier start after ``step`` is dropped."""
         if self.writes:
             from ocrnet.tracking.tensorboard import (
-                Board,  # with what it imports, more than half a second, as curves above
+                TensorBoardWriter,  # with what it imports, more than half a second, as curves above
             )
 
             with _writing(self._tensorboard):
-                self._board = Board(self._tensorboard, step)
+                self._board = TensorBoardWriter(self._tensorboard, step)
 
-    def open_sinks(self, names: Sequence[str], *, project: str, run_name: str, fresh: bool) -> None:
+    def open_services(self, names: Sequence[str], *, project: str, run_name: str, fresh: bool) -> None:
         """Tell services, after `begin`, what is measured; a ``fresh`` run waits for them, and is another one there."""
         if not self.writes:
             return
@@ -135,13 +135,13 @@ class Run:
             if fresh:
                 (self.folder / "logs" / f"{name}.json").unlink(missing_ok=True)
             run_name = run_name or self.folder.resolve().name
-            self._sinks.append(Sink(name, self.folder, project=project, run_name=run_name, say=self.say))
-        for sink in self._sinks if fresh else ():
+            self._services.append(ServiceClient(name, self.folder, project=project, run_name=run_name, say=self.say))
+        for sink in self._services if fresh else ():
             sink.wait_until_ready()
 
     def close(self, ending: str = "failed") -> None:
         """Write out what TensorBoard and services still hold; ``ending``: finished, stopped or failed."""
-        closing, self._sinks = self._sinks, []
+        closing, self._services = self._services, []
         for sink in closing:
             sink.close(ending)
         if self._board is not None:
@@ -196,7 +196,7 @@ class Run:
                 file.write(line + "\n")
 
 
-def silence() -> None:
+def redirect_stdout_to_devnull() -> None:
     """Send what is still printed to nowhere: nobody reads it any more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())

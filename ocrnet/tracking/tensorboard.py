@@ -29,7 +29,7 @@ with _without_torch():
     from tensorboardX.proto.summary_pb2 import Summary
 
 
-class Board:
+class TensorBoardWriter:
     """One event file in ``folder``; what TensorBoard shows of an earlier start after ``step`` is dropped."""
 
     def __init__(self, folder: Path, step: int) -> None:

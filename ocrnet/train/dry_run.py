@@ -23,13 +23,13 @@ STEPS = 3
 LOOKED_AT = 50
 
 
-def rehearse(cfg: Config, *, notes: list[str], world: World) -> list[str]:
+def dry_run(cfg: Config, *, notes: list[str], world: World) -> list[str]:
     """Print what `train` would do and cost, from real steps; write nothing. Return what is wrong with the data.
 
     Every rank looks at the data and takes the steps; rank 0 prints.
     """
     say = _print if world.rank == 0 else _ignore
-    client.check(cfg.sinks)
+    client.check(cfg.trackers)
     datasets = {split: open_split(cfg, split) for split in (("train", "val") if cfg.run_eval else ("train",))}
     train_set = datasets["train"]
     cfg = resolved(cfg, len(train_set.classes))
@@ -38,12 +38,12 @@ def rehearse(cfg: Config, *, notes: list[str], world: World) -> list[str]:
     enough = dataclasses.replace(cfg, total_step=max(cfg.total_step, STEPS))
     engine = open_engine(enough, arch, world=world, stream=make_stream(cfg, train_set, arch))
     try:
-        with collectives.together(engine):
+        with collectives.propagate_errors(engine):
             engine.restore(tensors, 0)
         say([*lines_of_config(cfg), *banner(cfg, arch, engine, len(train_set)), *report, *notes])
-        with collectives.together(engine):
+        with collectives.propagate_errors(engine):
             seen, own = lines_of_data(datasets, cfg)
-        problems = list(dict.fromkeys(itertools.chain.from_iterable(collectives.gather_texts(engine, own))))
+        problems = list(dict.fromkeys(itertools.chain.from_iterable(collectives.gather_strings(engine, own))))
         say([*seen, *(f"problem: {problem}" for problem in problems)])
         if not problems:
             say(lines_of_size(cfg, arch, engine))

@@ -13,9 +13,9 @@ from ocrnet.architecture import Arch
 from ocrnet.cloud import resume as cloud_resume
 from ocrnet.cloud.cache import Speaker
 from ocrnet.cloud.push import CHECKPOINTS, Push, Pushing, check_writable
-from ocrnet.cloud.retry import tried
+from ocrnet.cloud.retry import retry
 from ocrnet.cloud.store import Store
-from ocrnet.config import Config
+from ocrnet.config import Config, loader
 from ocrnet.data.datasets import Dataset, cache, open_dataset
 from ocrnet.data.sampler import TrainStream
 from ocrnet.distributed.launcher import World
@@ -60,12 +60,12 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             notes += [*_changed_versions(found, versions), *_changed_batch(cfg, found, world)] if found else []
             # mutation: restore-unlogged-losses
             progress = Progress(**found.meta["progress"]) if found else Progress()
-            with collectives.together(engine):
+            with collectives.propagate_errors(engine):
                 engine.restore(tensors, progress.step)
             run = _open_folder(cfg, engine, progress, versions, [*banner(cfg, arch, engine, len(train_set)), *notes])
             ending = "failed"
             try:
-                with collectives.together(engine):
+                with collectives.propagate_errors(engine):
                     push = _begin_push(cfg, run, store, pushing)
                 with StopRequest(speaks=run.writes) as stopped:
                     number = Loop(cfg, engine, run, stream, sets.get(VAL), progress, stopped, push).fit()
@@ -89,7 +89,7 @@ def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) ->
     check_writable(store, cfg.cloud, run.say)
     push = Push(store, run.folder, cfg.cloud, keep=cfg.keep_checkpoint)
     push.compare(
-        tried(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=run.say)
+        retry(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=run.say)
     )
     push.files()
     return pushing.begin(push, run.say)
@@ -109,9 +109,9 @@ def _open_folder(
     cfg: Config, engine: Engine, progress: Progress, versions: Mapping[str, str], lines: Sequence[str]
 ) -> Run:
     """Make the folder this run's own and begin its record with ``lines``: rank 0's work, for which all wait."""
-    with collectives.together(engine):
+    with collectives.propagate_errors(engine):
         if engine.world.rank == 0:
-            client.check(cfg.sinks)
+            client.check(cfg.trackers)
         run = Run(cfg.save_dir, rank=engine.world.rank)
         # mutation: lock-run-folder
         run.claim()
@@ -123,7 +123,7 @@ def _open_folder(
             run.open_board(progress.step)
         for line in lines:
             run.say(line)
-        run.open_sinks(cfg.sinks, project=cfg.project, run_name=cfg.run_name, fresh=progress.step == 0)
+        run.open_services(cfg.trackers, project=cfg.project, run_name=cfg.run_name, fresh=progress.step == 0)
     return run
 
 
@@ -230,7 +230,8 @@ def _nor_in(cfg: Config) -> str:
 
 def _changed_keys(cfg: Config, found: Checkpoint) -> list[str]:
     """Say which keys differ from the run that wrote the checkpoint."""
-    before, now = dict(config.flat(found.meta["config"])), dict(config.flat(config.as_dict(cfg)))
+    before = loader.with_current_keys(dict(config.flat(found.meta["config"])))
+    now = dict(config.flat(config.as_dict(cfg)))
     return [f"resume: {name} is {now[name]}, was {old}" for name, old in before.items() if now.get(name, old) != old]
 
 
@@ -280,7 +281,7 @@ def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
     global_batch = lr_schedule.global_batch(cfg, engine.world.size)
     return [
         f"ocrnet {core_versions()['ocrnet']}, run folder {cfg.save_dir}",
-        *engine.decisions,
+        *engine.startup_messages,
         f"network: OCRNet-HRNet-W{arch.width}, {architecture.num_parameters(arch) / 1e6:.2f} M parameters, "
         f"{arch.num_classes} classes, variant {arch.variant}",
         f"data: {images} training images of {cfg.data.name} at {cfg.data.dataset_dir}, "

@@ -14,14 +14,14 @@ from ocrnet import config, weights
 from ocrnet.cloud.push import Push
 from ocrnet.config import Config, Eval
 from ocrnet.data.datasets.base import Dataset
-from ocrnet.data.sampler import TrainStream, numbers
+from ocrnet.data.sampler import TrainStream, rank_sample_indices
 from ocrnet.data.visualize import side_by_side, thumbnail
 from ocrnet.distributed.launcher import World
 from ocrnet.engines import collectives, lr_schedule
 from ocrnet.engines.base import Engine, Stats
 from ocrnet.evaluation.evaluator import AbandonedError, Show, evaluate
 from ocrnet.evaluation.metrics import Scores, as_dict
-from ocrnet.tracking.progress_bar import Bar
+from ocrnet.tracking.progress_bar import ProgressBar
 from ocrnet.tracking.run_dir import Run, core_versions
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint
@@ -51,7 +51,7 @@ class Progress:
 
 
 @dataclass
-class Pace:
+class ThroughputMeter:
     """What the steps since the last log line took: measured, and so not part of the run's state."""
 
     steps: int = 0
@@ -88,31 +88,31 @@ class Loop:
 
     def fit(self) -> int:
         """Train from ``progress`` to the config's total_step, or until stopped; return the signal's number, or 0."""
-        self._pace = Pace()
+        self._pace = ThroughputMeter()
         self._steps_to_vote = 1
         self._saved_step: int | None = None
         self._learning_rate = lr_schedule.table(self.cfg, self.engine.world.size)
         shown = None if self.engine.world.size == 1 else False  # mpirun gives the ranks a terminal that is none
-        with Bar(self.cfg.total_step, self.progress.step, shown=shown) as self._bar:
+        with ProgressBar(self.cfg.total_step, self.progress.step, shown=shown) as self._bar:
             if self._evaluation_is_due():  # a stop came between the step and its evaluation
                 self._evaluate_and_save_if_due()
-            while self.progress.step < self.cfg.total_step and not self._vote():
+            while self.progress.step < self.cfg.total_step and not self._stop_signal_of_any_rank():
                 stats = self._train_segment()
-                with collectives.together(self.engine):
-                    self._take_note(stats)
+                with collectives.propagate_errors(self.engine):
+                    self._accumulate_stats(stats)
                     self._bar.settle(self.progress.step)
                     self._log_if_due()
                 self._evaluate_and_save_if_due()
-            if self._vote():
-                with collectives.together(self.engine):
+            if self._stop_signal_of_any_rank():
+                with collectives.propagate_errors(self.engine):
                     self._save_once()
-        with collectives.together(self.engine):
+        with collectives.propagate_errors(self.engine):
             self.run.draw_curves()
-        return self._vote()
+        return self._stop_signal_of_any_rank()
 
-    def _vote(self) -> int:
+    def _stop_signal_of_any_rank(self) -> int:
         """Return the number of the signal that asked this rank, or any other, to stop; 0 where none did."""
-        return collectives.vote(self.engine, self.stopped())
+        return collectives.all_reduce_max(self.engine, self.stopped())
 
     def _train_segment(self) -> Stats:
         """Train up to where something is due; one rank until it is asked to stop, several until they vote again."""
@@ -125,25 +125,25 @@ class Loop:
             stats = self.engine.train(steps)
             if len(stats.finite) < steps:
                 self._fail_alone(stats)
-        self._agree_on_pace(stats)
+        self._agree_on_segment_length(stats)
         return self._with_unreadable_of_all(stats)
 
     def _fail_alone(self, stats: Stats) -> None:
         """Raise what ended this rank's segment early: the others may wait within that step, so nothing is exchanged."""
-        self._take_note(stats)
+        self._accumulate_stats(stats)
         self.engine.train(1)
         raise AssertionError("a step failed, but the next call did not raise its error")
 
-    def _agree_on_pace(self, stats: Stats) -> None:
+    def _agree_on_segment_length(self, stats: Stats) -> None:
         """Choose the same number of steps on every rank, by the slowest; no more than double, as a first pace errs."""
-        seconds = max(collectives.gather(self.engine, round(stats.seconds * 1e6))) / 1e6
+        seconds = max(collectives.all_gather(self.engine, round(stats.seconds * 1e6))) / 1e6
         within = int(VOTE_SECONDS * len(stats.finite) / max(seconds, 1e-6))
         self._steps_to_vote = max(1, min(2 * self._steps_to_vote, within))
 
     def _with_unreadable_of_all(self, stats: Stats) -> Stats:
         if self.cfg.data.on_error == "fail":
             return stats
-        errors = itertools.chain.from_iterable(collectives.gather_texts(self.engine, stats.unreadable))
+        errors = itertools.chain.from_iterable(collectives.gather_strings(self.engine, stats.unreadable))
         return dataclasses.replace(stats, unreadable=tuple(errors))
 
     @contextlib.contextmanager
@@ -159,7 +159,7 @@ class Loop:
             if self.progress.step == 0 or not (agreed or self.run.writes):
                 raise
             try:
-                with collectives.together(self.engine) if agreed else contextlib.nullcontext():
+                with collectives.propagate_errors(self.engine) if agreed else contextlib.nullcontext():
                     # mutation: save-steps-before-error
                     self._save_once()
             except OcrnetError as second:
@@ -185,7 +185,7 @@ class Loop:
         intervals = [cfg.log_interval, cfg.save_interval, *([cfg.eval_interval] if self.val_set else [])]
         return min(cfg.total_step, *((step // interval + 1) * interval for interval in intervals))
 
-    def _take_note(self, stats: Stats) -> None:
+    def _accumulate_stats(self, stats: Stats) -> None:
         """Add a segment to the loop's state; end the run where too many steps or images are bad."""
         progress = self.progress
         self._pace.add(stats)
@@ -205,7 +205,7 @@ class Loop:
         progress.skipped_in_row += 1
         # The images of all ranks: together they see what one rank with a larger batch sees.
         batch_size = cfg.batch_size * self.engine.world.size
-        batches = numbers(step, batch_size=batch_size, accumulate_steps=cfg.accumulate_steps, world=World())
+        batches = rank_sample_indices(step, batch_size=batch_size, accumulate_steps=cfg.accumulate_steps, world=World())
         names = ", ".join(self.stream.name(number) for batch in batches for number in batch)
         self.run.say(f"step {step + 1}: loss or gradient is not finite; the step is skipped; images: {names}")
         # mutation: end-after-max-skipped
@@ -255,7 +255,7 @@ class Loop:
         self.run.record({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
         self.run.say(log_line(row, cfg))
         self._bar.figures(row)
-        progress.losses, self._pace = [], Pace()
+        progress.losses, self._pace = [], ThroughputMeter()
 
     def _evaluation_is_due(self) -> bool:
         progress = self.progress
@@ -266,22 +266,28 @@ class Loop:
         progress = self.progress
         if self._evaluation_is_due():
             assert self.val_set is not None
-            how = quick(self.cfg.eval)
+            eval_cfg = quick(self.cfg.eval)
             show = self._sampler(self.val_set)
             try:
                 with self._saved_on_failure(agreed=True):
                     scores = evaluate(
-                        self.engine, self.val_set, self.cfg, how=how, show=show, say=self.run.say, stopped=self.stopped
+                        self.engine,
+                        self.val_set,
+                        self.cfg,
+                        eval_cfg=eval_cfg,
+                        show=show,
+                        say=self.run.say,
+                        stopped=self.stopped,
                     )
             except AbandonedError:
                 return  # the resumed run begins with this evaluation
             progress.evaluated_step = progress.step
-            with collectives.together(self.engine):
+            with collectives.propagate_errors(self.engine):
                 self._note_scores(scores)
         # A series of skipped steps leaves the weights as they are, and must not push the sound checkpoints out.
         in_a_series = progress.skipped_in_row > 1 and progress.step < self.cfg.total_step
         if self._due(self.cfg.save_interval) and not in_a_series:
-            with collectives.together(self.engine):
+            with collectives.propagate_errors(self.engine):
                 self._save(progress.step)
                 if self.run.writes:
                     # mutation: keep-unconfirmed-checkpoint
@@ -352,13 +358,13 @@ class Loop:
             self.push.checkpoint(path)
 
     def _writes_ckpt(self) -> bool:
-        asked = self.cfg.save_ckpt
+        asked = self.cfg.save_mindspore_ckpt
         return "mindspore" in self.engine.versions if asked is None else asked
 
 
-def quick(how: Eval) -> Eval:
+def quick(eval_cfg: Eval) -> Eval:
     """Return how a run evaluates while it trains: as asked, but at scale 1 and without the mirrored image."""
-    return dataclasses.replace(how, scales=(1.0,), flip=False)
+    return dataclasses.replace(eval_cfg, scales=(1.0,), flip=False)
 
 
 def log_line(row: dict[str, Any], cfg: Config) -> str:

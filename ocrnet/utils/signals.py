@@ -21,7 +21,7 @@ ONE_REQUEST_S = 1.0
 
 
 @contextlib.contextmanager
-def signals_held() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Hold the signals that stop a run while threads or processes start: each inherits the hold.
 
     A worker lifts it in `data.workers.begin_worker`; a thread keeps it, so that signals are left to the main thread.
@@ -34,7 +34,7 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def sent_when_parent_dies(number: int) -> None:
+def set_parent_death_signal(number: int) -> None:
     """Have this process sent a signal when the one that started it dies; on Linux, elsewhere nothing happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)

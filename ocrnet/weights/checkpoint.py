@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, eq=False)
-class Newest:
+class NewestCheckpoint:
     """The newest checkpoint that loads, if any, and the newer ones that did not, each with the reason."""
 
     checkpoint: Checkpoint | None
@@ -72,7 +72,7 @@ def save(path: AnyPath, tensors: dict[str, np.ndarray], meta: dict[str, Any]) ->
     """
     path = Path(path)
     data = pack(tensors, meta)
-    with _told(path):
+    with _wrap_os_error(path):
         if path.suffix == ".safetensors":
             path.with_suffix(".ckpt").unlink(missing_ok=True)
     replace(path, [data])
@@ -92,14 +92,14 @@ def replace(path: Path, parts: Iterable[bytes | memoryview], *, flag: str = "sav
 
     ``flag`` is what the error says to change.
     """
-    with _told(path, flag):
+    with _wrap_os_error(path, flag):
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, parts)
         _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
-def _told(path: Path, flag: str = "save_dir") -> Iterator[None]:
+def _wrap_os_error(path: Path, flag: str = "save_dir") -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -205,16 +205,16 @@ def steps(folder: AnyPath) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def newest_valid(folder: AnyPath) -> Newest:
+def newest_valid(folder: AnyPath) -> NewestCheckpoint:
     """Load the newest numbered checkpoint that is intact, and say which newer ones were passed over and why."""
     passed_over: list[tuple[Path, str]] = []
     # mutation: skip-damaged-checkpoints
     for path in reversed(steps(folder)):
         try:
-            return Newest(load(path), tuple(passed_over))
+            return NewestCheckpoint(load(path), tuple(passed_over))
         except OcrnetError as error:
             passed_over.append((path, str(error)))
-    return Newest(None, tuple(passed_over))
+    return NewestCheckpoint(None, tuple(passed_over))
 
 
 def prune(folder: AnyPath, keep: int, spared: Collection[Path] = ()) -> list[Path]:

@@ -1,4 +1,4 @@
-"""predict, check, doctor, --dry_run and expect, typed as a user types them."""
+"""predict, check, doctor, --dry_run and min_miou, typed as a user types them."""
 
 import functools
 import json
@@ -187,10 +187,10 @@ def test_dry_run_says_the_cost_and_writes_nothing(cityscapes, tmp_path):
 def test_an_expectation_not_reached_is_exit_status_1(w48_run, cityscapes, tmp_path):
     command = ("eval.py", "--config", W48, *CPU, "--checkpoint_path", w48_run, "--save_dir", tmp_path, "--set",
                f"data.dataset_dir={cityscapes}")  # fmt: skip
-    found = run(*command, "expect=0.99", ok=False)
+    found = run(*command, "min_miou=0.99", ok=False)
     assert found.returncode == 1
-    assert "expect: mIoU of at least 99.00: NOT reached" in found.stdout
-    assert "reached" in run(*command, "expect=0").stdout
+    assert "min_miou: mIoU of at least 99.00: NOT reached" in found.stdout
+    assert "reached" in run(*command, "min_miou=0").stdout
     (first, _) = (json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines())
     assert first["mean_iou"] < 0.99
 

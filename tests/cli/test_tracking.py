@@ -29,7 +29,7 @@ def train(folder: Path, names: list[str], steps: range, *, fresh: bool) -> None:
     run = Run(folder)
     run.cut_metrics(step=steps[0] - 1, evaluated_step=steps[0] - 1)
     run.begin(Config(seed=5), {})
-    run.open_sinks(names, project="streets", run_name="", fresh=fresh)
+    run.open_services(names, project="streets", run_name="", fresh=fresh)
     for step in steps:
         run.record({"kind": "train", "step": step, "loss": 1 / step, "learning_rate": 0.1})
         if step % 2 == 0:

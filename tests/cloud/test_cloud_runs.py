@@ -84,14 +84,14 @@ def test_a_killed_run_goes_on_in_an_empty_machine(place, proxy, cityscapes, whol
 def test_a_run_that_cannot_push_says_so_and_the_next_start_makes_up_for_it(bucket, proxy, cityscapes, tmp_path):
     put_dataset(bucket, cityscapes)
     proxy.fault = lambda method, path: "fail" if method == "PUT" and "checkpoint" in path else None
-    argv = command(bucket, tmp_path, **{"total_step": 100_000, "keep_checkpoint": 1, "cloud.drain": 1})
+    argv = command(bucket, tmp_path, **{"total_step": 100_000, "keep_checkpoint": 1, "cloud.push_timeout": 1})
     process = start(*argv)
     wait_for(process, "w6_9_rank0")
     process.terminate()
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 2, said + errors
     assert "stopped after step" in said
-    assert f"error: not pushed to {bucket.url('runs/one')} within 1 s (cloud.drain): checkpoint/" in errors
+    assert f"error: not pushed to {bucket.url('runs/one')} within 1 s (cloud.push_timeout): checkpoint/" in errors
     saved = checkpoint.steps(tmp_path / "out/checkpoint")
     assert len(saved) >= 3  # nothing went, though one alone is to be kept
     proxy.heal()

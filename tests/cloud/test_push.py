@@ -188,10 +188,10 @@ def test_the_end_waits_so_long_and_names_what_is_left(bucket, proxy, folder):
     proxy.fault = lambda method, path: "stall" if method == "PUT" else None
     begun = time.monotonic()
     with pytest.raises(OcrnetError) as told:
-        short_run(bucket, folder, Cloud(drain=1))
+        short_run(bucket, folder, Cloud(push_timeout=1))
     assert 0.9 < time.monotonic() - begun < 10
     name = checkpoint.file_name(6, 3)
-    assert f"not pushed to {bucket.url('run')} within 1 s (cloud.drain): checkpoint/{name}" in str(told.value)
+    assert f"not pushed to {bucket.url('run')} within 1 s (cloud.push_timeout): checkpoint/{name}" in str(told.value)
     assert f"all of it is in {folder.path}: the same command with --resume_ckpt auto pushes it" in str(told.value)
 
 
@@ -206,7 +206,7 @@ def test_whatever_ends_a_run_what_it_saved_is_pushed(bucket, folder, error):
 def test_an_error_and_what_was_not_pushed_are_both_told(bucket, proxy, folder):
     proxy.fault = lambda method, path: "fail"
     with pytest.raises(OcrnetError, match=r"the images are broken; moreover, not pushed to .*checkpoint/"):
-        short_run(bucket, folder, Cloud(drain=0), OcrnetError("the images are broken"))
+        short_run(bucket, folder, Cloud(push_timeout=0), OcrnetError("the images are broken"))
 
 
 def test_a_folder_takes_results_whole_or_not_at_all(folder, tmp_path, monkeypatch):

@@ -190,7 +190,7 @@ def test_micro_batches_give_the_mean_of_the_whole_batch(make_engine):
 def test_dropout_masks_of_the_stream_are_used(make_engine):
     class Dropping(MemoryStream):
         def __getitem__(self, number):
-            return super().__getitem__(number)._replace(keep=np.zeros(16, bool))
+            return super().__getitem__(number)._replace(dropout_mask=np.zeros(16, bool))
 
     kept, dropped = make_engine(MemoryStream()), make_engine(Dropping())
     assert kept.train(1).loss[0, 1] != dropped.train(1).loss[0, 1]

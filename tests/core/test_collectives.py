@@ -23,7 +23,8 @@ from ocrnet.evaluation.evaluator import evaluate
 from ocrnet.evaluation.metrics import as_dict
 from ocrnet.tracking import plots
 from ocrnet.tracking.run_dir import Run
-from ocrnet.train import dry_run, setup, trainer
+from ocrnet.train import dry_run as dry_run_module
+from ocrnet.train import setup, trainer
 from ocrnet.train.trainer import Loop, Progress
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped, StopRequest
@@ -77,7 +78,7 @@ class Exchange:
 class RankEngine:
     """An engine of one rank whose weights count its steps; it answers with the image's own red channel."""
 
-    decisions, versions = ("an engine of threads",), {"counting": "1"}
+    startup_messages, versions = ("an engine of threads",), {"counting": "1"}
 
     def __init__(self, rank: int, exchange: Exchange, *, pace: float = 0.0, breaks: int | None = None) -> None:
         self.world, self.exchange = World(rank, exchange.size, rank, "threads"), exchange
@@ -233,11 +234,11 @@ def test_numbers_and_texts_of_all_ranks():
     def work(rank, exchange):
         engine = RankEngine(rank, exchange)
         return (
-            collectives.gather(engine, 10 + rank),
-            collectives.vote(engine, 0),
-            collectives.vote(engine, 2 if rank == 1 else 0),
-            collectives.gather_texts(engine, texts[rank]),
-            collectives.gather_texts(engine, []),
+            collectives.all_gather(engine, 10 + rank),
+            collectives.all_reduce_max(engine, 0),
+            collectives.all_reduce_max(engine, 2 if rank == 1 else 0),
+            collectives.gather_strings(engine, texts[rank]),
+            collectives.gather_strings(engine, []),
         )
 
     for outcome in on_ranks(3, work):
@@ -246,13 +247,17 @@ def test_numbers_and_texts_of_all_ranks():
 
 def test_one_rank_exchanges_nothing():
     engine = RankEngine(0, Exchange(1))
-    assert (collectives.gather(engine, 3), collectives.vote(engine, 2), collectives.gather_texts(engine, ["a"])) == (
+    assert (
+        collectives.all_gather(engine, 3),
+        collectives.all_reduce_max(engine, 2),
+        collectives.gather_strings(engine, ["a"]),
+    ) == (
         [3],
         2,
         [["a"]],
     )
     collectives.check_same(engine, {"checkpoint": "step 1"})
-    with pytest.raises(OcrnetError, match="mine"), collectives.together(engine):
+    with pytest.raises(OcrnetError, match="mine"), collectives.propagate_errors(engine):
         raise OcrnetError("mine")
     assert engine.sums == 0
 
@@ -268,7 +273,7 @@ def test_ranks_that_see_different_things_are_told_which():
 @pytest.mark.parametrize("error", [OcrnetError("mine"), MemoryError("mine")])
 def test_what_fails_on_one_rank_ends_on_all(error):
     def work(rank, exchange):
-        with collectives.together(RankEngine(rank, exchange)):
+        with collectives.propagate_errors(RankEngine(rank, exchange)):
             if rank == 1:
                 raise error
 
@@ -347,7 +352,7 @@ def test_too_many_unreadable_images_on_all_ranks_together_end_all(runs):
 
 
 def test_where_a_broken_image_ends_the_run_no_names_are_exchanged(runs, monkeypatch):
-    monkeypatch.delattr(collectives, "gather_texts")
+    monkeypatch.delattr(collectives, "gather_strings")
     assert on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange)) == [0, 0]
 
 
@@ -397,7 +402,7 @@ def test_a_step_that_fails_on_one_rank(runs, broken, step):
 
 def test_many_ranks_score_the_digits_of_one(dataset):
     def score(rank, exchange):
-        return as_dict(evaluate(RankEngine(rank, exchange), dataset, CONFIG, how=CONFIG.eval))
+        return as_dict(evaluate(RankEngine(rank, exchange), dataset, CONFIG, eval_cfg=CONFIG.eval))
 
     (alone,) = on_ranks(1, score)
     assert 0.1 < alone["mean_iou"] < 0.95
@@ -444,14 +449,14 @@ def test_no_rank_says_saved_where_rank_0_could_not_save(runs, monkeypatch):
 
 
 class Commands:
-    """`train`, `rehearse` and `eval` on ranks, with the engine of threads and five images in place of the real ones."""
+    """`train`, `dry_run` and `eval` on ranks, with the engine of threads and five images in place of the real ones."""
 
     def __init__(self, dataset, folder, monkeypatch) -> None:
         self.cfg = dataclasses.replace(CONFIG, save_dir=str(folder))
         self.here = threading.local()
-        for module in (setup, dry_run, eval_command):
+        for module in (setup, dry_run_module, eval_command):
             monkeypatch.setattr(module, "open_split", lambda cfg, split: dataset)
-        for module in (setup, dry_run):
+        for module in (setup, dry_run_module):
             monkeypatch.setattr(module, "open_engine", self.open_engine)
         monkeypatch.setattr("ocrnet.engines.factory.open_engine", self.open_engine)
         monkeypatch.setattr(common, "read_world", lambda: self.here.world)
@@ -474,8 +479,8 @@ class Commands:
         world = self.enter(rank, exchange)
         setup.train(dataclasses.replace(self.cfg, **changes), notes=[], resume=resume, world=world)
 
-    def rehearse(self, rank, exchange):
-        return dry_run.rehearse(self.cfg, notes=[], world=self.enter(rank, exchange))
+    def dry_run(self, rank, exchange):
+        return dry_run_module.dry_run(self.cfg, notes=[], world=self.enter(rank, exchange))
 
     def eval(self, rank, exchange, *argv):
         self.enter(rank, exchange)
@@ -515,7 +520,7 @@ def test_a_folder_that_rank_0_cannot_claim_ends_all(commands, monkeypatch):
     assert (str(first), str(second)[:13]) == ("in use", "rank 0 failed")
 
 
-@pytest.mark.parametrize("name", ["train", "rehearse", "eval"])
+@pytest.mark.parametrize("name", ["train", "dry_run", "eval"])
 def test_a_state_that_finds_no_room_on_one_rank_ends_all(commands, tmp_path, name):
     if name == "eval":
         on_ranks(2, commands.train)
@@ -563,7 +568,7 @@ def test_every_rank_ends_with_the_status_of_the_one_signal(commands, monkeypatch
 
 
 def test_a_dry_run_is_printed_once_and_any_ranks_problem_counts(commands, monkeypatch, capsys):
-    assert on_ranks(2, commands.rehearse) == [[], []]
+    assert on_ranks(2, commands.dry_run) == [[], []]
     said = capsys.readouterr().out
     for text in ("dry run: nothing was written", "parameters: ", "time: ", "an engine of threads"):
         assert said.count(text) == 1, text
@@ -571,8 +576,8 @@ def test_a_dry_run_is_printed_once_and_any_ranks_problem_counts(commands, monkey
     def problem_on_rank_1(datasets, cfg):
         return ["seen"], ["b.png is damaged"] if commands.here.world.rank == 1 else []
 
-    monkeypatch.setattr(dry_run, "lines_of_data", problem_on_rank_1)
-    assert on_ranks(2, commands.rehearse) == [["b.png is damaged"], ["b.png is damaged"]]
+    monkeypatch.setattr(dry_run_module, "lines_of_data", problem_on_rank_1)
+    assert on_ranks(2, commands.dry_run) == [["b.png is damaged"], ["b.png is damaged"]]
     assert capsys.readouterr().out.count("problem: b.png is damaged") == 1
 
     def breaks_on_rank_1(datasets, cfg):
@@ -580,8 +585,8 @@ def test_a_dry_run_is_printed_once_and_any_ranks_problem_counts(commands, monkey
             raise OcrnetError("no folder")
         return [], []
 
-    monkeypatch.setattr(dry_run, "lines_of_data", breaks_on_rank_1)
-    first, second = on_ranks(2, commands.rehearse)
+    monkeypatch.setattr(dry_run_module, "lines_of_data", breaks_on_rank_1)
+    first, second = on_ranks(2, commands.dry_run)
     assert (str(first)[:13], str(second)) == ("rank 1 failed", "no folder")
 
 
@@ -591,7 +596,7 @@ def test_an_evaluation_by_many_ranks_is_told_once(commands, tmp_path, capsys):
     tables = []
     for size in (1, 3):
         folder = tmp_path / f"eval{size}"
-        argv = ("--checkpoint_path", str(tmp_path / "out"), "--save_dir", str(folder), "--set", "expect=0.99")
+        argv = ("--checkpoint_path", str(tmp_path / "out"), "--save_dir", str(folder), "--set", "min_miou=0.99")
         assert on_ranks(size, lambda *rank: commands.eval(*rank, *argv)) == [1] * size  # noqa: B023
         said = capsys.readouterr().out
         tables.append(said[said.index("class") :])
@@ -632,11 +637,11 @@ def test_one_rank_tells_of_a_signal(speaks, capfd):
 def test_many_ranks_show_no_bar(runs, monkeypatch):
     asked = []
 
-    class Bar(trainer.Bar):
+    class Bar(trainer.ProgressBar):
         def __init__(self, *args, shown=None):
             asked.append(shown)
             super().__init__(*args, shown=False)
 
-    monkeypatch.setattr(trainer, "Bar", Bar)
+    monkeypatch.setattr(trainer, "ProgressBar", Bar)
     on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange))
     assert asked == [False, False]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ocrnet.data.visualize import legend, thumbnail
 from ocrnet.tracking import plots
-from ocrnet.tracking.progress_bar import Bar
+from ocrnet.tracking.progress_bar import ProgressBar
 from ocrnet.tracking.run_dir import Run
 from ocrnet.utils.errors import OcrnetError
 
@@ -20,8 +20,8 @@ ROW = {"kind": "train", "step": 5, "loss": 2.5, "loss_aux": 1.0, "loss_ocr": 2.1
 SCORE = {"kind": "eval", "step": 5, "mean_iou": 0.25, "pixel_accuracy": 0.5}
 
 ON_A_TERMINAL = """
-from ocrnet.tracking.progress_bar import Bar
-with Bar(10, 2) as bar:
+from ocrnet.tracking.progress_bar import ProgressBar
+with ProgressBar(10, 2) as bar:
     bar.advance()
     bar.figures({"loss": 1.5, "learning_rate": 0.01, "images_per_second": 3.0, "memory_bytes": 2**30})
     bar.settle(7)
@@ -30,7 +30,7 @@ with Bar(10, 2) as bar:
 
 
 def test_no_bar_where_there_is_no_terminal(capsys):
-    with Bar(10, 0) as bar:
+    with ProgressBar(10, 0) as bar:
         bar.advance()
         bar.figures(ROW | {"images_per_second": 1.0, "memory_bytes": 1})
         bar.settle(5)

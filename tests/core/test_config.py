@@ -9,7 +9,7 @@ import yaml
 from ocrnet import config
 from ocrnet.cli.flags import load_config, parse
 from ocrnet.config import Config, loader
-from ocrnet.config.loader import Given
+from ocrnet.config.loader import SourcedValue
 from ocrnet.utils.errors import OcrnetError
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,8 @@ def test_every_key_has_help_and_a_default_that_fits_itself():
         assert item.metadata["help"], name
         default = item.default
         assert (
-            loader.convert(name, Given(list(default) if isinstance(default, tuple) else default, "default")) == default
+            loader.convert(name, SourcedValue(list(default) if isinstance(default, tuple) else default, "default"))
+            == default
         )
 
 
@@ -167,3 +168,35 @@ def test_a_tilde_is_ones_home_folder(monkeypatch, tmp_path):
         "source": str(tmp_path / "a.jpg"),
         "output": str(tmp_path / "b"),
     }
+
+
+@pytest.mark.parametrize(("old", "new"), loader.OLD_KEYS.items())
+def test_the_old_name_of_a_key_is_accepted_with_a_warning(old, new, tmp_path, capsys):
+    value = {"expect": 0.5, "sinks": ["mlflow"], "save_ckpt": True, "cloud.drain": 7}[old]
+    group, _, name = old.rpartition(".")
+    tree = {group: {name: value}} if group else {name: value}
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(tree))
+    cfg, _ = load_config(parse("train", ["--config", str(tmp_path / "run.yml")]))
+    found = config.value(cfg, new)
+    assert found == (tuple(value) if isinstance(value, list) else value)
+    warning = capsys.readouterr().err
+    assert all(text in warning for text in (str(tmp_path / "run.yml"), f"'{old}'", f"'{new}'"))
+    (tmp_path / "new.yml").write_text("{}")
+    cfg, _ = load_config(parse("train", ["--config", str(tmp_path / "new.yml"), "--set", f"{old}={value}"]))
+    assert config.value(cfg, new) == found
+    assert f"'{old}'" in capsys.readouterr().err
+
+
+def test_both_names_of_a_key_are_refused(tmp_path):
+    (tmp_path / "run.yml").write_text("expect: 0.5\nmin_miou: 0.6\n")
+    with pytest.raises(OcrnetError, match="min_miou"):
+        loader.read_yaml(tmp_path / "run.yml")
+    (tmp_path / "run.yml").write_text("{}")
+    with pytest.raises(OcrnetError, match="min_miou"):
+        parse("train", ["--config", "run.yml", "--set", "expect=0.5", "min_miou=0.6"])
+
+
+def test_a_recorded_config_gets_the_current_names():
+    assert loader.with_current_keys({"expect": 0.5, "cloud.drain": 7, "seed": 1}) == {
+        "min_miou": 0.5, "cloud.push_timeout": 7, "seed": 1,
+    }  # fmt: skip

@@ -59,7 +59,7 @@ def test_limits_are_the_codes():
 def test_the_json_has_the_fields_that_are_shown():
     (block,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     model = SimpleNamespace(names=("road",), palette=((128, 64, 128),))
-    made = responses.summary(model, worker.Seen(np.zeros((2, 2), np.uint8)), 1.0)
+    made = responses.summary(model, worker.Prediction(np.zeros((2, 2), np.uint8)), 1.0)
     shown = json.loads(block)
     assert list(shown) == list(made)
     assert list(shown["classes"][0]) == list(made["classes"][0])

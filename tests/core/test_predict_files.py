@@ -127,7 +127,7 @@ def test_a_playlist_is_no_video(tmp_path):
 
 def test_a_small_image_is_looked_at_whole():
     model = Colours()
-    seen = tiles.look(model, np.zeros((300, 400, 3), np.uint8), Eval())
+    seen = tiles.predict_tiled(model, np.zeros((300, 400, 3), np.uint8), Eval())
     assert (seen.labels.shape, seen.tiles, model.shown) == ((300, 400), 1, [(300, 400)])
     assert seen.confidence is None
 
@@ -138,7 +138,7 @@ def test_tiles_cover_every_pixel_once_and_stay_below_the_bound(size):
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     how = Eval(max_memory=0.1)
     model, steps = Colours(), []
-    seen = tiles.look(model, image, how, confidence=True, step=lambda *at: steps.append(at))
+    seen = tiles.predict_tiled(model, image, how, confidence=True, step=lambda *at: steps.append(at))
     np.testing.assert_array_equal(seen.labels, image[..., 0])
     np.testing.assert_array_equal(seen.confidence, image[..., 1])
     assert seen.tiles == len(model.shown) > 1

@@ -18,8 +18,8 @@ from ocrnet.cli.flags import parse
 from ocrnet.cli.main import main
 from ocrnet.evaluation import metrics
 from ocrnet.report import build, card, charts, compare, page, source
-from ocrnet.report.build import Order
-from ocrnet.report.compute import Figures, Wish
+from ocrnet.report.build import ReportOptions
+from ocrnet.report.compute import Figures, ReportFilter
 from ocrnet.utils.errors import OcrnetError
 
 VOID = {"meta", "img", "br"}
@@ -160,7 +160,7 @@ def test_what_is_no_run_is_named(tmp_path, what):
     path = tmp_path / "x"
     path.write_text("") if what == "a file" else path.mkdir()
     with pytest.raises(OcrnetError, match=r"is no (run's )?folder.*give the save_dir"):
-        build.make(Order([path]), print)
+        build.make(ReportOptions([path]), print)
 
 
 def test_a_comparison_puts_the_classes_that_moved_first(tmp_path):
@@ -206,14 +206,14 @@ def test_the_card_says_what_the_page_says_and_an_edited_one_is_kept(tmp_path, fi
 
 def test_images_that_are_not_here_are_left_out_and_said_unless_asked_for(tmp_path):
     folder, said = write_run(tmp_path / "run"), []
-    written = build.make(Order([folder]), said.append)
+    written = build.make(ReportOptions([folder]), said.append)
     assert written == [folder / "report.html", folder / "MODEL_CARD.md"]
     assert any("without images" in line for line in said)
     assert "could not be looked at" in written[0].read_text()
-    build.make(Order([folder], curves_only=True), said.append)
+    build.make(ReportOptions([folder], curves_only=True), said.append)
     assert "Curves only" in written[0].read_text()
     with pytest.raises(OcrnetError, match="no checkpoint to look at"):
-        build.make(Order([folder], wish=Wish(images=3)), said.append)
+        build.make(ReportOptions([folder], report_filter=ReportFilter(images=3)), said.append)
 
 
 @pytest.mark.parametrize(
@@ -227,14 +227,14 @@ def test_images_that_are_not_here_are_left_out_and_said_unless_asked_for(tmp_pat
 def test_mistakes_are_named(tmp_path, argv, message):
     runs = [write_run(tmp_path / name) for name in ("a", "b")]
     args = parse("report", [*map(str, runs), *argv])
-    wish = Wish(args.given, args.options.get("checkpoint_path"))
+    report_filter = ReportFilter(args.given, args.options.get("checkpoint_path"))
     output = args.options.get("output")
     with pytest.raises(OcrnetError, match=message):
-        build.make(Order([Path(run) for run in args.inputs], output and Path(output), wish), print)
+        build.make(ReportOptions([Path(run) for run in args.inputs], output and Path(output), report_filter), print)
     with pytest.raises(OcrnetError, match="given twice"):
-        build.make(Order([runs[0], runs[0]]), print)
+        build.make(ReportOptions([runs[0], runs[0]]), print)
     with pytest.raises(OcrnetError, match="--watch shows the curves alone"):
-        build.watch(Order([runs[0]], wish=Wish(images=1)), print)
+        build.watch(ReportOptions([runs[0]], report_filter=ReportFilter(images=1)), print)
 
 
 def test_names_are_said_without_control_characters(tmp_path, capsys):
@@ -256,7 +256,7 @@ def test_runs_stand_anywhere_on_the_command_line_and_a_bare_flag_takes_none():
 
 def test_a_page_that_cannot_be_written_is_said_and_an_older_one_stays(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run")
-    output = build.make(Order([folder], curves_only=True), print)[0]
+    output = build.make(ReportOptions([folder], curves_only=True), print)[0]
     before = output.read_bytes()
 
     def full(path, data):
@@ -264,7 +264,7 @@ def test_a_page_that_cannot_be_written_is_said_and_an_older_one_stays(tmp_path, 
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OcrnetError, match=r"cannot write .*report\.html: No space left on device"):
-        build.make(Order([folder], curves_only=True), print)
+        build.make(ReportOptions([folder], curves_only=True), print)
     assert output.read_bytes() == before
     assert not list(folder.glob(".*.tmp"))
 
@@ -288,7 +288,7 @@ def test_watch_follows_a_run_and_ends_with_it(tmp_path):
 
     other = threading.Thread(target=train)
     other.start()
-    output = build.watch(Order([folder]), said.append, interval=0.1)
+    output = build.watch(ReportOptions([folder]), said.append, interval=0.1)
     other.join()
     assert "report.html: run after step 10/30" in said[0]
     assert 'http-equiv="refresh"' not in output.read_text()
@@ -299,7 +299,7 @@ def test_watch_writes_a_last_page_when_it_is_interrupted(tmp_path):
     folder = write_run(tmp_path / "run", steps=(10,))
     before = signal.getsignal(signal.SIGINT)
     threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
-    output = build.watch(Order([folder]), lambda line: None, interval=30)
+    output = build.watch(ReportOptions([folder]), lambda line: None, interval=30)
     assert 'http-equiv="refresh"' not in output.read_text()
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -330,4 +330,4 @@ def test_axes_have_round_numbers_and_long_curves_keep_their_peaks():
 
 def test_curves_only_takes_nothing_about_the_images(tmp_path):
     with pytest.raises(OcrnetError, match="--curves_only looks at no images"):
-        build.make(Order([tmp_path], curves_only=True, wish=Wish(images=3)), print)
+        build.make(ReportOptions([tmp_path], curves_only=True, report_filter=ReportFilter(images=3)), print)

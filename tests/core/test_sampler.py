@@ -10,7 +10,7 @@ import pytest
 from ocrnet.config import Data
 from ocrnet.data import augment
 from ocrnet.data.datasets import open_dataset, synthetic
-from ocrnet.data.sampler import TrainStream, numbers, val_stream
+from ocrnet.data.sampler import TrainStream, rank_sample_indices, val_stream
 from ocrnet.distributed.launcher import World
 
 DATA = Data(crop_size=(64, 96))
@@ -60,20 +60,26 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(dataset):
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
 def test_ranks_together_see_what_one_rank_with_the_whole_batch_sees(ranks, accumulate_steps):
     for step in (0, 7):
-        alone = numbers(step, batch_size=2 * ranks, accumulate_steps=accumulate_steps, world=World())
+        alone = rank_sample_indices(step, batch_size=2 * ranks, accumulate_steps=accumulate_steps, world=World())
         shares = [
-            numbers(step, batch_size=2, accumulate_steps=accumulate_steps, world=World(r, ranks)) for r in range(ranks)
+            rank_sample_indices(step, batch_size=2, accumulate_steps=accumulate_steps, world=World(r, ranks))
+            for r in range(ranks)
         ]
         together = [[n for share in shares for n in share[m]] for m in range(accumulate_steps)]
         assert together == alone
-    flat = [n for step in range(4) for b in numbers(step, batch_size=3, accumulate_steps=2, world=World()) for n in b]
+    flat = [
+        n
+        for step in range(4)
+        for b in rank_sample_indices(step, batch_size=3, accumulate_steps=2, world=World())
+        for n in b
+    ]
     assert flat == list(range(24))
 
 
 def test_dropout_keeps_the_asked_share(dataset):
     s = TrainStream(dataset, DATA, seed=1, channels=4096, dropout=0.25)
-    assert abs(s[0].keep.mean() - 0.75) < 0.03
-    assert TrainStream(dataset, DATA, seed=1, channels=64, dropout=0.0)[0].keep.all()
+    assert abs(s[0].dropout_mask.mean() - 0.75) < 0.03
+    assert TrainStream(dataset, DATA, seed=1, channels=64, dropout=0.0)[0].dropout_mask.all()
 
 
 def test_val_stream_gives_every_image_once_over_the_ranks_in_order(dataset):

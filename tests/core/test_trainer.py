@@ -28,7 +28,7 @@ CONFIG = Config(
 class CountingEngine:
     """An engine whose weights count its steps; ``bad`` steps are not finite; it answers class 1 from ``good`` on."""
 
-    world, decisions, versions = World(), (), {"counting": "1"}
+    world, startup_messages, versions = World(), (), {"counting": "1"}
 
     def __init__(self, *, bad: tuple[int, ...] = (), good: int = 0, stops: tuple[int, ...] = ()) -> None:
         self.step, self.bad, self.good, self.stops, self.segments = 0, bad, good, stops, []
@@ -109,15 +109,15 @@ def test_the_best_is_kept_and_remembered(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("save_ckpt", "framework", "written"),
+    ("option", "framework", "written"),
     [(None, "counting", False), (None, "mindspore", True), (True, "counting", True), (False, "mindspore", False)],
 )
-def test_weights_for_mindspore_beside_each_checkpoint(dataset, tmp_path, monkeypatch, save_ckpt, framework, written):
+def test_weights_for_mindspore_beside_each_checkpoint(dataset, tmp_path, monkeypatch, option, framework, written):
     monkeypatch.setattr(CountingEngine, "versions", {framework: "1"})
     old = tmp_path / "out/checkpoint" / checkpoint.file_name(CONFIG.backbone.width, "best")
     old.parent.mkdir(parents=True)
     old.with_suffix(".ckpt").touch()
-    run, _ = drive(CountingEngine(), dataset, tmp_path / "out", save_ckpt=save_ckpt)
+    run, _ = drive(CountingEngine(), dataset, tmp_path / "out", save_mindspore_ckpt=option)
     stems = {path.stem for path in run.checkpoints.glob("*.safetensors")}
     assert len(stems) == 2  # the last and the best
     assert {path.stem for path in run.checkpoints.glob("*.ckpt")} == (stems if written else set())

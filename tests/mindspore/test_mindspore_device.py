@@ -8,7 +8,7 @@ import pytest
 
 from ocrnet.config import Config
 from ocrnet.engines.factory import choose_engine
-from ocrnet.engines.mindspore.device import choose_device, choose_precision, describe, memory_told
+from ocrnet.engines.mindspore.device import choose_device, choose_precision, describe, translate_oom
 from ocrnet.utils.errors import OcrnetError
 
 
@@ -60,12 +60,12 @@ def test_the_compile_cache_is_refused():
     "error", [MemoryError("3 GiB"), RuntimeError("Allocate memory failed\nmore"), RuntimeError("Out of memory")]
 )
 def test_what_is_raised_where_memory_ends_becomes_a_message(error):
-    with pytest.raises(OcrnetError, match="lower batch_size"), memory_told("lower batch_size"):
+    with pytest.raises(OcrnetError, match="lower batch_size"), translate_oom("lower batch_size"):
         raise error
 
 
 def test_another_error_stays_what_it_is():
-    with pytest.raises(RuntimeError, match="shape"), memory_told("lower batch_size"):
+    with pytest.raises(RuntimeError, match="shape"), translate_oom("lower batch_size"):
         raise RuntimeError("shape mismatch")
 
 

@@ -24,7 +24,7 @@ from ocrnet.serve import server
 from ocrnet.serve.app import Service
 from ocrnet.serve.metrics import Metrics
 from ocrnet.serve.settings import Settings
-from ocrnet.serve.worker import Job, Seen, Worker
+from ocrnet.serve.worker import Job, Prediction, Worker
 from ocrnet.utils.signals import StopRequest
 from ocrnet.weights import checkpoint
 
@@ -75,10 +75,10 @@ class Fake:
         self.model = SimpleNamespace(arch=ARCH, names=names, palette=palette)
         self.before, self.batches = before, []
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Seen]:
+    def __call__(self, jobs: Sequence[Job]) -> list[Prediction]:
         self.batches.append(len(jobs))
         self.before(jobs)
-        return [Seen(job.image[..., 0].copy(), batch=len(jobs)) for job in jobs]
+        return [Prediction(job.image[..., 0].copy(), batch=len(jobs)) for job in jobs]
 
 
 @contextlib.contextmanager

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from ocrnet.config import Config
-from ocrnet.engines.torch.device import choose_precision, describe, fused_norm_hindrance, memory_told
+from ocrnet.engines.torch.device import choose_precision, describe, fused_norm_unavailable_reason, translate_oom
 from ocrnet.utils.errors import OcrnetError
 
 
 def test_the_end_of_memory_is_told_with_what_helps():
     wanted = r"out of memory .*can't allocate memory.*; lower batch_size"
-    with pytest.raises(OcrnetError, match=wanted), memory_told("lower batch_size"):
+    with pytest.raises(OcrnetError, match=wanted), translate_oom("lower batch_size"):
         torch.empty(2**46, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match="must match"), memory_told("lower batch_size"):
+    with pytest.raises(RuntimeError, match="must match"), translate_oom("lower batch_size"):
         torch.ones(2) + torch.ones(3)
 
 
@@ -30,7 +30,7 @@ def test_the_end_of_memory_is_told_with_what_helps():
 )
 def test_what_keeps_the_fused_norm_from_being_used(device, triton, norm, ranks, wanted, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
-    assert fused_norm_hindrance(torch.device(device), Config(norm=norm, fused_norm=True), ranks) == wanted
+    assert fused_norm_unavailable_reason(torch.device(device), Config(norm=norm, fused_norm=True), ranks) == wanted
 
 
 def test_the_banner_tells_of_the_fused_norm_where_it_is_asked_for():

@@ -392,5 +392,5 @@ def test_the_engine_gives_it_to_every_norm(monkeypatch):
 
     assert given() == {None}
     monkeypatch.setitem(sys.modules, "ocrnet.engines.torch.fused_norm", SimpleNamespace(batch_norm_relu=plain))
-    monkeypatch.setattr(engine, "fused_norm_hindrance", lambda *_: None)
+    monkeypatch.setattr(engine, "fused_norm_unavailable_reason", lambda *_: None)
     assert given() == {plain}

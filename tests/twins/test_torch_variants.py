@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ocrnet import architecture
 from ocrnet.architecture import Arch
-from ocrnet.engines.torch.hrnet import Conv, Module
+from ocrnet.engines.torch.hrnet import Conv, HighResolutionModule
 from ocrnet.engines.torch.ocr import OCRNet
 
 ARCH = Arch(width=6, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
@@ -19,7 +19,7 @@ CONTEXT, BOTTLENECK = "ocr_distri_head.object_context_block.", "ocr_distri_head.
 def test_same_padding_is_tensorflows(size):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 3, *size, generator=generator)
-    conv = Conv(3, 4, 3, stride=2, same=True)
+    conv = Conv(3, 4, 3, stride=2, same_padding=True)
     conv.weight.data = torch.randn(4, 3, 3, 3, generator=generator)
     pads = []
     for length in reversed(size):  # total = (ceil(length / 2) - 1) * 2 + 3 - length, its smaller half first
@@ -37,7 +37,7 @@ def test_same_padding_is_tensorflows(size):
 def test_fuse_resize_by_hand(fuse_resize, double_resize):
     rule = architecture.Variant(align_corners=False, fuse_resize=fuse_resize, double_resize=double_resize)
     x, size = torch.randn(1, 2, 3, 5, generator=torch.Generator().manual_seed(0)), (11, 19)
-    found = Module((2, 4), 1, rule).upsample(x, size, 4)
+    found = HighResolutionModule((2, 4), 1, rule).upsample(x, size, 4)
     if fuse_resize == "nearest":
         rows, columns = ([i * n // out for i in range(out)] for n, out in zip((3, 5), size, strict=True))
         wanted = x[:, :, rows][:, :, :, columns]
@@ -96,7 +96,7 @@ def test_heads_written_out(variant):
         torch.randn(1, width, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(width))
         for width in arch.widths
     ]
-    model.maps = lambda x: maps
+    model.forward_features = lambda x: maps
     with torch.no_grad():
         found = model(torch.zeros(1, 3, 24, 28))
     wanted = plain_heads(torch.cat(maps, 1), state, arch.rule)

@@ -33,11 +33,11 @@ import numpy as np
 from mindspore.dataset.engine.datasets_user_defined import SamplerFn
 
 from ocrnet.config import Config
-from ocrnet.data.sampler import StepNumbers, TrainStream
-from ocrnet.data.workers import ADVICE, begin_worker, deaths, ended_at_exit
+from ocrnet.data.sampler import StepBatchSampler, TrainStream
+from ocrnet.data.workers import ADVICE, begin_worker, close_at_exit, describe_dead_workers
 from ocrnet.distributed.launcher import World
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.utils.signals import SIGNALS, signals_held
+from ocrnet.utils.signals import SIGNALS, block_signals
 
 COLUMNS = ["images", "labels", "keeps", "notes"]
 MEGABYTE = 2**20
@@ -63,7 +63,7 @@ def batches(stream: TrainStream, cfg: Config, *, world: World, step: int) -> Gen
     """
     rows = Rows(stream, cfg, world, step)
     made = _from_workers(rows) if cfg.num_workers else (rows.batch(number) for number in range(len(rows)))
-    ended_at_exit(made)
+    close_at_exit(made)
     return made
 
 
@@ -71,7 +71,7 @@ class Rows:
     """The micro-batches of this rank from ``step`` on, as rows of arrays: what the workers are asked for."""
 
     def __init__(self, stream: TrainStream, cfg: Config, world: World, step: int) -> None:
-        self.stream, self.numbers = stream, StepNumbers(cfg, world, step)
+        self.stream, self.numbers = stream, StepBatchSampler(cfg, world, step)
         self.num_workers, self.prefetch_size = cfg.num_workers, cfg.prefetch_size
         self.megabytes = _row_megabytes(cfg, stream.channels) if cfg.num_workers else 0
         self.parent = os.getpid()
@@ -224,7 +224,7 @@ def _feed(iterator: Iterator[list[np.ndarray]], workers: Workers, ready: queue.Q
     The signals that stop a run are held in it, and so in each worker until `begin_worker` lifts the hold.
     """
     try:
-        with signals_held():
+        with block_signals():
             for row in iterator:
                 _hand_on(row, workers.closed, ready)
                 if workers.closed.is_set():
@@ -260,7 +260,7 @@ def _batch(row: list[np.ndarray], workers: Workers) -> Batch:
 
 
 def _raise_deaths(workers: Workers) -> None:
-    told = deaths(workers.workers)
+    told = describe_dead_workers(workers.workers)
     if told:
         raise OcrnetError(f"{told}; {ADVICE}")
 

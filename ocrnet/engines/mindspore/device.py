@@ -70,7 +70,7 @@ def choose_precision(target: str, cfg: Config) -> Precision:
 
 
 @contextlib.contextmanager
-def memory_told(remedy: str) -> Iterator[None]:
+def translate_oom(remedy: str) -> Iterator[None]:
     """Turn what MindSpore and NumPy raise where memory ends into an `OcrnetError` with what helps."""
     try:
         yield

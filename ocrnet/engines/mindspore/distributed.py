@@ -34,7 +34,7 @@ from ocrnet.distributed import rendezvous
 from ocrnet.distributed.launcher import World
 from ocrnet.engines.mindspore.stderr import stderr_dropped
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.utils.signals import SIGNALS, Stopped, sent_when_parent_dies
+from ocrnet.utils.signals import SIGNALS, Stopped, set_parent_death_signal
 
 JOINING = "MS_TOPO_TIMEOUT"  # seconds until a rank that never comes is an error
 EXCHANGE = (
@@ -191,7 +191,7 @@ def _spawn(function: str, held: int | None = None, **options: Any) -> subprocess
 def serve(parent: str, held: str | None = None) -> None:
     """Be the scheduler until all ranks have left or the process ``parent`` is dead."""
     _ignore_signals()
-    sent_when_parent_dies(signal.SIGKILL)
+    set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != int(parent):
         return
     import mindspore
@@ -313,7 +313,7 @@ def _end_scheduler() -> None:
 
 
 @contextlib.contextmanager
-def absence_told() -> Iterator[None]:
+def translate_lost_peer() -> Iterator[None]:
     """Turn what MindSpore raises where a collective fails, which names a kernel alone, into an `OcrnetError`."""
     try:
         yield
@@ -326,7 +326,7 @@ def absence_told() -> Iterator[None]:
         ) from error
 
 
-@absence_told()
+@translate_lost_peer()
 def all_sum(array: np.ndarray) -> np.ndarray:
     """Return the sum over the ranks, added up by NumPy in the order of the ranks, in the type that `np.sum` has.
 

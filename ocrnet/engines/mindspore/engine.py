@@ -16,9 +16,16 @@ from ocrnet.engines import lr_schedule
 from ocrnet.engines.base import ATTENTION, Stats, check_outputs
 from ocrnet.engines.mindspore import distributed
 from ocrnet.engines.mindspore.dataloader import Batch, batches
-from ocrnet.engines.mindspore.device import Precision, choose_device, choose_precision, configure, describe, memory_told
+from ocrnet.engines.mindspore.device import (
+    Precision,
+    choose_device,
+    choose_precision,
+    configure,
+    describe,
+    translate_oom,
+)
 from ocrnet.engines.mindspore.hrnet import Size, resize
-from ocrnet.engines.mindspore.interrupts import put_off
+from ocrnet.engines.mindspore.interrupts import defer_interrupts
 from ocrnet.engines.mindspore.loss import SegmentationLoss, label_weight, weight_table
 from ocrnet.engines.mindspore.loss_scaler import LossScaler
 from ocrnet.engines.mindspore.ocr import OCRNet
@@ -39,12 +46,14 @@ class MindSporeEngine:
         self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
         self.device, why = choose_device(cfg.device_target)
         self.precision: Precision = choose_precision(self.device, cfg)
-        self.decisions: Sequence[str]
+        self.startup_messages: Sequence[str]
         self.versions: Mapping[str, str]
         configure(self.device, cfg)
         if world.size > 1:
             distributed.join(world)
-        self.decisions, self.versions = describe(self.device, why, self.precision, cfg, training=stream is not None)
+        self.startup_messages, self.versions = describe(
+            self.device, why, self.precision, cfg, training=stream is not None
+        )
         self.network = OCRNet(arch)
         self.network.compute_at(self.precision.level)
         self.tensors = {canonical_name(p.name): p for p in self.network.get_parameters()}
@@ -77,10 +86,12 @@ class MindSporeEngine:
         names = {name: p for name, p in self.tensors.items() if not architecture.is_buffer(name)}
         statistics = ParameterTuple([p for name, p in self.tensors.items() if architecture.is_buffer(name)])
         weights = ParameterTuple(list(names.values()))
-        how = cfg.optimizer
-        decays = tuple(how.weight_decay if architecture.decays(name, how.decay) else 0.0 for name in names)
+        optimizer_cfg = cfg.optimizer
+        decays = tuple(
+            optimizer_cfg.weight_decay if architecture.decays(name, optimizer_cfg.decay) else 0.0 for name in names
+        )
         self.update = Update(weights, statistics, decays, self.scaler, cfg, size)
-        self.momenta = dict(zip(names, self.update.momenta, strict=True)) if how.momentum else {}
+        self.momenta = dict(zip(names, self.update.momenta, strict=True)) if optimizer_cfg.momentum else {}
         forward = Forward(self.network, loss, self.mean, self.std, self.scaler)
         gradients = Gradients(forward, weights, size)
         self.attempt: Step | None = None
@@ -135,8 +146,8 @@ class MindSporeEngine:
         lr = Tensor(self.lr[self.step])
         try:
             with (
-                distributed.absence_told(),
-                memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"),
+                distributed.translate_lost_peer(),
+                translate_oom("lower batch_size (accumulate_steps makes up for it) or data.crop_size"),
             ):
                 inputs = [(*(Tensor(part) for part in batch[:3]), denominator) for batch in micro_batches]
                 if self.attempt is not None:
@@ -150,8 +161,8 @@ class MindSporeEngine:
                 self.accumulate.clear()
             raise
 
-    @put_off()
-    @memory_told("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
+    @defer_interrupts()
+    @translate_oom("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
     ) -> dict[str, np.ndarray]:
@@ -162,10 +173,10 @@ class MindSporeEngine:
         x = (Tensor(images).astype("float32").transpose(0, 3, 1, 2) - self.mean) / self.std
         size = images.shape[1], images.shape[2]
         if list(outputs) == ["labels"] and len(passes) == 1:
-            return {"labels": self._look(x, passes[0], size).argmax(1).asnumpy().astype(np.uint8)}
+            return {"labels": self._logits_for_pass(x, passes[0], size).argmax(1).asnumpy().astype(np.uint8)}
         probabilities = ops.zeros((len(images), self.arch.num_classes, *size), ms.float32)
         for one in passes:
-            logits = self._look(x, one, size)
+            logits = self._logits_for_pass(x, one, size)
             probabilities = probabilities + ops.softmax(logits, 1)
         probabilities = probabilities / len(passes)
         decides = logits if len(passes) == 1 else probabilities  # the softmax's rounding makes ties
@@ -179,7 +190,7 @@ class MindSporeEngine:
             found |= {name: part.asnumpy for name, part in zip(ATTENTION, attention, strict=True)}
         return {name: found[name]() for name in outputs}
 
-    def _look(self, x: Tensor, one: Pass, size: Size) -> Tensor:
+    def _logits_for_pass(self, x: Tensor, one: Pass, size: Size) -> Tensor:
         """Return the OCR head's logits float32 N,num_classes,H,W at the image's own size, seen through one pass."""
         x = resize(x, one.size, align_corners=False)
         if one.flip:
@@ -199,7 +210,7 @@ class MindSporeEngine:
             logits = ops.flip(logits, (3,))
         return resize(logits, size, align_corners)
 
-    @put_off()
+    @defer_interrupts()
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Run the network once on normalised float32 N,3,H,W."""
         self.network.set_train(False)

@@ -8,15 +8,15 @@ import numpy as np
 from mindspore import Tensor
 
 from ocrnet import architecture
-from ocrnet.engines.mindspore.device import memory_told
+from ocrnet.engines.mindspore.device import translate_oom
 from ocrnet.engines.mindspore.engine import Logits
-from ocrnet.engines.mindspore.interrupts import put_off
+from ocrnet.engines.mindspore.interrupts import defer_interrupts
 from ocrnet.engines.mindspore.ocr import OCRNet
 from ocrnet.weights.mindspore import canonical_name
 
 
-@put_off()
-@memory_told("give a smaller --size")
+@defer_interrupts()
+@translate_oom("give a smaller --size")
 def write(arch: architecture.Arch, tensors: Mapping[str, np.ndarray], path: Path, size: tuple[int, int]) -> None:
     """Write normalised float32 1,3,H,W -> (aux, ocr) logits as MINDIR."""
     ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")

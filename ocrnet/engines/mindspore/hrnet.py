@@ -72,23 +72,30 @@ class Norm(nn.Cell):
 class Conv(nn.Cell):
     """A 1x1 or 3x3 convolution that keeps the size (or halves it, stride 2); zero until weights are loaded.
 
-    ``same`` pads a stride-2 convolution by (0, 1) on even sizes and (1, 1) on odd ones. It computes in the dtype that
-    comes in, or where ``half`` is set in float16.
+    ``same_padding`` pads a stride-2 convolution by (0, 1) on even sizes and (1, 1) on odd ones. The computation has the
+    dtype of the input, or float16 if ``half`` is set.
     """
 
     def __init__(
-        self, inp: int, out: int, kernel: int = 1, *, stride: int = 1, bias: bool = False, same: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        bias: bool = False,
+        same_padding: bool = False,
     ) -> None:
         super().__init__()
-        self.out_channels, self.has_bias, self.half = out, bias, False
-        self.weight = parameter((out, inp, kernel, kernel), 0)
+        self.out_channels, self.has_bias, self.half = out_channels, bias, False
+        self.weight = parameter((out_channels, in_channels, kernel, kernel), 0)
         if bias:
-            self.bias = parameter((out,), 0)
-        pad = {"pad_mode": "same"} if same else {"pad_mode": "pad", "pad": kernel // 2}
-        self.conv2d = ops.Conv2D(out, kernel, stride=stride, **pad)
+            self.bias = parameter((out_channels,), 0)
+        pad = {"pad_mode": "same"} if same_padding else {"pad_mode": "pad", "pad": kernel // 2}
+        self.conv2d = ops.Conv2D(out_channels, kernel, stride=stride, **pad)
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,inp,H,W -> N,out,ceil(H / stride),ceil(W / stride)."""
+        """N,in_channels,H,W -> N,out_channels,ceil(H / stride),ceil(W / stride)."""
         inner = x.astype("float16") if self.half else x
         y = self.conv2d(inner, self.weight.astype(inner.dtype))
         if self.has_bias:
@@ -104,7 +111,7 @@ class ConvNorm(nn.SequentialCell):
         self.relu = relu
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,inp,H,W -> N,out,H',W'."""
+        """N,in_channels,H,W -> N,out_channels,H',W'."""
         conv, norm = self.cell_list
         x = norm(conv(x))
         return ops.relu(x) if self.relu else x
@@ -125,24 +132,24 @@ class BasicBlock(nn.Cell):
 
 
 class Bottleneck(nn.Cell):
-    """1x1, 3x3, 1x1 convolutions to 256 channels and the identity, projected where ``inp`` differs."""
+    """1x1, 3x3, 1x1 convolutions to 256 channels and the identity, projected where ``in_channels`` differs."""
 
-    def __init__(self, inp: int) -> None:
+    def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = Conv(inp, architecture.STEM), Norm(architecture.STEM)
+        self.conv1, self.bn1 = Conv(in_channels, architecture.STEM), Norm(architecture.STEM)
         self.conv2, self.bn2 = Conv(architecture.STEM, architecture.STEM, 3), Norm(architecture.STEM)
         self.conv3, self.bn3 = Conv(architecture.STEM, architecture.LAYER1), Norm(architecture.LAYER1)
-        same = inp == architecture.LAYER1
-        self.downsample = nn.Identity() if same else ConvNorm(Conv(inp, architecture.LAYER1), relu=False)
+        same = in_channels == architecture.LAYER1
+        self.downsample = nn.Identity() if same else ConvNorm(Conv(in_channels, architecture.LAYER1), relu=False)
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,inp,H,W -> N,256,H,W."""
+        """N,in_channels,H,W -> N,256,H,W."""
         y = ops.relu(self.bn1(self.conv1(x)))
         y = ops.relu(self.bn2(self.conv2(y)))
         return ops.relu(self.bn3(self.conv3(y)) + self.downsample(x))
 
 
-class Module(nn.Cell):
+class HighResolutionModule(nn.Cell):
     """One multi-resolution module: residual branches, then every branch becomes the sum of all, at its own size."""
 
     def __init__(self, widths: tuple[int, ...], blocks: int, rule: Variant) -> None:
@@ -180,27 +187,30 @@ class Module(nn.Cell):
         return resize(x, size, self.align_corners)
 
 
-def fuse_layer(widths: tuple[int, ...], i: int, j: int, same: bool) -> nn.Cell:
+def fuse_layer(widths: tuple[int, ...], i: int, j: int, same_padding: bool) -> nn.Cell:
     """The layer from branch ``j`` to branch ``i``, before its resize: 1x1 from coarser, a stride-2 chain from finer."""
     if i == j:
         return nn.Identity()
     if j > i:
         return ConvNorm(Conv(widths[j], widths[i]), relu=False)
     outs = [widths[j]] * (i - j - 1) + [widths[i]]
-    convs = [Conv(widths[j], out, 3, stride=2, same=same) for out in outs]
+    convs = [Conv(widths[j], channels, 3, stride=2, same_padding=same_padding) for channels in outs]
     return nn.SequentialCell(*[ConvNorm(conv, relu=k < i - j - 1) for k, conv in enumerate(convs)])
 
 
 class HRNet(nn.Cell):
-    """The backbone; ``maps`` gives the four branches."""
+    """The backbone; ``forward_features`` gives the four branches."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
         rule = arch.rule
-        same = rule.same_padding
-        self.conv1, self.bn1 = Conv(3, architecture.STEM, 3, stride=2, same=same), Norm(architecture.STEM)
+        same_padding = rule.same_padding
+        self.conv1, self.bn1 = (
+            Conv(3, architecture.STEM, 3, stride=2, same_padding=same_padding),
+            Norm(architecture.STEM),
+        )
         self.conv2, self.bn2 = (
-            Conv(architecture.STEM, architecture.STEM, 3, stride=2, same=same),
+            Conv(architecture.STEM, architecture.STEM, 3, stride=2, same_padding=same_padding),
             Norm(architecture.STEM),
         )
         self.layer1 = nn.SequentialCell(
@@ -215,7 +225,7 @@ class HRNet(nn.Cell):
         self.transition3 = nn.CellList([nn.Identity(), nn.Identity(), nn.Identity(), last])
         self.stage4 = stage(arch, 4)
 
-    def maps(self, x: Tensor) -> list[Tensor]:
+    def forward_features(self, x: Tensor) -> list[Tensor]:
         """N,3,H,W normalised -> four maps: N,width,ceil(H/4),ceil(W/4), then twice the channels at half the size."""
         x = ops.relu(self.bn1(self.conv1(x)))
         x = ops.relu(self.bn2(self.conv2(x)))
@@ -228,10 +238,10 @@ class HRNet(nn.Cell):
 def stage(arch: Arch, number: int) -> nn.SequentialCell:
     """The modules of stage 2, 3 or 4."""
     modules = range(arch.modules[number - 2])
-    return nn.SequentialCell(*[Module(arch.widths[:number], arch.blocks, arch.rule) for _ in modules])
+    return nn.SequentialCell(*[HighResolutionModule(arch.widths[:number], arch.blocks, arch.rule) for _ in modules])
 
 
-def new_branch(arch: Arch, number: int, inp: int) -> nn.SequentialCell:
+def new_branch(arch: Arch, number: int, in_channels: int) -> nn.SequentialCell:
     """The halving that begins the coarsest branch of a stage."""
-    conv = Conv(inp, arch.widths[number - 1], 3, stride=2, same=arch.rule.same_padding)
+    conv = Conv(in_channels, arch.widths[number - 1], 3, stride=2, same_padding=arch.rule.same_padding)
     return nn.SequentialCell(ConvNorm(conv))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 _begun = False
-_put_off = 0  # how many `put_off` are open
+_put_off = 0  # how many `defer_interrupts` are open
 _waiting = False  # whether an interrupt came meanwhile
 
 
@@ -32,7 +32,7 @@ def keep_interrupts() -> None:
 
 
 @contextlib.contextmanager
-def put_off() -> Iterator[None]:
+def defer_interrupts() -> Iterator[None]:
     """Raise KeyboardInterrupt only at the end: MindSpore's compiler calls Python, and loses what is raised there."""
     global _put_off, _waiting
     _put_off += 1

@@ -34,7 +34,7 @@ class ConvNormAct(nn.SequentialCell):
         self.slope = arch.rule.head_activation_slope
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,inp,H,W -> N,out,H,W."""
+        """N,in_channels,H,W -> N,out_channels,H,W."""
         x = activate(self.cell_list[1](self.cell_list[0](x)), self.slope)
         for layer in self.cell_list[3:]:
             x = layer(x)
@@ -78,12 +78,12 @@ class SpatialOCR(nn.Cell):
         conv = Conv(2 * arch.channels, features, arch.rule.bottleneck_kernel)
         self.conv_bn_dropout = nn.SequentialCell(conv, NormAct(features, arch))
 
-    def construct(self, pixels: Tensor, objects: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Pixels N,channels,H,W, objects N,channels,K,1, keep N,features or None -> N,features,H,W."""
+    def construct(self, pixels: Tensor, objects: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
+        """Pixels N,channels,H,W, objects N,channels,K,1, dropout_mask N,features or None -> N,features,H,W."""
         context = self.object_context_block(pixels, objects)
         x = self.conv_bn_dropout(ops.cat((context, pixels), 1))
-        if keep is not None:
-            x = x * (keep.astype(x.dtype) / self.kept).reshape(x.shape[0], -1, 1, 1)
+        if dropout_mask is not None:
+            x = x * (dropout_mask.astype(x.dtype) / self.kept).reshape(x.shape[0], -1, 1, 1)
         return x
 
 
@@ -102,7 +102,7 @@ def soft_regions(logits: Tensor) -> Tensor:
     return softmax(flatten(logits))
 
 
-def gather(pixels: Tensor, logits: Tensor) -> Tensor:
+def gather_object_regions(pixels: Tensor, logits: Tensor) -> Tensor:
     """Object regions: pixels N,C,H,W averaged by each class's spatial softmax of logits N,K,H,W -> N,C,K,1."""
     return ops.bmm(soft_regions(logits), flatten(pixels).swapaxes(1, 2)).swapaxes(1, 2).expand_dims(3)
 
@@ -120,26 +120,26 @@ class OCRNet(HRNet):
         classifier = Conv(total, arch.num_classes, bias=True)
         self.aux_head = ConvNormAct(Conv(total, total, arch.rule.aux_kernel, bias=True), arch, classifier)
 
-    def construct(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def construct(self, x: Tensor, dropout_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (aux, ocr), each N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised, H and W at least 32.
 
-        ``keep`` N,features marks the channels of the OCR head that dropout keeps; None drops none.
+        ``dropout_mask`` N,features marks the channels of the OCR head that dropout keeps; None drops none.
         """
         aux, pixels = self.heads(x)
-        features = self.ocr_distri_head(pixels, gather(pixels, aux), keep)
+        features = self.ocr_distri_head(pixels, gather_object_regions(pixels, aux), dropout_mask)
         return aux, self.cls_head(features)
 
     def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4): see `ocrnet.engines.base.Engine.predict`."""
         aux, pixels = self.heads(x)
-        relation = self.ocr_distri_head.object_context_block.relation(pixels, gather(pixels, aux))
+        relation = self.ocr_distri_head.object_context_block.relation(pixels, gather_object_regions(pixels, aux))
         return soft_regions(aux).reshape(aux.shape), relation.swapaxes(1, 2).reshape(aux.shape)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The auxiliary head's logits and the pixel representations of x N,3,H,W."""
         if self.half:
             x = x.astype("float16")
-        maps = self.maps(x)
+        maps = self.forward_features(x)
         size = maps[0].shape[-2:]
         x = ops.cat([resize(y, size, self.align_corners) for y in maps], 1)
         return self.aux_head(x), self.conv3x3_ocr(x)

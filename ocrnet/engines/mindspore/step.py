@@ -73,10 +73,15 @@ class Forward(nn.Cell):
         self.network, self.loss, self.scaler = network, loss, scaler
         self.mean, self.std = mean, std
 
-    def construct(self, images: Tensor, label: Tensor, keep: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled loss, and the heads' own losses (2,), of images N,H,W,3, uint8 labels N,H,W and keep N,features."""
+    def construct(
+        self, images: Tensor, label: Tensor, dropout_mask: Tensor, denominator: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the scaled loss, and the heads' own losses (2,).
+
+        ``images`` N,H,W,3, ``label`` uint8 N,H,W, ``dropout_mask`` N,features.
+        """
         x = (images.astype("float32").transpose(0, 3, 1, 2) - self.mean) / self.std
-        aux, ocr = self.network(x, keep)
+        aux, ocr = self.network(x, dropout_mask)
         total, heads = self.loss(aux, ocr, label, denominator)
         return total * self.scaler.scale, heads
 
@@ -91,11 +96,11 @@ class Gradients(nn.Cell):
         if ranks > 1:
             self.sum = ops.AllReduce()
 
-    def construct(self, images: Tensor, label: Tensor, keep: Tensor, denominator: Tensor):  # type: ignore[no-untyped-def]
+    def construct(self, images: Tensor, label: Tensor, dropout_mask: Tensor, denominator: Tensor):  # type: ignore[no-untyped-def]
         """``denominator`` float32 (1,): this rank's label weight in the whole step."""
         if self.ranks > 1:
             denominator = self.sum(denominator)
-        (_, heads), gradients = self.compute(images, label, keep, denominator)
+        (_, heads), gradients = self.compute(images, label, dropout_mask, denominator)
         return heads, gradients
 
 
@@ -169,9 +174,9 @@ class Step(nn.Cell):
         super().__init__()
         self.gradients, self.update = gradients, update
 
-    def construct(self, images: Tensor, label: Tensor, keep: Tensor, denominator: Tensor, lr: Tensor):  # type: ignore[no-untyped-def]
+    def construct(self, images: Tensor, label: Tensor, dropout_mask: Tensor, denominator: Tensor, lr: Tensor):  # type: ignore[no-untyped-def]
         """Heads' losses (2,), and whether the step was taken."""
-        heads, gradients = self.gradients(images, label, keep, denominator)
+        heads, gradients = self.gradients(images, label, dropout_mask, denominator)
         return self.update(heads, gradients, lr)
 
 
@@ -185,9 +190,9 @@ class Accumulate(nn.Cell):
         self.total = weights.clone("total", "zeros")
         self.map = ops.HyperMap()
 
-    def construct(self, images: Tensor, label: Tensor, keep: Tensor, denominator: Tensor) -> Tensor:
+    def construct(self, images: Tensor, label: Tensor, dropout_mask: Tensor, denominator: Tensor) -> Tensor:
         """Take the micro-batch in."""
-        heads, gradients = self.gradients(images, label, keep, denominator)
+        heads, gradients = self.gradients(images, label, dropout_mask, denominator)
         self.map(_add, self.total, gradients)
         return ops.assign_add(self.heads, heads)
 

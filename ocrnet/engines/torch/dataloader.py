@@ -14,11 +14,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ocrnet.config import Config
-from ocrnet.data.sampler import Sample, StepNumbers, TrainStream
-from ocrnet.data.workers import ADVICE, begin_worker, deaths, ended_at_exit
+from ocrnet.data.sampler import Sample, StepBatchSampler, TrainStream
+from ocrnet.data.workers import ADVICE, begin_worker, close_at_exit, describe_dead_workers
 from ocrnet.distributed.launcher import World
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.utils.signals import signals_held
+from ocrnet.utils.signals import block_signals
 
 
 class Batch(NamedTuple):
@@ -39,17 +39,17 @@ def batches(
     where a worker met it.
     """
     made = _make(stream, cfg, world, step, pinned)
-    ended_at_exit(made)
+    close_at_exit(made)
     return made
 
 
 def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: bool) -> Generator[Batch, None, None]:
     others = set(multiprocessing.active_children())
-    with warnings.catch_warnings(), _sigchld_left_alone(), signals_held():
+    with warnings.catch_warnings(), _without_sigchld_handler(), block_signals():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # said in the banner, once
         loader: DataLoader = DataLoader(
             Guarded(stream),
-            batch_sampler=StepNumbers(cfg, world, step),
+            batch_sampler=StepBatchSampler(cfg, world, step),
             num_workers=cfg.num_workers,
             prefetch_factor=cfg.prefetch_size if cfg.num_workers else None,
             collate_fn=collate,
@@ -67,7 +67,7 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
     except OcrnetError:
         raise
     except Exception as error:
-        told = deaths(processes)
+        told = describe_dead_workers(processes)
         # mutation: report-dead-worker
         if not told:
             raise
@@ -82,7 +82,7 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
 
 
 @contextlib.contextmanager
-def _sigchld_left_alone() -> Iterator[None]:
+def _without_sigchld_handler() -> Iterator[None]:
     """Undo torch's SIGCHLD handler, which raises a worker's death at whatever the main thread is doing just then.
 
     Without it the death is told where the next batch is asked for, at most five seconds later.

@@ -60,7 +60,7 @@ def _mixed(device_type: str, dtype: torch.dtype, text: str) -> Precision:
 
 
 @contextlib.contextmanager
-def memory_told(remedy: str) -> Iterator[None]:
+def translate_oom(remedy: str) -> Iterator[None]:
     """Turn what PyTorch and NumPy raise where memory ends into an `OcrnetError` with what helps."""
     try:
         yield
@@ -82,7 +82,7 @@ def configure(device: torch.device, *, deterministic: bool) -> None:
     torch.set_deterministic_debug_mode("error" if deterministic else "default")
 
 
-def fused_norm_hindrance(device: torch.device, cfg: Config, ranks: int) -> str | None:
+def fused_norm_unavailable_reason(device: torch.device, cfg: Config, ranks: int) -> str | None:
     """Return what keeps ``fused_norm`` from being used, as the end of "no effect ..."; None: nothing."""
     if device.type != "cuda":
         return "on a CPU"
@@ -93,7 +93,7 @@ def fused_norm_hindrance(device: torch.device, cfg: Config, ranks: int) -> str |
     return None
 
 
-def cuda_graph_hindrance(device: torch.device, ranks: int) -> str | None:
+def cuda_graph_unavailable_reason(device: torch.device, ranks: int) -> str | None:
     """Return what keeps ``cuda_graph`` from being used, as the end of "no effect ..."; None: nothing."""
     if device.type != "cuda":
         return "on a CPU"
@@ -114,10 +114,13 @@ def describe(
     ]
     if cfg.deterministic:
         lines.append("deterministic: on")
-    wanted = {"fused_norm": fused_norm_hindrance(device, cfg, ranks), "cuda_graph": cuda_graph_hindrance(device, ranks)}
-    for name, hindrance in wanted.items():
+    wanted = {
+        "fused_norm": fused_norm_unavailable_reason(device, cfg, ranks),
+        "cuda_graph": cuda_graph_unavailable_reason(device, ranks),
+    }
+    for name, reason in wanted.items():
         if training and getattr(cfg, name):
-            lines.append(f"{name}: no effect {hindrance}" if hindrance else f"{name}: on")
+            lines.append(f"{name}: no effect {reason}" if reason else f"{name}: on")
     lines += [
         f"{name}: no effect on the torch engine"
         for name in ("amp_level", "ms_mode", "loss_scale", "max_rowsize")

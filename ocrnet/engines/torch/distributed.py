@@ -137,7 +137,7 @@ def leave() -> None:
 
 
 @contextlib.contextmanager
-def absence_told(patience: float) -> Iterator[None]:
+def translate_lost_peer(patience: float) -> Iterator[None]:
     """Turn what torch.distributed raises where another rank is gone, or late, into an `OcrnetError`."""
     try:
         yield

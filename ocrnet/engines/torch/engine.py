@@ -24,10 +24,10 @@ from ocrnet.engines.torch.device import (
     choose_device,
     choose_precision,
     configure,
-    cuda_graph_hindrance,
+    cuda_graph_unavailable_reason,
     describe,
-    fused_norm_hindrance,
-    memory_told,
+    fused_norm_unavailable_reason,
+    translate_oom,
 )
 from ocrnet.engines.torch.fold import folded
 from ocrnet.engines.torch.hrnet import Norm, Size, resize
@@ -50,12 +50,12 @@ class TorchEngine:
         self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
         self.device, why = choose_device(cfg.device_target, world.local)
         self.precision: Precision = choose_precision(self.device, cfg.mix)
-        self.decisions: Sequence[str]
+        self.startup_messages: Sequence[str]
         self.versions: Mapping[str, str]
         configure(self.device, deterministic=cfg.deterministic)
         if world.size > 1:
             distributed.join(world, self.device, cfg.rank_timeout)
-        self.decisions, self.versions = describe(
+        self.startup_messages, self.versions = describe(
             self.device, why, self.precision, cfg, training=stream is not None, ranks=world.size
         )
         self.model = OCRNet(arch).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -83,11 +83,11 @@ class TorchEngine:
         self.optimizer = SGD(self.parameters, cfg.optimizer)
         self.lr_now: float | torch.Tensor = 0.0
         self.graph: StepGraph | None = None
-        if cfg.cuda_graph and cuda_graph_hindrance(self.device, self.world.size) is None:
+        if cfg.cuda_graph and cuda_graph_unavailable_reason(self.device, self.world.size) is None:
             self.use_graph(CudaRecorder())
         self.gradient_sum = distributed.GradientSum(self.parameters.values()) if self.world.size > 1 else None
         fused: Callable[..., torch.Tensor] | None = None
-        if cfg.fused_norm and fused_norm_hindrance(self.device, cfg, self.world.size) is None:
+        if cfg.fused_norm and fused_norm_unavailable_reason(self.device, cfg, self.world.size) is None:
             from ocrnet.engines.torch.fused_norm import batch_norm_relu
 
             fused = batch_norm_relu
@@ -149,7 +149,7 @@ class TorchEngine:
             self.lr_now.fill_(lr)
         else:
             self.lr_now = lr
-        with memory_told("lower batch_size (accumulate_steps makes up for it) or data.crop_size"):
+        with translate_oom("lower batch_size (accumulate_steps makes up for it) or data.crop_size"):
             if self.graph is not None:
                 return self.graph(micro_batches)
             return self._attempt(
@@ -160,7 +160,7 @@ class TorchEngine:
         """Do what one optimizer attempt does on the device, which is asked nothing."""
         before = self.running.clone()
         try:
-            with self._others_told():
+            with self._translate_lost_peer():
                 heads, norm = self._gradients(on_device)
                 finite = torch.isfinite(norm) & torch.isfinite(heads).all()
         except (OcrnetError, RuntimeError, MemoryError):
@@ -182,9 +182,9 @@ class TorchEngine:
             # mutation: one-loss-denominator
             dist.all_reduce(denominator)
         parts_of_step = len(on_device) * self.world.size
-        for number, (images, label, keep) in enumerate(on_device, 1):
+        for number, (images, label, dropout_mask) in enumerate(on_device, 1):
             with self.precision.autocast():
-                outputs = self.model(self._normalise(images), keep)
+                outputs = self.model(self._normalise(images), dropout_mask)
             total, parts = self.loss(outputs, label, denominator, parts=parts_of_step)
             if self.gradient_sum is not None:
                 self.gradient_sum.expect(last=number == len(on_device))
@@ -195,8 +195,10 @@ class TorchEngine:
             self.gradient_sum.finish()
         return heads, self._gradient_norm()
 
-    def _others_told(self) -> contextlib.AbstractContextManager:
-        return distributed.absence_told(self.cfg.rank_timeout) if self.world.size > 1 else contextlib.nullcontext()
+    def _translate_lost_peer(self) -> contextlib.AbstractContextManager:
+        return (
+            distributed.translate_lost_peer(self.cfg.rank_timeout) if self.world.size > 1 else contextlib.nullcontext()
+        )
 
     def _gradient_norm(self) -> torch.Tensor:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -214,7 +216,7 @@ class TorchEngine:
         """Turn uint8 N,H,W,3 into normalised float N,3,H,W in channels-last order (which the bytes already have)."""
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
-    @memory_told("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
+    @translate_oom("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
     @torch.inference_mode()
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
@@ -224,10 +226,10 @@ class TorchEngine:
         x = self._normalise(torch.from_numpy(images).to(self.device))
         size = images.shape[1], images.shape[2]
         if list(outputs) == ["labels"] and len(passes) == 1:
-            return {"labels": self._look(x, passes[0], size).argmax(1).to(torch.uint8).cpu().numpy()}
+            return {"labels": self._logits_for_pass(x, passes[0], size).argmax(1).to(torch.uint8).cpu().numpy()}
         probabilities = torch.zeros(len(images), self.arch.num_classes, *size, device=self.device)
         for one in passes:
-            logits = self._look(x, one, size)
+            logits = self._logits_for_pass(x, one, size)
             probabilities += logits.softmax(1)
         probabilities /= len(passes)
         confidence, labels = probabilities.max(1)
@@ -240,7 +242,7 @@ class TorchEngine:
             found |= {name: part.float() for name, part in zip(ATTENTION, attention, strict=True)}
         return {name: found[name].cpu().numpy() for name in outputs}
 
-    def _look(self, x: torch.Tensor, one: Pass, size: Size) -> torch.Tensor:
+    def _logits_for_pass(self, x: torch.Tensor, one: Pass, size: Size) -> torch.Tensor:
         """Return the OCR head's logits float32 N,num_classes,H,W at the image's own size, seen through one pass."""
         x = self._resized(x, one)
         if one.flip:
@@ -311,7 +313,7 @@ class TorchEngine:
         """Return the sum over the ranks, exact for int64."""
         if self.world.size == 1:
             return array
-        with self._others_told():
+        with self._translate_lost_peer():
             return distributed.all_sum(array)
 
     def close_loader(self) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocrnet.architecture import Arch
-from ocrnet.engines.torch.device import memory_told
+from ocrnet.engines.torch.device import translate_oom
 from ocrnet.engines.torch.ocr import OCRNet
 
 OPSET = 18
@@ -105,6 +105,6 @@ def add(source: Path, path: Path, inside: Mapping[str, str]) -> None:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Leave out what tracing warns of: that sizes of this very input decide a branch, and that it is deprecated."""
-    with warnings.catch_warnings(), memory_told("give a smaller --size"), torch.inference_mode(False):
+    with warnings.catch_warnings(), translate_oom("give a smaller --size"), torch.inference_mode(False):
         warnings.simplefilter("ignore")
         yield

@@ -8,7 +8,7 @@ An activation N,C,H,W in channels-last memory is a matrix of ``rows`` = N H W by
 is made in ``parts`` by one kernel and ended by a second one, in an order that the shape alone gives: repeats are
 bit-equal. Nothing waits for the device, and grids come from shapes, so that a CUDA graph can hold the launches.
 
-This module needs Triton: it is imported only where ``device.fused_norm_hindrance`` finds nothing against it.
+This module needs Triton: it is imported only where ``device.fused_norm_unavailable_reason`` returns None.
 """
 
 from typing import Any, NamedTuple

@@ -53,14 +53,23 @@ class Norm(nn.Module):
 class Conv(nn.Conv2d):
     """A 1x1 or 3x3 convolution that keeps the size (or halves it, stride 2); zero until weights are loaded.
 
-    ``same`` pads a stride-2 convolution by (0, 1) on even sizes and (1, 1) on odd ones.
+    ``same_padding`` pads a stride-2 convolution by (0, 1) on even sizes and (1, 1) on odd ones.
     """
 
     def __init__(
-        self, inp: int, out: int, kernel: int = 1, *, stride: int = 1, bias: bool = False, same: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        bias: bool = False,
+        same_padding: bool = False,
     ) -> None:
-        super().__init__(inp, out, kernel, stride, padding=0 if same else kernel // 2, bias=bias)
-        self.same = same
+        super().__init__(
+            in_channels, out_channels, kernel, stride, padding=0 if same_padding else kernel // 2, bias=bias
+        )
+        self.same_padding = same_padding
 
     def reset_parameters(self) -> None:
         """Draw nothing: weights come from ``architecture.init`` or a file, never from torch's global generator."""
@@ -69,9 +78,9 @@ class Conv(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N,inp,H,W -> N,out,ceil(H / stride),ceil(W / stride)."""
+        """N,in_channels,H,W -> N,out_channels,ceil(H / stride),ceil(W / stride)."""
         if (
-            self.same
+            self.same_padding
         ):  # padded and cut, because a traced graph keeps the sizes of a cut open, but not those of a padding
             x = F.pad(x, (1, 1, 1, 1))[..., 1 - x.shape[-2] % 2 :, 1 - x.shape[-1] % 2 :]
         return super().forward(x)
@@ -96,7 +105,7 @@ class ConvNorm(nn.Sequential):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        """N,inp,H,W -> N,out,H',W'."""
+        """N,in_channels,H,W -> N,out_channels,H',W'."""
         return norm_act(self[1], self[0](x)) if self.relu else self[1](self[0](x))
 
 
@@ -115,24 +124,24 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions to 256 channels and the identity, projected where ``inp`` differs."""
+    """1x1, 3x3, 1x1 convolutions to 256 channels and the identity, projected where ``in_channels`` differs."""
 
-    def __init__(self, inp: int) -> None:
+    def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = Conv(inp, architecture.STEM), Norm(architecture.STEM)
+        self.conv1, self.bn1 = Conv(in_channels, architecture.STEM), Norm(architecture.STEM)
         self.conv2, self.bn2 = Conv(architecture.STEM, architecture.STEM, 3), Norm(architecture.STEM)
         self.conv3, self.bn3 = Conv(architecture.STEM, architecture.LAYER1), Norm(architecture.LAYER1)
-        same = inp == architecture.LAYER1
-        self.downsample = nn.Identity() if same else ConvNorm(Conv(inp, architecture.LAYER1), relu=False)
+        same = in_channels == architecture.LAYER1
+        self.downsample = nn.Identity() if same else ConvNorm(Conv(in_channels, architecture.LAYER1), relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N,inp,H,W -> N,256,H,W."""
+        """N,in_channels,H,W -> N,256,H,W."""
         y = norm_act(self.bn1, self.conv1(x))
         y = norm_act(self.bn2, self.conv2(y))
         return norm_act(self.bn3, self.conv3(y), add=self.downsample(x))
 
 
-class Module(nn.Module):
+class HighResolutionModule(nn.Module):
     """One multi-resolution module: residual branches, then every branch becomes the sum of all, at its own size."""
 
     def __init__(self, widths: tuple[int, ...], blocks: int, rule: Variant) -> None:
@@ -169,27 +178,30 @@ class Module(nn.Module):
         return resize(x, size, self.rule.align_corners)
 
 
-def fuse_layer(widths: tuple[int, ...], i: int, j: int, same: bool) -> nn.Module:
+def fuse_layer(widths: tuple[int, ...], i: int, j: int, same_padding: bool) -> nn.Module:
     """The layer from branch ``j`` to branch ``i``, before its resize: 1x1 from coarser, a stride-2 chain from finer."""
     if i == j:
         return nn.Identity()
     if j > i:
         return ConvNorm(Conv(widths[j], widths[i]), relu=False)
     outs = [widths[j]] * (i - j - 1) + [widths[i]]
-    convs = (Conv(widths[j], out, 3, stride=2, same=same) for out in outs)
+    convs = (Conv(widths[j], channels, 3, stride=2, same_padding=same_padding) for channels in outs)
     return nn.Sequential(*(ConvNorm(conv, relu=k < i - j - 1) for k, conv in enumerate(convs)))
 
 
 class HRNet(nn.Module):
-    """The backbone; ``maps`` gives the four branches."""
+    """The backbone; ``forward_features`` gives the four branches."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
         self.arch, self.rule = arch, arch.rule
-        same = self.rule.same_padding
-        self.conv1, self.bn1 = Conv(3, architecture.STEM, 3, stride=2, same=same), Norm(architecture.STEM)
+        same_padding = self.rule.same_padding
+        self.conv1, self.bn1 = (
+            Conv(3, architecture.STEM, 3, stride=2, same_padding=same_padding),
+            Norm(architecture.STEM),
+        )
         self.conv2, self.bn2 = (
-            Conv(architecture.STEM, architecture.STEM, 3, stride=2, same=same),
+            Conv(architecture.STEM, architecture.STEM, 3, stride=2, same_padding=same_padding),
             Norm(architecture.STEM),
         )
         self.layer1 = nn.Sequential(
@@ -205,13 +217,15 @@ class HRNet(nn.Module):
 
     def _stage(self, stage: int) -> nn.Sequential:
         modules = range(self.arch.modules[stage - 2])
-        return nn.Sequential(*(Module(self.arch.widths[:stage], self.arch.blocks, self.rule) for _ in modules))
+        return nn.Sequential(
+            *(HighResolutionModule(self.arch.widths[:stage], self.arch.blocks, self.rule) for _ in modules)
+        )
 
-    def _new_branch(self, stage: int, inp: int) -> nn.Sequential:
-        conv = Conv(inp, self.arch.widths[stage - 1], 3, stride=2, same=self.rule.same_padding)
+    def _new_branch(self, stage: int, in_channels: int) -> nn.Sequential:
+        conv = Conv(in_channels, self.arch.widths[stage - 1], 3, stride=2, same_padding=self.rule.same_padding)
         return nn.Sequential(ConvNorm(conv))
 
-    def maps(self, x: Tensor) -> list[Tensor]:
+    def forward_features(self, x: Tensor) -> list[Tensor]:
         """N,3,H,W normalised -> four maps: N,width,ceil(H/4),ceil(W/4), then twice the channels at half the size."""
         x = norm_act(self.bn1, self.conv1(x))
         x = norm_act(self.bn2, self.conv2(x))

@@ -34,7 +34,7 @@ class ConvNormAct(nn.Sequential):
         self.slope = arch.rule.head_activation_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        """N,inp,H,W -> N,out,H,W."""
+        """N,in_channels,H,W -> N,out_channels,H,W."""
         return self._after_conv(self[0](x))
 
     def of_upsampled(self, maps: list[Tensor], align_corners: bool) -> Tensor:
@@ -92,12 +92,12 @@ class SpatialOCR(nn.Module):
         conv = Conv(2 * arch.channels, features, arch.rule.bottleneck_kernel)
         self.conv_bn_dropout = nn.Sequential(conv, NormAct(features, arch))
 
-    def forward(self, pixels: Tensor, objects: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Pixels N,channels,H,W, objects N,channels,K,1, keep N,features or None -> N,features,H,W."""
+    def forward(self, pixels: Tensor, objects: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
+        """Pixels N,channels,H,W, objects N,channels,K,1, dropout_mask N,features or None -> N,features,H,W."""
         context = self.object_context_block(pixels, objects)
         x = self.conv_bn_dropout(torch.cat([context, pixels], 1))
-        if keep is not None:
-            x = x * (keep.to(x.dtype) / (1 - self.dropout))[:, :, None, None]
+        if dropout_mask is not None:
+            x = x * (dropout_mask.to(x.dtype) / (1 - self.dropout))[:, :, None, None]
         return x
 
 
@@ -106,7 +106,7 @@ def soft_regions(logits: Tensor) -> Tensor:
     return torch.softmax(logits.flatten(2), dim=2)
 
 
-def gather(pixels: Tensor, logits: Tensor) -> Tensor:
+def gather_object_regions(pixels: Tensor, logits: Tensor) -> Tensor:
     """Object regions: pixels N,C,H,W averaged by each class's spatial softmax of logits N,K,H,W -> N,C,K,1."""
     return (soft_regions(logits) @ pixels.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)
 
@@ -129,20 +129,20 @@ class OCRNet(HRNet):
         classifier = Conv(total, arch.num_classes, bias=True)
         self.aux_head = ConvNormAct(Conv(total, total, self.rule.aux_kernel, bias=True), arch, classifier)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, dropout_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (aux, ocr), each N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised, H and W at least 32.
 
-        ``keep`` N,features marks the channels of the OCR head that dropout keeps; None drops none.
+        ``dropout_mask`` N,features marks the channels of the OCR head that dropout keeps; None drops none.
         """
-        maps = self.maps(x)
+        maps = self.forward_features(x)
         aux, pixels = self._heads(maps)
-        features = self.ocr_distri_head(pixels, gather(pixels, aux), keep)
+        features = self.ocr_distri_head(pixels, gather_object_regions(pixels, aux), dropout_mask)
         return aux, self.cls_head(features)
 
     def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4): see `ocrnet.engines.base.Engine.predict`."""
-        aux, pixels = self._heads(self.maps(x))
-        relation = self.ocr_distri_head.object_context_block.relation(pixels, gather(pixels, aux))
+        aux, pixels = self._heads(self.forward_features(x))
+        relation = self.ocr_distri_head.object_context_block.relation(pixels, gather_object_regions(pixels, aux))
         return soft_regions(aux).view_as(aux), relation.transpose(1, 2).reshape(aux.shape)
 
     def _heads(self, maps: list[Tensor]) -> list[Tensor]:

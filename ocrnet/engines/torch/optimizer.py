@@ -15,14 +15,14 @@ class SGD:
     Momentum, by parameter name, begins as zeros, as the state of a file would; it is empty where there is none.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], how: config.Optimizer) -> None:
-        self.parameters, self.how = parameters, how
-        self.momentum = {name: torch.zeros_like(p) for name, p in parameters.items()} if how.momentum else {}
-        decays = {name: architecture.decays(name, how.decay) for name in parameters}
+    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer_cfg: config.Optimizer) -> None:
+        self.parameters, self.optimizer_cfg = parameters, optimizer_cfg
+        self.momentum = {name: torch.zeros_like(p) for name, p in parameters.items()} if optimizer_cfg.momentum else {}
+        decays = {name: architecture.decays(name, optimizer_cfg.decay) for name in parameters}
         # mutation: apply-weight-decay
         self._groups = [
             (weight_decay, names)
-            for weight_decay, which in ((how.weight_decay, True), (0.0, False))
+            for weight_decay, which in ((optimizer_cfg.weight_decay, True), (0.0, False))
             if (names := [name for name in parameters if decays[name] is which])
         ]
 
@@ -46,9 +46,9 @@ class SGD:
                 grad_scale=divisor,
                 found_inf=found_inf,
                 weight_decay=weight_decay,
-                momentum=self.how.momentum,
+                momentum=self.optimizer_cfg.momentum,
                 lr=lr,  # type: ignore[arg-type]
                 dampening=0.0,
-                nesterov=self.how.nesterov,
+                nesterov=self.optimizer_cfg.nesterov,
                 maximize=False,
             )

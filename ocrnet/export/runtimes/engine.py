@@ -21,16 +21,16 @@ class RuntimeEngine:
     def __init__(self, cfg: Config, found: Exported, *, world: World) -> None:
         if world.size > 1:
             raise OcrnetError(f"{found.path}: an exported file is run by one process; start it without a launcher")
-        self.world, self.path, self.facts, self.session = world, found.path, found.facts, found.session
+        self.world, self.path, self.metadata, self.session = world, found.path, found.metadata, found.session
         self.name, _, version = self.session.runtime.partition(" ")
         self.versions: Mapping[str, str] = {self.name: version}
-        size = "any size" if self.facts.size is None else "{}x{} alone".format(*self.facts.size)
-        ignored = cfg.mix and self.facts.format != "openvino"
-        self.decisions: Sequence[str] = [
-            f"engine: {self.session.runtime}, an exported file: {self.facts.precision}, {self.facts.input} images of "
-            f"{size} -> {self.facts.outputs}",
+        size = "any size" if self.metadata.size is None else "{}x{} alone".format(*self.metadata.size)
+        ignored = cfg.mix and self.metadata.format != "openvino"
+        self.startup_messages: Sequence[str] = [
+            f"engine: {self.session.runtime}, an exported file: {self.metadata.precision}, "
+            f"{self.metadata.input} images of {size} -> {self.metadata.outputs}",
             *self.session.notes,
-            *([f"mix: no effect on {self.name}; the file is {self.facts.precision}"] if ignored else []),
+            *([f"mix: no effect on {self.name}; the file is {self.metadata.precision}"] if ignored else []),
         ]
 
     def predict(
@@ -40,7 +40,7 @@ class RuntimeEngine:
         check_outputs(outputs, passes)
         if asked := sorted(set(ATTENTION) & set(outputs)):
             raise OcrnetError(f"{self.path}: an exported file has no {' and no '.join(asked)}; give its checkpoint")
-        if self.facts.outputs == "labels":
+        if self.metadata.outputs == "labels":
             if list(outputs) != ["labels"]:
                 raise self._labels_alone(", ".join(outputs))
             return {"labels": np.stack([self._labels(image, passes) for image in images])}
@@ -82,21 +82,21 @@ class RuntimeEngine:
         if len(one.windows) == 1:
             total = self._run(x)
         else:
-            total, count = np.zeros((len(self.facts.names), *one.size), np.float32), np.zeros(one.size, np.float32)
+            total, count = np.zeros((len(self.metadata.names), *one.size), np.float32), np.zeros(one.size, np.float32)
             for top, left, height, width in one.windows:
                 window = (..., slice(top, top + height), slice(left, left + width))
                 total[window] += self._resize(self._run(x[window[1:]]), (height, width))
                 count[window] += 1
             total /= count
         total = self._resize(total[..., ::-1] if one.flip else total, size)
-        return total if self.facts.outputs == "probabilities" else softmax(total)
+        return total if self.metadata.outputs == "probabilities" else softmax(total)
 
     def _resize(self, x: np.ndarray, size: Size) -> np.ndarray:
-        return resize(x, size, align_corners=self.facts.align_corners)
+        return resize(x, size, align_corners=self.metadata.align_corners)
 
     def _run(self, image: np.ndarray) -> np.ndarray:
         """Run the graph on one image H,W,3 of values 0 to 255; the answer has no batch axis."""
-        size, wanted = image.shape[:2], self.facts.size
+        size, wanted = image.shape[:2], self.metadata.size
         if wanted not in (None, size):
             height, width = wanted
             windows = f"look through windows of that size (--set eval.slide=[{height},{width}]), or "
@@ -104,16 +104,20 @@ class RuntimeEngine:
                 f"{self.path} takes images of {height}x{width} alone, not {size[0]}x{size[1]}: "
                 f"{windows if size[0] >= height and size[1] >= width else ''}export with --size or --dynamic True"
             )
-        x = as_input(image, self.facts.input, self.facts.mean, self.facts.std)
+        x = as_input(image, self.metadata.input, self.metadata.mean, self.metadata.std)
         try:
             answer = self.session.run(x)[0]
         except Exception as error:  # each runtime has errors of its own
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OcrnetError(f"{self.path} cannot be run in {self.session.runtime}: {first}") from error
-        if answer.shape != size if self.facts.outputs == "labels" else answer.shape[:-2] != (len(self.facts.names),):
+        if (
+            answer.shape != size
+            if self.metadata.outputs == "labels"
+            else answer.shape[:-2] != (len(self.metadata.names),)
+        ):
             raise OcrnetError(
-                f"{self.path} says that it answers {self.facts.outputs}, but its answer has the shape {answer.shape}; "
-                "export it again"
+                f"{self.path} says that it answers {self.metadata.outputs}, but its answer has the shape "
+                f"{answer.shape}; export it again"
             )
         return answer
 

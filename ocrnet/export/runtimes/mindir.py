@@ -13,18 +13,18 @@ class MindIRSession:
     """See `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path) -> None:
-        from ocrnet.engines.mindspore.interrupts import put_off  # before MindSpore itself is imported
+        from ocrnet.engines.mindspore.interrupts import defer_interrupts  # before MindSpore itself is imported
 
         ms = need("mindspore", f"running {path}")
         ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
         beside = path.with_name(path.name + BESIDE)
         self.document = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
-        self.put_off = put_off
-        with put_off():
+        self.defer_interrupts = defer_interrupts
+        with defer_interrupts():
             self.tensor, self.graph = ms.Tensor, ms.nn.GraphCell(ms.load(str(path)))
         self.runtime, self.notes = f"mindspore {ms.__version__}", ["device: CPU"]
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """Return the OCR head's logits, the second output."""
-        with self.put_off():
+        with self.defer_interrupts():
             return self.graph(self.tensor(x))[1].asnumpy()

@@ -36,7 +36,7 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:  # a folder that happens to have its name is not the package
-            raise OcrnetError(f"sinks: {name} is not installed: {PACKAGES[name]}; or leave it out of sinks")
+            raise OcrnetError(f"trackers: {name} is not installed: {PACKAGES[name]}; or leave it out of trackers")
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
@@ -53,7 +53,7 @@ def scrub(text: str) -> str:
     return urls.scrub(text)
 
 
-class Sink:
+class ServiceClient:
     """One service, as the run sees it: nothing here waits, except the first start and, so long and no longer, the end.
 
     ``folder`` is the run's, whose config.yml is sent; ``say`` gets what there is to tell, at once. A service that fails
@@ -94,7 +94,7 @@ class Sink:
             why = scrub(self._trouble or silent)
             self._end()
             offline = "work offline (WANDB_MODE=offline)" if self.name == "wandb" else "see MLFLOW_TRACKING_URI"
-            raise OcrnetError(f"sinks: {self.name} cannot begin: {why}; {offline}, or leave it out of sinks")
+            raise OcrnetError(f"trackers: {self.name} cannot begin: {why}; {offline}, or leave it out of trackers")
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Send the curves of a row of metrics.jsonl."""
