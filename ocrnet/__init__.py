@@ -3,7 +3,7 @@
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import block_signals
 
-with block_signals():  # NumPy starts threads, which would take signals from where they are waited for
+with block_signals():  # NumPy starts threads, which would otherwise receive signals meant for the main thread
     import numpy  # noqa: F401
 
 from ocrnet.predict.model import Model, load

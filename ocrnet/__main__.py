@@ -1,4 +1,4 @@
-"""`python -m ocrnet`: the same as the command `ocrnet`."""
+"""`python -m ocrnet`: run the command `ocrnet`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The network, independent of a framework: its variants, canonical names and shapes, initial values, and cost."""
+"""Framework-independent description of the network: variants, canonical names and shapes, initial values, cost."""
 
 from ocrnet.architecture.arch import (
     BLOCK,

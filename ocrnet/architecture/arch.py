@@ -1,6 +1,6 @@
-"""The network as data: its variants, the canonical names and shapes of its tensors, and their initial values.
+"""Description of the network as data: variants, canonical names and shapes of tensors, and initial values.
 
-Both engines and every importer match this file. The canonical names are those of the HRNet-OCR authors
+Both engines and every importer follow this file. The canonical names are those of the HRNet-OCR authors
 (HRNet-Semantic-Segmentation, branch HRNet-OCR), without ``num_batches_tracked``.
 """
 
@@ -35,12 +35,12 @@ Shapes = dict[str, Shape]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What a family of implementations computes beyond names and shapes; the defaults are the authors'.
+    """Computation rules of a family of implementations, besides names and shapes; the defaults are the authors'.
 
-    ``align_corners`` holds for every bilinear resize, the final one included. ``double_resize``: the fuse layers first
-    upsample by 2^k, then to the target size. ``same_padding``: 3x3 convolutions of stride 2 pad (0, 1) on even sizes
-    and (1, 1) on odd ones. ``bottleneck_out``: channels that the classifier sees, None for the head's own.
-    ``head_activation_slope``: 0 is ReLU, else leaky ReLU, in the heads only.
+    ``align_corners`` applies to every bilinear resize, including the final one. ``double_resize``: the fuse layers
+    first upsample by 2^k, then to the target size. ``same_padding``: 3x3 convolutions of stride 2 pad (0, 1) on even
+    sizes and (1, 1) on odd sizes. ``bottleneck_out``: input channels of the classifier; None uses the channels of the
+    head. ``head_activation_slope``: 0 is ReLU, other values are leaky ReLU; it applies to the heads only.
     """
 
     align_corners: bool = True
@@ -69,9 +69,10 @@ VARIANTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arch:
-    """One network: HRNet of a width, residual blocks a branch, modules in stages 2 to 4, and the OCR head on it.
+    """Sizes of one network: HRNet width, residual blocks per branch, modules in stages 2 to 4, and the OCR head.
 
-    ``align_corners`` None leaves the variant's own rule; OcrnetError for an unknown variant or a size below 1.
+    ``align_corners`` None keeps the rule of the variant. Raise `OcrnetError` for an unknown variant, a size below 1, or
+    a dropout outside [0, 1).
     """
 
     width: int = 48
@@ -98,7 +99,7 @@ class Arch:
 
     @property
     def rule(self) -> Variant:
-        """The variant with this network's own ``align_corners``, where it has one."""
+        """The variant, with this network's ``align_corners`` if it is set."""
         variant = VARIANTS[self.variant]
         if self.align_corners is None:
             return variant
@@ -111,37 +112,37 @@ class Arch:
 
 
 def shapes(arch: Arch) -> Shapes:
-    """Canonical name -> shape of every weight and running statistic, in network order."""
+    """Return canonical name -> shape of every weight and running statistic, in network order."""
     return dict((*_backbone(arch), *_head(arch)))
 
 
 def head_channels(arch: Arch) -> int:
-    """Channels that dropout and the last classifier see: the length of a sample's dropout mask."""
+    """Return the input channels of dropout and the last classifier, the length of the dropout mask of a sample."""
     return arch.rule.bottleneck_out or arch.channels
 
 
 def num_parameters(arch: Arch) -> int:
-    """Trainable values, running statistics left out."""
+    """Return the number of trainable values, without running statistics."""
     return sum(math.prod(shape) for name, shape in shapes(arch).items() if not is_buffer(name))
 
 
 def is_buffer(name: str) -> bool:
-    """Whether the canonical name is a running statistic (not trained)."""
+    """Return whether the canonical name is a running statistic (not trained)."""
     return name.endswith((".running_mean", ".running_var"))
 
 
 def is_norm(name: str) -> bool:
-    """Whether the canonical name belongs to a batch norm (weight, bias or statistic)."""
+    """Return whether the canonical name belongs to a batch norm (weight, bias or statistic)."""
     return NORM.search(name.rpartition(".")[0]) is not None
 
 
 def is_backbone(name: str) -> bool:
-    """Whether the canonical name belongs to HRNet proper, as in an ImageNet HRNet file."""
+    """Return whether the canonical name belongs to the HRNet backbone, as in an ImageNet HRNet file."""
     return not name.startswith(HEADS)
 
 
 def decays(name: str, mode: str) -> bool:
-    """Whether weight decay acts on this parameter; ``mode`` is one of DECAYS."""
+    """Return whether weight decay applies to this parameter; ``mode`` is one of DECAYS."""
     assert mode in DECAYS, mode
     assert not is_buffer(name), name
     if mode == "all":
@@ -150,10 +151,22 @@ def decays(name: str, mode: str) -> bool:
 
 
 def init(arch: Arch, seed: int, initializer: str = "kaiming") -> dict[str, NDArray[np.float32]]:
-    """Initial float32 values of every tensor, each from its own generator seeded by (seed, crc32 of its name).
+    """Return initial float32 values of every tensor.
 
-    Backbone convolutions: ``kaiming`` N(0, sqrt(2 / fan_out)), ``normal`` N(0, 0.001) as the authors set them. Heads:
-    U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default, which the authors keep. Batch norms: the identity.
+    Each tensor has its own generator, seeded by (seed, crc32 of its name). Backbone convolutions: ``kaiming`` N(0,
+    sqrt(2 / fan_out)), ``normal`` N(0, 0.001) as set by the authors. Heads: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the
+    default of torch, which the authors keep. Batch norms: the identity.
+
+    Args:
+        arch: Network.
+        seed: Random seed.
+        initializer: One of INITIALIZERS, for the backbone convolutions.
+
+    Returns:
+        Canonical name -> values, in network order.
+
+    Raises:
+        OcrnetError: The initializer is unknown.
     """
     if initializer not in INITIALIZERS:
         raise OcrnetError(f"initializer: unknown '{initializer}'; allowed: {', '.join(INITIALIZERS)}")
@@ -162,9 +175,20 @@ def init(arch: Arch, seed: int, initializer: str = "kaiming") -> dict[str, NDArr
 
 
 def infer(found: Mapping[str, Shape], *, variant: str = "hrnet", align_corners: bool | None = None) -> Arch:
-    """Read the network's sizes from canonical names and shapes; OcrnetError where they are not an OCRNet's.
+    """Infer the sizes of a network from canonical names and shapes.
 
-    Only what tells the sizes is looked at: ``check`` compares all the rest.
+    Only the tensors that determine the sizes are read; `check` compares all others.
+
+    Args:
+        found: Canonical name -> shape.
+        variant: Variant of the network; it is not inferred.
+        align_corners: Resize rule; None keeps the variant's rule.
+
+    Returns:
+        The network.
+
+    Raises:
+        OcrnetError: The tensors do not form an OCRNet.
     """
     wanted = {
         "width": "stage2.0.branches.0.0.conv1.weight",
@@ -183,7 +207,17 @@ def infer(found: Mapping[str, Shape], *, variant: str = "hrnet", align_corners: 
 
 
 def check(found: Mapping[str, Shape], arch: Arch, source: str) -> None:
-    """Compare names and shapes with the network's, strictly; OcrnetError naming ``source`` and what differs."""
+    """Compare names and shapes strictly with those of the network.
+
+    Args:
+        found: Canonical name -> shape.
+        arch: Expected network.
+        source: Name of the source in error messages.
+
+    Raises:
+        OcrnetError: Names are missing or unexpected, or shapes differ. The message names ``source`` and the
+            differences.
+    """
     table = shapes(arch)
     differing = [
         f"{name} {tuple(found[name])} for {shape}"
@@ -275,7 +309,7 @@ def _module(name: str, widths: tuple[int, ...], blocks: int) -> Pairs:
             path = f"{name}.fuse_layers.{i}.{j}"
             if j > i:
                 yield from _conv_norm(path, out, width)
-            for k in range(i - j):  # a chain of stride 2; only its last convolution changes the channels
+            for k in range(i - j):  # chain of stride-2 convolutions; only the last one changes the channels
                 yield from _conv_norm(f"{path}.{k}", out if k == i - j - 1 else width, width, 3)
 
 

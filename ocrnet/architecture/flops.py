@@ -1,4 +1,4 @@
-"""What a network costs: floating-point operations, counted from its shapes, and the memory of a prediction."""
+"""Cost of a network: floating-point operations, counted from its shapes, and the memory of a prediction."""
 
 import math
 import re
@@ -6,16 +6,17 @@ import re
 from ocrnet import architecture
 from ocrnet.architecture import Arch
 
-# Branch b works at a quarter of the image's size, halved b times; so do the convolutions that lead into it.
+# Branch b has a quarter of the image size, halved b times; so do the convolutions that lead into it.
 _BRANCH = re.compile(r"stage\d\.\d+\.branches\.(\d)")
 _FUSE = re.compile(r"stage\d\.\d+\.fuse_layers\.(\d)\.(\d)(?:\.(\d))?\.0\.weight")
 _TRANSITION = re.compile(r"transition\d\.(\d)")
 
 
 def forward_flops(arch: Arch, size: tuple[int, int]) -> int:
-    """Return the floating-point operations of one forward pass at ``size`` (height, width): 2 a multiply-add.
+    """Return the floating-point operations of one forward pass at ``size`` (height, width).
 
-    Convolutions and the two products of attention are counted, as torch.utils.flop_counter does.
+    A multiply-add counts as 2. Convolutions and the two matrix products of attention are counted, as in
+    torch.utils.flop_counter.
     """
     total = 0
     for name, shape in architecture.shapes(arch).items():
@@ -28,22 +29,27 @@ def forward_flops(arch: Arch, size: tuple[int, int]) -> int:
 
 
 def train_flops(arch: Arch, size: tuple[int, int]) -> int:
-    """Return the operations of a training step on one crop: forward, and twice that for the two gradients."""
+    """Return the operations of a training step on one crop: forward pass, and twice that for the two gradients."""
     return 3 * forward_flops(arch, size)
 
 
 def predict_bytes(arch: Arch, size: tuple[int, int], scale: float = 1.0) -> int:
-    """Return about what predicting one image of ``size`` (height, width) takes in float32, weights left out.
+    """Return the approximate float32 memory in bytes of predicting one image, without weights.
 
-    Counted: four live copies of the widest features at a quarter of the size, and of the class maps at full size, all
-    at the largest ``scale``; measured peaks on a CPU were 0.7 to 1.0 of it.
+    Four live copies of the widest features at a quarter of the size, and of the class maps at full size, are counted,
+    all at the largest ``scale``. Measured peaks on a CPU were 0.7 to 1.0 of this value.
+
+    Args:
+        arch: Network.
+        size: Height and width of the image.
+        scale: Largest evaluation scale; values below 1 count as 1.
     """
     features = (sum(arch.widths) + arch.channels) * _pixels(size, 2)
     return round(4 * 4 * (features + arch.num_classes * _pixels(size, 0)) * max(1.0, scale) ** 2)
 
 
 def _positions(name: str, arch: Arch, size: tuple[int, int]) -> int:
-    """Return at how many places a convolution is computed."""
+    """Return the number of output positions of a convolution."""
     if found := _BRANCH.match(name):
         return _pixels(size, 2 + int(found[1]))
     if found := _FUSE.match(name):

@@ -1,4 +1,4 @@
-"""`ocrnet bench`: how fast checkpoints and exported files predict on this machine, measured in turn."""
+"""`ocrnet bench`: measure the prediction time of checkpoints and exported files, which take turns."""
 
 import argparse
 import multiprocessing
@@ -23,14 +23,14 @@ from ocrnet.export.open import as_weights, open_engine, read
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint
 
-# Of files that answer as good as the same, the fastest is recommended.
+# The fastest file that shares at least this fraction of every image's labels with the first file is recommended.
 SAME = 0.99
 WARMUPS = 2
 
 
 @dataclass
 class Row:
-    """One file in one precision: what it said of itself, and what was measured."""
+    """One file in one precision: its description and its measurements."""
 
     path: Path
     mix: bool
@@ -41,11 +41,11 @@ class Row:
 
     @property
     def median(self) -> float:
-        """The median time of an image, in milliseconds."""
+        """The median time per image, in milliseconds."""
         return statistics.median(self.milliseconds)
 
     def unlike(self, first: "Row") -> float:
-        """The largest share of an image's pixels whose label is not the first row's."""
+        """Return the largest fraction of an image's pixels whose label differs from the first row's."""
         return max(float((a != b).mean()) for a, b in zip(self.labels, first.labels, strict=True))
 
 
@@ -55,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a table of files on this machine: time, memory, and how far their answers are apart."""
+    """Print the prediction time, peak memory and label differences of checkpoints and exported files."""
     parser = _Parser(prog="ocrnet bench", description=main.__doc__, allow_abbrev=False)
     what = "checkpoints, run folders, exported files; the others are compared with the first"
     parser.add_argument("--checkpoint_path", "--ckpt_path", nargs="+", required=True, metavar="FILE", help=what)
@@ -97,7 +97,11 @@ def _images(folder: str | None, size: tuple[int, int]) -> list[np.ndarray]:
 
 
 class _Worker:
-    """One row's process: of its own, so that memory is its own, and idle while others take their turn."""
+    """The process of one row.
+
+    Each row has a separate process, so that its memory is measured separately. The process is idle while other rows
+    take their turn.
+    """
 
     def __init__(self, row: Row) -> None:
         self.row = row
@@ -110,7 +114,16 @@ class _Worker:
         row.what = self.about["what"]
 
     def predict(self, image: np.ndarray, *, keep: bool, measured: bool) -> None:
-        """Have an image looked at; keep the labels, and the time where it is measured."""
+        """Predict an image in the row's process and record the peak memory.
+
+        Args:
+            image: The image, uint8 H,W,3 RGB.
+            keep: Whether to append the labels to the row.
+            measured: Whether to append the time to the row.
+
+        Raises:
+            OcrnetError: The process ended or reported an error.
+        """
         self.pipe.send(image)
         answer = self._answer()
         self.row.peak_bytes = answer["peak_bytes"]
@@ -134,7 +147,7 @@ class _Worker:
 
 
 class _Workers:
-    """The processes of all rows; they end with the ``with``."""
+    """The processes of all rows; they are killed at the end of the ``with`` block."""
 
     def __init__(self) -> None:
         self.all: list[_Worker] = []
@@ -152,7 +165,7 @@ class _Workers:
         return [worker.row for worker in self.all]
 
     def open(self, path: Path) -> None:
-        """Open a file, and once more for bfloat16 where that is its own choice at run time."""
+        """Open a file, and open it a second time in bfloat16 if that precision can be chosen at run time."""
         kind = formats.format_of(path)
         self.all.append(_Worker(Row(path, mix=False)))
         if kind in (None, "openvino") and self.all[-1].about["precision"] != "int8":
@@ -162,12 +175,21 @@ class _Workers:
                 self.all.pop().process.kill()
 
     def size(self) -> tuple[int, int] | None:
-        """Return the size that the files are made for, if any."""
+        """Return the (height, width) that the first file with a fixed size requires, or None."""
         return next((worker.about["size"] for worker in self.all if worker.about["size"]), None)
 
 
 def serve(pipe: Connection, path: str, mix: bool) -> None:
-    """Be the process of one row: answer images with labels, seconds and memory."""
+    """Run the process of one row: receive images, and send labels, seconds and peak memory.
+
+    The first object sent is the description of the file. An `OcrnetError` is sent as a dict with the key "error". The
+    process ends when the pipe is closed.
+
+    Args:
+        pipe: The connection to the parent process.
+        path: The checkpoint or exported file.
+        mix: Whether to predict in mixed precision.
+    """
     try:
         cfg = Config(device_target=None, mix=mix)
         given = read(Path(path), cfg)
@@ -192,13 +214,13 @@ def serve(pipe: Connection, path: str, mix: bool) -> None:
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has had."""
+    """Return the peak resident memory of this process, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Lay the rows out as text."""
+    """Format the rows as a text table."""
     head = ("file", "computed by", "ms", "images/s", "peak GiB", "unlike the first")
     cells = [
         (
@@ -220,7 +242,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def recommendation(rows: Sequence[Row]) -> str:
-    """Say which row to use: the fastest that answers as the first does, and the fastest of all where it is another."""
+    """Return which row to use: the fastest that agrees with the first, and the fastest of all if it is another."""
     fastest = min(rows, key=lambda row: row.median)
     same = min((row for row in rows if row.unlike(rows[0]) <= 1 - SAME), key=lambda row: row.median)
     times = f"{rows[0].median / same.median:.2f} times as fast as the first"

@@ -1,4 +1,4 @@
-"""`ocrnet check`: read a whole dataset and report what it holds."""
+"""`ocrnet check`: read a whole dataset and report its contents and problems."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from ocrnet.utils.errors import OcrnetError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Read every image and label of the training and validation split, and say what they hold."""
+    """Read every image and label of the training and validation splits, and report their contents and problems."""
     cfg, _ = flags.load_config(flags.parse("check", argv))
     cfg, pulled = pull.dataset(cfg, Speaker(World()))
     for line in pulled:

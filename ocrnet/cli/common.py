@@ -1,4 +1,4 @@
-"""What several commands share: the argument parser, the ranks of a launcher, printing."""
+"""Functions shared by several commands: the argument parser, the launcher's ranks, and printing."""
 
 import argparse
 import contextlib
@@ -11,15 +11,19 @@ from ocrnet.utils.signals import set_parent_death_signal
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `OcrnetError`."""
+    """An argument parser that raises `OcrnetError` for invalid arguments."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise the error."""
+        """Raise `OcrnetError` with the message and a reference to --help."""
         raise OcrnetError(f"{message} ({self.prog} --help)")
 
 
 def world_of_launcher() -> World:
-    """Return rank and world size; if the launcher dies, this process gets SIGTERM, so that it saves and stops."""
+    """Return rank and world size from the launcher.
+
+    If mpirun, msrun or torchrun started several ranks and dies, this process receives SIGTERM, so that it saves and
+    stops.
+    """
     world = read_world()
     if world.size > 1 and world.launcher in ("mpirun", "msrun", "torchrun"):
         # mutation: end-with-launcher
@@ -28,8 +32,8 @@ def world_of_launcher() -> World:
 
 
 def rank_prefix() -> str:
-    """Return a prefix for messages that names the rank; empty for a single process."""
-    with contextlib.suppress(OcrnetError):  # the launcher's variables themselves may be what is wrong
+    """Return a message prefix that names the rank; empty for a single process."""
+    with contextlib.suppress(OcrnetError):  # the launcher's variables may be invalid
         world = read_world()
         if world.size > 1:
             return f"rank {world.rank}: "
@@ -37,5 +41,5 @@ def rank_prefix() -> str:
 
 
 def say(line: str) -> None:
-    """Print a line, with control characters escaped."""
+    """Print a line with control characters, except newlines, escaped."""
     print(printable(line, lines=True), flush=True)

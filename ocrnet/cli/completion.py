@@ -1,4 +1,4 @@
-"""Completion of commands, flags, values and files in bash, zsh and fish, from the tables that also parse them."""
+"""Shell completion of commands, flags, values and files, generated from the tables that the parser uses."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 Command = Callable[[Sequence[str]], int]
 
-# The values of flags that are no config keys.
+# The values of flags that are not config keys.
 VALUES = {
     ("export", "format"): typing.get_args(Format),
     ("export", "precision"): typing.get_args(Precision),
@@ -34,23 +34,32 @@ VALUES = {
 
 @dataclass(frozen=True)
 class Option:
-    """A flag of a command: its help; the values that it takes, if they are few; which files, by their ending."""
+    """A flag of a command: its help, its values if there are few, and the suffix of the files that it accepts."""
 
     name: str
     help: str
     values: tuple[str, ...] = ()
-    files: str | None = None  # an ending; empty: any file or folder
+    files: str | None = None  # a suffix; empty: any file or folder; None: no files
 
 
 def script(shell: str, commands: Mapping[str, Command], usage: str) -> str:
-    """Return what a shell is to read; ``usage`` holds a line a command that says what it does."""
+    """Return the completion script for a shell.
+
+    Args:
+        shell: One of `SHELLS`.
+        commands: The function of each command.
+        usage: The usage text, with one line per command that summarizes it.
+
+    Returns:
+        The script, which the shell evaluates.
+    """
     table = {name: tuple(_options(name, command)) for name, command in commands.items()}
     told = {name: _command_summary(name, usage) for name in commands}
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](table, told)
 
 
 def _options(name: str, command: Command) -> Iterator[Option]:
-    """Yield a command's flags: from the table, or, of one that has its own, from its help."""
+    """Yield the flags of a command from `FLAGS`, or from its help text if it has its own parser."""
     if name == "completion":
         return
     flags = [flag for flag in FLAGS if name in flag.commands]
@@ -71,8 +80,8 @@ def _options(name: str, command: Command) -> Iterator[Option]:
 
 
 def _values(key: str | None) -> tuple[str, ...]:
-    """Return the few values that a config key takes; none where they are many."""
-    if key == "eval.scales":  # its flag is --multi_scale
+    """Return the values of a config key; empty if they cannot be listed."""
+    if key == "eval.scales":  # set by --multi_scale, which is True or False
         return ("True", "False")
     kind = KEYS[key].type if key else None
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
@@ -82,7 +91,7 @@ def _values(key: str | None) -> tuple[str, ...]:
 
 
 def _keys() -> dict[str, tuple[str, ...]]:
-    """Return the config keys that ``--set`` takes, with the values of those that have few."""
+    """Return the config keys for ``--set``, each with its values if they can be listed."""
     return {key: () if key == "eval.scales" else _values(key) for key in KEYS}
 
 

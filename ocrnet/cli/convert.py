@@ -1,4 +1,4 @@
-"""`ocrnet convert`: convert weights from and to other implementations."""
+"""`ocrnet convert`: convert weights from and to the formats of other implementations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from ocrnet.weights import checkpoint, convert
 
 
 def main(argv: Sequence[str]) -> int:
-    """Turn weights of other implementations into a checkpoint, or a checkpoint into theirs."""
+    """Convert weights of another implementation to a checkpoint, or a checkpoint to another implementation's format."""
     args = flags.parse("convert", argv)
     for name in args.given:
         raise OcrnetError(f"--set {name}: no effect on convert; the network comes from the weights")

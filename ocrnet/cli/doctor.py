@@ -1,4 +1,4 @@
-"""What `ocrnet doctor` looks at on a machine: versions, memory, disk, and one real training step on each device."""
+"""`ocrnet doctor`: check versions, memory and disk space, and run real training steps on each device."""
 
 import importlib.metadata
 import importlib.util
@@ -35,7 +35,7 @@ SIZE = 64
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: ``ok`` is None where it is only told, ``remedy`` is what mends it."""
+    """The result of one check; ``ok`` is None for information only, ``remedy`` is how to fix the problem."""
 
     title: str
     ok: bool | None
@@ -44,7 +44,7 @@ class Finding:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Look at this machine: versions, memory, devices, and one real step on each."""
+    """Check this machine: versions, memory, disk space, and real training steps on each device."""
     parser = Parser(prog="ocrnet doctor", description=main.__doc__, allow_abbrev=False)
     parser.parse_args(argv)
     ill = False
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def examine(folder: str = ".") -> Iterator[Finding]:
-    """Yield what is found on this machine; ``folder`` is where runs would be written."""
+    """Yield the findings for this machine; ``folder`` is the folder for runs, whose disk is checked."""
     yield from versions()
     yield Finding("processor", None, f"{os.cpu_count()} cores, {psutil.virtual_memory().total / GIB:.1f} GiB of memory")
     yield from shared_memory(Path("/dev/shm"))
@@ -68,7 +68,7 @@ def examine(folder: str = ".") -> Iterator[Finding]:
 
 
 def versions() -> Iterator[Finding]:
-    """Yield the versions of Python and of the packages, and what does not go together."""
+    """Yield the versions of Python and of the packages, and any incompatibilities between them."""
     python = sys.version_info[:2]
     fits = PYTHONS[0] <= python <= PYTHONS[1]
     remedy = "" if fits else "install Python 3.11, make a new environment with it: python3.11 -m venv .venv"
@@ -91,7 +91,7 @@ def versions() -> Iterator[Finding]:
 
 
 def shared_memory(folder: Path) -> Iterator[Finding]:
-    """Yield the size of the shared memory that loader workers hand batches over in (Linux)."""
+    """Yield the free shared memory, through which loader workers pass batches (Linux only)."""
     if folder.is_dir():
         free = shutil.disk_usage(folder).free / GIB
         remedy = "" if free >= 1 else "docker run --shm-size=8g ..., or train with --set num_workers=0"
@@ -99,14 +99,14 @@ def shared_memory(folder: Path) -> Iterator[Finding]:
 
 
 def disk(folder: str) -> Finding:
-    """Return the room for runs: a W48 checkpoint with its momentum takes 0.6 GB, and six are kept."""
+    """Return the free disk space for runs: a W48 checkpoint with its momentum takes 0.6 GB, and six are kept."""
     free = shutil.disk_usage(folder).free / GIB
     remedy = "" if free >= 5 else "make room, give --save_dir on another disk, or --set keep_checkpoint=1"
     return Finding("disk", free >= 5, f"{free:.1f} GiB free at {Path(folder).resolve()}", remedy)
 
 
 def step(device: str, mix: bool) -> Iterator[Finding]:
-    """Train one step and predict once on a device, in a process of its own: its crash or hang is a finding too."""
+    """Train and predict on a device in a separate process, so that a crash or hang is a finding too."""
     title = f"{device}, {'mixed precision' if mix else 'float32'}"
     command = [sys.executable, "-m", "ocrnet.cli.doctor", device, str(mix)]
     try:
@@ -131,7 +131,7 @@ def step(device: str, mix: bool) -> Iterator[Finding]:
 
 
 def text(finding: Finding) -> str:
-    """Return one finding as people read it: OK, !! or -- in front, the remedy on a line of its own."""
+    """Format a finding for the terminal: OK, !! or -- first, and the remedy on a separate line."""
     mark = {True: "OK", False: "!!", None: "--"}[finding.ok]
     line = f"{mark}  {finding.title}: {finding.detail}"
     return line + (f"\n      mend: {finding.remedy}" if finding.remedy else "")
@@ -149,7 +149,7 @@ def _nvidia() -> bool:
 
 
 class _Stream:
-    """A training stream of noise."""
+    """A training stream of random images and labels."""
 
     channels = 16
 
@@ -160,7 +160,7 @@ class _Stream:
 
 
 def _one_step(device: str, mix: bool) -> str:
-    """Train and predict once on ``device`` with two loader workers; return what was done."""
+    """Train two steps and predict once on ``device`` with two loader workers; return a summary."""
     arch = Arch(width=6, blocks=1, modules=(1, 1, 1), num_classes=2, channels=16, key_channels=8)
     data = Data(crop_size=(SIZE, SIZE))
     cfg = Config(device_target=device, mix=mix, num_workers=2, total_step=2, warmup_step=0, data=data)  # type: ignore[arg-type]

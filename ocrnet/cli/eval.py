@@ -1,4 +1,4 @@
-"""`ocrnet eval`: score a checkpoint on the validation split."""
+"""`ocrnet eval`: evaluate a checkpoint on the validation split."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ PUSHED_BY_EVAL = (*RESULTS, "visualize/*")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Score a checkpoint on the validation split; the architecture comes from the file."""
+    """Evaluate a checkpoint on the validation split; the architecture is read from the file."""
     args = flags.parse("eval", argv)
     cfg, notes = flags.load_config(args)
     show = flags.as_bool(args, "visualize")
@@ -84,7 +84,7 @@ def _checkpoint_to_score(args: flags.Args, cfg: Config, world: World) -> str | P
 
 
 def _check_expectation(cfg: Config, scores: Scores, dataset: Dataset, run: Run) -> int:
-    """Say the scores, and return the exit status: 1 where they are not what the config expects."""
+    """Log the scores; return 1 as the exit status if mIoU is below `min_miou` or is not a number, else 0."""
     run.say(table(scores))
     answer, mean_iou = constant_answer(scores)
     run.say(f"for comparison: always answering '{dataset.classes.names[answer]}' has mIoU {100 * mean_iou:.2f}")

@@ -1,4 +1,4 @@
-"""`ocrnet export`: write a checkpoint for another runtime."""
+"""`ocrnet export`: export a checkpoint for another runtime."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from ocrnet.weights import checkpoint
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write a checkpoint for another runtime, run it there, and compare its answers with the checkpoint's."""
+    """Export a checkpoint for another runtime, run it there, and compare its predictions with the checkpoint's."""
     args = flags.parse("export", argv)
     options = args.options
     path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))

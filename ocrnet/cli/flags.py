@@ -1,4 +1,4 @@
-"""The public flags as one table, and how they become values of the config. A test freezes the table."""
+"""The table of the public flags, which a test freezes, and their conversion to config values."""
 
 import argparse
 import contextlib
@@ -17,27 +17,29 @@ from ocrnet.utils.errors import OcrnetError, nearest
 RUN = ("train", "eval")
 ENGINE = (*RUN, "predict", "submit", "report", "serve")
 
-# What ModelArts adds to the command of a job, according to its documentation (framework images, its runner, its
-# training service), and what the public MindSpore scripts take from it; ranks are known from the environment.
+# Flags that ModelArts adds to the command of a job, according to its documentation (framework images, its runner, its
+# training service), and flags that the public MindSpore scripts accept from it. With enable_modelarts
+# they are ignored; the ranks are read from the environment.
 MODELARTS = (
     "init_method", "rank", "world_size", "local_rank", "local_size", "num_gpus", "launcher",
     "task_index", "job_name", "ps_hosts", "worker_hosts", "data_dir",
 )  # fmt: skip
 
-# What a command takes without a flag before it.
+# The positional argument of a command: its name and help.
 POSITIONAL = {
     "predict": ("source", "an image, a video, a folder, a pattern in quotes, or the http(s) url of an image"),
 }
 
-# What a command takes one or more of without a flag before them.
+# The positional argument that a command accepts one or more times: its name and help.
 SEVERAL = {"report": ("run", "the folder of a run, or of an evaluation; several are compared")}
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: the commands that take it, the config key it sets (none: its own meaning), its help.
+    """One flag: the commands that accept it, the config key that it sets, and its help.
 
-    A ``bare`` flag may stand alone, which means True.
+    A flag whose ``key`` is None sets no config key; its command interprets it. A ``bare`` flag may be given without a
+    value, which means True.
     """
 
     name: str
@@ -137,12 +139,12 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Args:
-    """What stood on the command line: config values, and the flags that are not config keys."""
+    """The parsed command line: config values, and the flags that are not config keys."""
 
     given: dict[str, SourcedValue]
     options: dict[str, str]
-    added: tuple[str, ...] = ()  # flags of MODELARTS
-    inputs: tuple[str, ...] = ()  # what SEVERAL names
+    added: tuple[str, ...] = ()  # the flags of MODELARTS that were given
+    inputs: tuple[str, ...] = ()  # the positional arguments of SEVERAL
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(command: str, argv: Sequence[str]) -> Args:
-    """Read the arguments of a command; an unknown flag is an `OcrnetError` that names the nearest one."""
+    """Parse the arguments of a command; raise `OcrnetError` for an unknown flag and name the nearest known one."""
     flags = [flag for flag in FLAGS if command in flag.commands]
     parser = _parser(command, flags)
     names = [action for flag in flags for action in (flag.name, flag.alias) if action] + ["set"]
@@ -213,13 +215,25 @@ def _parser(command: str, flags: Sequence[Flag]) -> _Parser:
 
 
 def as_bool(args: Args, name: str) -> bool:
-    """Return the value of a True / False flag that is not a config key; not given, it is False."""
+    """Return the value of a True / False flag that is not a config key; False if it is not given."""
     text = args.options.get(name, "False")
     return _bool(name, text)
 
 
 def as_size(args: Args, name: str, default: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return the value of a height-and-width flag that is not a config key: [H, W] or H,W."""
+    """Return the value of a height-and-width flag that is not a config key.
+
+    Args:
+        args: The parsed command line.
+        name: The flag's name; its value is [H, W] or H,W.
+        default: The value if the flag is not given.
+
+    Returns:
+        Height and width, or the default.
+
+    Raises:
+        OcrnetError: The value is not two whole numbers of at least 32.
+    """
     if name not in args.options:
         return default
     text = args.options[name]
@@ -230,7 +244,19 @@ def as_size(args: Args, name: str, default: tuple[int, int] | None) -> tuple[int
 
 
 def as_number(args: Args, name: str, default: Any) -> Any:
-    """Return the value of a flag that is a number from 0, whole where its default is."""
+    """Return the value of a numeric flag that is not a config key.
+
+    Args:
+        args: The parsed command line.
+        name: The flag's name.
+        default: The value if the flag is not given; if it is an int, the flag must be a whole number.
+
+    Returns:
+        A number of at least 0, or the default.
+
+    Raises:
+        OcrnetError: The value is negative, or not a number of that kind.
+    """
     if name not in args.options:
         return default
     value = loader.parse_value(args.options[name])
@@ -249,7 +275,7 @@ def _bool(name: str, text: str) -> bool:
 
 
 def required(args: Args, name: str) -> str:
-    """Return the value of a flag that must be given."""
+    """Return the value of a required flag; raise `OcrnetError` if it is not given."""
     if name not in args.options:
         what = next(flag.help for flag in FLAGS if flag.name == name)
         raise OcrnetError(f"--{name} is required: {what}")
@@ -257,7 +283,7 @@ def required(args: Args, name: str) -> str:
 
 
 def load_config(args: Args) -> tuple[Config, list[str]]:
-    """Return the config of YAML and command line, and the sentences to say about what was adjusted."""
+    """Return the config from the YAML file and the command line, and the messages about adjusted values to log."""
     given = loader.read_yaml(required(args, "config")) | args.given
     _warn_of_old_keys(given)
     cfg = loader.build(given)
@@ -275,8 +301,8 @@ def load_config(args: Args) -> tuple[Config, list[str]]:
 
 
 def _warn_of_old_keys(given: Mapping[str, SourcedValue]) -> None:
-    """Print a warning for each key that was given by its old name; of several ranks, rank 0 prints."""
-    with contextlib.suppress(OcrnetError):  # wrong launcher variables are reported where they are used
+    """Print a warning for each key that was given by its old name; only rank 0 prints."""
+    with contextlib.suppress(OcrnetError):  # invalid launcher variables are reported by the code that uses them
         if read_world().rank:
             return
     for name, item in given.items():
@@ -289,7 +315,7 @@ def _warn_of_old_keys(given: Mapping[str, SourcedValue]) -> None:
 
 
 def _of_modelarts(cfg: Config, added: Sequence[str]) -> list[str]:
-    """Return what to say about the flags of ModelArts; they are a mistake anywhere else."""
+    """Return messages about ignored ModelArts flags; raise `OcrnetError` for them if `enable_modelarts` is off."""
     if added and not cfg.enable_modelarts:
         raise OcrnetError(
             f"unknown flag '--{added[0]}'; where ModelArts adds it, set enable_modelarts: True, and it is passed over"
@@ -301,7 +327,7 @@ def _of_modelarts(cfg: Config, added: Sequence[str]) -> list[str]:
 
 
 def _bare(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Have a bare flag keep away from what is no value of its own: in ``--watch run``, the run."""
+    """Append ``=True`` to a bare flag if the next token is not a boolean, as in ``--watch run``."""
     after = [*argv[1:], ""]
     return [
         f"{token}=True" if token in names and not isinstance(loader.parse_value(behind), bool) else token
@@ -310,7 +336,7 @@ def _bare(argv: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _spread_sets(argv: Sequence[str]) -> list[str]:
-    """Turn ``--set a=1 b=2`` into ``--set a=1 --set b=2``; a token without '=' ends the list."""
+    """Expand ``--set a=1 b=2`` to ``--set=a=1 --set=b=2``; a flag or a token without '=' ends the list."""
     spread: list[str] = []
     inside = False
     for token in argv:

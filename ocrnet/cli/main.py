@@ -1,4 +1,4 @@
-"""The console command `ocrnet`: dispatch to the commands, and their exit status."""
+"""The console command `ocrnet`: run one of the commands and return its exit status."""
 
 import select
 import sys
@@ -51,8 +51,8 @@ ocrnet --version says which one this is."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status.
 
-    0; 1 where something that was looked at is not as it should be; 2 after a mistake, which is said on stderr; 143,
-    130, 129 or 138 after SIGTERM, SIGINT, SIGHUP or SIGUSR1; 141 where nobody read on.
+    The status is 0 for success; 1 if a check found a problem; 2 for a user error, which is printed to stderr; 143,
+    130, 129 or 138 after SIGTERM, SIGINT, SIGHUP or SIGUSR1; 141 if the reader of stdout closed the pipe.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     argv = [token for token in given if token != "--debug"]
@@ -84,14 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stdout_is_closed() -> bool:
-    """Say whether the reader of stdout is gone, as in `ocrnet check | head`."""
+    """Return whether the reader of stdout has closed the pipe, as in `ocrnet check | head`."""
     pipe = select.poll()
     pipe.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in pipe.poll(0))
 
 
 def run_completion(argv: Sequence[str]) -> int:
-    """Print what makes a shell complete commands, flags, values and files."""
+    """Print a script that lets a shell complete commands, flags, values and files."""
     parser = Parser(prog="ocrnet completion", description=run_completion.__doc__, allow_abbrev=False)
     parser.add_argument("shell", choices=completion.SHELLS)
     print(completion.script(parser.parse_args(argv).shell, COMMANDS, USAGE), end="")

@@ -1,4 +1,4 @@
-"""The command `ocrnet predict`: its flags, and what it says."""
+"""`ocrnet predict`: segment images and videos, and write the results to files."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ OUTPUT = "predictions"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Segment images and videos into files."""
+    """Segment images and videos, and write the results to files."""
     args = flags.parse("predict", argv)
     cfg = loader.build(args.given)
     config.check(cfg)
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         raise OcrnetError(f"--set {without[0]}: no effect on predict; the network comes from the checkpoint")
     path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
     save, output = parse_save(args.options.get("save")), Path(args.options.get("output", OUTPUT))
-    # A wrong path is told before weights are read.
+    # Report a wrong path before the weights are read.
     sources = find(args.options["source"], output, offline=flags.as_bool(args, "offline"))
     model = load(path, engine=cfg.engine, device_target=cfg.device_target, mix=cfg.mix)
     for line in [*model.decisions, *([meaning] if meaning else []), f"checkpoint: {path}", *model.notes]:
@@ -52,7 +52,7 @@ def _say(line: str) -> None:
 
 
 def _kinds(save: Sequence[str] | None, sources: set[str]) -> str:
-    """Say what lies in the results' folder."""
+    """Describe the files in the output folder."""
     usual = [kind for kind in DEFAULT if "image" in sources or kind in DEFAULT_OF_VIDEO]
     kinds = usual if save is None else save
     parts = [f"{kind}/ ({PICTURES[kind]})" for kind in kinds if kind != "json"]

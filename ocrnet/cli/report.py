@@ -1,4 +1,4 @@
-"""`ocrnet report`: write a run as an HTML page."""
+"""`ocrnet report`: write an HTML page about runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from ocrnet.weights import checkpoint
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write what runs reached as one HTML file, and of a single run a model card; or follow runs under way."""
+    """Write the results of runs as one HTML file, plus a model card for a single run, or follow runs in progress."""
     args = flags.parse("report", argv)
     path = args.options.get("checkpoint_path")
     output = args.options.get("output")

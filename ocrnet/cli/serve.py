@@ -1,4 +1,4 @@
-"""`ocrnet serve`: a trained network behind HTTP, with a page for people."""
+"""`ocrnet serve`: serve a trained network over HTTP, with a web page."""
 
 import os
 import sys
@@ -17,13 +17,13 @@ from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped, StopRequest
 from ocrnet.weights import checkpoint
 
-# On a CPU a batch saves little time, and what is in it is not rounded as it is alone; see docs/serve.md.
+# On a CPU a batch saves little time, and batched and single-image results may differ by rounding; see docs/serve.md.
 MAX_BATCH = {"CPU": 1}
 MAX_BATCH_ELSEWHERE = 8
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve a checkpoint until a signal ends it."""
+    """Serve a checkpoint over HTTP until a signal stops the process."""
     args = flags.parse("serve", argv)
     cfg = loader.build(args.given)
     config.check(cfg)
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         installed.check_installed(library, "ocrnet serve")
     path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
     chosen = settings_from_flags(args, max_batch=MAX_BATCH_ELSEWHERE)
-    sock = server.bind(chosen.host, chosen.port)  # a port in use is told before weights are read
+    sock = server.bind(chosen.host, chosen.port)  # report a port in use before the weights are read
     with sock, StopRequest(what="finishing what is in work") as stop:
         from ocrnet.serve.app import Service
         from ocrnet.serve.metrics import Metrics
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def settings_from_flags(args: flags.Args, *, max_batch: int) -> Settings:
-    """Return what the command line says; ``max_batch`` is the device's own choice."""
+    """Return the settings from the command line; ``max_batch`` is the default for the device."""
     defaults = Settings(max_batch=max_batch)
     numbers = {
         name: flags.as_number(args, name, getattr(defaults, name))
@@ -88,7 +88,7 @@ def settings_from_flags(args: flags.Args, *, max_batch: int) -> Settings:
 
 
 def _token(path: str | None) -> str | None:
-    """Return the token in a file or the environment; never from the command line, which every user can list."""
+    """Return the token from a file or the environment, not from the command line, which every user can list."""
     given = os.environ.get(TOKEN_VARIABLE)
     if path is not None:
         if given is not None:
@@ -122,6 +122,6 @@ def _say_limits(chosen: Settings) -> None:
 
 
 def _log(error: BaseException) -> None:
-    """Tell the operator, not the client, what went wrong."""
+    """Print the traceback to stderr for the operator, without secrets; clients do not receive it."""
     text = "".join(traceback.format_exception(error))
     print(urls.scrub(text), file=sys.stderr, flush=True)

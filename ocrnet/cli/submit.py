@@ -1,4 +1,4 @@
-"""`ocrnet submit`: a zip for the Cityscapes test server, written whole or not at all, and looked through."""
+"""`ocrnet submit`: write a complete, validated zip for the Cityscapes test server, or write none."""
 
 import os
 import re
@@ -28,23 +28,23 @@ from ocrnet.weights import Weights, checkpoint, convert
 
 SPLITS = ("test", "val")
 SIZE = (1024, 2048)
-# How many images of each city the server waits for, where the dataset is not at hand to be asked.
+# The number of images of each city that the server expects, used if the dataset is not available.
 CITIES = {
     "test": {"berlin": 544, "bielefeld": 181, "bonn": 46, "leverkusen": 58, "mainz": 298, "munich": 398},
     "val": {"frankfurt": 267, "lindau": 59, "munster": 174},
 }
-# The server's evaluation looks, in any folder, for CITY_SEQUENCE_FRAME*.png.
+# The server's evaluation searches all folders for CITY_SEQUENCE_FRAME*.png.
 _RESULT = re.compile(r"([^_/]+_\d{6}_\d{6})[^/]*\.png")
 _END = "_labelIds.png"
 _IDS = {label.id for label in cityscapes.LABELS if label.id >= 0}
 _HIGHEST_TRAIN_ID, _LOWEST_ID = 18, min(cityscapes.classes().ids)
-_LONGEST = 100  # characters of an entry's name that are said
-_LARGEST = 64 * 2**20  # bytes of one result; a PNG of labels has some ten thousand
+_LONGEST = 100  # characters of an entry's name that are shown
+_LARGEST = 64 * 2**20  # bytes of one result; a PNG of labels has about ten thousand
 
 
 @dataclass
 class Checked:
-    """What a zip holds: images, pixels of each id (int64 256), their sizes (height, width), what is wrong with it."""
+    """The contents of a zip: images, pixels of each id (int64 256), image sizes (height, width), and problems."""
 
     images: int = 0
     ids: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
@@ -53,7 +53,7 @@ class Checked:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write predictions of a Cityscapes split as the zip that its test server takes, or look through such a zip."""
+    """Write predictions of a Cityscapes split as a zip for its test server, or validate such a zip."""
     args = flags.parse("submit", argv)
     split = args.options.get("split", "test")
     if split not in SPLITS:
@@ -95,9 +95,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write(engine: Engine, dataset: Dataset, cfg: Config, output: Path) -> Checked:
-    """Write the labelIds of every image of a split into a zip, which has its name once it was read back and is whole.
+    """Write the labelIds of every image of a split to a zip.
 
-    A signal raises `Stopped`, and leaves nothing.
+    The zip gets its final name after it was read back and validated. An exception leaves no file.
+
+    Args:
+        engine: The engine, with the weights restored.
+        dataset: The split.
+        cfg: The config, for the evaluation settings and the number of workers.
+        output: The path of the zip.
+
+    Returns:
+        The contents of the zip as read back.
+
+    Raises:
+        OcrnetError: The zip is invalid, or an image or the zip cannot be read or written.
+        Stopped: A signal asked to stop.
     """
     wanted = _wanted(dataset)
     with StopRequest(what="stopping; nothing is written") as stop, replaced(output) as file:
@@ -150,7 +163,7 @@ def _open(cfg: Config, split: str) -> Dataset:
 
 
 def _wanted(dataset: Dataset) -> dict[str, tuple[int, int]]:
-    """Return the size (height, width) of each image by its CITY_SEQUENCE_FRAME, from the files' headers."""
+    """Return the size (height, width) of each image by its CITY_SEQUENCE_FRAME, read from the file headers."""
     wanted = {}
     for index in range(len(dataset)):
         name = dataset.name(index).rpartition("/")[2]
@@ -168,10 +181,19 @@ def _check_classes(found: Weights, path: Path) -> None:
 
 
 def inspect(path: str | Path, wanted: Mapping[str, tuple[int, int]] | None = None, split: str = "test") -> Checked:
-    """Read every byte of a zip; ``wanted`` is the size (height, width) of each image by its CITY_SEQUENCE_FRAME.
+    """Read and validate every byte of a zip.
 
-    Without it, the cities of ``split`` and their numbers of images, at `SIZE`, are wanted. Raises `OcrnetError` where
-    the file is no zip.
+    Args:
+        path: The zip.
+        wanted: The expected size (height, width) of each image by its CITY_SEQUENCE_FRAME. If None, the cities of
+            ``split`` with their numbers of images, at `SIZE`, are expected.
+        split: The split, test or val; used if ``wanted`` is None.
+
+    Returns:
+        The contents of the zip and its problems.
+
+    Raises:
+        OcrnetError: The file does not exist, is damaged, or is not a zip.
     """
     checked = Checked()
     try:
@@ -179,7 +201,7 @@ def inspect(path: str | Path, wanted: Mapping[str, tuple[int, int]] | None = Non
             seen = [name for entry in archive.infolist() if (name := _entry(archive, entry, wanted, checked))]
     except FileNotFoundError:
         raise OcrnetError(f"{path} does not exist") from None
-    except Exception as error:  # zipfile passes on whatever its parts raise, from UnicodeDecodeError to struct.error
+    except Exception as error:  # zipfile passes on all errors of its parts, from UnicodeDecodeError to struct.error
         raise OcrnetError(f"{path} is damaged or no zip ({error})") from None
     often = Counter(seen)
     checked.problems += [
@@ -193,7 +215,7 @@ def inspect(path: str | Path, wanted: Mapping[str, tuple[int, int]] | None = Non
 def _entry(
     archive: zipfile.ZipFile, entry: zipfile.ZipInfo, wanted: Mapping[str, tuple[int, int]] | None, checked: Checked
 ) -> str | None:
-    """Look at one entry; return the image that it is the result of, None where it is none's."""
+    """Validate one entry; return the name of the image that it belongs to, or None."""
     if entry.is_dir():
         return None
     shown = printable(entry.filename, _LONGEST)
@@ -212,14 +234,14 @@ def _entry(
     try:
         data = archive.read(entry)
         has = size_in(data, shown)
-        if has != size:  # not decoded: a small file can hold an image that no memory does
+        if has != size:  # not decoded: a small file can hold an image too large for memory
             checked.problems.append(f"{shown} is {has[0]}x{has[1]}, not {size[0]}x{size[1]}")
             return name
         ids = decode_label(data, shown)
     except OcrnetError as error:
         checked.problems.append(str(error))
         return name
-    except Exception as error:  # CRC, password, method, and what unpackers raise: zlib.error, LZMAError and others
+    except Exception as error:  # CRC, password, method, and decompression errors: zlib.error, LZMAError and others
         checked.problems.append(f"{shown} is damaged ({error})")
         return name
     checked.images += 1

@@ -11,7 +11,7 @@ from ocrnet.train.setup import train
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train as the command line says."""
+    """Train a network with the settings from the config file and the command line."""
     args = flags.parse("train", argv)
     cfg, notes = flags.load_config(args)
     world = world_of_launcher()

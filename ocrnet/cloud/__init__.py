@@ -1,1 +1,1 @@
-"""Object stores and shared folders: data and weights come from them, what a run writes goes to them."""
+"""Object stores and shared folders: the source of data and weights, and the destination of a run's results."""

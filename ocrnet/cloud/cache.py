@@ -1,4 +1,4 @@
-"""What was pulled to this machine: whole files alone under their names, a journal of them, one process at a time."""
+"""The download cache of this machine: only complete files under their names, a journal, one process at a time."""
 
 import concurrent.futures
 import contextlib
@@ -26,7 +26,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-BLOCK = 8 << 20  # bytes a request asks for
+BLOCK = 8 << 20  # bytes per request
 THREADS = 8
 SAID_EVERY = 10.0  # seconds
 SUMS = "SHA256SUMS"
@@ -35,7 +35,11 @@ Say = Callable[[str], None]
 
 
 class Speaker:
-    """How a process says what it does to files of its machine: whoever does the work tells, the first one who waits."""
+    """Prints progress lines about the files of this machine.
+
+    The process that does the work prints, whichever it is. Of those that wait, only the first process of the machine
+    prints. The lines of any other process start with its rank.
+    """
 
     def __init__(self, world: World) -> None:
         self.first = world.local == 0 and world.launcher != SCHEDULER
@@ -47,12 +51,12 @@ class Speaker:
 
 
 def is_first(say: Say) -> bool:
-    """Say whether this is the process of its machine whose notes become part of the log."""
+    """Return whether this is the process of its machine whose notes become part of the log."""
     return say.first if isinstance(say, Speaker) else True
 
 
 class Cache:
-    """The folder of this machine that stands for one url, with its journal, lock and progress beside it."""
+    """The local folder for the files of one url, with its journal, lock and progress files next to it."""
 
     def __init__(self, url: Url, cloud: Cloud, say: Say) -> None:
         root = _root(cloud)
@@ -66,7 +70,7 @@ class Cache:
         self._writing = threading.Lock()
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
-        """Let one process of this machine in at a time; who waits says what the other has got."""
+        """Let one process of this machine in at a time; a waiting process prints the progress of the other."""
         return alone(
             self._lock,
             self._tell_of_other,
@@ -86,21 +90,31 @@ class Cache:
         if not self._journal.exists():
             return found
         for line in self._journal.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, TypeError):  # a last line cut short
+            with contextlib.suppress(ValueError, TypeError):  # a truncated last line
                 item = Item(*json.loads(line))
                 found[item.name] = item
         return found
 
     def target(self, name: str) -> Path:
-        """Return where an object's file lies; raise for a name that leads out of the folder."""
+        """Return the local path of an object; raise `OcrnetError` for a name that is no path inside the folder."""
         if name.startswith("/") or "\0" in name or {"", ".", ".."} & set(name.split("/")):
             raise OcrnetError(f"{self.url} has an object named '{name}', which is no file name; rename it there")
         return self.place / name
 
     def bring(self, store: Store, items: Sequence[Item], sums: dict[str, str]) -> list[str]:
-        """Pull what is not here yet; return what to say about it. Call it while `alone`.
+        """Download the objects that are missing or changed; call it while holding the lock of `alone`.
 
-        Raises `OcrnetError` where an object cannot be had whole; what was pulled before stays for the next try.
+        Args:
+            store: The store that holds the objects.
+            items: The objects that the folder must contain.
+            sums: The expected SHA-256 in hex, by object name; may lack names.
+
+        Returns:
+            The lines to log about the download.
+
+        Raises:
+            OcrnetError: The disk has too little free space, or an object cannot be downloaded completely. Files
+                downloaded before the failure are kept for the next try.
         """
         known = self._known()
         # mutation: keep-downloaded-files
@@ -132,12 +146,12 @@ class Cache:
         return lines
 
     def has_file(self, item: Item) -> bool:
-        """Say whether there is a file of an object's size."""
+        """Return whether the object's file exists and has the object's size."""
         target = self.target(item.name)
         return target.is_file() and target.stat().st_size == item.size
 
     def _bring_all(self, store: Store, missing: Sequence[Item], sums: dict[str, str], total: int) -> list[str]:
-        """Pull with several threads, and tell how far it is; return by what each was compared."""
+        """Download with several threads and report progress; return the check used for each file (see `fetch`)."""
         pulled = Pulled()
 
         def one(item: Item) -> str:
@@ -150,7 +164,7 @@ class Cache:
             pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(THREADS))
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             stack.callback(self._progress.unlink, missing_ok=True)
-            stack.callback(pulled.stop.set)  # after a failure the others need not finish
+            stack.callback(pulled.stop.set)  # after a failure the other downloads need not finish
             waiting = {pool.submit(one, item) for item in missing}
             done: set[concurrent.futures.Future[str]] = set()
             begun = said = time.monotonic()
@@ -172,7 +186,7 @@ class Cache:
         return [future.result() for future in done]
 
     def forget_others(self, items: Sequence[Item]) -> None:
-        """Remove what is not in the store any more, and the beginnings of files that were not finished."""
+        """Remove the files whose objects are no longer in the store, and all partial downloads."""
         names = {item.name for item in items}
         for name in self._known().keys() - names:
             self.target(name).unlink(missing_ok=True)
@@ -182,7 +196,11 @@ class Cache:
 
 @contextlib.contextmanager
 def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Let one process of this machine in at a time, however the others end; ``waiting`` is called now and then."""
+    """Let one process of this machine in at a time.
+
+    The lock is released when its process ends, even if it is killed. ``waiting`` is called every `SAID_EVERY` seconds
+    while another process holds the lock. Windows has no lock.
+    """
     with _wrap_os_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
@@ -203,7 +221,7 @@ def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 @dataclass
 class Pulled:
-    """How many bytes came so far, and whether the threads that pull are to stop."""
+    """The number of bytes downloaded so far, and the event that stops the download threads."""
 
     size: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
@@ -212,9 +230,24 @@ class Pulled:
 def fetch(
     store: Store, item: Item, target: Path, cloud: Cloud, *, sums: dict[str, str], say: Say, pulled: Pulled
 ) -> str:
-    """Bring one object to a file, whole or not at all, and return by what it was compared: sha256, md5 or size.
+    """Download one object to a file; the file appears under its name only when it is complete and verified.
 
-    What an earlier try brought of the same version is taken up. Raises `OcrnetError` that names the object.
+    A partial download of the same version by an earlier try is continued.
+
+    Args:
+        store: The store that holds the object.
+        item: The object, as listed.
+        target: The path of the file.
+        cloud: The settings for retries and checksums.
+        sums: The expected SHA-256 in hex, by object name; may lack names.
+        say: Receives a line for each retry.
+        pulled: Counts the downloaded bytes; its event stops the download.
+
+    Returns:
+        The strongest check that the file passed: ``sha256``, ``md5`` or ``size``.
+
+    Raises:
+        OcrnetError: The download failed after all retries (names the object), or the file cannot be written.
     """
     version = hashlib.sha256(f"{item.size} {item.etag}".encode()).hexdigest()[:8]
     # mutation: rename-download-when-complete
@@ -247,7 +280,7 @@ def fetch(
 
 
 def _ask_again(store: Store, item: Item) -> None:
-    """Compare the size in the listing with the object's own, where nothing else could tell that it is wrong."""
+    """Compare the listed size with the object's own size; without a checksum nothing else reveals a wrong size."""
     own = store.stat(item.name)
     if own is None or own.size != item.size:
         says = f"{own.size:,} bytes" if own else "no such object"
@@ -255,7 +288,7 @@ def _ask_again(store: Store, item: Item) -> None:
 
 
 def _collect(read: Callable[[int, int], bytes], size: int, part: Path, pulled: Pulled) -> dict[str, str]:
-    """Append to ``part`` what it lacks, and return its digests in hex."""
+    """Append the missing bytes to ``part``, and return its digests in hex."""
     digests = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
     # mutation: resume-partial-download
     if part.exists() and part.stat().st_size > size:
@@ -277,7 +310,20 @@ def _collect(read: Callable[[int, int], bytes], size: int, part: Path, pulled: P
 
 
 def read_sums(store: Store, cloud: Cloud, say: Say, item: Item | None) -> dict[str, str]:
-    """Return the SHA-256 of each name in a ``SHA256SUMS`` file; none where there is no such file."""
+    """Return the checksums of a ``SHA256SUMS`` file.
+
+    Args:
+        store: The store that holds the file.
+        cloud: The settings for retries.
+        say: Receives a line for each retry.
+        item: The file's object, or None if there is no such file.
+
+    Returns:
+        The SHA-256 in hex, by object name; empty if there is no such file.
+
+    Raises:
+        OcrnetError: The file cannot be read, or a line does not have the format of sha256sum.
+    """
     if item is None:
         return {}
     content = retry(
@@ -294,7 +340,7 @@ def read_sums(store: Store, cloud: Cloud, say: Say, item: Item | None) -> dict[s
 
 
 def _root(cloud: Cloud) -> Path:
-    """Return the folder of all that is pulled, made where it is missing."""
+    """Return the root folder of all downloads; create it if it is missing."""
     fast = Path("/cache")  # ModelArts' local disk
     given = Path(cloud.cache_dir) if cloud.cache_dir else None
     root = given or (fast if os.access(fast, os.W_OK) else Path.home() / ".cache") / "ocrnet"

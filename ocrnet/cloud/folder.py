@@ -1,4 +1,4 @@
-"""A store in a folder on a disk of this machine, or one that several machines share."""
+"""A store in a folder, on a disk of this machine or shared by several machines."""
 
 import contextlib
 import os
@@ -10,13 +10,13 @@ from ocrnet.cloud.store import Item, StoreError, check_length
 
 
 class FolderStore:
-    """A folder on a disk of this machine, or one that several machines share."""
+    """A store in a folder, on a disk of this machine or shared by several machines."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.url = folder, str(folder)
 
     def list(self, prefix: str = "") -> list[Item]:
-        """Return the files below, hidden ones left out."""
+        """Return the files in the folder and its subfolders, except hidden ones."""
         place = self.folder / prefix.rpartition("/")[0]
         found = []
         for parent, folders, files in os.walk(place, onerror=_raise_unless_missing):
@@ -28,7 +28,7 @@ class FolderStore:
         return sorted(found, key=lambda item: item.name)
 
     def stat(self, name: str) -> Item | None:
-        """Return one file; its etag is the time of its last change."""
+        """Return one file, or None if it does not exist; its etag is its modification time in nanoseconds."""
         try:
             status = (self.folder / name).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -40,7 +40,19 @@ class FolderStore:
         return Item(name, status.st_size, str(status.st_mtime_ns))
 
     def read(self, name: str, start: int, length: int) -> bytes:
-        """Return a part of a file."""
+        """Return a part of a file.
+
+        Args:
+            name: The file's name.
+            start: The offset of the first byte.
+            length: The number of bytes.
+
+        Returns:
+            Exactly ``length`` bytes.
+
+        Raises:
+            StoreError: The file cannot be read, or is too short.
+        """
         try:
             with (self.folder / name).open("rb") as file:
                 file.seek(start)
@@ -49,7 +61,7 @@ class FolderStore:
             raise _of_folder(error) from error
 
     def upload(self, source: Path | bytes, name: str) -> None:
-        """Copy beside, flush to the disk and rename."""
+        """Copy to a temporary file in the target folder, flush it to the disk and rename it."""
         target = self.folder / name
         draft = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
@@ -66,7 +78,7 @@ class FolderStore:
         except OSError as error:
             raise _of_folder(error) from error
         finally:
-            with contextlib.suppress(OSError):  # what is to be told is told already
+            with contextlib.suppress(OSError):  # renamed already, or an error is already being raised
                 draft.unlink()
 
     def delete(self, name: str) -> None:

@@ -1,6 +1,7 @@
-"""OBS through ModelArts' own moxing, which has the job's rights without any key. It exists on ModelArts alone.
+"""OBS through ModelArts' moxing package, which has the job's permissions and needs no key.
 
-Written after its documentation (`moxing.file`); it could not be run against the real one.
+The package exists only on ModelArts. The code follows the documentation of `moxing.file`; it could not be run with the
+real package.
 """
 
 import importlib
@@ -17,24 +18,24 @@ NEEDED = ("File", "copy", "exists", "get_size", "list_directory", "remove")
 
 
 def find() -> Any | None:
-    """Return ``moxing.file``, or None where there is none: the package of that name on PyPI is something else."""
+    """Return ``moxing.file``, or None if it is missing; the PyPI package of that name is a different one."""
     try:
         if importlib.util.find_spec("moxing") is None:
             return None
         file = getattr(importlib.import_module("moxing"), "file", None)
-    except Exception:  # something of that name that does not even import here
+    except Exception:  # a package of that name that fails to import
         return None
     return file if all(callable(getattr(file, name, None)) for name in NEEDED) else None
 
 
 class MoxingStore:
-    """A folder of a bucket; its objects have no checksum here, so that sizes alone are compared."""
+    """A folder of a bucket; moxing returns no checksums, so only sizes are compared."""
 
     def __init__(self, url: Url, file: Any) -> None:
         self.url, self._file = str(url), file
 
     def list(self, prefix: str = "") -> list[Item]:
-        """Return the objects; those that only stand for a folder are left out."""
+        """Return the objects, except those that only represent a folder."""
         if not _call_sdk(lambda: self._file.exists(self.url)):
             return []
         names = _call_sdk(lambda: self._file.list_directory(self.url, recursive=True))
@@ -44,11 +45,23 @@ class MoxingStore:
         return [self._item(name) for name in wanted if name not in folders]
 
     def stat(self, name: str) -> Item | None:
-        """Return one object."""
+        """Return one object, or None if it does not exist."""
         return self._item(name) if _call_sdk(lambda: self._file.exists(self._at(name))) else None
 
     def read(self, name: str, start: int, length: int) -> bytes:
-        """Return a part of an object."""
+        """Return a part of an object.
+
+        Args:
+            name: The object's name.
+            start: The offset of the first byte.
+            length: The number of bytes.
+
+        Returns:
+            Exactly ``length`` bytes.
+
+        Raises:
+            StoreError: The request failed, or returned another number of bytes.
+        """
 
         def read() -> bytes:
             with self._file.File(self._at(name), "rb") as file:
@@ -58,7 +71,7 @@ class MoxingStore:
         return check_length(_call_sdk(read), length)
 
     def upload(self, source: Path | bytes, name: str) -> None:
-        """Put an object."""
+        """Upload an object."""
 
         def write() -> None:
             with self._file.File(self._at(name), "wb") as file:
@@ -67,7 +80,7 @@ class MoxingStore:
         _call_sdk(write if isinstance(source, bytes) else lambda: self._file.copy(str(source), self._at(name)))
 
     def delete(self, name: str) -> None:
-        """Remove an object."""
+        """Remove an object if it exists."""
         if _call_sdk(lambda: self._file.exists(self._at(name))):
             _call_sdk(lambda: self._file.remove(self._at(name)))
 

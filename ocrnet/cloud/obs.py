@@ -12,20 +12,20 @@ from ocrnet.config import Cloud
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.urls import OBS_KEYS, Url
 
-# Statuses after which the same request may well succeed.
+# HTTP statuses after which a retry may succeed.
 PASSING = (408, 429, 500, 502, 503, 504)
 
 
 class Strict(ssl.SSLContext):
-    """Compares the server's name with its certificate, whatever the SDK asks for."""
+    """Verifies the server's host name against its certificate, even if the SDK turns this off."""
 
     check_hostname = property(lambda self: True, lambda self, value: None)
 
 
 class ObsStore:
-    """A folder of a bucket. Requests are made once: who calls decides about trying again."""
+    """A folder of a bucket. Each request is sent once: the caller decides about retries."""
 
-    page = 1000  # objects a listing answers with at once
+    page = 1000  # objects per listing request
 
     def __init__(self, url: Url, cloud: Cloud) -> None:
         try:
@@ -54,11 +54,11 @@ class ObsStore:
             max_retry_count=0,
         )
         if endpoint.startswith("https"):
-            self._client.context = Strict(ssl.PROTOCOL_TLS_CLIENT)  # its own trusts any certificate
+            self._client.context = Strict(ssl.PROTOCOL_TLS_CLIENT)  # the SDK's own context trusts any certificate
             self._client.context.load_default_certs()
 
     def list(self, prefix: str = "") -> list[Item]:
-        """Return the objects of all pages; those that only stand for a folder are left out."""
+        """Return the objects of all pages, except those that only represent a folder."""
         found: list[Item] = []
         marker = None
         while True:
@@ -76,14 +76,26 @@ class ObsStore:
             marker = body.next_marker or body.contents[-1].key
 
     def stat(self, name: str) -> Item | None:
-        """Return one object."""
+        """Return one object, or None if it does not exist."""
         reply = _call_sdk(lambda: self._client.getObjectMetadata(self.bucket, self.prefix + name), allowed=(404,))
         if reply.status == 404:
             return None
         return Item(name, int(reply.body.contentLength), (reply.body.etag or "").strip('"'))
 
     def read(self, name: str, start: int, length: int) -> bytes:
-        """Return a part of an object."""
+        """Return a part of an object.
+
+        Args:
+            name: The object's name.
+            start: The offset of the first byte.
+            length: The number of bytes.
+
+        Returns:
+            Exactly ``length`` bytes.
+
+        Raises:
+            StoreError: The request failed, or returned another number of bytes.
+        """
         from obs import GetObjectHeader
 
         header = GetObjectHeader(range=f"{start}-{start + length - 1}")
@@ -93,7 +105,7 @@ class ObsStore:
         return check_length(reply.body.buffer or b"", length)
 
     def upload(self, source: Path | bytes, name: str) -> None:
-        """Put an object in one part, with its MD5, which the server compares."""
+        """Upload an object in one part, with its MD5, which the server verifies."""
         key = self.prefix + name
         header = self._header(md5=base64.b64encode(md5_of(source)).decode())
         if isinstance(source, bytes):
@@ -116,7 +128,7 @@ def _keys(url: Url) -> tuple[str, str, str | None]:
 
 
 def _call_sdk(call: Callable[[], Any], *, allowed: tuple[int, ...] = ()) -> Any:
-    """Call, with whatever goes wrong as `StoreError`: the SDK answers with a status, or raises anything at all."""
+    """Call the SDK and raise every failure as `StoreError`: an error status, or an exception of any type."""
     try:
         reply = call()
     except Exception as error:

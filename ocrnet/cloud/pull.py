@@ -1,4 +1,4 @@
-"""From data_url and ckpt_url to files of this machine, once a machine, whatever the number of its processes."""
+"""Download data_url and ckpt_url, once per machine for all its processes."""
 
 import contextlib
 import dataclasses
@@ -23,10 +23,11 @@ from ocrnet.weights import checkpoint
 
 
 def dataset(cfg: Config, say: Say) -> tuple[Config, list[str]]:
-    """Return the config with the data that ``data_url`` names on this machine, and what to say about them.
+    """Return the config with ``dataset_dir`` set to the local data of ``data_url``, and the lines to log.
 
-    A folder that is given by its path is used where it is. Anything else is pulled into the cache, and tars are
-    unpacked there; what is there from before is not pulled again. Raises `OcrnetError` that names what cannot be had.
+    A folder that is given by its path is used in place, unless it contains only tars. Anything else is downloaded to
+    the cache, and tars are unpacked there. Files that are already in the cache are not downloaded again. Raise
+    `OcrnetError` naming what is not available.
     """
     if not cfg.data_url:
         return cfg, []
@@ -45,7 +46,7 @@ def _only_tars(folder: Path) -> bool:
 
 
 def _root_of_data(folder: Path, asked: str) -> tuple[Path, list[str]]:
-    """Return the folder to read from: as the public MindSpore scripts have it, dataset_dir may be one below."""
+    """Return the folder to read from; as in the public MindSpore scripts, dataset_dir may be a subfolder."""
     below = folder / asked
     if asked != Data.dataset_dir and not Path(asked).is_absolute() and below.is_dir():
         return below, [f"data.dataset_dir: {asked} below data_url"]
@@ -78,7 +79,7 @@ def _pull(url: Url, cloud: Cloud, say: Say) -> tuple[Path, list[str]]:
 
 
 def _contents(store: Store, url: Url, cloud: Cloud, say: Say) -> list[Item]:
-    """Return what is to be pulled: a tar and the checksums beside it, or all that is below a folder."""
+    """Return the objects to download: a tar and the checksum file next to it, or everything in a folder."""
 
     def ask(name: str) -> Item | None:
         return retry(lambda: store.stat(name), f"data_url {url}", retries=cloud.retries, say=say)
@@ -86,7 +87,7 @@ def _contents(store: Store, url: Url, cloud: Cloud, say: Say) -> list[Item]:
     if url.is_archive:
         found = ask(url.name)
         if found is None:
-            retry(lambda: store.list(url.name), f"data_url {url}", retries=cloud.retries, say=say)  # tells of a bucket
+            retry(lambda: store.list(url.name), f"data_url {url}", retries=cloud.retries, say=say)  # checks the bucket
             raise OcrnetError(f"data_url {url}: there is no such object; check the name, and that the upload is done")
         return [item for item in (found, ask(SUMS)) if item]
     items = retry(store.list, f"data_url {url}", retries=cloud.retries, say=say)
@@ -98,7 +99,10 @@ def _contents(store: Store, url: Url, cloud: Cloud, say: Say) -> list[Item]:
 
 
 def _unpacked(kept: Cache, store: Store, archives: Sequence[Item], sums: dict[str, str]) -> list[str]:
-    """Unpack tars into the cache's folder, which appears when all of them are out; then remove them."""
+    """Download the tars, unpack them into the cache's folder, and remove the tars; return the lines to log.
+
+    The folder appears under its name only when all tars are unpacked.
+    """
     place = kept.place
     marker = place.with_name(f"{place.name}.unpacked")
     wanted = json.dumps([[item.name, item.size, item.etag] for item in archives])
@@ -139,9 +143,22 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def begin_from(cfg: Config, resume: str | None, say: Say) -> tuple[Config, Path | None, list[str]]:
-    """Take up ckpt_url for training: a checkpoint of ours to begin from, or else the backbone's ImageNet weights.
+    """Apply ckpt_url to training: a checkpoint of a run to begin from, or the backbone's ImageNet weights.
 
-    The file's content tells which, as public MindSpore scripts mean the latter and a user may well mean the former.
+    The file's content decides, because ckpt_url means backbone weights in the public MindSpore scripts, but users may
+    mean a checkpoint.
+
+    Args:
+        cfg: The config.
+        resume: The value of ``--resume_ckpt``, or None.
+        say: Receives progress lines of a download.
+
+    Returns:
+        The config, with the backbone weights if the file contains such; the checkpoint to begin from, or None; and the
+        lines to log.
+
+    Raises:
+        OcrnetError: The file is not available, or another setting names weights of the same kind.
     """
     path = weights_file(cfg, say)
     if path is None:
@@ -166,10 +183,10 @@ def begin_from(cfg: Config, resume: str | None, say: Say) -> tuple[Config, Path 
 
 
 def weights_file(cfg: Config, say: Say) -> Path | None:
-    """Return what ``ckpt_url`` names, on this machine: a file, or for a path also a folder; None without one.
+    """Return the local path of ``ckpt_url``: a file, or for a plain path also a folder; None if ckpt_url is not set.
 
-    A folder elsewhere means its newest numbered checkpoint, or that of its ``checkpoint`` subfolder, or its only file
-    of weights. Raises `OcrnetError` that names what cannot be had.
+    A folder in a store means its newest numbered checkpoint, there or in its ``checkpoint`` subfolder; without one, its
+    only weights file. Raise `OcrnetError` naming what is not available.
     """
     if not cfg.ckpt_url:
         return None

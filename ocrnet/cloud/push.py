@@ -1,4 +1,7 @@
-"""What a run writes goes to train_url by a thread of its own: no step waits for it, no local copy goes before it."""
+"""Upload a run's files to train_url in a separate thread.
+
+No training step waits for an upload, and no local checkpoint is removed before it or a newer one is uploaded.
+"""
 
 import contextlib
 import sys
@@ -16,31 +19,40 @@ from ocrnet.utils.format import size_text
 from ocrnet.utils.signals import Stopped, StopRequest
 from ocrnet.weights import checkpoint
 
-LONGEST_PAUSE_AT_THE_END = 5.0  # seconds between two tries once the run waits for them
-SAID_AGAIN_AFTER = 60.0  # seconds between two lines about failures; those between are counted
-CONFIRMING = 3  # how often the question whether a file has arrived is asked again before it is pushed again
+LONGEST_PAUSE_AT_THE_END = 5.0  # seconds between two tries once the run waits for its uploads
+SAID_AGAIN_AFTER = 60.0  # seconds between two lines about failures; failures in between are counted
+CONFIRMING = 3  # retries of the check that an upload has arrived, before the upload itself is retried
 
 CHECKPOINTS = "checkpoint/"
-PROBE = ".ocrnet"  # written and removed at the start
-RESULTS = ("eval.jsonl", "logs/eval.log")  # of evaluations
-RECORD = (  # what a resumed run goes on writing
+PROBE = ".ocrnet"  # object that is written and removed at the start
+RESULTS = ("eval.jsonl", "logs/eval.log")  # files of evaluations
+RECORD = (  # files that a resumed run continues to write
     "config.yml", "starts.jsonl", "metrics.jsonl", "logs/train.log", "logs/wandb.json", "logs/mlflow.json"
 )  # fmt: skip
 
 
 def check_writable(store: Store, cloud: Cloud, say: Callable[[str], None]) -> None:
-    """Raise `OcrnetError` where nothing can be written to the store, before a run begins that could push nothing."""
+    """Check that the store is writable, before a run begins that could not upload anything.
+
+    Args:
+        store: The store of train_url.
+        cloud: The settings for retries.
+        say: Receives a line for each retry.
+
+    Raises:
+        OcrnetError: The test upload failed after all retries.
+    """
     # mutation: check-upload-at-start
     retry(lambda: store.upload(b"ocrnet", PROBE), f"train_url {store.url}", retries=cloud.retries, say=say)
-    with contextlib.suppress(StoreError):  # the right to remove is not needed
+    with contextlib.suppress(StoreError):  # the permission to delete is not needed
         store.delete(PROBE)
 
 
 class Push:
-    """Pushes a run's folder: checkpoints as they are made, the small files as they are at that moment.
+    """Uploads a run's folder: checkpoints when they are saved, small files with their content at that moment.
 
-    The record goes before the checkpoint of its moment: whoever finds a checkpoint in the store finds every row and
-    line that belongs before it. Failures are tried again for as long as the run lasts; `news` tells of them.
+    The record is uploaded before the checkpoint of the same moment: a checkpoint in the store comes with every row and
+    log line that precedes it. Failed uploads are retried for as long as the run lasts; `news` reports them.
     """
 
     def __init__(
@@ -49,13 +61,13 @@ class Push:
         self.store, self.folder, self.keep = store, folder, keep
         self._cloud, self._patterns = cloud, tuple(patterns)
         self._work = threading.Condition()
-        self._todo: dict[str, Path | bytes] = {}  # by name in the store; bytes are a file as it was
+        self._todo: dict[str, Path | bytes] = {}  # by name in the store; bytes are the content that a file had
         self._doing: str | None = None
         self._confirmed_step = -1
-        self._remote: set[str] = set()  # checkpoints that are in the store, whoever pushed them
-        self._own: set[str] = set()  # and those among them that are this folder's
-        self._tries: dict[str, int] = {}  # that failed, by name
-        self._seen: dict[str, tuple[int, int]] = {}  # size and time of the small files that were taken
+        self._remote: set[str] = set()  # checkpoints in the store, whoever uploaded them
+        self._own: set[str] = set()  # the part of _remote that belongs to this folder
+        self._tries: dict[str, int] = {}  # failed tries, by name
+        self._seen: dict[str, tuple[int, int]] = {}  # size and modification time of the small files that were queued
         self._news: list[str] = []
         self._trouble = ""
         self._said_trouble, self._said = False, -SAID_AGAIN_AFTER
@@ -65,11 +77,15 @@ class Push:
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
 
     def start(self) -> None:
-        """Begin to push what is asked for."""
+        """Start the upload thread."""
         self._thread.start()
 
     def compare(self, remote: Iterable[Item]) -> None:
-        """Push what the store, which holds ``remote``, lacks of the folder's checkpoints. Call it before `start`."""
+        """Queue the folder's checkpoints that the store, which holds ``remote``, lacks; call it before `start`.
+
+        Of the numbered checkpoints only the newest ``keep`` (0: all) are compared, by size. The best one is compared by
+        size and MD5.
+        """
         there = {item.name: item for item in remote}
         self._remote = set(there)
         numbered = checkpoint.steps(self.folder / CHECKPOINTS)
@@ -85,7 +101,7 @@ class Push:
                 self.checkpoint(path)
 
     def checkpoint(self, path: Path) -> None:
-        """Push a checkpoint, and MindSpore's file of the same name where there is one."""
+        """Queue a checkpoint, and the MindSpore file of the same name if it exists."""
         with self._work:
             for file in (path, path.with_suffix(".ckpt")):
                 if file.exists():
@@ -93,13 +109,13 @@ class Push:
             self._work.notify()
 
     def files(self) -> None:
-        """Push the small files of the folder that changed since the last call, as they are now."""
+        """Queue the small files that changed since the last call, with their present content."""
         taken: dict[str, bytes] = {}
         for path in sorted({path for pattern in self._patterns for path in self.folder.glob(pattern)}):
             name = path.relative_to(self.folder).as_posix()
             if name.startswith(CHECKPOINTS) or any(part.startswith(".") for part in name.split("/")):
                 continue
-            with contextlib.suppress(OSError):  # gone again, or not ours to read
+            with contextlib.suppress(OSError):  # removed meanwhile, or not readable
                 status = path.stat()
                 version = (status.st_size, status.st_mtime_ns)
                 if path.is_file() and self._seen.get(name) != version:
@@ -110,20 +126,23 @@ class Push:
             self._work.notify()
 
     def unconfirmed(self) -> set[Path]:
-        """Return the local checkpoints that must stay: neither they nor newer ones are known to be in the store."""
+        """Return the local checkpoints to keep: those newer than the newest one that is confirmed in the store."""
         with self._work:
             confirmed = self._confirmed_step
         files = checkpoint.steps(self.folder / CHECKPOINTS)
         return {path for path in files if (checkpoint.step_of(path) or 0) > confirmed}
 
     def news(self) -> list[str]:
-        """Return what there is to say since the last call."""
+        """Return the lines to log since the last call."""
         with self._work:
             told, self._news = self._news, []
         return told
 
     def drain(self, seconds: float, say: Callable[[str], None]) -> list[str]:
-        """Wait until all is pushed, at most so long, and end the thread; return what is not, with the last reason."""
+        """End the thread after the last upload; wait for this at most ``seconds``.
+
+        Return the names that are not uploaded, followed by the last failure; return an empty list if all are uploaded.
+        """
         with self._work:
             self._ending = True
             left = len(self._todo) + (self._doing is not None)
@@ -153,13 +172,13 @@ class Push:
             name, source = found
             try:
                 size = self._push(name, source)
-            except Exception as error:  # of whatever kind: the file is here, and the run goes on
+            except Exception as error:  # of any type: the file is still in the folder, and the run continues
                 self._failed(name, source, error)
             else:
                 self._succeeded(name, size)
 
     def _next(self) -> tuple[str, Path | bytes] | None:
-        """Wait for work and take what matters most; None at the end."""
+        """Wait for work and take the most urgent file; return None at the end."""
         with self._work:
             while not self._todo:
                 if self._ending:
@@ -170,7 +189,7 @@ class Push:
             return name, self._todo.pop(name)
 
     def _push(self, name: str, source: Path | bytes) -> int:
-        """Upload and confirm; return the size, or 0 where the file is gone or no longer wanted."""
+        """Upload a file and confirm it; return its size, or 0 if the file is gone or outdated."""
         if isinstance(source, Path) and (not source.exists() or self._is_outdated(name)):
             return 0
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
@@ -188,10 +207,10 @@ class Push:
         return size
 
     def _count_failure(self, line: str) -> None:
-        self._failures += 1  # by this thread alone
+        self._failures += 1  # only this thread changes it
 
     def _is_outdated(self, name: str) -> bool:
-        """Say whether enough newer checkpoints are in the store."""
+        """Return whether ``keep`` newer checkpoints of this folder are already in the store."""
         step = checkpoint.step_of(Path(name).with_suffix(".safetensors"))
         if step is None or not self.keep:
             return False
@@ -203,7 +222,7 @@ class Push:
             self._tries[name] = tries = self._tries.get(name, 0) + 1
             seconds = min(pause(tries), LONGEST_PAUSE_AT_THE_END if self._ending else LONGEST_PAUSE)
             self._doing = None
-            self._todo.setdefault(name, source)  # unless there is a newer version by now
+            self._todo.setdefault(name, source)  # unless a newer version is already queued
             known = isinstance(error, (StoreError, OcrnetError))
             self._trouble = f"{name}: {error if known else repr(error)}"
             self._failures += 1
@@ -238,7 +257,10 @@ class Push:
             self._prune(step)
 
     def _prune(self, newest: int) -> None:
-        """Remove from the store what the run removes from its folder: older ones than the newest, and no others."""
+        """Remove old checkpoints from the store, as the run does from its folder.
+
+        Of the checkpoints up to step ``newest``, the newest ``keep`` stay. Checkpoints of later steps are not removed.
+        """
         # mutation: prune-older-steps-only
         older = sorted(
             (step, name) for name in self._remote if (step := checkpoint.step_of(name)) is not None and step <= newest
@@ -253,20 +275,21 @@ class Push:
                         say=self._count_failure,
                     )
                     self._remote.discard(twin)
-                except OcrnetError as error:  # next time
+                except OcrnetError as error:  # retried at the next call
                     with self._work:
                         self._news.append(str(error))
 
     @staticmethod
     def _is_there(path: Path, own: Item | None) -> bool:
-        """Say whether the store's object is this very file; where it tells no MD5, that is not known."""
+        """Return whether the store's object equals the file in size and MD5; without an MD5 return False."""
         return own is not None and own.size == path.stat().st_size and own.md5 == md5_of(path).hex()
 
 
 def _urgency(name: str, tries: int) -> tuple[int, int, int, str]:
-    """Order by what a new machine needs first: record, newest checkpoint, older ones, the best, pictures.
+    """Return the sort key by which a new machine needs the files; smaller is more urgent.
 
-    Of one kind, what failed less often goes first.
+    The order is: record, numbered checkpoints, best checkpoint, other files (such as pictures). Within a kind, files
+    with fewer failures come first, then newer checkpoints.
     """
     if name in RECORD:
         # mutation: upload-record-before-checkpoint
@@ -278,9 +301,10 @@ def _urgency(name: str, tries: int) -> tuple[int, int, int, str]:
 
 
 class Pushing:
-    """Within ``with``, a run's results are on their way; at its end the run waits for them, however it ended.
+    """Uploads a run's results within ``with``; the exit waits for the uploads, however the run ended.
 
-    What then is not in the store is an `OcrnetError` that names it: it is in the run's folder.
+    Files that are then not in the store raise an `OcrnetError` that names them; they remain in the run's folder. If the
+    run ended with an unexpected exception, the message is printed to stderr instead.
     """
 
     def __init__(self, cloud: Cloud) -> None:
@@ -288,7 +312,7 @@ class Pushing:
         self._push: Push | None = None
 
     def begin(self, push: Push, say: Callable[[str], None]) -> Push:
-        """Start pushing; ``say`` gets what there is to tell at the end."""
+        """Start the uploads; ``say`` receives the lines to log at the end."""
         self._push, self._tell = push, say
         push.start()
         return push
@@ -296,7 +320,7 @@ class Pushing:
     def _say(self, line: str) -> None:
         try:
             self._tell(line)
-        except OcrnetError:  # the log cannot be written, which is no reason not to push
+        except OcrnetError:  # the log cannot be written; the uploads continue
             print(line, flush=True)
 
     def __enter__(self) -> "Pushing":
@@ -311,7 +335,7 @@ class Pushing:
             # mutation: wait-for-uploads-at-end
             left = self._push.drain(self.seconds, self._say)
         if not left:
-            checkpoint.prune(self._push.folder / CHECKPOINTS, self._push.keep)  # what stayed until it was pushed
+            checkpoint.prune(self._push.folder / CHECKPOINTS, self._push.keep)  # those kept until their upload
             return
         *names, trouble = left
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""A run goes on from what it pushed: the newest valid checkpoint of save_dir and train_url, and its record."""
+"""Resume a run from its uploads: the newest valid checkpoint in save_dir or train_url, and its record."""
 
 import dataclasses
 import os
@@ -17,19 +17,41 @@ from ocrnet.utils.format import size_text
 from ocrnet.weights import checkpoint
 
 # mutation: download-damaged-copy-again
-TRIES = 2  # a copy that is damaged is fetched once more, in case that happened on its way
+TRIES = 2  # download a damaged copy once more, in case the transfer damaged it
 
 
 def numbered(cfg: Config, store: Store, say: Say) -> dict[int, Item]:
-    """Return the numbered checkpoints in train_url, by step."""
+    """Return the numbered checkpoints in train_url.
+
+    Args:
+        cfg: The config.
+        store: The store of train_url.
+        say: Receives a line for each retry.
+
+    Returns:
+        The checkpoints by step.
+
+    Raises:
+        OcrnetError: The listing failed after all retries.
+    """
     items = retry(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=say)
     return {step: item for item in items if (step := checkpoint.step_of(item.name)) is not None}
 
 
 def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str | None, list[str]]:
-    """Return the store of train_url, what to resume from and what to say; save_dir then has the newest checkpoint.
+    """Open the store of train_url; with ``auto``, ensure that save_dir has the newest valid checkpoint.
 
-    Raises `OcrnetError` where a fresh start would mix with an earlier run's checkpoints in train_url.
+    Args:
+        cfg: The config.
+        resume: The value of ``--resume_ckpt``, or None. None means ``auto`` if enable_modelarts and train_url are set.
+        say: Receives progress lines.
+
+    Returns:
+        The store, or None without train_url; what to resume from; and the lines to log.
+
+    Raises:
+        OcrnetError: The store is not available, or a fresh start would mix with an earlier run's checkpoints in
+            train_url.
     """
     if not cfg.train_url:
         return None, resume, []
@@ -53,10 +75,21 @@ def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str 
 
 
 def download(cfg: Config, store: Store, say: Say) -> list[str]:
-    """Bring the newest valid checkpoint from train_url to save_dir, where that has none as new; return what to say.
+    """Download the newest valid checkpoint from train_url to save_dir, unless save_dir has one that is as new.
 
-    Its record (metrics, log) and the best one come with it. A damaged one is passed over, and said; a store that does
-    not answer is an `OcrnetError`, because older weights would cost the steps between.
+    Its record (metrics, log) and the best checkpoint are downloaded with it. A damaged checkpoint is skipped and
+    logged.
+
+    Args:
+        cfg: The config.
+        store: The store of train_url.
+        say: Receives progress lines.
+
+    Returns:
+        The lines to log.
+
+    Raises:
+        OcrnetError: The store does not respond. Resuming from older weights instead would lose the steps between.
     """
     folder = Path(cfg.save_dir)
     with alone(folder / ".pull.lock", lambda: _tell_of_other(say)):
@@ -81,7 +114,18 @@ def _tell_of_other(say: Say) -> None:
 
 
 def bring_results(cfg: Config, store: Store, say: Say) -> None:
-    """Put what earlier evaluations left in train_url before what is in save_dir, so that pushing loses none of it."""
+    """Prepend the results of earlier evaluations in train_url to those in save_dir, so that the upload keeps them.
+
+    Lines that save_dir already has are not repeated.
+
+    Args:
+        cfg: The config.
+        store: The store of train_url.
+        say: Receives a line for each retry.
+
+    Raises:
+        OcrnetError: A file cannot be downloaded.
+    """
     for name in RESULTS:
         item = retry(
             lambda name=name: store.stat(name),  # type: ignore[misc]
@@ -109,10 +153,13 @@ def _is_valid(path: Path) -> bool:
 
 
 def _fetched(store: Store, item: Item, folder: Path, cloud: Cloud, say: Say) -> str:
-    """Bring a checkpoint, after what belongs to it; return why it is not valid, or an empty string."""
+    """Download a checkpoint; return why it is not valid, or an empty string.
+
+    A valid one gets its name in save_dir only after its record is downloaded.
+    """
     target = folder / item.name
     draft = target.with_name(f".{target.name}.brought")
-    by_content = dataclasses.replace(cloud, checksum=False)  # it carries a sha256 of its own
+    by_content = dataclasses.replace(cloud, checksum=False)  # a checkpoint contains its own sha256
     why = ""
     for _ in range(TRIES):
         fetch(store, item, draft, by_content, sums={}, say=say, pulled=Pulled())
@@ -131,7 +178,10 @@ def _fetched(store: Store, item: Item, folder: Path, cloud: Cloud, say: Say) -> 
 
 
 def _bring_record(store: Store, folder: Path, cloud: Cloud, say: Say) -> None:
-    """Bring what a resumed run goes on writing; what stood here, of another start, is kept beside as ``.before``."""
+    """Download the files that a resumed run continues to write, and the best checkpoints.
+
+    Local files of another start are kept next to them with the suffix ``.before``.
+    """
     best = [item for item in retry(lambda: store.list(CHECKPOINTS), store.url, retries=cloud.retries, say=say)
             if "_best_" in item.name]  # fmt: skip
     items: Sequence[Item | None] = [

@@ -1,4 +1,4 @@
-"""Retrying failed calls to a store: how often, and after which pause."""
+"""Retries of failed calls to a store: their number and the pauses between them."""
 
 import random
 import time
@@ -14,7 +14,20 @@ LONGEST_PAUSE = 60.0  # seconds between two tries
 
 
 def retry(call: Callable[[], Result], what: str, *, retries: int, say: Callable[[str], None]) -> Result:
-    """Return what ``call`` returns; after a failure pause and try again; raise `OcrnetError` after the last try."""
+    """Call ``call``; after a failure, pause and retry.
+
+    Args:
+        call: The call; a `StoreError` from it is a failure.
+        what: The object or url that messages name.
+        retries: The maximum number of retries.
+        say: Receives a line before each retry.
+
+    Returns:
+        What ``call`` returns.
+
+    Raises:
+        OcrnetError: The last try failed, or a failure was final.
+    """
     tries = 0
     while True:
         try:
@@ -31,5 +44,5 @@ def retry(call: Callable[[], Result], what: str, *, retries: int, say: Callable[
 
 
 def pause(tries: int) -> float:
-    """Return the seconds to wait after so many failed tries: twice as long each time, and not all at one moment."""
+    """Return the seconds to wait after ``tries`` failed tries: exponential backoff with random jitter."""
     return min(LONGEST_PAUSE, 0.5 * 2 ** (tries - 1)) * random.uniform(0.5, 1)

@@ -1,4 +1,7 @@
-"""S3 through s3fs, and so whatever speaks its protocol: keys, region and profile come from where the AWS tools look."""
+"""S3 and compatible stores through s3fs.
+
+Keys, region and profile come from the same sources as for the AWS tools.
+"""
 
 import base64
 import contextlib
@@ -13,9 +16,9 @@ from ocrnet.utils.urls import Url
 
 
 class S3Store:
-    """A folder of a bucket. Requests are made once: who calls decides about trying again."""
+    """A folder of a bucket. Each request is sent once: the caller decides about retries."""
 
-    page = 1000  # objects a listing answers with at once
+    page = 1000  # objects per listing request
 
     def __init__(self, url: Url, cloud: Cloud) -> None:
         try:
@@ -36,7 +39,7 @@ class S3Store:
         self._client.retries = 1
 
     def list(self, prefix: str = "") -> list[Item]:
-        """Return the objects of all pages; those that only stand for a folder are left out."""
+        """Return the objects of all pages, except those that only represent a folder."""
         found: list[Item] = []
         more: dict[str, str] = {}
         while True:
@@ -52,7 +55,7 @@ class S3Store:
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def stat(self, name: str) -> Item | None:
-        """Return one object."""
+        """Return one object, or None if it does not exist."""
         try:
             head = self._call("head_object", Bucket=self.bucket, Key=self.prefix + name)
         except StoreError as error:
@@ -62,12 +65,24 @@ class S3Store:
         return Item(name, head["ContentLength"], head.get("ETag", "").strip('"'))
 
     def read(self, name: str, start: int, length: int) -> bytes:
-        """Return a part of an object."""
+        """Return a part of an object.
+
+        Args:
+            name: The object's name.
+            start: The offset of the first byte.
+            length: The number of bytes.
+
+        Returns:
+            Exactly ``length`` bytes.
+
+        Raises:
+            StoreError: The request failed, or returned another number of bytes.
+        """
         path = f"{self.bucket}/{self.prefix}{name}"
         return check_length(_call_sdk(lambda: self._client.cat_file(path, start=start, end=start + length)), length)
 
     def upload(self, source: Path | bytes, name: str) -> None:
-        """Put an object in one part, with its MD5, which the server compares."""
+        """Upload an object in one part, with its MD5, which the server verifies."""
         digest = base64.b64encode(md5_of(source)).decode()
         with contextlib.nullcontext(source) if isinstance(source, bytes) else source.open("rb") as body:
             self._call("put_object", Bucket=self.bucket, Key=self.prefix + name, Body=body, ContentMD5=digest)
@@ -81,7 +96,7 @@ class S3Store:
 
 
 def _call_sdk(call: Callable[[], Any]) -> Any:
-    """Call, with whatever goes wrong as `StoreError`: the SDK's errors have no common class."""
+    """Call the SDK and raise every failure as `StoreError`: the SDK's errors have no common base class."""
     import botocore.exceptions
 
     no_use = (

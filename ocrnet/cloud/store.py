@@ -1,4 +1,4 @@
-"""The interface of a store, which object stores and folders implement, and its error."""
+"""The interface that object stores and folders implement, and its error."""
 
 import hashlib
 import io
@@ -12,10 +12,10 @@ from ocrnet.utils import urls
 
 @dataclass(frozen=True)
 class Item:
-    """An object: its name below the store's url, its size in bytes, and what the store calls its version.
+    """An object: its name relative to the store's url, its size in bytes, and its version (``etag``) in the store.
 
-    The ``etag`` of an object store is the MD5 of the content where it came in one part (and is not encrypted with a key
-    of its owner's); otherwise, as in folders, it only tells that the object changed.
+    The ``etag`` of an object store is the MD5 of the content if the object was uploaded in one part and is not
+    encrypted with a key of its owner. Otherwise, and in folders, it only changes when the object changes.
     """
 
     name: str
@@ -24,12 +24,12 @@ class Item:
 
     @property
     def md5(self) -> str:
-        """The content's MD5 in hex, or an empty string."""
+        """Return the content's MD5 in hex, or an empty string if it is unknown."""
         return self.etag.lower() if re.fullmatch(r"[0-9a-fA-F]{32}", self.etag) else ""
 
 
 class StoreError(Exception):
-    """A call to a store failed; where ``final``, trying again is of no use."""
+    """A call to a store failed; if ``final``, a retry cannot succeed."""
 
     def __init__(self, message: str, *, final: bool = False) -> None:
         # mutation: scrub-credentials
@@ -38,31 +38,44 @@ class StoreError(Exception):
 
 
 class Store(Protocol):
-    """A folder in an object store or on a disk. Names have ``/`` between their parts and are relative to it.
+    """A folder in an object store or on a disk.
 
-    Every call either succeeds or raises `StoreError`. Calls may come from several threads.
+    Names are relative to the folder and have ``/`` between their parts. Every call either succeeds or raises
+    `StoreError`. Calls may come from several threads.
     """
 
     url: str
 
     def list(self, prefix: str = "") -> list[Item]:
-        """Return the objects whose names begin with ``prefix``, sorted by name; empty where there are none."""
+        """Return the objects whose names begin with ``prefix``, sorted by name; empty if there are none."""
 
     def stat(self, name: str) -> Item | None:
-        """Return one object, or None where there is none."""
+        """Return one object, or None if it does not exist."""
 
     def read(self, name: str, start: int, length: int) -> bytes:
-        """Return ``length`` bytes from ``start``; never fewer."""
+        """Return a part of an object.
+
+        Args:
+            name: The object's name.
+            start: The offset of the first byte.
+            length: The number of bytes.
+
+        Returns:
+            Exactly ``length`` bytes.
+
+        Raises:
+            StoreError: The request failed, or returned another number of bytes.
+        """
 
     def upload(self, source: Path | bytes, name: str) -> None:
-        """Make an object of a file or of bytes; until it is complete, an older one of that name stays as it is."""
+        """Upload a file or bytes; an older object of that name stays unchanged until the new one is complete."""
 
     def delete(self, name: str) -> None:
-        """Remove an object; it is no error where there is none."""
+        """Remove an object; do nothing if it does not exist."""
 
 
 def md5_of(source: Path | bytes) -> bytes:
-    """Return the MD5 of a file or of bytes."""
+    """Return the MD5 of a file or of bytes, as 16 bytes."""
     digest = hashlib.md5(usedforsecurity=False)
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -71,7 +84,7 @@ def md5_of(source: Path | bytes) -> bytes:
 
 
 def check_length(content: bytes, length: int) -> bytes:
-    """Return what a store gave, or raise where it is not as long as was asked for."""
+    """Return ``content``; raise `StoreError` if it does not have ``length`` bytes."""
     if len(content) != length:
         raise StoreError(f"{len(content):,} bytes came where {length:,} were asked for")
     return content

@@ -1,4 +1,4 @@
-"""The schema of the configuration, and reading it from YAML files. The files themselves lie in the root's config/."""
+"""Configuration schema and its loading from YAML files; the files are in the repository's config/ folder."""
 
 from ocrnet.config.schema import (
     EVAL_SCALES,

@@ -1,4 +1,7 @@
-"""From YAML files and command-line values to a `Config`: defaults < YAML < flags, every value typed and traced."""
+"""Build a `Config` from YAML files and command-line values.
+
+Flags override YAML files, which override defaults. Every value is typed and keeps its source.
+"""
 
 import dataclasses
 import difflib
@@ -18,7 +21,7 @@ from ocrnet.utils.errors import OcrnetError, nearest
 
 BASE = "__BASE__"
 
-# Keys of the MindSpore relative and what they are called here.
+# Keys of the MindSpore implementation and their equivalents in this project.
 RENAMED = {
     "img_ratios": "eval.scales",
     "map_label": "data.class_weights",
@@ -38,7 +41,7 @@ RENAMED = {
     "ms_loss_scaler": "nothing: the loss scale is chosen by precision",
 }
 
-# Keys that were renamed: the old name is accepted with a warning up to version 0.2, and is an error from 0.3 on.
+# Renamed keys: the old name is accepted with a warning up to version 0.2 and is an error from version 0.3.
 OLD_KEYS = {
     "expect": "min_miou",
     "sinks": "trackers",
@@ -47,14 +50,14 @@ OLD_KEYS = {
 }
 
 KEYS = dict(config.schema())
-# A leading ~ in these is one's home folder.
+# A leading ~ in these values is expanded to the home folder.
 PATHS = ("save_dir", "data.dataset_dir", "data.cache_dir", "backbone.backbone_ckpt", "cloud.cache_dir", *config.URLS)
 GROUPS = {name.split(".")[0] for name in KEYS if "." in name}
 
 
 @dataclasses.dataclass(frozen=True)
 class SourcedValue:
-    """A value, the file or flag that it comes from, and the key's old name if that was used."""
+    """A value, its source file or flag, and the old name of its key if that was used."""
 
     value: Any
     source: str
@@ -62,7 +65,7 @@ class SourcedValue:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number and a key may stand once."""
+    """Safe YAML loader that parses 1e-3 as a number and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -88,7 +91,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_value(text: str) -> Any:
-    """Read one command-line value as YAML, so that 1e-3 is a number, True a bool and [1, 2] a list."""
+    """Parse one command-line value as YAML: 1e-3 is a number, True a bool and [1, 2] a list; else return the text."""
     try:
         return yaml.load(text, _Loader)  # _Loader is a SafeLoader
     except (yaml.YAMLError, RecursionError):
@@ -96,7 +99,10 @@ def parse_value(text: str) -> Any:
 
 
 def read_yaml(path: str | Path) -> dict[str, SourcedValue]:
-    """Read a YAML file over the files it names under ``__BASE__``, of which a later one wins over an earlier."""
+    """Read a YAML file and the files that it lists under ``__BASE__``.
+
+    The file overrides those files, and a later one overrides an earlier one.
+    """
     return _read(Path(path), ())
 
 
@@ -115,7 +121,20 @@ def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, SourcedValue]:
 
 
 def load_yaml(path: Path, *, like: str = "", kinds: tuple[type, ...] = (dict,)) -> Any:
-    """Read one YAML file that must hold one of ``kinds``; a missing file's error names its nearest neighbour."""
+    """Read one YAML file.
+
+    Args:
+        path: File to read.
+        like: Suffix of the file names to suggest if the file does not exist.
+        kinds: Accepted types of the content.
+
+    Returns:
+        The content; an empty dict for an empty file.
+
+    Raises:
+        OcrnetError: The file does not exist (the message suggests the closest file name), is unreadable, is not valid
+            YAML, or does not hold one of ``kinds``.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -166,7 +185,7 @@ def current_key(name: str, source: str) -> tuple[str, str | None]:
     """Return a key's current name, and its old name if that was given.
 
     Raises:
-        OcrnetError: The schema has no such key; the message has its name here, or the nearest known one.
+        OcrnetError: The schema has no such key; the message gives its name in this project, or the closest known key.
     """
     if name in KEYS:
         return name, None
@@ -181,12 +200,12 @@ def current_key(name: str, source: str) -> tuple[str, str | None]:
 
 
 def with_current_keys(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded config, {key: value}, with the current names of keys that were renamed since."""
+    """Return a recorded config, {key: value}, with renamed keys under their current names."""
     return {OLD_KEYS.get(name, name): value for name, value in flat.items()}
 
 
 def build(given: dict[str, SourcedValue]) -> Config:
-    """Make the `Config` from given values over the defaults; raise `OcrnetError` naming key, value and source."""
+    """Build the `Config` from values over the defaults; raise `OcrnetError` with key, value and source."""
     values = {name: convert(name, item) for name, item in given.items()}
     values |= {name: os.path.expanduser(values[name]) for name in PATHS if values.get(name)}
 
@@ -203,7 +222,7 @@ def build(given: dict[str, SourcedValue]) -> Config:
 
 
 def convert(name: str, given: SourcedValue) -> Any:
-    """Return the value in the key's type; raise `OcrnetError` where it does not fit its type, choices or bounds."""
+    """Return the value in the key's type; raise `OcrnetError` if it does not match type, choices or bounds."""
     item = KEYS[name]
     try:
         return _fit(given.value, item.type, item)

@@ -1,6 +1,6 @@
-"""The typed schema of a run: every key with its type, default, bounds and help, and every check across keys.
+"""Typed schema of a run: every key with its type, default, bounds and help, and all checks across keys.
 
-`ocrnet.config.loader` reads YAML files and flags into it; nothing writes to a `Config` after the start.
+`ocrnet.config.loader` fills it from YAML files and flags; a `Config` does not change after startup.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ocrnet.utils import urls
 from ocrnet.utils.errors import OcrnetError
 
-# Keys that name a place on this machine, and where a url belongs instead.
+# Keys that hold a local path, and the key to use for a url instead.
 LOCAL = {
     "save_dir": "train_url",
     "data.dataset_dir": "data_url",
@@ -23,7 +23,7 @@ LOCAL = {
     "cloud.cache_dir": "data_url",
 }
 
-# Keys that may differ from machine to machine, and so from rank to rank: of places, and of what one can bear.
+# Keys that may differ between machines, and therefore between ranks: locations and resource limits.
 OF_A_MACHINE = (*LOCAL, "data_url", "ckpt_url", "num_workers", "prefetch_size", "max_rowsize")
 
 URLS = ("data_url", "train_url", "ckpt_url")
@@ -32,13 +32,23 @@ EVAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 def key(default: Any, text: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """Declare a key: its default, its help text, and the inclusive bounds of its value (or of each of its values)."""
+    """Declare a key of the configuration.
+
+    Args:
+        default: Default value.
+        text: Help text.
+        low: Inclusive lower bound of the value, or of each of its elements.
+        high: Inclusive upper bound of the value, or of each of its elements.
+
+    Returns:
+        The dataclass field.
+    """
     return field(default=default, metadata={"help": text, "low": low, "high": high})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where the images are and how training crops are made from them."""
+    """Location of the dataset, and how training crops are made from it."""
 
     name: Literal["cityscapes", "camvid", "folder"] = key("cityscapes", "layout of the dataset")
     dataset_dir: str = key("your cityscapes", "folder of the dataset")
@@ -67,7 +77,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """HRNet: its size and where its weights begin."""
+    """HRNet: its size and its initial weights."""
 
     width: int = key(48, "channels of the highest-resolution branch: 18, 32, 48 or any other", low=1)
     blocks: int = key(4, "residual blocks in each branch of each module", low=1)
@@ -79,7 +89,7 @@ class Backbone:
 
 @dataclass(frozen=True, kw_only=True)
 class OcrHead:
-    """The object-contextual head."""
+    """The object-contextual representation (OCR) head."""
 
     channels: int = key(512, "channels of the pixel representation", low=1)
     key_channels: int = key(256, "channels of query, key and value", low=1)
@@ -92,7 +102,7 @@ class OcrHead:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Weights of the two heads' cross-entropy, and hard example mining."""
+    """Weights of the cross-entropy of both heads, and hard example mining."""
 
     aux: float = key(0.4, "weight of the auxiliary head's loss", low=0)
     ocr: float = key(1.0, "weight of the OCR head's loss", low=0)
@@ -116,7 +126,7 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """How a label map is made from the network's answers."""
+    """How predictions are computed from the outputs of the network."""
 
     scales: tuple[float, ...] = key((1.0,), "scales whose probabilities are averaged", low=0.05, high=10)
     flip: bool = key(False, "average with the mirrored image")
@@ -130,7 +140,7 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class Cloud:
-    """How object stores are spoken to; keys never stand here, they come from the environment."""
+    """Access to object stores; credentials come from the environment and are never stored here."""
 
     endpoint: str = key("", "address of the obs:// or s3:// server; empty: OBS_ENDPOINT, or what the AWS tools use")
     cache_dir: str = key(
@@ -144,7 +154,7 @@ class Cloud:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run, completely: what `config.yml` in the run's folder and the checkpoint's metadata hold."""
+    """Complete configuration of a run, as stored in `config.yml` in the run's folder and in checkpoint metadata."""
 
     device_target: Literal["CPU", "GPU", "Ascend"] | None = key(None, "where to compute; none: what is there")
     engine: Literal["auto", "torch", "mindspore"] = key("auto", "the framework that computes")
@@ -219,7 +229,7 @@ class Config:
 
 
 def schema(node: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
-    """Yield every key of the schema as (dotted name, field), groups walked through in order."""
+    """Yield every key of the schema as (dotted name, field); recurse into groups in order."""
     for item in dataclasses.fields(node):
         if dataclasses.is_dataclass(item.type):
             yield from schema(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
@@ -228,7 +238,7 @@ def schema(node: type = Config, prefix: str = "") -> Iterator[tuple[str, datacla
 
 
 def value(cfg: Config, name: str) -> Any:
-    """Return the value under a dotted name."""
+    """Return the value of a dotted key name."""
     node: Any = cfg
     for part in name.split("."):
         node = getattr(node, part)
@@ -236,7 +246,7 @@ def value(cfg: Config, name: str) -> Any:
 
 
 def check(cfg: Config) -> None:
-    """Raise `OcrnetError` for keys that contradict each other."""
+    """Raise `OcrnetError` if keys contradict each other."""
     for problem in _contradictions(cfg):
         raise OcrnetError(problem)
 
@@ -297,7 +307,16 @@ def _class_weight_problems(cfg: Config) -> Iterator[str]:
 
 
 def with_classes(cfg: Config, num_classes: int, source: str) -> Config:
-    """Return ``cfg`` with the dataset's number of classes filled in; raise where it says another number."""
+    """Return ``cfg`` with the dataset's number of classes, after `check`.
+
+    Args:
+        cfg: Configuration.
+        num_classes: Number of classes of the dataset.
+        source: Name of the dataset in error messages.
+
+    Raises:
+        OcrnetError: ``cfg.num_classes`` is set to another number, or keys contradict each other.
+    """
     if cfg.num_classes not in (None, num_classes):
         raise OcrnetError(
             f"num_classes is {cfg.num_classes} but {source} has {num_classes} classes; set num_classes: {num_classes}"
@@ -319,7 +338,7 @@ def as_dict(cfg: Config) -> dict[str, Any]:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested dicts as pairs: ``data.crop_size`` and its value."""
+    """Yield nested dicts as pairs of dotted name and value, such as ``data.crop_size`` and its value."""
     for name, node in tree.items():
         if isinstance(node, dict):
             yield from flat(node, f"{prefix}{name}.")
@@ -328,7 +347,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def of_all_ranks(cfg: Config) -> dict[str, str]:
-    """Return the keys that all ranks of a run must have in common, each with its value as text."""
+    """Return the keys that must be equal on all ranks of a run, each with its value as text."""
     # mutation: same-config-on-all-ranks
     return {name: str(value) for name, value in flat(as_dict(cfg)) if name not in OF_A_MACHINE}
 
@@ -354,6 +373,6 @@ def _shown(default: Any) -> str:
 
 
 def in_bounds(number: float, item: dataclasses.Field) -> bool:
-    """Say whether a number is finite and within the bounds that the key declares."""
+    """Return whether a number is finite and within the bounds that the key declares."""
     low, high = item.metadata["low"], item.metadata["high"]
     return math.isfinite(number) and (low is None or number >= low) and (high is None or number <= high)

@@ -1,6 +1,6 @@
-"""Random scale, crop, flip and colour: (image, label, rng) -> (image, label), uint8 in and out.
+"""Random scale, crop, flip and color: (image, label, rng) -> (image, label), uint8 in and out.
 
-The window is cut from the image before anything is resized, so that only the pixels of the crop are computed.
+The window is cut from the image before resizing, so that only the pixels of the crop are computed.
 """
 
 import cv2
@@ -10,8 +10,8 @@ from ocrnet.config import Data
 
 IGNORE = 255
 
-# The seed's recipe (the MindSpore relative's RandomColor), each with probability one half. There, saturation is drawn
-# from the contrast's range by mistake; here it has its own.
+# Ranges of RandomColor in the MindSpore implementation; each change has probability 0.5. That implementation mistakenly
+# draws saturation from the contrast range; here saturation has its own range.
 BRIGHTNESS = 32.0
 CONTRAST = (0.4, 1.6)
 SATURATION = (0.5, 1.5)
@@ -19,7 +19,17 @@ HUE = 18
 
 
 def train(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Return a training crop: image uint8 crop_h,crop_w,3 RGB, label uint8 crop_h,crop_w (255 beyond the image)."""
+    """Make a training crop.
+
+    Args:
+        image: Image, uint8 H,W,3 RGB.
+        label: Class indices, uint8 H,W.
+        rng: Random generator of the sample.
+        data: Augmentation settings.
+
+    Returns:
+        Image, uint8 crop_h,crop_w,3 RGB, and label, uint8 crop_h,crop_w (255 beyond the image).
+    """
     image, label = scale_and_crop(image, label, rng, data)
     if data.flip and rng.random() < 0.5:
         image, label = cv2.flip(image, 1), cv2.flip(label, 1)
@@ -31,7 +41,17 @@ def train(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, data: 
 def scale_and_crop(
     image: np.ndarray, label: np.ndarray, rng: np.random.Generator, data: Data
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a random window of crop_size / scale, resize it to crop_size, and pad with the mean colour and 255."""
+    """Cut a random window of crop_size / scale, resize it to crop_size, and pad with the mean color and 255.
+
+    Args:
+        image: Image, uint8 H,W,3 RGB.
+        label: Class indices, uint8 H,W.
+        rng: Random generator of the sample.
+        data: Augmentation settings.
+
+    Returns:
+        Image, uint8 crop_h,crop_w,3 RGB, and label, uint8 crop_h,crop_w (255 beyond the image).
+    """
     scale = rng.uniform(*data.scale_range)
     spans = []
     for axis in (0, 1):
@@ -48,7 +68,7 @@ def scale_and_crop(
 
 
 def _span(size: int, crop: int, scale: float, rng: np.random.Generator) -> tuple[slice, int, int]:
-    """Choose along one axis: the source pixels to cut, how many crop pixels they fill, and from which crop pixel on."""
+    """Choose along one axis: source pixels to cut, number of crop pixels they fill, and the first crop pixel."""
     window = max(1, round(crop / scale))
     if window <= size:
         start = int(rng.integers(size - window + 1))
@@ -58,7 +78,10 @@ def _span(size: int, crop: int, scale: float, rng: np.random.Generator) -> tuple
 
 
 def vary_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Vary brightness, contrast, saturation and hue of a uint8 RGB image, contrast before or after the other two."""
+    """Vary brightness, contrast, saturation and hue of a uint8 RGB image.
+
+    Contrast changes at random before or after saturation and hue.
+    """
     brightness, contrast, saturation, hue = rng.random(4) < 0.5
     contrast_first = rng.random() < 0.5
     shift = rng.uniform(-BRIGHTNESS, BRIGHTNESS)

@@ -1,4 +1,4 @@
-"""Image files, read and written in one place: a damaged file is an error that names it, never half a picture."""
+"""Reading and writing of image files; a damaged file raises an error that names it and never yields a partial image."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from ocrnet.utils.errors import OcrnetError
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _EXIF_ORIENTATION = 0x0112
-# What each EXIF orientation asks for: mirrored left to right or not, then turned so many quarters counter-clockwise.
+# EXIF orientation -> mirrored left to right, number of quarter turns counterclockwise after that.
 _TURNS = {
     1: (False, 0),
     2: (True, 0),
@@ -30,15 +30,15 @@ _TURNS = {
     7: (True, 3),
     8: (False, 1),
 }
-# So many characters of a name stand in its draft's, which is longer by others: 255 bytes are the most that a name has.
+# Characters of the file name used in the draft name, which has more parts: a file name is limited to 255 bytes.
 DRAFT_NAME = 40
-_CHUNK = 2**20  # bytes of a PNG's chunk: libpng warns of more than 8 million
-# Rows that are worked on at a time where a whole array more would count: so many pixels.
+_CHUNK = 2**20  # bytes of a PNG chunk: libpng warns above 8 million
+# Pixels per strip in operations for which a second full array would take too much memory.
 STRIP_PIXELS = 2**22
 _LABELS = "a label is a PNG of one channel, 8 bits a pixel, whose values are the class ids"
 _DAMAGED = "is damaged or no image; write it again or leave it out"
 
-_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # from OpenCV 4.11 on; before, channels are turned around afterwards
+_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # since OpenCV 4.11; otherwise BGR is converted after decoding
 _COLOURS = cv2.IMREAD_COLOR if _RGB is None else _RGB
 _UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -46,17 +46,29 @@ _UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.e
 def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
     """Read an image file as uint8 H,W,3 RGB, whatever its channels and depth.
 
-    ``upright`` turns it as its EXIF orientation says; datasets leave that out, because labels have no orientation.
-    Raises `OcrnetError` naming a file that is missing, empty, truncated or undecodable.
+    ``upright`` applies the EXIF orientation; datasets do not use it, because labels have no orientation. Raise
+    `OcrnetError` that names the file if it is missing, empty, truncated or undecodable.
     """
     return decode_image(_read(path), path, upright=upright)
 
 
 def decode_image(data: bytes, name: str | Path, *, upright: bool = False) -> np.ndarray:
-    """Return the image in a file's bytes as uint8 H,W,3 RGB, as `read_image` does; errors call it ``name``."""
+    """Decode the bytes of an image file like `read_image`.
+
+    Args:
+        data: Bytes of the file.
+        name: Name of the file in error messages.
+        upright: Apply the EXIF orientation.
+
+    Returns:
+        The image, uint8 H,W,3 RGB.
+
+    Raises:
+        OcrnetError: The bytes are empty, truncated or undecodable.
+    """
     _check_whole(name, data)
     webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
-    # OpenCV turns JPEG and PNG, but some of its versions no WebP.
+    # OpenCV applies the orientation of JPEG and PNG, but some versions ignore that of WebP.
     flags = _COLOURS if upright and not webp else _COLOURS | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -77,12 +89,12 @@ def strips(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return height and width as the beginning of an image file tells them; raises `OcrnetError` naming the file."""
+    """Return height and width from the header of an image file; raise `OcrnetError` that names the file."""
     return _size(path, path)
 
 
 def size_in(data: bytes, name: str | Path) -> tuple[int, int]:
-    """Return what `image_size` does from a file's bytes; errors call it ``name``."""
+    """Return the same as `image_size` from a file's bytes; errors name the file as ``name``."""
     return _size(io.BytesIO(data), name)
 
 
@@ -99,15 +111,16 @@ def _size(file: Any, path: str | Path) -> tuple[int, int]:
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """Read a label file as uint8 H,W of the ids stored in it: grey values, or the indices of a palette PNG.
+    """Read a label file as uint8 H,W of the ids stored in it: gray values, or the indices of a palette PNG.
 
-    Raises `OcrnetError` naming a file that is missing, empty, damaged, coloured, or holds a value above 255.
+    Raise `OcrnetError` that names the file if it is missing, empty, damaged or in color, or if it holds a value above
+    255.
     """
     return decode_label(_read(path), path)
 
 
 def decode_label(data: bytes, path: str | Path) -> np.ndarray:
-    """Return the ids in a label file's bytes, as `read_label` does; errors call it ``path``."""
+    """Return the ids in a label file's bytes, like `read_label`; errors name the file as ``path``."""
     _check_whole(path, data)
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -123,30 +136,38 @@ def decode_label(data: bytes, path: str | Path) -> np.ndarray:
     if ids.max(initial=0) > 255 or ids.min(initial=0) < 0:
         raise OcrnetError(f"{path} holds values from {ids.min()} to {ids.max()}; {_LABELS}, 0 to 255")
     ids = ids.astype(np.uint8)
-    # Pillow spreads grey of 2 and 4 bits over 0 to 255.
+    # Pillow scales 2-bit and 4-bit gray to 0 to 255.
     stretch = {2: 85, 4: 17}.get(data[24], 1) if mode == "L" and data.startswith(_PNG) else 1
     return ids // stretch if stretch > 1 else ids
 
 
 def write_png(path: str | Path, array: np.ndarray) -> None:
-    """Write uint8 H,W (grey) or H,W,3 (RGB) as PNG; whoever reads ``path`` sees the old file or the whole new one.
+    """Write uint8 H,W (gray) or H,W,3 (RGB) as PNG; readers of ``path`` see the old file or the complete new one.
 
-    Folders are made as needed. Raises `OcrnetError` where the file cannot be written.
+    Create missing folders. Raise `OcrnetError` if the file cannot be written.
     """
     write_png_rows(path, array.shape[:2], strips(array))  # type: ignore[arg-type]
 
 
 def write_png_rows(path: str | Path, size: tuple[int, int], rows: Iterable[np.ndarray]) -> None:
-    """Write a PNG of ``size`` (height, width) like `write_png`, from its rows as they come: h,W or h,W,3, top first.
+    """Write a PNG like `write_png`, from rows that arrive in strips; only one strip is in memory at a time.
 
-    Beside a strip nothing is held in memory. What ``rows`` raises is passed on, and leaves nothing behind.
+    An exception from ``rows`` is passed on, and no file is left behind.
+
+    Args:
+        path: File to write.
+        size: Height and width of the image.
+        rows: Strips of rows, uint8 h,W or h,W,3, top first.
+
+    Raises:
+        OcrnetError: The file cannot be written.
     """
     with replaced(path) as file:
         _encode(file, size, rows)
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """Return the PNG that `write_png` would write."""
+    """Return the bytes that `write_png` would write."""
     file = io.BytesIO()
     _encode(file, array.shape[:2], strips(array))  # type: ignore[arg-type]
     return file.getvalue()
@@ -154,9 +175,9 @@ def encode_png(array: np.ndarray) -> bytes:
 
 @contextlib.contextmanager
 def replaced(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a draft beside ``path`` that becomes it at the end of ``with``; where that raises, ``path`` stays as it was.
+    """Open a draft next to ``path`` that replaces it when ``with`` ends; an exception leaves ``path`` unchanged.
 
-    Folders are made as needed. Raises `OcrnetError` where the file cannot be written.
+    Create missing folders. Raise `OcrnetError` if the file cannot be written.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name[:DRAFT_NAME]}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -187,9 +208,10 @@ def _encode(file: BinaryIO, size: tuple[int, int], rows: Iterable[np.ndarray]) -
 
 
 class _Chunks:
-    """A PNG as it is written: signature, header, then compressed rows.
+    """Incremental PNG writer: signature, header, then compressed rows.
 
-    Of filters and strategies, these are as fast and as small as libpng's for pictures, and smaller for labels.
+    The filters and the compression strategy are as fast and as compact as libpng's for photos, and more compact for
+    labels.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -206,9 +228,9 @@ class _Chunks:
         flat = strip.reshape(len(strip), -1)
         packed = np.empty((len(flat), flat.shape[1] + 1), np.uint8)
         packed[:, 0], packed[:, 1:] = (1, flat) if colour else (2, flat)
-        if colour:  # each byte less that of the pixel to its left
+        if colour:  # filter Sub: each byte minus that of the pixel to its left
             packed[:, 4:] -= flat[:, :-3]
-        else:  # each byte less the one above it
+        else:  # filter Up: each byte minus the one above it
             packed[1:, 1:] -= flat[:-1]
             if self._above is not None:
                 packed[0, 1:] -= self._above
@@ -230,7 +252,7 @@ class _Chunks:
 
 
 def _read(path: str | Path) -> bytes:
-    """Return a file's bytes, checked by `_check_whole`."""
+    """Return a file's bytes; raise `OcrnetError` if it is missing or unreadable."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
@@ -241,24 +263,24 @@ def _read(path: str | Path) -> bytes:
 
 
 def _check_whole(path: str | Path, data: bytes) -> None:
-    """Check that a file's bytes end where its format says, which the decoders do not all do."""
+    """Raise `OcrnetError` unless a file's bytes end where its format requires; not all decoders check this."""
     if not data:
         raise OcrnetError(f"{path} is empty; write it again or leave it out")
     if data.startswith(_PNG):
         _check_png(path, data)
-    # The last scan must be followed by an end-of-image marker; what cameras append after that does no harm.
+    # An end-of-image marker must follow the last scan; data that cameras append after it is allowed.
     elif data.startswith(_JPEG) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise OcrnetError(f"{path} is truncated: the JPEG has no end; write it again or leave it out")
 
 
 def _webp_orientation(data: bytes) -> int:
-    """Return the EXIF orientation in a WebP file's bytes, 1 where there is none."""
+    """Return the EXIF orientation in the bytes of a WebP file, or 1 if it has none."""
     position = 12
     while position + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, position)
         if kind == b"EXIF":
             exif = Image.Exif()
-            with contextlib.suppress(Exception):  # damaged EXIF turns nothing; Pillow names no end of errors for it
+            with contextlib.suppress(Exception):  # damaged EXIF: no rotation; Pillow raises many error types
                 exif.load(data[position + 8 : position + 8 + length])
                 return exif.get(_EXIF_ORIENTATION, 1)
             return 1
@@ -272,7 +294,7 @@ def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _check_png(path: str | Path, data: bytes) -> None:
-    """Walk the chunks of a PNG, each with its length and CRC, up to IEND."""
+    """Validate the length and CRC of each PNG chunk up to IEND."""
     position, kind = len(_PNG), b""
     while kind != b"IEND":
         if position + 12 > len(data):

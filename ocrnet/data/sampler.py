@@ -1,4 +1,4 @@
-"""The samples of a run: training as a pure function of (seed, sample number), evaluation in file order."""
+"""Samples of a run: training is a pure function of (seed, sample number), evaluation follows the file order."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,17 +17,18 @@ from ocrnet.utils.errors import OcrnetError
 
 T = TypeVar("T")
 
-# The two uses of the seed, kept apart: the order of an epoch, and what happens to one sample.
+# Two independent random streams per seed: the order of an epoch, and the random choices of one sample.
 ORDER, SAMPLE = 0, 1
 
-# Unreadable files that one sample passes over before it gives up.
+# Maximum number of unreadable files that one sample skips before the error is raised.
 MOST_PASSED_OVER = 10
 
 
 class Sample(NamedTuple):
-    """One training sample: image uint8 H,W,3, label uint8 H,W, and which channels dropout keeps, bool (channels,).
+    """One training sample: image, label and dropout mask.
 
-    ``unreadable`` says what was wrong with each file that was passed over to make it (``data.on_error: skip``).
+    ``image`` is uint8 H,W,3, ``label`` is uint8 H,W, and ``dropout_mask`` is bool (channels,), True for the channels
+    that dropout keeps. ``unreadable`` holds the error of each file that was skipped (``data.on_error: skip``).
     """
 
     image: np.ndarray
@@ -37,7 +38,7 @@ class Sample(NamedTuple):
 
 
 class TrainStream:
-    """The endless training stream: ``stream[number]`` is the same bytes wherever, whenever and by whom it is asked."""
+    """Endless training stream; ``stream[number]`` returns the same bytes in any process and at any time."""
 
     def __init__(self, dataset: Dataset, data: Data, *, seed: int, channels: int, dropout: float) -> None:
         self.dataset, self.data, self.seed = dataset, data, seed
@@ -46,8 +47,8 @@ class TrainStream:
     def __getitem__(self, number: int) -> Sample:
         """Return sample ``number``.
 
-        An unreadable file raises `OcrnetError` with its name or, with ``data.on_error: skip``, gives its place to the
-        next readable image of the dataset, in this sample alone: all others stay as they are.
+        An unreadable file raises `OcrnetError` with its name. With ``data.on_error: skip``, the next readable image of
+        the dataset replaces it in this sample only; all other samples are unchanged.
         """
         rng = np.random.default_rng((self.seed, SAMPLE, number))
         dropout_mask = rng.random(self.channels) >= self.dropout
@@ -68,12 +69,12 @@ class TrainStream:
                 index = (index + 1) % len(self.dataset)
 
     def index(self, number: int) -> int:
-        """Return the dataset's index of sample ``number``: each epoch is a permutation of its own."""
+        """Return the dataset index of sample ``number``; each epoch has its own permutation."""
         epoch, position = divmod(number, len(self.dataset))
         return int(_order(self.seed, epoch, len(self.dataset))[position])
 
     def name(self, number: int) -> str:
-        """Return the name of the image that sample ``number`` is made from."""
+        """Return the name of the image of sample ``number``."""
         return self.dataset.name(self.index(number))
 
 
@@ -83,10 +84,19 @@ def _order(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 def rank_sample_indices(step: int, *, batch_size: int, accumulate_steps: int, world: World) -> list[list[int]]:
-    """Return the sample numbers of this rank at ``step``: a list of ``batch_size`` for each micro-batch.
+    """Return the sample numbers of this rank at ``step``, one list for each micro-batch.
 
-    Position j of a micro-batch's global batch goes to rank j // batch_size, so that N ranks see, together and in the
-    same order, what one rank with an N times larger batch sees.
+    Position j of a global micro-batch belongs to rank j // batch_size. Together, N ranks process the same samples in
+    the same order as one rank with an N times larger batch.
+
+    Args:
+        step: Optimizer step.
+        batch_size: Samples per rank and micro-batch.
+        accumulate_steps: Micro-batches per step.
+        world: Rank and number of ranks.
+
+    Returns:
+        ``accumulate_steps`` lists of ``batch_size`` sample numbers.
     """
     across = batch_size * world.size
     first = step * accumulate_steps * across + world.rank * batch_size
@@ -94,7 +104,7 @@ def rank_sample_indices(step: int, *, batch_size: int, accumulate_steps: int, wo
 
 
 class StepBatchSampler:
-    """The sample numbers of this rank's micro-batches, one list each, from ``step`` to the end of the run."""
+    """Sample numbers of this rank's micro-batches, one list each, from ``step`` to the end of the run."""
 
     def __init__(self, cfg: Config, world: World, step: int) -> None:
         self.cfg, self.world, self.step = cfg, world, step
@@ -106,7 +116,7 @@ class StepBatchSampler:
         return (self[place] for place in range(len(self)))
 
     def __getitem__(self, place: int) -> list[int]:
-        """Return the list at ``place``, counted from ``step`` on."""
+        """Return the list at ``place``, counted from ``step``."""
         step, micro = divmod(place, self.cfg.accumulate_steps)
         return rank_sample_indices(
             self.step + step,
@@ -117,14 +127,26 @@ class StepBatchSampler:
 
 
 def val_stream(dataset: Dataset, world: World, num_workers: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield (index, image, label) of this rank's share of a dataset, decoded ahead in ``num_workers`` threads."""
+    """Yield (index, image, label) of this rank's share of a dataset.
+
+    Args:
+        dataset: Dataset to read.
+        world: Rank and number of ranks.
+        num_workers: Threads that decode ahead; 0: decode in the calling thread.
+    """
     indices = range(world.rank, len(dataset), world.size)
     for index, (image, label) in prefetch_map(indices, partial(_writeable, dataset), num_workers):
         yield index, image, label
 
 
 def prefetch_map(indices: Iterable[int], read: Callable[[int], T], num_workers: int) -> Iterator[tuple[int, T]]:
-    """Yield (index, what ``read`` returns for it) in order, read ahead in ``num_workers`` threads."""
+    """Yield (index, result of ``read``) in order.
+
+    Args:
+        indices: Arguments of ``read``.
+        read: Function to call for each index.
+        num_workers: Threads that read ahead; 0: read in the calling thread.
+    """
     if num_workers == 0:
         yield from ((i, read(i)) for i in indices)
         return
@@ -141,6 +163,6 @@ def prefetch_map(indices: Iterable[int], read: Callable[[int], T], num_workers: 
 
 
 def _writeable(dataset: Dataset, i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a pair in arrays of its own, as frameworks take no others: one from a cache is copied, here and now."""
+    """Return a pair in writable arrays, as frameworks require; read-only arrays from a cache are copied here."""
     image, label = dataset.read(i)
     return np.require(image, requirements="W"), np.require(label, requirements="W")

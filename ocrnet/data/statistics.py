@@ -1,4 +1,4 @@
-"""Looking through a dataset before training on it: every file read, every id looked up, every class counted."""
+"""Dataset validation before training: read every file, check every label id, count every class."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,24 +15,27 @@ SHOWN = 20
 
 @dataclass
 class Report:
-    """What the files of one split hold."""
+    """Statistics of the files of one split."""
 
-    pixels: np.ndarray  # int64 num_classes: labelled pixels of each class
+    pixels: np.ndarray  # int64 num_classes: labeled pixels of each class
     images: np.ndarray  # int64 num_classes: images in which each class occurs
     read: int = 0
-    ignored: int = 0  # pixels that are left out
+    ignored: int = 0  # pixels with class index 255
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # height, width -> images
-    unlabelled: list[str] = field(default_factory=list)  # images whose label is left out entirely
-    problems: list[str] = field(default_factory=list)  # files that cannot be used, and why
+    unlabelled: list[str] = field(default_factory=list)  # images in which every pixel is ignored
+    problems: list[str] = field(default_factory=list)  # error messages, one for each unusable file
 
     @property
     def shares(self) -> np.ndarray:
-        """The part of the labelled pixels that each class has, float64 num_classes."""
+        """Share of each class in the labeled pixels, float64 num_classes."""
         return self.pixels / max(1, self.pixels.sum())
 
     @property
     def class_weights(self) -> np.ndarray:
-        """1 / ln(1.02 + share) (Paszke et al., ENet, 2016) over its mean over pixels, float64 num_classes."""
+        """Class weights, float64 num_classes: 1 / ln(1.02 + share) (Paszke et al., ENet, 2016).
+
+        The weights are divided by their mean over the labeled pixels.
+        """
         weights = 1 / np.log(1.02 + self.shares)
         return weights / ((weights * self.shares).sum() or 1.0)
 
@@ -40,7 +43,17 @@ class Report:
 def inspect(
     dataset: Dataset, indices: Sequence[int], *, workers: int, say: Callable[[str], None] | None = None
 ) -> Report:
-    """Read these pairs of a split, ``workers`` at a time; what is wrong with one is noted, and the others go on."""
+    """Read and validate samples of a split; record failures and continue.
+
+    Args:
+        dataset: Split to read.
+        indices: Samples to read.
+        workers: Number of threads; at least one is used.
+        say: Called with a progress line after every 250 images; None: no progress lines.
+
+    Returns:
+        The statistics. A sample that raises `OcrnetError` only adds the message to ``problems``.
+    """
     count = len(dataset.classes)
     report = Report(np.zeros(count, np.int64), np.zeros(count, np.int64))
     for done, (index, found) in enumerate(_each(dataset, indices, max(1, workers)), 1):
@@ -66,7 +79,7 @@ Found = str | tuple[int, int, np.ndarray]
 
 
 def _each(dataset: Dataset, indices: Sequence[int], workers: int) -> Iterator[tuple[int, Found]]:
-    """Yield (index, what was found) in order, with at most twice ``workers`` images in memory."""
+    """Yield (index, result) in order; limit the queue to about twice ``workers`` pending reads."""
     waiting: deque[tuple[int, Future[Found]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for index in indices:
@@ -88,7 +101,7 @@ def _inspect_pair(dataset: Dataset, index: int) -> Found:
 
 
 def text(report: Report, classes: ClassTable) -> str:
-    """Return the report as people read it, with the class weights as a line for the YAML."""
+    """Return the report as text, including a line with the class weights for the YAML."""
     if not report.read:
         return "\n".join(_problems(report))
     width = max(len("class"), *(len(name) for name in classes.names))

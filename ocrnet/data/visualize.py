@@ -1,4 +1,4 @@
-"""Pictures for people: class colours laid over the image, and the image beside its truth and prediction."""
+"""Visualizations: class colors over an image, and image, ground truth and prediction side by side."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,9 +15,19 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def overlay(image: np.ndarray, indices: np.ndarray, palette: Palette, *, alpha: float = 0.5) -> np.ndarray:
-    """Blend class colours into a uint8 H,W,3 RGB image; ``indices`` is uint8 H,W, and 255 leaves the image untouched.
+    """Blend class colors into an image.
 
-    Raises ValueError where the two differ in size or an index has no colour.
+    Args:
+        image: RGB image, uint8 H,W,3.
+        indices: Class indices, uint8 H,W; pixels with 255 keep the image.
+        palette: RGB color of each class.
+        alpha: Opacity of the class colors, 0 to 1.
+
+    Returns:
+        The blended image, uint8 H,W,3 RGB.
+
+    Raises:
+        ValueError: Shapes or dtypes do not match, or a class index has no color.
     """
     assert 0 <= alpha <= 1, f"alpha is {alpha}, not 0 to 1"
     if image.shape != (*indices.shape, 3) or image.dtype != np.uint8 or indices.dtype != np.uint8:
@@ -37,7 +47,7 @@ def overlay(image: np.ndarray, indices: np.ndarray, palette: Palette, *, alpha: 
 
 
 def thumbnail(array: np.ndarray, side: int) -> np.ndarray:
-    """Return a uint8 H,W,3 image or uint8 H,W index map, made smaller where its longer side exceeds ``side``."""
+    """Return a uint8 H,W,3 image or uint8 H,W index map, reduced if its longer side exceeds ``side``."""
     height, width = array.shape[:2]
     scale = side / max(height, width)
     if scale >= 1:
@@ -54,15 +64,25 @@ def side_by_side(
     palette: Palette,
     names: Sequence[str],
 ) -> np.ndarray:
-    """Return one uint8 RGB picture: the image, the truth where there is one, the prediction, and a legend below.
+    """Draw the image, the ground truth, the prediction, and a legend below.
 
-    The legend names the classes that occur. OpenCV's fonts have ASCII only; other letters appear as question marks.
+    OpenCV's fonts support ASCII only; other characters appear as question marks.
+
+    Args:
+        image: RGB image, uint8 H,W,3.
+        prediction: Class indices, uint8 H,W.
+        truth: Ground truth as class indices, uint8 H,W; None: no panel.
+        palette: RGB color of each class.
+        names: Name of each class.
+
+    Returns:
+        The picture, uint8 RGB. The legend lists the classes that occur in the ground truth or the prediction.
     """
     panels = [("image", image)]
     if truth is not None:
         panels.append(("truth", overlay(image, truth, palette)))
     panels.append(("prediction", overlay(image, prediction, palette)))
-    size = max(image.shape[0] / 720, 0.4)  # font scale: readable at the picture's own size
+    size = max(image.shape[0] / 720, 0.4)  # font scale: readable at full size
     gap = np.full((image.shape[0], max(round(8 * size), 2), 3), _BACKGROUND, np.uint8)
     row: list[np.ndarray] = []
     for title, picture in panels:
@@ -77,13 +97,13 @@ def side_by_side(
 
 
 def legend(names: Sequence[str], palette: Palette) -> np.ndarray:
-    """Return a uint8 H,640,3 RGB picture of every class's name and colour."""
+    """Return a uint8 H,640,3 RGB picture with the name and color of every class."""
     entries = [(name, tuple(int(part) for part in colour)) for name, colour in zip(names, palette, strict=True)]
     return _legend(entries, 640, 0.6)
 
 
 def _caption(picture: np.ndarray, title: str, size: float) -> np.ndarray:
-    """Return a copy with the title on a dark tab in the top left corner, if that leaves most of the picture free."""
+    """Return a copy with the title on a dark tab at the top left, or the picture itself if it is too small."""
     (width, height), baseline = cv2.getTextSize(title, _FONT, size, _thickness(size))
     pad = round(10 * size)
     if width + 2 * pad > picture.shape[1] or 4 * (height + baseline + pad) > picture.shape[0]:
@@ -95,7 +115,7 @@ def _caption(picture: np.ndarray, title: str, size: float) -> np.ndarray:
 
 
 def _legend(entries: Iterable[tuple[str, tuple[int, ...]]], width: int, size: float) -> np.ndarray:
-    """Return a uint8 strip of the given width: a swatch and a name for each entry, in as many rows as they need."""
+    """Return a uint8 strip of width ``width`` with a swatch and a name per entry, in as many rows as needed."""
     line, pad = round(44 * size), round(16 * size)
     swatch = round(26 * size)
     x, y, placed = pad, pad, []

@@ -1,4 +1,4 @@
-"""What every engine's loader does with its worker processes: start them undisturbed, tell of their deaths, end them."""
+"""Start, monitor and shut down the worker processes of the data loaders of both engines."""
 
 import atexit
 import multiprocessing.connection
@@ -18,21 +18,24 @@ _OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
 
 @atexit.register
 def close_all() -> None:
-    """End the workers of loaders left open, before multiprocessing waits for them: they ignore its SIGTERM."""
+    """Close the data loaders that are still open at exit.
+
+    This runs before multiprocessing waits for their workers, because the workers ignore its SIGTERM.
+    """
     for made in list(_OPEN):
         made.close()
 
 
 def close_at_exit(made: Generator) -> None:
-    """Have a loader closed when the process ends, where nobody closed it before."""
+    """Close a data loader when the process exits, unless it is closed earlier."""
     _OPEN.add(made)
 
 
 def begin_worker(_: int = 0) -> None:
-    """Keep a worker to one thread, as the workers are the parallelism, and to its work when the run is asked to stop.
+    """Limit OpenCV to one thread per worker; ignore stop signals.
 
-    A terminal's Ctrl-C and a scheduler's SIGTERM reach every process of the run; the run itself answers them, and its
-    end ends the workers.
+    The workers provide the parallelism. Ctrl-C in a terminal and SIGTERM from a scheduler reach every process of the
+    run; the main process handles them, and its exit ends the workers.
     """
     cv2.setNumThreads(0)
     for number in SIGNALS:
@@ -42,12 +45,15 @@ def begin_worker(_: int = 0) -> None:
 
 
 def describe_dead_workers(processes: Sequence[multiprocessing.process.BaseProcess]) -> str:
-    """Return which workers died of what, after a moment for a death that is just happening; empty where none did."""
+    """Return which workers ended and how, or an empty string if all are running.
+
+    Wait up to one second for a worker that is just ending.
+    """
     ended = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
     told = []
     for process in processes:
         if process.sentinel in ended:
-            process.join(timeout=5)  # its pipes close a little before its status is to be had
+            process.join(timeout=5)  # pipes close shortly before the exit status is available
         code = process.exitcode
         if code is not None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"

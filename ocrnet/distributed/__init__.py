@@ -1,1 +1,1 @@
-"""Which rank this process is, and how the ranks find each other."""
+"""The rank of this process, and how the ranks find each other."""

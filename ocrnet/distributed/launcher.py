@@ -1,4 +1,4 @@
-"""Which process of how many this is, read from the variables of the launcher that started it."""
+"""Read the rank and the world size from the environment variables of the launcher."""
 
 import os
 import re
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ocrnet.utils.errors import OcrnetError
 
-# (launcher, rank, size, rank here, ranks on this machine); torchrun before mpirun, because it may run inside a
-# Slurm or MPI job. Slurm's last one is a list, one entry a machine: see `_local_size`.
+# (launcher, rank, world size, local rank, local world size). torchrun precedes mpirun because it may run inside a
+# Slurm or MPI job. Slurm's last variable is a list with one entry per machine: see `_local_size`.
 LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     ("msrun", "MS_NODE_ID", "MS_WORKER_NUM", "DEVICE_ID", ""),
@@ -19,14 +19,14 @@ LAUNCHERS = (
     ("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )  # fmt: skip
 
-SCHEDULER = "msrun's scheduler"  # msrun starts the script once more as this; it is no rank, and trains nothing
+SCHEDULER = "msrun's scheduler"  # msrun also starts the script as this process; it is not a rank and does not train
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's ``rank`` of ``size``, its rank on this machine, and the launcher that said so.
+    """The rank of this process, the world size, the rank on this machine, and the launcher that set them.
 
-    ``local_size`` of the ranks are on this machine; 0 where the launcher does not tell.
+    ``local_size`` is the number of ranks on this machine; 0 if the launcher does not provide it.
     """
 
     rank: int = 0
@@ -37,12 +37,12 @@ class World:
 
     @property
     def on_one_machine(self) -> bool:
-        """Whether all ranks are here, as far as the launcher tells."""
+        """Whether all ranks are on this machine; True if the launcher does not provide ``local_size``."""
         return self.local_size in (0, self.size)
 
 
 def read_world(env: Mapping[str, str] = os.environ) -> World:
-    """Return the `World` that the launcher's variables describe, or a single process; raise where they contradict."""
+    """Return the `World` from the launcher's variables, or a single process; raise `OcrnetError` if invalid."""
     role = env.get("MS_ROLE")
     if role == "MS_SCHED":
         size = _number(env, "MS_WORKER_NUM")
@@ -62,7 +62,7 @@ def read_world(env: Mapping[str, str] = os.environ) -> World:
 
 
 def _local_size(env: Mapping[str, str], name: str) -> int:
-    """Return how many ranks are on this machine; 0 where the launcher does not say."""
+    """Return the number of ranks on this machine; 0 if the launcher does not provide it."""
     text = env.get(name, "")
     if not name.startswith("SLURM_"):
         return _number(env, name) if text else 0

@@ -1,4 +1,4 @@
-"""How the ranks that mpirun or srun started on one machine find rank 0: it leaves its port in a file, the board."""
+"""How ranks started by mpirun or srun on one machine find rank 0: it writes its port to a file, the board."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ LAUNCH = ("PMIX_NAMESPACE", "PMIX_SERVER_URI2", "SLURM_JOB_ID", "SLURM_STEP_ID")
 
 
 def board_path() -> Path:
-    """Return the file in which rank 0 leaves the port, under a name that only the ranks of this launch know."""
+    """Return the path of the file for rank 0's port; only the ranks of this launch can derive its name."""
     known = [f"{name}={os.environ[name]}" for name in LAUNCH if name in os.environ]
     if not any(name in os.environ for name in ("PMIX_NAMESPACE", "SLURM_STEP_ID")):
         parent = psutil.Process(os.getppid())
@@ -26,7 +26,7 @@ def board_path() -> Path:
 
 
 def leave_port(board: Path, port: int) -> None:
-    """Leave this process's port; what killed launches of this user left is removed."""
+    """Write this process's port to the board; remove the boards that killed launches of this user left behind."""
     _clean(board)
     me = psutil.Process()
     text = json.dumps({"port": port, "pid": me.pid, "created": me.create_time()})
@@ -41,7 +41,7 @@ def leave_port(board: Path, port: int) -> None:
 
 
 def read_port(board: Path, patience: float) -> int:
-    """Wait, at most ``patience`` seconds, for the port that a living rank 0 has left."""
+    """Wait at most ``patience`` seconds for the port of a running rank 0; raise `OcrnetError` on timeout."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         if (port := _left_by_the_living(board)) is not None:
@@ -58,7 +58,7 @@ def _clean(board: Path) -> None:
 
 
 def _left_by_the_living(board: Path) -> int | None:
-    """Return the port on a board, or None: it is not there, or not this user's, or of a rank 0 that is long dead."""
+    """Return the port on a board; None if it is missing, is another user's, or its rank 0 no longer runs."""
     with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
         if board.stat().st_uid == os.getuid():
             found = json.loads(board.read_text(encoding="utf-8"))

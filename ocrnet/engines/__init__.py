@@ -1,1 +1,1 @@
-"""The engines: one interface (`base`), opened by `factory`, with a folder for each framework."""
+"""Engines: one interface (`base`), created by `factory`, with one folder for each framework."""

@@ -1,6 +1,6 @@
-"""What the ranks of a run agree on, by sums of whole numbers over them (`Engine.sum`).
+"""Agreement between the ranks of a run, built on integer sums over the ranks (`Engine.sum`).
 
-Every function here is a collective: all ranks call it, in the same order. A single rank exchanges nothing.
+Every function in this module is a collective: all ranks call it in the same order. A single rank exchanges nothing.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from ocrnet.utils.errors import OcrnetError
 
 
 def all_gather(engine: Engine, number: int) -> list[int]:
-    """Return every rank's ``number``, by rank."""
+    """Return the ``number`` of every rank, in rank order."""
     world = engine.world
     if world.size == 1:
         return [number]
@@ -24,12 +24,12 @@ def all_gather(engine: Engine, number: int) -> list[int]:
 
 
 def all_reduce_max(engine: Engine, number: int) -> int:
-    """Return the highest ``number`` of any rank: with 0 for no, a single rank's yes is everyone's."""
+    """Return the maximum ``number`` over the ranks; for flags (0 is false), this is a logical or."""
     return max(all_gather(engine, number))
 
 
 def gather_strings(engine: Engine, texts: Sequence[str]) -> list[list[str]]:
-    """Return every rank's ``texts``, by rank; cheap where there are none."""
+    """Return the ``texts`` of every rank, in rank order; cheap if all are empty."""
     if engine.world.size == 1:
         return [list(texts)]
     mine = json.dumps(list(texts)).encode() if texts else b""
@@ -44,9 +44,9 @@ def gather_strings(engine: Engine, texts: Sequence[str]) -> list[list[str]]:
 
 
 def check_same(engine: Engine, seen: Mapping[str, str]) -> None:
-    """Raise on every rank where the ranks do not all give the same texts; the error says which gave which.
+    """Raise `OcrnetError` on every rank if a value differs between ranks; the error lists the ranks of each value.
 
-    ``seen`` has a text a subject, and on all ranks the same subjects.
+    ``seen`` maps subjects to values. The subjects must be the same on all ranks.
     """
     everyone = [json.loads(text) for (text,) in gather_strings(engine, [json.dumps(dict(seen))])]
     for subject in seen:
@@ -63,9 +63,10 @@ def check_same(engine: Engine, seen: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def propagate_errors(engine: Engine) -> Iterator[None]:
-    """Let what fails within on one rank end on all: there with its own error, elsewhere with one that names the rank.
+    """Raise on every rank if the enclosed code fails on any rank.
 
-    What is within may take each rank its own time and may differ between ranks, but must hold no collective.
+    A failing rank raises its own exception. Every other rank raises an `OcrnetError` that names the failing ranks. The
+    enclosed code may differ between ranks in content and duration, but must not contain a collective.
     """
     if engine.world.size == 1:
         yield
@@ -73,7 +74,7 @@ def propagate_errors(engine: Engine) -> Iterator[None]:
     try:
         yield
     except Exception:
-        with contextlib.suppress(Exception):  # the first failure is the one to tell
+        with contextlib.suppress(Exception):  # report the original failure, not that of the exchange
             all_gather(engine, 1)
         raise
     failed = [rank for rank, flag in enumerate(all_gather(engine, 0)) if flag]

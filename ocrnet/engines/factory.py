@@ -1,4 +1,4 @@
-"""Choosing an engine, and opening it: only the chosen framework is imported."""
+"""Choose and create the engine; only the chosen framework is imported."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,20 @@ NOT_INSTALLED: dict[Framework, str] = {
 
 
 def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | None = None) -> Engine:
-    """Return the engine that the config chooses, importing its framework alone; ``stream`` is what it trains on."""
+    """Create the engine that the config selects; import only its framework.
+
+    Args:
+        cfg: The configuration.
+        arch: The architecture of the network.
+        world: This process's rank and the number of ranks.
+        stream: The training stream; None for an engine that does not train.
+
+    Returns:
+        The engine of the chosen framework.
+
+    Raises:
+        OcrnetError: The framework is not installed or does not run on the device, or the ranks cannot join.
+    """
     if choose_engine(cfg) == "torch":
         from ocrnet.engines.torch.engine import TorchEngine
 
@@ -33,9 +46,10 @@ def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | 
 
 
 def choose_engine(cfg: Config) -> Framework:
-    """Return the engine that the config asks for, else the one for its device; raise where it is not installed.
+    """Return the engine that the config requests, otherwise the default for its device.
 
-    Ascend means MindSpore. Elsewhere PyTorch goes first, except on a machine with an Ascend and no device asked for.
+    Ascend requires MindSpore. Otherwise PyTorch is preferred, except on a machine with an Ascend when no device is
+    configured. Raise `OcrnetError` if the engine is not installed or does not run on the device.
     """
     if cfg.engine == "torch" and cfg.device_target == "Ascend":
         raise OcrnetError(

@@ -1,4 +1,4 @@
-"""Multi-scale, flip and sliding windows as a list of passes over one image."""
+"""Multi-scale, flip and sliding-window inference as a list of passes over one image."""
 
 import itertools
 from collections.abc import Iterable
@@ -9,10 +9,10 @@ from ocrnet.config import Eval
 
 @dataclass(frozen=True)
 class Pass:
-    """One look at an image: resized to ``size``, mirrored or not, through ``windows`` of the resized image.
+    """One pass over an image: resized to ``size``, optionally flipped, in ``windows`` of the resized image.
 
-    A window is (top, left, height, width) in pixels of the resized image; all windows of a pass have the same height
-    and width and together cover it. Whole-image passes have one window.
+    A window is (top, left, height, width) in pixels of the resized image. All windows of a pass have the same height
+    and width and together cover the resized image. Whole-image passes have one window.
     """
 
     size: tuple[int, int]
@@ -21,7 +21,16 @@ class Pass:
 
 
 def make_passes(eval_cfg: Eval, size: tuple[int, int], base_size: tuple[int, int] | None = None) -> list[Pass]:
-    """Return the passes for an image of ``size`` (height, width): every scale, and its mirror image where asked."""
+    """Return the passes for one image: every scale, with and without flip if ``eval_cfg.flip`` is set.
+
+    Args:
+        eval_cfg: The scales, flip and sliding window.
+        size: Height and width of the image.
+        base_size: Height and width to which the scales apply; None for ``size``.
+
+    Returns:
+        The passes, in the order of the scales.
+    """
     base = base_size or size
     passes = []
     for scale in eval_cfg.scales:
@@ -32,7 +41,7 @@ def make_passes(eval_cfg: Eval, size: tuple[int, int], base_size: tuple[int, int
 
 
 def make_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[tuple[int, int, int, int], ...]:
-    """Cover ``size`` with windows that overlap by at least a third; a window never reaches outside."""
+    """Cover ``size`` with windows that overlap by at least a third; no window extends beyond ``size``."""
     height, width = (min(length, limit) for length, limit in zip(size, window, strict=True))
     tops, lefts = _starts(size[0], height), _starts(size[1], width)
     return tuple((top, left, height, width) for top in tops for left in lefts)
@@ -44,7 +53,16 @@ def _starts(length: int, window: int) -> list[int]:
 
 
 def cuts(starts: Iterable[int], length: int, end: int) -> dict[int, tuple[int, int]]:
-    """Return, by its start, the part of an axis that each window decides: up to the middle of the overlaps."""
+    """Split an axis between overlapping windows at the middle of each overlap.
+
+    Args:
+        starts: Start of each window; duplicates are ignored.
+        length: Length of every window.
+        end: Length of the axis.
+
+    Returns:
+        For each start, the (first, last) range of the axis that its window provides; ``last`` is exclusive.
+    """
     order = sorted(set(starts))
     borders = [0, *((start + before + length) // 2 for before, start in itertools.pairwise(order)), end]
     return {start: (borders[i], borders[i + 1]) for i, start in enumerate(order)}

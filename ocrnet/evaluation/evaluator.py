@@ -1,4 +1,4 @@
-"""The one evaluation loop: images one by one, an int64 confusion matrix, nothing that grows with their number."""
+"""The evaluation loop: one image at a time, an int64 confusion matrix, and constant memory."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Show = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
 
 
 class AbandonedError(Exception):
-    """A stop came in the middle of an evaluation, on this rank or another."""
+    """A stop request on this or another rank interrupted the evaluation."""
 
 
 def evaluate(
@@ -32,9 +32,25 @@ def evaluate(
     say: Callable[[str], None] | None = None,
     stopped: Callable[[], int] = lambda: 0,
 ) -> Scores:
-    """Score a dataset, each rank its share; ``show(index, image, prediction, truth)`` sees every image of this rank.
+    """Evaluate a dataset; each rank predicts its share of the images.
 
-    All ranks return the same scores, or none does: where ``stopped`` says so on one, all raise `AbandonedError`.
+    This is a collective: all ranks return the same scores, or all raise an exception.
+
+    Args:
+        engine: The engine of this rank.
+        dataset: The labeled dataset.
+        cfg: The configuration.
+        eval_cfg: Scales, flip and sliding windows.
+        show: Called as ``show(index, image, prediction, truth)`` for each image of this rank.
+        say: Receives each progress line, at most one every 10 seconds.
+        stopped: Returns a nonzero number if this rank must stop; it is called after each image.
+
+    Returns:
+        The scores of the whole dataset.
+
+    Raises:
+        AbandonedError: ``stopped`` interrupted the evaluation on this or another rank.
+        OcrnetError: No pixel is labeled, an image cannot be evaluated, or another rank failed.
     """
     with collectives.propagate_errors(engine):
         counts = _count(engine, dataset, cfg, eval_cfg, show, say, stopped)
@@ -56,7 +72,7 @@ def _count(
     say: Callable[[str], None] | None,
     stopped: Callable[[], int],
 ) -> np.ndarray | None:
-    """Return the confusion matrix of this rank's share; None where it was stopped."""
+    """Return the confusion matrix of this rank's share; None if the evaluation was stopped."""
     num_classes, world = len(dataset.classes), engine.world
     total = np.zeros((num_classes, num_classes), np.int64)
     share = len(range(world.rank, len(dataset), world.size))

@@ -1,4 +1,4 @@
-"""The confusion matrix and every score that is read off it; counts are int64, so parts add up exactly."""
+"""The confusion matrix and all scores computed from it; counts are int64, so partial matrices add up exactly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,16 @@ from ocrnet.utils.errors import OcrnetError
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What one confusion matrix says, as fractions of 1; nan is a score that no pixel decides.
+    """Scores of one confusion matrix, as fractions of 1; a score is nan if no pixel contributes to it.
 
-    A class counts in ``mean_iou`` if it occurs in the truth or the prediction, in ``mean_accuracy`` if in the truth.
+    ``mean_iou`` includes the classes that occur in the ground truth or the prediction. ``mean_accuracy`` includes the
+    classes that occur in the ground truth.
     """
 
     names: tuple[str, ...]
     iou: np.ndarray  # float64 num_classes
     accuracy: np.ndarray  # float64 num_classes: recall
-    share: np.ndarray  # float64 num_classes: part of the counted truth pixels
+    share: np.ndarray  # float64 num_classes: share of the counted ground truth pixels
     mean_iou: float
     mean_accuracy: float
     pixel_accuracy: float
@@ -31,9 +32,19 @@ class Scores:
 
 
 def confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count pixels as int64 num_classes,num_classes (rows truth, columns prediction); truth 255 is left out.
+    """Count the pixels of each pair of ground truth class and predicted class.
 
-    Both are uint8 of one shape. Raises ValueError on other shapes or dtypes and on a class index out of range.
+    Args:
+        prediction: Class indices, uint8.
+        truth: Class indices, uint8, of the same shape; pixels of 255 are ignored.
+        num_classes: The number of classes, 1 to 255.
+
+    Returns:
+        int64 num_classes,num_classes: one row per ground truth class, one column per predicted class.
+
+    Raises:
+        ValueError: The shapes differ, a dtype is not uint8, or the prediction has a class index out of range.
+        OcrnetError: The ground truth has a class index out of range.
     """
     assert 1 <= num_classes <= IGNORE, f"num_classes is {num_classes}, not 1 to 255"
     if prediction.dtype != np.uint8 or truth.dtype != np.uint8:
@@ -42,7 +53,7 @@ def confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np
         raise ValueError(f"the prediction has shape {prediction.shape}, the truth {truth.shape}")
     pairs = np.left_shift(truth, 8, dtype=np.uint16)
     pairs |= prediction
-    # All 256 x 256 pairs are counted and checked afterwards: faster than masking and checking pixel by pixel.
+    # Count all 256 x 256 pairs and validate them afterwards: this is faster than masking and validating each pixel.
     counts = np.bincount(pairs.reshape(-1), minlength=1 << 16).reshape(256, 256).astype(np.int64, copy=False)
     wrong = np.flatnonzero(counts[num_classes:IGNORE].any(axis=1)) + num_classes
     if wrong.size:
@@ -56,10 +67,18 @@ def confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np
 
 
 def scores(confusion: np.ndarray, names: Sequence[str], categories: Sequence[str] = ()) -> Scores:
-    """Score a confusion matrix; ``categories`` gives each class's category name, or is empty.
+    """Compute the scores of a confusion matrix.
 
     The formulas are those of the Cityscapes evaluation (evalPixelLevelSemanticLabeling) and, for the frequency-weighted
     IoU and the accuracies, of Long et al., "Fully Convolutional Networks for Semantic Segmentation" (CVPR 2015).
+
+    Args:
+        confusion: int64 num_classes,num_classes, as from the function `confusion`.
+        names: The name of each class.
+        categories: The category name of each class, or empty.
+
+    Returns:
+        The scores.
     """
     num_classes = len(names)
     assert confusion.shape == (num_classes, num_classes), f"{confusion.shape} for {num_classes} names"
@@ -85,13 +104,13 @@ def scores(confusion: np.ndarray, names: Sequence[str], categories: Sequence[str
 
 
 def constant_answer(scores: Scores) -> tuple[int, float]:
-    """Return the most frequent truth class and the mIoU of answering it everywhere: what a model has to beat."""
+    """Return the most frequent ground truth class and the mIoU of always predicting it, as a baseline for models."""
     best = int(scores.share.argmax())
     return best, float(scores.share[best]) / max(np.count_nonzero(scores.share), 1)
 
 
 def table(scores: Scores) -> str:
-    """Lay the scores out as plain text in per cent: classes, categories where there are any, then the means."""
+    """Format the scores as plain text in percent: classes, categories if there are any, then the means."""
     means = {
         "mIoU": scores.mean_iou,
         "mean accuracy": scores.mean_accuracy,

@@ -1,1 +1,1 @@
-"""Exported files: writing, comparing and opening them."""
+"""Write, compare and open exported files."""

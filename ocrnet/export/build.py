@@ -1,4 +1,4 @@
-"""Writing each format: a draft to be compared, its twin that answers logits, and the file with its document inside."""
+"""Write each export format: a draft to compare, a second file that outputs logits, and the file with its metadata."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from ocrnet.weights import Weights
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """What is to be written; ``size`` None: any size."""
+    """Settings of one export; ``size`` is (height, width), or None for any size."""
 
     format: Format
     precision: Precision
@@ -29,13 +29,16 @@ class ExportSpec:
 
 
 class Exporter:
-    """Writes one network in one format, into ``folder``."""
+    """Writes one network in one format into ``folder``."""
 
     def __init__(self, spec: ExportSpec, found: Weights, folder: Path, calibration: Iterator[np.ndarray]) -> None:
         self.spec, self.found, self.folder, self.calibration = spec, found, folder, calibration
 
     def draft(self) -> tuple[Path, Path]:
-        """Write the file without its document, and a twin of it whose answer is the logits."""
+        """Write the file without its metadata document, and a second file that outputs logits.
+
+        Return both paths. They are equal if the first file outputs logits itself.
+        """
         spec = self.spec
         answer, logits = (self.folder / f"{name}{SUFFIXES[spec.format]}" for name in ("answer", "logits"))
         if spec.format == "mindir":
@@ -61,7 +64,7 @@ class Exporter:
         return answer, logits if len(graphs) > 1 else answer
 
     def final(self, answer: Path, document: dict[str, Any]) -> list[Path]:
-        """Write the draft anew with its document; return the files, the one that makes them whole last."""
+        """Write the draft again with its metadata document; return the files, last the one that users open."""
         spec, text = self.spec, json.dumps(document, allow_nan=False)
         path = self.folder / f"final{answer.suffix}"
         if spec.format == "onnx":
@@ -101,7 +104,7 @@ class Exporter:
             export.write_torch_export(network, path, self.spec.size)
 
     def _onnx(self) -> list[Path]:
-        """Write ONNX that answers as asked, and a twin that answers logits, from one graph."""
+        """Write ONNX with the requested outputs, and ONNX with logits, both from the same traced graph."""
         from ocrnet.engines.torch import export
 
         onnx = need("onnx", f"--format {self.spec.format}")
@@ -131,7 +134,7 @@ class Exporter:
         ov.save_model(model, path, compress_to_fp16=self.spec.precision == "float16")
 
     def _tensorrt(self, source: Path, path: Path) -> None:
-        """Have TensorRT build its plan on this machine's GPU; it has not run yet, no GPU was at hand."""
+        """Build a TensorRT plan for this machine's GPU; this code has never run, because no GPU was available."""
         trt = need("tensorrt", "--format tensorrt")
         logger = trt.Logger(trt.Logger.ERROR)
         builder = trt.Builder(logger)

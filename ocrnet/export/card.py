@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what an exported file is, for people."""
+"""MODEL_CARD.md: the readable description of an exported file."""
 
 from pathlib import Path
 
@@ -18,7 +18,13 @@ MINDIR = "two of float32 N,C,ceil(H/4),ceil(W/4): the auxiliary head's logits, a
 
 
 def card(metadata: ExportMetadata, figures: Figures, name: str) -> str:
-    """Return the card's Markdown."""
+    """Return the model card as Markdown.
+
+    Args:
+        metadata: The metadata of the exported file.
+        figures: The comparison with the checkpoint.
+        name: The name of the exported file, used as the title.
+    """
     size = "any, height and width at least 32; any batch" if metadata.size is None else "{}x{}".format(*metadata.size)
     answer = (
         MINDIR
@@ -48,5 +54,5 @@ def card(metadata: ExportMetadata, figures: Figures, name: str) -> str:
 
 
 def card_path(output: Path) -> Path:
-    """Return where the card of a file lies."""
+    """Return the path of the model card of an exported file."""
     return output.with_name(f"{output.name}.MODEL_CARD.md")

@@ -1,4 +1,4 @@
-"""What an exported file answers, beside what the checkpoint answers: figures, and how far they may be apart."""
+"""Compare the predictions of an exported file with those of its checkpoint, and enforce the limits."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ Sample = tuple[np.ndarray, np.ndarray | None]  # image uint8 H,W,3 RGB, class in
 
 @dataclass(frozen=True)
 class Limit:
-    """How far the logits may be apart, of the largest one, and which share of the labels must be equal."""
+    """Maximum difference of the logits relative to the largest logit, and minimum share of equal labels."""
 
     logits: float
     labels: float
@@ -41,12 +41,12 @@ LIMITS: dict[Precision, Limit] = {
 
 @dataclass(frozen=True)
 class Figures:
-    """How a file's answers compare with the checkpoint's."""
+    """Comparison of an exported file's predictions with those of its checkpoint."""
 
     images: int
-    logits_apart: float  # the largest difference, of the largest logit
+    logits_apart: float  # the largest difference divided by the largest logit
     labels_equal: float  # the share of pixels
-    mean_iou: float | None = None  # the file's, where there are labels
+    mean_iou: float | None = None  # of the exported file, if the images are labeled
     mean_iou_checkpoint: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,7 +67,22 @@ class Figures:
 def compare(
     engine: Engine, arch: Arch, spec: ExportSpec, answer: Session, logits: Session, samples: Iterable[Sample]
 ) -> Figures:
-    """Run a file (``answer``) and its twin that answers logits beside the checkpoint's engine."""
+    """Run an exported file and the checkpoint's engine on the same images, and compare their predictions.
+
+    Args:
+        engine: The engine that runs the checkpoint.
+        arch: The architecture of the network.
+        spec: The settings of the export.
+        answer: The session of the exported file.
+        logits: The session of the file that outputs logits; ``answer`` itself if that outputs logits.
+        samples: Images uint8 H,W,3 RGB, each with class indices uint8 H,W as ground truth, or None.
+
+    Returns:
+        The comparison, with the mIoU of both if at least one sample has ground truth.
+
+    Raises:
+        OcrnetError: There are no samples.
+    """
     largest = apart = 0.0
     pixels = equal = images = 0
     counts = np.zeros((2, 256, 256), np.int64)
@@ -101,7 +116,17 @@ def _apart(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def check(figures: Figures, precision: Precision, tolerance: float | None, output: Path) -> None:
-    """Raise `OcrnetError` with the figures where they are beyond the limit."""
+    """Verify that the differences are within the limits of the precision.
+
+    Args:
+        figures: The comparison with the checkpoint.
+        precision: The precision of the export, which selects the limits.
+        tolerance: Replaces the limit of the logits; None keeps it.
+        output: The path of the export, for the error message.
+
+    Raises:
+        OcrnetError: A limit is exceeded; the message gives the figures.
+    """
     limit = LIMITS[precision]
     most = limit.logits if tolerance is None else tolerance
     if figures.logits_apart < most and figures.labels_equal >= limit.labels:
@@ -113,14 +138,23 @@ def check(figures: Figures, precision: Precision, tolerance: float | None, outpu
 
 
 def spread(items: Sequence, number: int) -> list:
-    """Return ``number`` items evenly over a sequence, all of them where there are fewer, or for 0."""
+    """Return ``number`` evenly spaced items of a sequence; all items if there are fewer or ``number`` is 0."""
     if not number or number >= len(items):
         return list(items)
     return [items[i * len(items) // number] for i in range(number)]
 
 
 def files(folder: str, flag: str, number: int) -> list[Path]:
-    """Return images of a folder, evenly over it."""
+    """Return evenly spaced image files of a folder and its subfolders, in sorted order.
+
+    Args:
+        folder: The folder to search.
+        flag: The command-line option that error messages name.
+        number: The maximum number of images; 0 returns all.
+
+    Raises:
+        OcrnetError: The folder does not exist or contains no images.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise OcrnetError(f"{flag} '{folder}' is no folder; give one of images ({' '.join(IMAGES)})")
@@ -131,13 +165,13 @@ def files(folder: str, flag: str, number: int) -> list[Path]:
 
 
 def fitted(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Return an image resized to ``size``; for any size as it is, but at least 32x32."""
+    """Return an image resized to ``size`` (height, width); None only enlarges sides below 32 pixels."""
     height, width = size or (max(32, image.shape[0]), max(32, image.shape[1]))
     return image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height))
 
 
 def fitted_label(label: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Return class indices resized as `fitted` resizes their image."""
+    """Return class indices resized like their image in `fitted`, but with nearest-neighbor interpolation."""
     height, width = size or (max(32, label.shape[0]), max(32, label.shape[1]))
     return cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
@@ -149,11 +183,11 @@ def draw(size: tuple[int, int], index: int) -> np.ndarray:
 
 
 def odd(image: np.ndarray) -> np.ndarray:
-    """Return an image cut to odd height and width."""
+    """Return an image cropped to odd height and width; a side of 32 pixels stays unchanged."""
     height, width = (length - 1 + length % 2 for length in image.shape[:2])
     return np.ascontiguousarray(image[: max(33, height), : max(33, width)])
 
 
 def read(path: Path, size: tuple[int, int] | None) -> np.ndarray:
-    """Return an image file, fitted."""
+    """Read an image file and resize it with `fitted`."""
     return fitted(read_image(path), size)

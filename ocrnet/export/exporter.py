@@ -1,4 +1,4 @@
-"""`ocrnet export`: a checkpoint as a file for another runtime, run there and compared before it gets its name."""
+"""`ocrnet export`: write a checkpoint for another runtime, and compare both before the file gets its final name."""
 
 import dataclasses
 import hashlib
@@ -57,7 +57,7 @@ CALIBRATION_IMAGES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What was asked for on the command line; None leaves the choice to the format."""
+    """Command-line options; None selects the default of the format."""
 
     checkpoint: Path
     output: Path
@@ -74,10 +74,18 @@ class ExportOptions:
 
 
 def export(options: ExportOptions, labelled: Dataset | None, say: Callable[[str], None]) -> Figures:
-    """Write the file, its metadata and its card; return how its answers compare with the checkpoint's.
+    """Write an exported file with its metadata and model card, and compare it with its checkpoint.
 
-    They are compared on ``labelled`` where given, else on ``options.images``, else on synthetic scenes. Raise
-    `OcrnetError`, and leave nothing, where an option cannot be met or the answers are too far apart.
+    Args:
+        options: The command-line options.
+        labelled: The labeled dataset to compare on; None uses ``options.images``, or else synthetic scenes.
+        say: Receives each line to log.
+
+    Returns:
+        The comparison of the exported file with the checkpoint.
+
+    Raises:
+        OcrnetError: An option cannot be met, or the predictions differ too much; nothing is written.
     """
     kind = _format(options)
     _check_choices(options, kind)
@@ -152,7 +160,7 @@ def _check_choices(options: ExportOptions, kind: Format) -> None:
 
 
 def check_writable(output: Path) -> None:
-    """Raise `OcrnetError` where a file cannot be written, before minutes are spent on making it."""
+    """Raise `OcrnetError` if a file cannot be written, before the export spends minutes on it."""
     folder = output.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -185,7 +193,10 @@ def _make_spec(options: ExportOptions, kind: Format, found: Weights) -> ExportSp
 
 
 def _check_memory(found: Weights, size: tuple[int, int]) -> None:
-    """Raise where a single look at ``size`` exceeds this machine, which would end the process without a word."""
+    """Raise if one forward pass at ``size`` exceeds this machine's memory.
+
+    Otherwise, running out of memory would end the process without a message.
+    """
     needed, there = flops.predict_bytes(found.arch, size), psutil.virtual_memory().total
     if needed > there:
         raise OcrnetError(
@@ -203,7 +214,10 @@ def _check_labels(found: Weights, labelled: Dataset | None) -> None:
 
 
 def _samples(options: ExportOptions, spec: ExportSpec, labelled: Dataset | None) -> tuple[Iterator[Sample], str]:
-    """Return what to compare on, and in words; where any size will do, an odd one is among them."""
+    """Return the samples to compare on and their description.
+
+    If the export accepts any size, each unlabeled image is followed by a copy cropped to an odd size.
+    """
     size = spec.size
     if labelled is not None:
         chosen = compare.spread(range(len(labelled)), options.num_images)
@@ -254,7 +268,7 @@ def _make_metadata(spec: ExportSpec, found: Weights, comparison: dict) -> Export
 
 
 def _check_same(kind: Format, path: Path, compared: compare.Session, spec: ExportSpec) -> None:
-    """Raise unless the file with its metadata answers bit for bit what was compared."""
+    """Raise unless the outputs of the file with its metadata are bit-identical to those of the compared draft."""
     image = compare.draw(spec.size or (65, 129), 0)
     x = as_input(image, spec.input, spec.mean, spec.std)
     last = open_session(kind, path)
@@ -263,7 +277,10 @@ def _check_same(kind: Format, path: Path, compared: compare.Session, spec: Expor
 
 
 def _publish(files: list[Path], output: Path, text: str) -> None:
-    """Put the files under their names, that which is opened last; an older one goes first, so that none are mixed."""
+    """Write the model card and the files under their final names; the file that users open comes last.
+
+    Delete an older export before that, so that files of two exports are never mixed.
+    """
     try:
         output.unlink(missing_ok=True)
     except OSError as error:

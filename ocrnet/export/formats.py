@@ -24,7 +24,7 @@ SUFFIXES: dict[Format, str] = {
     "mindir": ".mindir",
     "tensorrt": ".engine",
 }
-# The libraries that write a format, and that run it; by the name they are imported by.
+# Import names of the libraries that write and run each format.
 WRITERS: dict[Format, tuple[str, ...]] = {
     "onnx": ("torch", "onnx", "onnxruntime"),
     "openvino": ("torch", "onnx", "onnxruntime", "openvino"),
@@ -33,14 +33,15 @@ WRITERS: dict[Format, tuple[str, ...]] = {
     "mindir": ("mindspore",),
     "tensorrt": ("torch", "onnx", "onnxruntime", "tensorrt"),
 }
-# The one JSON document in a file's metadata; a format without metadata has it in a file beside, of this ending.
+# Key of the JSON document in a file's metadata. A format without metadata stores the document in a separate file in
+# the same folder, with the suffix BESIDE.
 DOCUMENT = "ocrnet"
 BESIDE = ".json"
 
 
 @dataclass(frozen=True)
 class ExportMetadata:
-    """What an exported file says of itself; ``size`` (height, width) is None where any size will do."""
+    """Metadata stored in an exported file; ``size`` is (height, width), or None for any size."""
 
     format: Format
     precision: Precision
@@ -54,8 +55,8 @@ class ExportMetadata:
     std: tuple[float, float, float]
     align_corners: bool
     source: dict[str, Any]  # file, sha256 and step of the checkpoint
-    versions: dict[str, str]  # of ocrnet and of what wrote the file
-    comparison: dict[str, Any]  # how its answers compare with the checkpoint's
+    versions: dict[str, str]  # of ocrnet and of the libraries that wrote the file
+    comparison: dict[str, Any]  # with the checkpoint: the figures, the runtime and the images
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -63,8 +64,8 @@ class ExportMetadata:
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> "ExportMetadata":
-        """Return what `as_dict` gave, read back from JSON."""
-        tree = {entry.name: tree[entry.name] for entry in dataclasses.fields(cls)}  # a later version may write more
+        """Return the metadata from the JSON form of `as_dict`; raise ValueError if its values are inconsistent."""
+        tree = {entry.name: tree[entry.name] for entry in dataclasses.fields(cls)}  # later versions may add keys
         arch = Arch(**tree["arch"] | {"modules": tuple(tree["arch"]["modules"])})
         lists = {name: tuple(tree[name]) for name in ("names", "mean", "std")}
         palette, size = tuple(tuple(colour) for colour in tree["palette"]), tree["size"]
@@ -80,19 +81,19 @@ class ExportMetadata:
 
 
 class Session(Protocol):
-    """One exported file in its runtime."""
+    """One exported file, opened in its runtime."""
 
-    document: dict[str, Any] | None  # what `ExportMetadata.as_dict` gave; None in a file of another maker
-    runtime: str  # its name and version
-    notes: list[str]  # what was chosen for this machine
+    document: dict[str, Any] | None  # from `ExportMetadata.as_dict`; None if the file has none
+    runtime: str  # name and version of the runtime
+    notes: list[str]  # choices made for this machine
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """Return the first output for an input as the file takes it; MINDIR's is the OCR head's logits."""
+        """Return the first output for an input in the file's input format; for MINDIR, the OCR head's logits."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file, opened; it stands where `Weights` do, but holds no tensors."""
+    """An opened exported file; it is used like `Weights`, but has no tensors."""
 
     path: Path
     metadata: ExportMetadata
@@ -100,7 +101,7 @@ class Exported:
 
     @property
     def weights(self) -> Weights:
-        """The file as far as it is like a checkpoint: architecture, classes, normalisation and step."""
+        """`Weights` without tensors: architecture, classes, normalization and step of the file."""
         metadata = self.metadata
         classes = {"names": list(metadata.names), "palette": [list(colour) for colour in metadata.palette]}
         data = {"data": {"mean": metadata.mean, "std": metadata.std}}
@@ -109,5 +110,5 @@ class Exported:
 
 
 def format_of(path: str | Path) -> Format | None:
-    """Return the format that a file's ending means, None for a checkpoint's."""
+    """Return the format for a file's suffix; None for a checkpoint's suffix."""
     return next((name for name, suffix in SUFFIXES.items() if Path(path).suffix == suffix), None)

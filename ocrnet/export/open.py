@@ -1,4 +1,4 @@
-"""Opening a checkpoint or an exported file for prediction."""
+"""Open a checkpoint or an exported file for prediction."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ocrnet.weights import Weights
 
 
 def read(path: Path, cfg: Config) -> Weights | Exported:
-    """Read a checkpoint, or open an exported file as ``cfg`` says; `OcrnetError` where it is neither."""
+    """Read a checkpoint, or open an exported file with the settings in ``cfg``; raise `OcrnetError` for other files."""
     kind = format_of(path)
     if kind is None:
         return weights.read(path)
@@ -35,12 +35,21 @@ def read(path: Path, cfg: Config) -> Weights | Exported:
 
 
 def as_weights(found: Weights | Exported) -> Weights:
-    """Return architecture and metadata of either."""
+    """Return the architecture and metadata of a checkpoint or an exported file."""
     return found if isinstance(found, Weights) else found.weights
 
 
 def open_engine(cfg: Config, found: Weights | Exported, *, world: World) -> Engine:
-    """Return the engine for what was read; a checkpoint's tensors are then to be restored."""
+    """Return the engine for a checkpoint or an exported file.
+
+    Args:
+        cfg: The configuration.
+        found: The result of `read`.
+        world: The ranks of the run.
+
+    Returns:
+        The engine. For a checkpoint, the caller must restore its tensors.
+    """
     if isinstance(found, Weights):
         return factory.open_engine(cfg, found.arch, world=world)
     return RuntimeEngine(cfg, found, world=world)

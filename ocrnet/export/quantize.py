@@ -1,4 +1,7 @@
-"""ONNX in 8 bits: the convolutions, calibrated on images; ONNX Runtime and OpenVINO both compute it in integers."""
+"""Quantize the convolutions of an ONNX file to 8 bits, calibrated on images.
+
+ONNX Runtime and OpenVINO both compute the quantized convolutions in integers.
+"""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -10,21 +13,27 @@ from ocrnet.utils.installed import need
 
 
 def quantize(source: Path, target: Path, inputs: Iterator[np.ndarray]) -> None:
-    """Write ``source`` with quantized convolutions, their ranges those that ``inputs`` show, weights by channel.
+    """Write a copy of an ONNX file with quantized convolutions; weights are quantized per channel.
 
-    The heads' attention, the sums of branches and every resize stay in float32: they cost little, and lose most.
+    The attention of the heads, the sums of branches and all resize operations stay in float32: they cost little time,
+    and they lose the most accuracy.
+
+    Args:
+        source: The float32 ONNX file.
+        target: The file to write.
+        inputs: Calibration inputs of the network; they determine the ranges of the activations.
     """
     need("onnxruntime", "int8")
     from onnxruntime import quantization as ort
 
     class Reader(ort.CalibrationDataReader):
-        def get_next(self) -> Mapping[str, np.ndarray] | None:  # None: no more
+        def get_next(self) -> Mapping[str, np.ndarray] | None:  # None ends the calibration
             x = next(inputs, None)
             return None if x is None else {"images": x}
 
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it advises to preprocess, which tracing has done
+    root.setLevel(logging.ERROR)  # hides the advice to preprocess the model, which tracing already did
     try:
         ort.quantize_static(
             str(source),

@@ -1,4 +1,4 @@
-"""`ocrnet export --format triton`: a model repository for NVIDIA's Triton Inference Server, around the ONNX export."""
+"""`ocrnet export --format triton`: a model repository for NVIDIA Triton Inference Server with the ONNX export."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,15 +15,25 @@ from ocrnet.weights import checkpoint
 FORMAT = "triton"
 MAX_BATCH = 8
 QUEUE_MICROSECONDS = 5000
-# ONNX's numbers of the types that our graphs have at their ends, and Triton's names.
+# ONNX element types of the graphs' inputs and outputs, and their names in Triton.
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}
 
 
 def export_repository(options: ExportOptions, labelled: Dataset | None, say: Callable[[str], None]) -> Figures:
-    """Write OUTPUT/config.pbtxt and OUTPUT/1/model.onnx; return how its answers compare with the checkpoint's.
+    """Write OUTPUT/config.pbtxt, OUTPUT/1/model.onnx and OUTPUT/MODEL_CARD.md.
 
-    Without a size, batch, height and width stay open, and Triton batches requests of one size. Raise `OcrnetError`
-    where OUTPUT is something else already, or as `export` does.
+    Without a size, the batch size, height and width are dynamic, and Triton batches requests of the same size.
+
+    Args:
+        options: The command-line options; ``options.output`` is OUTPUT.
+        labelled: The labeled dataset to compare on, as in `export`.
+        say: Receives each line to log.
+
+    Returns:
+        The comparison of the exported file with the checkpoint.
+
+    Raises:
+        OcrnetError: OUTPUT exists and is neither an empty folder nor a Triton model, or `export` fails.
     """
     folder, config = options.output, options.output / "config.pbtxt"
     if folder.exists() and not (folder.is_dir() and (config.is_file() or not any(folder.iterdir()))):
@@ -39,7 +49,7 @@ def export_repository(options: ExportOptions, labelled: Dataset | None, say: Cal
 
 
 def describe(graph: Any) -> str:
-    """Return the config.pbtxt for an ONNX graph; its model has the name of its folder."""
+    """Return the config.pbtxt for an ONNX graph; Triton names the model after its folder."""
     (given,), (answered,) = graph.input, graph.output
     batched = not given.type.tensor_type.shape.dim[0].HasField("dim_value")
     lines = ['backend: "onnxruntime"', f"max_batch_size: {MAX_BATCH if batched else 0}"]

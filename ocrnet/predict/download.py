@@ -1,4 +1,4 @@
-"""An image behind an http(s) url, within limits of bytes, pixels and seconds that no server can stretch."""
+"""Download an image from an http(s) URL, within limits of bytes, pixels and seconds that no server can exceed."""
 
 import io
 import re
@@ -27,7 +27,7 @@ _BLOCK = 2**16
 
 
 def check_url(url: str, *, offline: bool) -> None:
-    """Raise `OcrnetError` for a url that is not http(s), that has no host, or that ``offline`` forbids."""
+    """Raise `OcrnetError` if a URL is not http(s), has no host, or is forbidden by ``offline``."""
     parts = _parts(url)
     if parts.scheme not in SCHEMES:
         raise OcrnetError(f"'{urls.scrub(url)}' must begin with http:// or https://, or be a path")
@@ -38,16 +38,16 @@ def check_url(url: str, *, offline: bool) -> None:
 
 
 def name_of(url: str) -> str:
-    """Return the name of a url's result: the last part of its path without the suffix, harmless as a file's name."""
+    """Return the name of a URL's result: the last part of its path without the suffix, safe as a file name."""
     last = urllib.parse.unquote(_parts(url).path.rstrip("/").rpartition("/")[2])
     name = re.sub(r"\.\w{1,5}$", "", re.sub(r"[^\w.-]+", "_", last))
     return name.strip("._")[:100] or "image"
 
 
 def image(url: str) -> bytes:
-    """Download a file, and return its bytes; whether it is an image of a bearable size is told from its header.
+    """Download an image and return its bytes; only the header is decoded, to validate the type and the pixel count.
 
-    Raises `OcrnetError` naming the url, for what the server says as for what it does not keep to.
+    Raise `OcrnetError` naming the URL if the download fails, exceeds a limit, or is not an image.
     """
     data = _fetch(url)
     try:
@@ -59,7 +59,7 @@ def image(url: str) -> bytes:
         raise OcrnetError(f"{urls.scrub(url)} is no image: it begins with {data[:16]!r}") from None
     except Image.DecompressionBombError:
         raise OcrnetError(f"{urls.scrub(url)} has more than {MOST_PIXELS:,} pixels") from None
-    except Exception as error:  # Pillow names no end of errors for damaged headers
+    except Exception as error:  # Pillow raises many types for damaged headers
         raise OcrnetError(f"{urls.scrub(url)} is damaged or no image ({error})") from None
     # mutation: bound-url-image-pixels
     if width * height > MOST_PIXELS:
@@ -70,10 +70,10 @@ def image(url: str) -> bytes:
 
 
 def _fetch(url: str) -> bytes:
-    """Return the bytes behind a url, all of them within `MOST_SECONDS`.
+    """Return the bytes of a URL; raise `OcrnetError` if the download takes longer than `MOST_SECONDS`.
 
-    A thread does it, and is left behind where it takes longer: timeouts of sockets end neither a server that sends a
-    byte now and then, nor a resolver that does not answer.
+    A daemon thread downloads, and is abandoned if it takes longer. A socket timeout is not enough: it ends neither a
+    server that sends a byte now and then, nor a resolver that does not respond.
     """
     found: dict[str, Any] = {}
     given_up = threading.Event()
@@ -103,7 +103,7 @@ def _fetch(url: str) -> bytes:
 
 
 def _read(url: str, given_up: threading.Event) -> bytes:
-    opener = urllib.request.OpenerDirector()  # not the usual one, which follows to ftp:// and opens file://
+    opener = urllib.request.OpenerDirector()  # the default one follows redirects to ftp:// and opens file://
     for handler in (
         urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler, _Redirects,
         urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler,
@@ -137,7 +137,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _encoded(url: str) -> str:
-    """Return a url in ASCII, as HTTP asks for: the host by IDNA, the rest in per cents; what is ASCII stays."""
+    """Return a URL in ASCII, as HTTP requires: the host in IDNA, other parts percent-encoded unless visible ASCII."""
     parts = _parts(url)
     before, at, host = parts.netloc.rpartition("@")
     host = host if host.isascii() else host.encode("idna").decode()

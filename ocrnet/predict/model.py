@@ -1,4 +1,4 @@
-"""A trained network from Python: `ocrnet.load(path)`, then labels, probabilities or logits as NumPy arrays."""
+"""Python API of a trained network: `ocrnet.load(path)`, then labels, probabilities or logits as NumPy arrays."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,9 @@ from ocrnet.weights.classes import classes_of
 class Model:
     """A network ready to predict.
 
-    ``arch`` tells what it is; ``names`` and ``palette`` (RGB) are those of its classes; ``decisions`` say what it
-    computes on, and in which precision; ``notes`` what reading another implementation's weights did.
+    ``arch`` is its architecture. ``names`` and ``palette`` (RGB) describe its classes. ``decisions`` describe the
+    device, the precision and other choices of the engine. ``notes`` describe the conversion of another implementation's
+    weights.
     """
 
     def __init__(self, engine: Engine, found: Weights) -> None:
@@ -35,10 +36,17 @@ class Model:
         flip: bool = False,
         slide: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """Return class indices uint8 H,W for an image uint8 H,W,3 RGB of any size.
+        """Predict the class of each pixel.
 
-        Probabilities are averaged over ``scales`` and, with ``flip``, over the mirrored image; ``slide`` (height,
-        width) looks through windows, for images too large to look at whole.
+        Args:
+            image: uint8 H,W,3 RGB of any size.
+            scales: Factors by which the image is resized; probabilities are averaged over them.
+            flip: Also average over the mirrored image.
+            slide: Height and width of sliding windows, for images too large for a single forward pass; None uses the
+                whole image.
+
+        Returns:
+            Class indices uint8 H,W.
         """
         return self.outputs(image, ("labels",), scales, flip, slide)["labels"]
 
@@ -49,7 +57,17 @@ class Model:
         flip: bool = False,
         slide: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """Return probabilities float32 num_classes,H,W for an image uint8 H,W,3 RGB; arguments as for `predict`."""
+        """Predict the probability of each class at each pixel.
+
+        Args:
+            image: uint8 H,W,3 RGB of any size.
+            scales: As for `predict`.
+            flip: As for `predict`.
+            slide: As for `predict`.
+
+        Returns:
+            Probabilities float32 num_classes,H,W.
+        """
         return self.outputs(image, ("probabilities",), scales, flip, slide)["probabilities"]
 
     def outputs(
@@ -60,10 +78,23 @@ class Model:
         flip: bool = False,
         slide: tuple[int, int] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Return any of labels, confidence, probabilities, regions and relation; arguments as for `predict`.
+        """Predict several outputs at once.
 
-        labels uint8 H,W; confidence float32 H,W; probabilities float32 num_classes,H,W; regions and relation float32
-        num_classes,ceil(H/4),ceil(W/4), of one look at the whole image alone: see `ocrnet.engines.base.Engine.predict`.
+        Args:
+            image: uint8 H,W,3 RGB of any size.
+            outputs: Any of labels, confidence, probabilities, regions and relation; see
+                `ocrnet.engines.base.Engine.predict`.
+            scales: As for `predict`.
+            flip: As for `predict`.
+            slide: As for `predict`.
+
+        Returns:
+            The outputs by name: labels uint8 H,W; confidence float32 H,W; probabilities float32 num_classes,H,W;
+            regions and relation float32 num_classes,ceil(H/4),ceil(W/4).
+
+        Raises:
+            OcrnetError: ``image`` has the wrong type or shape, an output is unknown or unavailable, or regions or
+                relation are requested for more than one pass over the whole image.
         """
         if not isinstance(image, np.ndarray):
             raise OcrnetError(f"an image must be a NumPy array, uint8 H,W,3 in RGB order, not {type(image).__name__}")
@@ -80,15 +111,25 @@ class Model:
         flip: bool = False,
         slide: tuple[int, int] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Return what `outputs` does, with an axis N first, for a batch of images uint8 N,H,W,3 RGB.
+        """Predict several outputs at once for a batch of images.
 
-        A batch is not rounded as its images are alone: of the last bit of a probability the label may depend.
+        Batched and single-image results may differ by rounding if classes tie.
+
+        Args:
+            images: uint8 N,H,W,3 RGB.
+            outputs: As for `outputs`.
+            scales: As for `predict`.
+            flip: As for `predict`.
+            slide: As for `predict`.
+
+        Returns:
+            The outputs by name, as from `outputs`, with a first axis N.
         """
         passes = make_passes(Eval(scales=tuple(scales), flip=flip, slide=slide), (images.shape[1], images.shape[2]))
         return self._engine.predict(images, passes, tuple(outputs))
 
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalised float32 N,3,H,W."""
+        """Return (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalized float32 N,3,H,W."""
         return self._engine.logits(np.ascontiguousarray(x, dtype=np.float32))
 
 
@@ -98,10 +139,20 @@ def load(
     device_target: Literal["CPU", "GPU", "Ascend"] | None = None,
     mix: bool = False,
 ) -> Model:
-    """Return the network in a checkpoint of ours, a run's folder, or another implementation's weights.
+    """Load a trained network; the architecture comes from the file.
 
-    So does a file of `ocrnet export`, in its own runtime. The architecture comes from the file; a folder means its
-    newest valid checkpoint. Raise `OcrnetError` where the file is missing, damaged or not an OCRNet.
+    Args:
+        path: A checkpoint, a run folder (its newest valid checkpoint is used), the weights of another implementation,
+            or a file of `ocrnet export`, which runs in its own runtime.
+        engine: The framework that runs a checkpoint; ``"auto"`` selects one.
+        device_target: The device; None selects one.
+        mix: Use mixed precision.
+
+    Returns:
+        The network, ready to predict.
+
+    Raises:
+        OcrnetError: The file is missing, damaged or not an OCRNet.
     """
     path = checkpoint.resolve(path)[0]
     given = read(path, Config(device_target=device_target, mix=mix))

@@ -1,4 +1,4 @@
-"""Predictions as files: images and videos in; pictures of each kind and the area of each class out."""
+"""Predict images and videos, and write pictures of each kind and the area of each class to files."""
 
 import contextlib
 import time
@@ -19,13 +19,13 @@ from ocrnet.predict.tiles import predict_tiled, tile_size
 from ocrnet.predict.writers import AREAS, DEFAULT, DEFAULT_OF_VIDEO, EXACT, Areas, Painter
 from ocrnet.utils.errors import OcrnetError, printable
 
-# Of a class's name, so many characters are said.
+# Maximum number of characters of a class name in the summary.
 LONGEST_NAME = 60
 
 
 @dataclass
 class Report:
-    """What `predict` did: images and videos written, the area of each class, and what was wrong with others."""
+    """Result of `predict`: the area of each class, the number of images and videos written, and the problems."""
 
     areas: Areas
     written: int = 0
@@ -34,9 +34,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that stays the same from source to source.
+    """Settings that are the same for all sources.
 
-    ``save`` are kinds of `KINDS`, None the usual ones; ``check`` is called between tiles and frames, and may raise.
+    ``save`` contains kinds of `KINDS`; None selects the default kinds. ``say`` receives each line to log. ``check`` is
+    called between sources, tiles and frames, and may raise.
     """
 
     model: Model
@@ -50,8 +51,8 @@ class Job:
 def predict(job: Job, sources: Sequence[Source]) -> Report:
     """Predict ``sources`` into OUTPUT/KIND/NAME, OUTPUT/legend.png and OUTPUT/areas.json.
 
-    What cannot be read of several is said, counted and passed over; a single one raises `OcrnetError`. What
-    ``job.check`` raises ends it between two images, with areas.json of those that are done.
+    An unreadable source is logged, counted as a problem and skipped; if it is the only source, raise `OcrnetError`.
+    An exception from ``job.check`` ends the prediction; areas.json then covers the sources that are finished.
     """
     if job.output.exists() and not job.output.is_dir():
         raise OcrnetError(f"--output '{job.output}' is a file; give a folder")
@@ -82,7 +83,7 @@ def predict(job: Job, sources: Sequence[Source]) -> Report:
 
 
 class UnreadableError(OcrnetError):
-    """A source that cannot be read, where the others can."""
+    """A source cannot be read; prediction can continue with the others."""
 
 
 @contextlib.contextmanager
@@ -94,7 +95,7 @@ def _reading():  # type: ignore[no-untyped-def]
 
 
 def _image(job: Job, painter: Painter, source: Source, report: Report, progress: Progress) -> str:
-    """Predict an image; return what to say about it."""
+    """Predict an image; return the line to log."""
     kinds = job.save or DEFAULT
     with _reading():
         image = source.read()
@@ -121,7 +122,7 @@ def _image(job: Job, painter: Painter, source: Source, report: Report, progress:
 
 
 def _video(job: Job, painter: Painter, source: Source, report: Report, progress: Progress) -> str:
-    """Predict a video, frame by frame; return what to say about it."""
+    """Predict a video frame by frame; return the line to log."""
     kinds = job.save or DEFAULT_OF_VIDEO
     total = np.zeros(len(job.model.names), np.int64)
     begun = time.monotonic()
@@ -172,7 +173,7 @@ def _to(paths: Sequence[Path]) -> str:
 
 
 def text(report: Report) -> str:
-    """Return what people read at the end: the share of each class that occurs, largest first."""
+    """Return the summary as text: the share of each class that occurs, largest first."""
     share = report.areas.of(report.areas.total)["share"]
     rows = [(printable(name, LONGEST_NAME), part) for name, part in share.items()]
     width = max((len(name) for name, _ in rows), default=0)

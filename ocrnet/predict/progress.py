@@ -1,4 +1,4 @@
-"""How far `ocrnet predict` is: a bar on a terminal, elsewhere a line every ten seconds."""
+"""Progress of `ocrnet predict`: a bar on a terminal, otherwise a line every ten seconds."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ EVERY_SECONDS = 10.0
 
 
 class Progress:
-    """Counts ``total`` things (``unit``: images), and the parts that one of them is done in: tiles, or frames."""
+    """Counts ``total`` items (``unit``: images), and the parts of the current item: tiles or frames."""
 
     def __init__(
         self, total: int, say: Callable[[str], None], *, unit: str = "images", shown: bool | None = None
@@ -28,13 +28,20 @@ class Progress:
         self._bar.__exit__(kind, error, trace)
 
     def done(self) -> None:
-        """Count one thing as done."""
+        """Count one item as done."""
         self._done += 1
         passed = time.monotonic() - self._begun
         self._show(self._done, f"{self._done}/{self._total} {self._unit}, {_rate(self._done, passed)} {self._unit}/s")
 
     def part(self, what: str, number: int, total: int, since: float) -> None:
-        """Say that ``number`` of ``total`` parts (0: not known) of the thing in hand are done, begun at ``since``."""
+        """Show the progress within the current item.
+
+        Args:
+            what: The name of a part: tile or frame.
+            number: The number of parts that are done.
+            total: The number of all parts; 0 if unknown.
+            since: The `time.monotonic` time at which the item began.
+        """
         rate = _rate(number, time.monotonic() - since)
         of = f"/{max(total, number)}" if total else ""
         share = min(1.0, number / total) if total else 0.0

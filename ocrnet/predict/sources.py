@@ -1,4 +1,4 @@
-"""What `ocrnet predict SOURCE` means: images and videos by file, folder, pattern or url, each with a name."""
+"""Resolve `ocrnet predict SOURCE` to images and videos: a file, folder, pattern or URL; each result has a name."""
 
 import glob
 import re
@@ -27,7 +27,10 @@ Kind = Literal["image", "video"]
 
 @dataclass(frozen=True)
 class Source:
-    """An image or a video: ``place`` is its path or url, ``name`` that of its results, unique and without a suffix."""
+    """An image or a video.
+
+    ``place`` is its path or URL. ``name`` is the unique name of its results, to which each result appends its suffix.
+    """
 
     name: str
     place: str
@@ -35,20 +38,29 @@ class Source:
 
     @property
     def shown(self) -> str:
-        """The place as it may be said and written: without the password of a url."""
+        """``place`` without the password of a URL, safe to log and to write."""
         return urls.scrub(self.place)
 
     def read(self) -> np.ndarray:
-        """Return the image, uint8 H,W,3 RGB, as a person would see it; `OcrnetError` where it cannot be read."""
+        """Return the image, uint8 H,W,3 RGB, in upright orientation; raise `OcrnetError` if it cannot be read."""
         if is_url(self.place):
             return decode_image(download.image(self.place), self.shown, upright=True)
         return read_image(self.place, upright=True)
 
 
 def find(source: str, output: str | Path, *, offline: bool = False) -> list[Source]:
-    """Return what a path, a pattern or a url means; files below ``output``, and hidden ones, are left out.
+    """Return the sources for a path, a pattern or a URL; nothing is downloaded yet.
 
-    Raises `OcrnetError` where it means nothing, and for a url where ``offline`` forbids it. Nothing is downloaded yet.
+    Args:
+        source: A file, a folder (searched recursively), a glob pattern, or an http(s) URL.
+        output: The folder of the results. Folders and patterns skip files in it, and hidden files.
+        offline: Forbid URLs.
+
+    Returns:
+        The sources, sorted by path.
+
+    Raises:
+        OcrnetError: There is no image or video, or ``offline`` forbids the URL.
     """
     if "://" in source:
         download.check_url(source, offline=offline)
@@ -76,7 +88,7 @@ def find(source: str, output: str | Path, *, offline: bool = False) -> list[Sour
 
 
 def is_url(place: str) -> bool:
-    """Say whether a source's place is a url."""
+    """Return whether the place of a source is a URL."""
     return "://" in place
 
 
@@ -93,13 +105,13 @@ def _below(root: Path, paths: Iterable[Path], output: str | Path) -> list[Path]:
 
 
 def _named(root: Path, paths: Sequence[Path]) -> list[Source]:
-    """Name each by its path below ``root``: without its suffix, unless results of two would then be one file."""
+    """Name each path relative to ``root``, without its suffix unless the results of two sources would then collide."""
     kinds = [_kind(path) for path in paths]
     whole = [path.relative_to(root).as_posix() for path in paths]
     stems = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
     alike = _alike(stems, kinds)
     names = [name if number in alike else stem for number, (stem, name) in enumerate(zip(stems, whole, strict=True))]
-    if _alike(names, kinds):  # "a.jpg" and "a.png" keep theirs, and "a.jpg.png" would become one of them
+    if _alike(names, kinds):  # "a.jpg" and "a.png" keep their suffixes, and "a.jpg.png" without its own collides
         names = whole
         if alike := _alike(names, kinds):
             raise OcrnetError(f"results of '{paths[min(alike)]}' and of another would be one file; rename one of them")
@@ -107,8 +119,8 @@ def _named(root: Path, paths: Sequence[Path]) -> list[Source]:
 
 
 def _alike(names: Sequence[str], kinds: Sequence[Kind]) -> set[int]:
-    """Return the numbers of those called like another, or whose results are files, or a folder, of another's."""
-    endings = {"image": (".png",), "video": ("", ".mp4", ".jsonl")}  # a video's frames lie in a folder of its name
+    """Return the indices of duplicate names, and of names whose results collide with files or folders of another."""
+    endings = {"image": (".png",), "video": ("", ".mp4", ".jsonl")}  # a folder of the video's name holds its frames
     files = [[name + ending for ending in endings[kind]] for name, kind in zip(names, kinds, strict=True)]
     named, often = Counter(names), Counter(file for some in files for file in some)
     folders = {folder.as_posix() for name in set(names) for folder in PurePosixPath(name).parents}

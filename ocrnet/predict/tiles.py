@@ -1,4 +1,4 @@
-"""Looking at an image of any size: whole where memory allows it, else in overlapping tiles."""
+"""Predict an image of any size: as a whole if memory allows it, otherwise in overlapping tiles."""
 
 import math
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from ocrnet.config import Eval
 from ocrnet.engines.tta import cuts, make_windows
 from ocrnet.predict.model import Model
 
-# The shortest side of a tile: below it a tile shows the network too little of the scene.
+# Minimum side of a tile in pixels: a smaller tile shows the network too little of the scene.
 SMALLEST_TILE = 256
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network answers for an image: class indices uint8 H,W; on request confidence uint8 H,W, 255 for sure."""
+    """Prediction for an image: class indices uint8 H,W; on request, confidence uint8 H,W, where 255 means 1."""
 
     labels: np.ndarray
     confidence: np.ndarray | None
@@ -32,9 +32,20 @@ def predict_tiled(
     confidence: bool = False,
     step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prediction:
-    """Look at an image uint8 H,W,3 RGB; ``step(done, total)`` is called after each tile, and may raise.
+    """Predict an image, in tiles if it is too large for the memory limit.
 
-    Neighbouring tiles overlap by at least a third; a pixel is taken from the tile in which it lies further inside.
+    Neighboring tiles overlap by at least a third. A pixel is taken from the tile in which it is farther from the
+    border.
+
+    Args:
+        model: The network.
+        image: uint8 H,W,3 RGB.
+        eval_cfg: Scales, flip, sliding windows and the memory limit.
+        confidence: Also predict confidence.
+        step: Called as ``step(done, total)`` after each tile; it may raise.
+
+    Returns:
+        The prediction at the size of the image.
     """
     size = image.shape[0], image.shape[1]
     tile = tile_size(model.arch, size, eval_cfg)
@@ -55,7 +66,16 @@ def predict_tiled(
 
 
 def tile_size(arch: Arch, size: tuple[int, int], eval_cfg: Eval) -> tuple[int, int]:
-    """Return the whole ``size`` (height, width) where it fits into ``eval_cfg.max_memory``, else that of a tile."""
+    """Return the size of the tiles in which an image is predicted.
+
+    Args:
+        arch: The architecture of the network.
+        size: Height and width of the image.
+        eval_cfg: The memory limit ``max_memory`` in GiB, and the scales.
+
+    Returns:
+        Height and width of a tile; ``size`` itself if the whole image fits into the memory limit.
+    """
     limit = eval_cfg.max_memory * 2**30
     need = flops.predict_bytes(arch, size, max(eval_cfg.scales))
     if need <= limit:

@@ -1,4 +1,7 @@
-"""Video files through OpenCV, frame by frame: a film may be longer than memory, and a half one has no final name."""
+"""Read and write video files with OpenCV, frame by frame.
+
+A video may be larger than memory. An incomplete output never gets its final name.
+"""
 
 import contextlib
 import math
@@ -13,17 +16,17 @@ import numpy as np
 from ocrnet.data.image_io import DRAFT_NAME
 from ocrnet.utils.errors import OcrnetError
 
-# FFmpeg's own messages, which OpenCV passes on, say the same less clearly.
+# Silence FFmpeg's own messages, which OpenCV passes on: they repeat the `OcrnetError` less clearly.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-# What a container says of its length may be an estimate: so many of its frames may be missing, and one more.
+# The length given by a container may be an estimate: this share of its frames, plus one frame, may be missing.
 TOLERANCE = 0.01
 FALLBACK_RATE = 25.0
 _CODEC = "mp4v"
 
 
 def can_take(path: str | Path) -> bool:
-    """Say whether OpenCV may be given a path: one that is not UTF-8 ends the process."""
+    """Return whether a path is safe for OpenCV: a path that is not UTF-8 ends the process."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -32,7 +35,7 @@ def can_take(path: str | Path) -> bool:
 
 
 def opens(path: str | Path) -> bool:
-    """Say whether OpenCV finds a first frame in a file."""
+    """Return whether OpenCV finds a first frame in a file."""
     if _is_text(path):
         return False
     capture = _capture(path)
@@ -43,7 +46,7 @@ def opens(path: str | Path) -> bool:
 
 
 def _is_text(path: str | Path) -> bool:
-    """Say whether a file is text: FFmpeg makes a film of it, or follows it, as a playlist, to files and urls."""
+    """Return whether a file is text: FFmpeg renders text as video, or follows a playlist to other files and URLs."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         head = file.read(4096)
         return b"\0" not in head or head.startswith((b"#EXTM3U", b"ffconcat"))
@@ -57,7 +60,7 @@ def _capture(path: str | Path) -> cv2.VideoCapture:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep OpenCV from saying on stderr what is an `OcrnetError` here."""
+    """Suppress messages of OpenCV on stderr about failures that raise `OcrnetError` here."""
     before = cv2.getLogLevel()
     cv2.setLogLevel(0)
     try:
@@ -67,9 +70,10 @@ def _quiet() -> Iterator[None]:
 
 
 class Reader:
-    """A video within ``with``: ``rate`` in frames a second, ``promised`` frames (0: not said), and the frames.
+    """Context manager that reads a video; iterate over it to get the frames.
 
-    ``notes`` say what had to be assumed. Raises `OcrnetError` where there is no first frame.
+    ``rate`` is in frames per second; ``promised`` is the number of frames given by the container (0: unknown).
+    ``notes`` describe assumptions. Raise `OcrnetError` if there is no first frame.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -114,7 +118,7 @@ class Reader:
 
     @property
     def missing(self) -> str:
-        """What is wrong with a video that has been read to its end; empty where it was as long as it says."""
+        """Error text for a truncated video, otherwise empty; valid after the last frame is read."""
         lacking = self.promised - self.frames
         # mutation: detect-truncated-video
         if lacking <= 1 + TOLERANCE * self.promised:
@@ -123,9 +127,9 @@ class Reader:
 
 
 class Writer:
-    """An mp4 within ``with``, which has its name only after `finish`; else nothing of it stays.
+    """Context manager that writes an mp4; it gets its name only in `finish`, and is removed otherwise.
 
-    Frames of odd height or width, which the codec has not, are one pixel larger: their last row or column twice.
+    The codec does not support odd heights and widths: such frames are extended by repeating the last row or column.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -150,7 +154,7 @@ class Writer:
         self._draft.unlink(missing_ok=True)
 
     def write(self, picture: np.ndarray) -> None:
-        """Append a frame, uint8 H,W (grey) or H,W,3 RGB."""
+        """Append a frame, uint8 H,W (gray) or H,W,3 RGB."""
         frame = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR if picture.ndim == 2 else cv2.COLOR_RGB2BGR)
         height, width = frame.shape[:2]
         if height % 2 or width % 2:
@@ -164,7 +168,7 @@ class Writer:
         self._frames += 1
 
     def finish(self) -> None:
-        """Give the file its name, after a look whether all frames are in it: OpenCV does not tell of a full disk."""
+        """Verify that the file contains all frames, and rename it: OpenCV does not report a full disk."""
         self._close()
         capture = _capture(self._draft)
         there = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0

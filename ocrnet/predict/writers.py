@@ -1,4 +1,4 @@
-"""What `--save` asks for: the pictures made of an image and its answer, and the area of each class as JSON."""
+"""Outputs of `--save`: pictures made from an image and its prediction, and the area of each class as JSON."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ from ocrnet.predict.sources import Source
 from ocrnet.predict.tiles import Prediction
 from ocrnet.utils.errors import OcrnetError, nearest
 
-# What each kind of picture holds; "json" is the one that is none.
+# Content of each kind of picture; the kind "json" is not a picture.
 PICTURES = {
     "overlay": "the classes' colours over the image",
     "indices": "the class of each pixel",
@@ -28,14 +28,14 @@ PICTURES = {
 }
 KINDS = (*PICTURES, "json")
 DEFAULT, DEFAULT_OF_VIDEO = ("overlay", "indices", "color", "json"), ("overlay", "json")
-# Numbers that a video's compression would change.
+# Kinds with exact values, which video compression would change.
 EXACT = ("indices", "labelIds")
 
 AREAS = "areas.json"
 
 
 def parse_save(text: str | None) -> tuple[str, ...] | None:
-    """Return the kinds that ``--save`` names, separated by commas; None without it."""
+    """Return the comma-separated kinds in ``--save``, None without it; raise `OcrnetError` for an unknown kind."""
     if text is None:
         return None
     kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
@@ -48,7 +48,7 @@ def parse_save(text: str | None) -> tuple[str, ...] | None:
 
 
 class Painter:
-    """Turns an image and its answer into the pictures of each kind, for the classes of one network."""
+    """Renders an image and its prediction as pictures of each kind, for the classes of one network."""
 
     def __init__(self, model: Model, kinds: Sequence[str] | None) -> None:
         self.palette = np.array(model.palette, np.uint8)
@@ -61,7 +61,17 @@ class Painter:
         self._ids = table.to_ids
 
     def paint(self, kind: str, image: np.ndarray, labels: np.ndarray, confidence: np.ndarray | None) -> np.ndarray:
-        """Return rows of a picture, uint8 h,W or h,W,3 (side: h,2W,3), from the same rows of what it is made of."""
+        """Return rows of a picture, made from the same rows of the image and of its prediction.
+
+        Args:
+            kind: The kind of picture, a key of `PICTURES`.
+            image: uint8 h,W,3 RGB.
+            labels: Class indices uint8 h,W.
+            confidence: uint8 h,W; required only for the kind "confidence".
+
+        Returns:
+            uint8 h,W or h,W,3; for the kind "side", h,2W,3.
+        """
         if kind == "overlay":
             return overlay(image, labels, self.palette)
         if kind == "indices":
@@ -77,7 +87,14 @@ class Painter:
         return confidence
 
     def write(self, path: Path, kind: str, image: np.ndarray, seen: Prediction) -> None:
-        """Write one picture as PNG, a few rows at a time: beside the image and the answer it takes little memory."""
+        """Write one picture as PNG, a few rows at a time to limit the additional memory.
+
+        Args:
+            path: The file to write.
+            kind: The kind of picture, a key of `PICTURES`.
+            image: uint8 H,W,3 RGB.
+            seen: The prediction for the image.
+        """
         height, width = seen.labels.shape
         write_png_rows(path, (height, 2 * width if kind == "side" else width), self._rows(kind, image, seen))
 
@@ -89,9 +106,9 @@ class Painter:
 
 @dataclass
 class Areas:
-    """The pixels of each class, for each image and video and in all; ``total`` is int64 num_classes.
+    """Number of pixels of each class, per image and video and in total; ``total`` is int64 num_classes.
 
-    ``keys`` are ``names`` made unique: "x (0)" and "x (1)", by their indices, where two are called x.
+    ``keys`` are unique ``names``: if two classes are called x, "x (0)" and "x (1)" with their indices.
     """
 
     names: Sequence[str]
@@ -106,13 +123,20 @@ class Areas:
         self.keys = keys if len(set(keys)) == len(keys) else numbered
 
     def add(self, source: Source, size: tuple[int, int], pixels: np.ndarray, **more: Any) -> None:
-        """Note an image of ``size`` (height, width), or a video with the sum over its frames."""
+        """Add an image or a video.
+
+        Args:
+            source: The image or video.
+            size: Its height and width.
+            pixels: Number of pixels of each class, int64 num_classes; for a video, the sum over its frames.
+            **more: Further entries of its row.
+        """
         self.total += pixels
         facts = {"name": source.name, "source": source.shown, "height": size[0], "width": size[1]}
         self.rows.append(facts | more | self.of(pixels))
 
     def of(self, pixels: np.ndarray) -> dict[str, Any]:
-        """Return pixels and share of each class that occurs, the largest first."""
+        """Return the pixels and the share of each class that occurs, largest first."""
         every = max(1, int(pixels.sum()))
         occurring = [int(i) for i in np.argsort(-pixels, kind="stable") if pixels[i]]
         return {
@@ -121,19 +145,22 @@ class Areas:
         }
 
     def write(self, path: Path, *, whole: bool) -> None:
-        """Write everything as JSON; ``whole`` is False where the run was stopped before its end."""
+        """Write all rows and the total as JSON; ``whole`` is False if the run stopped before its end."""
         tree = {"classes": list(self.names), "whole": whole, "images": self.rows, "all": self.of(self.total)}
         with replaced(path) as file:
             file.write(as_json(tree, indent=1))
 
 
 def as_json(tree: dict[str, Any], *, indent: int | None = None) -> bytes:
-    """Return JSON as UTF-8; bytes of a name that are no UTF-8 become escapes, which Python reads back as they were."""
+    """Return JSON as UTF-8; bytes of a name that are not UTF-8 become escapes, which Python reads back unchanged."""
     return json.dumps(tree, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def count(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return the pixels of each class in uint8 H,W, int64 num_classes; a few rows at a time, as they become int64."""
+    """Return the number of pixels of each class in ``labels`` uint8 H,W, as int64 num_classes.
+
+    Count a few rows at a time, because `np.bincount` converts them to int64.
+    """
     total = np.zeros(num_classes, np.int64)
     for rows in strips(labels):
         total += np.bincount(rows.reshape(-1), minlength=num_classes)

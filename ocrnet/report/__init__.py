@@ -1,1 +1,1 @@
-"""`ocrnet report`: a run as one HTML file and a model card; several runs side by side."""
+"""`ocrnet report`: one run as an HTML file and a model card, or several runs as an HTML comparison."""

@@ -1,4 +1,4 @@
-"""The command report: read the runs, look at their images where they are here, write the pages."""
+"""The command report: read the runs, evaluate their validation images if available, write the pages."""
 
 import dataclasses
 import time
@@ -12,10 +12,10 @@ from ocrnet.report.source import Source
 from ocrnet.utils.errors import OcrnetError, printable
 from ocrnet.utils.signals import StopRequest
 
-# Seconds between two looks at a run under way; the page loads itself anew as often.
+# Seconds between two reads of an unfinished run; the page reloads at the same interval.
 INTERVAL = 5
 
-# What the command line may set: where the images are, and how they are looked at.
+# Config keys that the command line may set: the location of the images, and how they are evaluated.
 SETTABLE = ("data.dataset_dir", "data.name", "data.base_size", "num_workers", "device_target", "engine", "mix", "eval.")
 
 Say = Callable[[str], None]
@@ -23,7 +23,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What the command line asks for; ``output`` None means report.html in the (first) run's folder."""
+    """Options of the command line.
+
+    ``output`` None means report.html in the run's folder, or comparison.html in the first run's folder if there are
+    several. ``curves_only``: do not evaluate the images.
+    """
 
     runs: Sequence[Path]
     output: Path | None = None
@@ -32,9 +36,10 @@ class ReportOptions:
 
 
 def make(options: ReportOptions, say: Say) -> list[Path]:
-    """Write the report, and of a single run MODEL_CARD.md beside it; return the files.
+    """Write the report and, for a single run, MODEL_CARD.md in the same folder; return the files.
 
-    Where a run's images or network are not here its part is left out, which is said, on the page too.
+    If a run's images or network are unavailable, its part is omitted; the log and the page state this. Raise
+    OcrnetError instead if options select the images or the checkpoint.
     """
     _check(options)
     if options.curves_only and options.report_filter != ReportFilter():
@@ -60,7 +65,19 @@ def make(options: ReportOptions, say: Say) -> list[Path]:
 
 
 def watch(options: ReportOptions, say: Say, *, interval: float = INTERVAL) -> Path:
-    """Write the page of the curves every ``interval`` seconds, until the runs are done or a signal asks to stop."""
+    """Write the page of the curves periodically, until the runs are done or a signal requests a stop.
+
+    Args:
+        options: The options; its ``report_filter`` must be empty.
+        say: Logs a line of progress.
+        interval: Seconds between two writes.
+
+    Returns:
+        The file.
+
+    Raises:
+        OcrnetError: An option has no effect here, or a run cannot be read.
+    """
     _check(options)
     if options.report_filter != ReportFilter():
         raise OcrnetError(
@@ -112,7 +129,7 @@ def _figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures | No
         return figures(run, report_filter, say)
     except OcrnetError as error:
         if report_filter.checkpoint or report_filter.given or report_filter.images:
-            raise  # what was asked for must not end in a page without it
+            raise  # an explicit request must not result in a page that lacks it
         say(f"{printable(run.name)}: without images, confusion, boundaries and calibration: {error}")
         return None
 

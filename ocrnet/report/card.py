@@ -1,4 +1,4 @@
-"""MODEL_CARD.md of a run: what the network is, was made from, reaches and is not for."""
+"""MODEL_CARD.md of a run: the network, its training, its scores and the limits of its use."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ _SETTINGS = (
 
 
 def card(run: Source, figures: Figures | None) -> str:
-    """Return the card's Markdown."""
+    """Return the model card as Markdown."""
     found = summary(run, figures)
     facts = figures.facts if figures else {}
     made = next((str(row["time"]) for row in reversed(run.starts) if row.get("time")), "")
@@ -52,7 +52,7 @@ def card(run: Source, figures: Figures | None) -> str:
 
 
 def write(path: Path, text: str) -> Path:
-    """Write a card and return where: one that somebody has changed since stays, and the new one gets a name beside."""
+    """Write a card and return its path; an edited card is kept, and the new one gets ``.new`` before its suffix."""
     # mutation: keep-edited-model-card
     if path.exists() and not _is_ours(path):
         path = path.with_name(f"{path.stem}.new{path.suffix}")
@@ -109,5 +109,5 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a text that means nothing in Markdown or HTML, on one line."""
+    """Return a text on one line, with Markdown and HTML characters escaped."""
     return re.sub(r"([\\`*_\[\]<>|#&!~])", r"\\\1", " ".join(str(text).split()))

@@ -1,4 +1,4 @@
-"""Charts as SVG text: they take their colours from the page's CSS, so that light and dark are one file."""
+"""Charts as SVG text; colors come from the page's CSS, so that one file serves light and dark mode."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# Of a curve with more points, the lowest and the highest of each of so many parts are drawn.
+# A curve of more than twice as many points is split into this many parts; each part's minimum and maximum are drawn.
 PARTS = 240
 
 _WIDTH, _HEIGHT = 360, 190
@@ -17,7 +17,7 @@ Number = float | None
 
 @dataclass(frozen=True)
 class Series:
-    """One curve; a y that is None or not finite is a gap. ``dots``: points are marked, each with its value."""
+    """One curve; a y that is None or not finite is a gap. ``dots``: mark each point and show its value."""
 
     name: str
     x: Sequence[float]
@@ -33,7 +33,18 @@ def line(
     high: float | None = None,
     unit: str = "",
 ) -> str:
-    """Return a figure with the curves over the steps; ``low`` and ``high`` are ends that the axis has at least."""
+    """Return a figure with the curves over the steps.
+
+    Args:
+        title: The title, escaped here.
+        series: The curves.
+        low: A value that the y axis reaches down to at least.
+        high: A value that the y axis reaches up to at least.
+        unit: Text appended to each y value.
+
+    Returns:
+        The figure as HTML with inline SVG.
+    """
 
     def text(value: float) -> str:
         return f"{value:.4g}{unit}"
@@ -112,7 +123,7 @@ def _legend(series: Sequence[Series], points: Sequence[Sequence[tuple[float, flo
 
 
 def _numbers(points: Sequence[Sequence[tuple[float, float]]]) -> str:
-    """Return what the script shows of the step pointed at: the drawn points of each curve that has some."""
+    """Return, as JSON, the drawn points of each non-empty curve; the script shows the values at the pointer's step."""
     return json.dumps([[[x, float(f"{y:.5g}")] for x, y in thinned(some)] for some in points if some])
 
 
@@ -121,7 +132,7 @@ def _figure(title: str, legend: str, drawing: str) -> str:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """Return the points of a curve, of a long one the lowest and the highest of each part, and both ends."""
+    """Return the points of a curve; of a long one, both ends and the minimum and maximum of each part."""
     if len(points) <= 2 * PARTS:
         return points
     kept = {0, len(points) - 1}
@@ -132,7 +143,16 @@ def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, floa
 
 
 def nice(low: float, high: float, most: int = 5) -> list[float]:
-    """Return round numbers that span ``low`` to ``high``: 1, 2 or 5 times a power of ten apart, about ``most``."""
+    """Return axis ticks that span ``low`` to ``high``.
+
+    Args:
+        low: The smallest value.
+        high: The largest value; if it is not above ``low``, a range around ``low`` is used.
+        most: The approximate number of intervals.
+
+    Returns:
+        Multiples of 1, 2 or 5 times a power of ten, in ascending order.
+    """
     if not high > low:
         pad = abs(low) / 10 or 1.0
         low, high = low - pad, high + pad
@@ -144,7 +164,7 @@ def nice(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def short(number: float) -> str:
-    """Return a count as people write it on an axis: 800, 20k, 1.5M."""
+    """Return a count in short form for an axis: 800, 20k, 1.5M."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.4g}{letter}"
@@ -152,7 +172,7 @@ def short(number: float) -> str:
 
 
 def heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """Return the confusion matrix as SVG: a row a true class, each cell the share of the row's pixels in per cent."""
+    """Return the confusion matrix as SVG; rows are ground truth classes, cells are percent of the row's pixels."""
     count = len(names)
     cell, left, top = (34, 110, 96) if count <= 12 else (27, 110, 96)
     width, height = left + count * cell + 58, top + count * cell + 4
@@ -172,7 +192,7 @@ def heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
             where = f'x="{left + column * cell}" y="{top + row * cell}" width="{cell - 2}" height="{cell - 2}" rx="3"'
             kind = "right" if row == column else "wrong"
             said = f"{escape(name)} answered as {escape(names[column])}: {100 * share:.2f} % ({pixels:,} pixels)"
-            # The square root shows what is rare: 1 % is a tenth of the colour.
+            # The square root makes rare confusions visible: 1 % gets a tenth of the opacity.
             parts.append(
                 f'<rect class="{kind}" fill-opacity="{math.sqrt(share):.3f}" {where}><title>{said}</title></rect>'
             )
@@ -188,9 +208,10 @@ def heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
 
 
 def reliability(series: Sequence[tuple[str, dict]]) -> str:
-    """Return the reliability diagram: how often each interval of confidence is right, and how many pixels it has.
+    """Return the reliability diagram as SVG: the accuracy of each confidence interval.
 
-    One calibration is drawn as bars with the gap to what is claimed, several as curves.
+    ``series`` holds pairs of a name and a calibration. A single one is drawn as bars, with the gap to the mean
+    confidence and the number of pixels of each interval; several are drawn as curves.
     """
     side, left, top, floor = 260, 40, 8, 54 if len(series) == 1 else 2
     width, height = left + side + 10, top + side + floor + 30

@@ -1,4 +1,4 @@
-"""Several runs side by side, and the classes that moved."""
+"""The page that compares several runs, with the classes whose IoU changed."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -13,7 +13,7 @@ from ocrnet.report.summary import ClassLine, Number, Summary, percent, summary
 
 
 def distinct(runs: Sequence[Source]) -> list[str]:
-    """Return a name for each run: its folder's, with as many folders above it as it takes to tell them apart."""
+    """Return a unique name for each run: the end of its folder's path, with as few parent folders as possible."""
     paths = [Path(run.folder).resolve() for run in runs]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-depth:]).lstrip("/") for path in paths]
@@ -25,7 +25,17 @@ def distinct(runs: Sequence[Source]) -> list[str]:
 def page(
     runs: Sequence[Source], figures: Sequence[Figures | None], *, note: str = "", refresh: int | None = None
 ) -> str:
-    """Return the page that compares runs; changes are against the first."""
+    """Return the page that compares runs; changes are relative to the first run.
+
+    Args:
+        runs: The runs.
+        figures: The figures of each run, or None if it has none.
+        note: A text about omitted parts, shown below the title.
+        refresh: Seconds after which the page reloads; None: it does not.
+
+    Returns:
+        The page as HTML.
+    """
     found = [summary(run, some) for run, some in zip(runs, figures, strict=True)]
     names = [one.name for one in found]
     title = " and ".join(names) if len(names) == 2 else f"{len(names)} runs"
@@ -120,7 +130,7 @@ def _bars(values: Sequence[Number]) -> str:
 
 
 def _images(found: Sequence[Summary], figures: Sequence[Figures | None]) -> str:
-    """Return the images that all runs kept for this, with what each answers."""
+    """Return the images that all runs stored for comparison, with the prediction of each run."""
     known = [(one.name, some) for one, some in zip(found, figures, strict=True) if some]
     places = [
         {sample["name"]: place for place, sample in enumerate(some.facts["samples"]) if sample["why"] == "same"}

@@ -1,4 +1,4 @@
-"""Look at the validation images with a run's network, once: the figures are kept beside the run."""
+"""Evaluation of the validation images with a run's network; the figures are stored in the run's folder."""
 
 import dataclasses
 import io
@@ -30,16 +30,16 @@ from ocrnet.train.setup import open_split
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import Weights, convert
 
-# Another number here has what an earlier version kept made anew.
+# A changed number causes figures stored by earlier versions to be recomputed.
 FORMAT = 1
 
-# How many images are shown from either end; how many are the same for every network, so that runs can be compared;
-# and the longer side of what is kept of one, in pixels.
+# SHOWN: number of best and of worst images shown. SAME: number of images shown for every network, so that runs can be
+# compared. SIDE: longer side of a stored image, in pixels.
 SHOWN = 3
 SAME = 2
 SIDE = 480
 
-# How many numbers at most the map has in which a pixel's relation to the regions can be looked up.
+# Approximate maximum number of values in the stored map of each pixel's relation to the regions.
 RELATIONS = 200_000
 
 Say = Callable[[str], None]
@@ -47,21 +47,21 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """What was found: ``facts`` are strict JSON, ``arrays`` hold the pictures that the page shows."""
+    """The figures of a run: ``facts`` are strict JSON, ``arrays`` hold the images that the page shows."""
 
     facts: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
     @property
     def scores(self) -> metrics.Scores:
-        """What the confusion matrix says, as `ocrnet eval` does."""
+        """The scores of the confusion matrix, computed as in `ocrnet eval`."""
         confusion = np.array(self.facts["confusion"], np.int64)
         return metrics.scores(confusion, self.facts["names"], self.facts["categories"])
 
 
 @dataclass(frozen=True)
 class ReportFilter:
-    """What the command line asks for; ``images`` 0 means all."""
+    """Config values, checkpoint and number of images from the command line; ``images`` 0 means all."""
 
     given: Mapping[str, SourcedValue] = dataclasses.field(default_factory=dict)
     checkpoint: Path | None = None
@@ -69,9 +69,21 @@ class ReportFilter:
 
 
 def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
-    """Return the figures of a run's best checkpoint, computed or as they were kept; `OcrnetError` says why not.
+    """Return the figures of a run's best checkpoint, computed or as stored by an earlier report.
 
-    Labels are as `ocrnet eval` has them for the same config.
+    Labels equal those of `ocrnet eval` for the same config.
+
+    Args:
+        run: The run.
+        report_filter: Config values, the number of images, and a checkpoint to use instead of the best one.
+        say: Logs a line of progress.
+
+    Returns:
+        The figures, which are also stored in the run's folder.
+
+    Raises:
+        OcrnetError: There is no checkpoint, the images are unavailable and no figures are stored, or the dataset does
+            not fit the network.
     """
     path = report_filter.checkpoint or source.best_checkpoint(run)
     if path is None:
@@ -129,7 +141,21 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
 
 
 def look(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -> Figures:
-    """Count over the images, then look once more at those that are shown."""
+    """Compute the figures over the images, then predict the images that are shown once more.
+
+    Args:
+        engine: The engine, with the weights restored.
+        cfg: The config of the evaluation.
+        dataset: The validation split.
+        images: The number of images, evenly spaced over the split; 0 means all.
+        say: Logs a line of progress.
+
+    Returns:
+        The figures, without the facts about run and checkpoint.
+
+    Raises:
+        OcrnetError: No pixel of the images is labeled.
+    """
     count = min(images or len(dataset), len(dataset))
     chosen = [i * len(dataset) // count for i in range(count)]
     part = Dataset(dataset.classes, [dataset.pairs[i] for i in chosen], dataset.root)
@@ -187,7 +213,10 @@ def look(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -
 def _what_ocr_saw(
     engine: Engine, dataset: Dataset, index: int, arrays: dict[str, np.ndarray], say: Say
 ) -> dict[str, Any] | None:
-    """Keep an image, its soft object regions and each pixel's relation to them; None where the engine has no such."""
+    """Store an image, its soft object regions and each pixel's relation to them in ``arrays``; return its facts.
+
+    Return None if the engine does not provide regions and relation.
+    """
     image = dataset.image(index)
     passes = make_passes(Eval(), (image.shape[0], image.shape[1]))
     try:
@@ -206,7 +235,7 @@ def _what_ocr_saw(
 
 
 def _on_own(regions: np.ndarray, labels: np.ndarray) -> list[float]:
-    """Return how much of each region's weight lies on pixels that are then answered to be its class."""
+    """Return, for each class, the part of its region's weight that lies on pixels predicted as this class."""
     small = labels[::4, ::4]
     return [float(region[small == index].sum()) for index, region in enumerate(regions)]
 
@@ -226,7 +255,7 @@ def _flat(found: Weights) -> dict[str, Any]:
 
 
 def _kept(run: Source, key: dict[str, Any]) -> Figures | None:
-    """Return what an earlier report kept, where it was made for the same question."""
+    """Return the figures of an earlier report if they are readable and have the same ``key``, else None."""
     folder = run.folder / "report"
     try:
         facts = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
@@ -241,8 +270,8 @@ def _kept(run: Source, key: dict[str, Any]) -> Figures | None:
 
 
 def _keep(run: Source, made: Figures, say: Say) -> None:
-    """Keep the figures beside the run; a folder that cannot be written costs the next report its time, no more."""
-    stamp = time.time_ns()  # tells whether the two files belong together
+    """Store the figures in the run's folder; a failed write is only logged, and the next report recomputes them."""
+    stamp = time.time_ns()  # equal in both files if they belong together
     packed = io.BytesIO()
     np.savez_compressed(packed, stamp=np.int64(stamp), **made.arrays)
     text = json.dumps(made.facts | {"stamp": stamp}, allow_nan=False)

@@ -1,4 +1,4 @@
-"""What is measured on the validation images beside the confusion matrix: boundaries, calibration, each image."""
+"""Measurements on the validation images besides the confusion matrix: boundaries, calibration, per-image scores."""
 
 import math
 from collections.abc import Sequence
@@ -10,23 +10,23 @@ import numpy as np
 from ocrnet.data.datasets.base import IGNORE
 from ocrnet.evaluation import metrics
 
-# How far a boundary pixel may lie from the other boundary, as a share of the image's diagonal (Csurka et al., 2013).
+# Maximum distance between matching boundary pixels, as a share of the image's diagonal (Csurka et al., 2013).
 TOLERANCE = 0.0075
 
-# Intervals of confidence (Guo et al., 2017).
+# Number of confidence intervals (Guo et al., 2017).
 BINS = 15
 
-# Of so many classes at once boundaries are matched: a bit of a number each.
+# Number of classes whose boundaries are matched at once, each as one bit of a uint32.
 _BITS = 32
 
-# Confidences are read as counts of this small part, so that sums are exact and do not depend on the order of images.
+# Confidences are rounded to multiples of this, so that sums are exact and do not depend on the order of images.
 _PART = 2**-24
 
 
 def boundary(indices: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Return, bool H,W, the pixels of class indices uint8 H,W that lie at another class: up, down, left or right.
+    """Return, bool H,W, the pixels of class indices uint8 H,W with a 4-neighbor of another class.
 
-    Pixels that are not ``valid`` (bool H,W) are no boundary and make none, and neither does the image's border.
+    Pixels that are not ``valid`` (bool H,W) neither are nor create boundary pixels; the image's border creates none.
     """
     found = np.zeros(indices.shape, bool)
     for before, behind in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
@@ -38,24 +38,32 @@ def boundary(indices: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def tolerance(height: int, width: int) -> int:
-    """Return how many pixels a boundary may be off in an image of this size: 0.75 % of the diagonal, rounded up."""
+    """Return the boundary tolerance in pixels for an image size: 0.75 % of the diagonal, rounded up."""
     return math.ceil(TOLERANCE * math.hypot(height, width))
 
 
 def boundary_scores(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return the boundary F-score of each class in one image, float64 num_classes; nan for a class without boundary.
+    """Return the boundary F-score of each class in one image.
 
-    Both are uint8 H,W class indices; truth 255 is left out of both. Precision is the share of the predicted class's
-    boundary pixels that have one of the true class's within `tolerance` pixels (Euclidean), recall the reverse, and F
-    their harmonic mean: Csurka et al., "What is a good evaluation measure for semantic segmentation?" (BMVC 2013),
-    with the matching of Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation"
-    (CVPR 2016), which is by dilation. A class with a boundary on one side alone has F 0.
+    Precision is the share of the predicted class's boundary pixels that have a boundary pixel of the same class in the
+    ground truth within `tolerance` pixels (Euclidean). Recall is the reverse, and F is their harmonic mean: Csurka et
+    al., "What is a good evaluation measure for semantic segmentation?" (BMVC 2013), with the matching by dilation of
+    Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation" (CVPR 2016).
+
+    Args:
+        prediction: Predicted class indices, uint8 H,W.
+        truth: Ground truth class indices, uint8 H,W; pixels with 255 are ignored in both.
+        num_classes: The number of classes.
+
+    Returns:
+        float64 num_classes; nan for a class without boundary pixels, 0 for one with boundary pixels in only one of the
+        two.
     """
     valid = truth != IGNORE
     reach = tolerance(*truth.shape)
     maps = prediction, truth
     edges = [boundary(indices, valid) for indices in maps]
-    of = [indices[edge] for indices, edge in zip(maps, edges, strict=True)]  # the class of each boundary pixel
+    of = [indices[edge] for indices, edge in zip(maps, edges, strict=True)]  # class of each boundary pixel
     near = [np.zeros(len(classes), bool) for classes in of]
     for first in range(0, num_classes, _BITS):
         for this, other in ((0, 1), (1, 0)):
@@ -75,19 +83,20 @@ def boundary_scores(prediction: np.ndarray, truth: np.ndarray, num_classes: int)
 
 
 def _bit(classes: np.ndarray, first: int) -> np.ndarray:
-    """Return, as uint32, the bit that stands for each class index among the `_BITS` from ``first`` on, else 0."""
+    """Return, as uint32, the bit of each class index from ``first`` to ``first + _BITS - 1``; 0 for other indices."""
     place = classes.astype(np.int64) - first
     inside = (place >= 0) & (place < _BITS)
     return np.where(inside, np.left_shift(np.uint32(1), np.clip(place, 0, _BITS - 1).astype(np.uint32)), 0)
 
 
 def spread(bits: np.ndarray, reach: int) -> np.ndarray:
-    """Return, uint32 H,W, the bits that are set (in uint32 H,W) within ``reach`` pixels of each pixel, Euclidean.
+    """Return, uint32 H,W, the union of the bits (uint32 H,W) within ``reach`` pixels (Euclidean) of each pixel.
 
-    A disk is a horizontal run a row, and any run is two of a power of two's length: all classes in one go.
+    A disk is one horizontal run per row, and each run is the union of two runs of power-of-two length. All classes
+    are processed at once.
     """
     height, width = bits.shape
-    runs = [np.pad(bits, ((0, 0), (reach, reach)))]  # runs[k][y, x]: of 2**k pixels from x on
+    runs = [np.pad(bits, ((0, 0), (reach, reach)))]  # runs[k][y, x]: union over 2**k pixels, starting at x
     while 2 ** len(runs) <= 2 * reach + 1:
         half = 2 ** (len(runs) - 1)
         runs.append(runs[-1][:, :-half] | runs[-1][:, half:])
@@ -104,9 +113,10 @@ def spread(bits: np.ndarray, reach: int) -> np.ndarray:
 
 @dataclass
 class Calibration:
-    """Confidences against how often they are right, in `BINS` equal intervals of (0, 1], over all valid pixels.
+    """Confidence and accuracy over all valid pixels, in `BINS` equal intervals of (0, 1].
 
-    Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017); confidence is the winning class's probability.
+    See Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017). Confidence is the probability of the
+    predicted class.
     """
 
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -114,38 +124,44 @@ class Calibration:
     parts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))  # sums of confidence, in 2**-24
 
     def add(self, confidence: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> None:
-        """Count an image: confidence float32 H,W, class indices uint8 H,W; truth 255 is left out."""
+        """Add an image.
+
+        Args:
+            confidence: float32 H,W.
+            prediction: Predicted class indices, uint8 H,W.
+            truth: Ground truth class indices, uint8 H,W; pixels with 255 are ignored.
+        """
         valid = truth != IGNORE
         sure = confidence[valid].astype(np.float64)
         place = np.clip(np.ceil(sure * BINS).astype(np.int64) - 1, 0, BINS - 1)
         hit = (prediction == truth)[valid]
         self.pixels += np.bincount(place, minlength=BINS)
         self.right += np.bincount(place[hit], minlength=BINS)
-        # Whole numbers below 2**53: a float64 adds them up exactly.
+        # float64 sums integers below 2**53 exactly.
         self.parts += np.bincount(place, np.rint(sure / _PART), BINS).astype(np.int64)
 
     @property
     def confidence(self) -> np.ndarray:
-        """The mean confidence of each interval, float64; nan where it has no pixel."""
+        """The mean confidence of each interval, float64; nan if it has no pixels."""
         with np.errstate(invalid="ignore"):
             return self.parts * _PART / self.pixels
 
     @property
     def accuracy(self) -> np.ndarray:
-        """The share of each interval's pixels whose class is right, float64; nan where it has no pixel."""
+        """The share of correctly predicted pixels of each interval, float64; nan if it has no pixels."""
         with np.errstate(invalid="ignore"):
             return self.right / self.pixels
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the mean over pixels of how far their interval's two numbers are apart."""
+        """The expected calibration error: the mean over pixels of their interval's abs(confidence - accuracy)."""
         total = int(self.pixels.sum())
         return float(np.abs(self.parts * _PART - self.right).sum() / total) if total else float("nan")
 
 
 @dataclass
 class Tally:
-    """Everything that is counted over the validation images, one at a time; nothing in it grows but a row an image."""
+    """All measurements over the validation images, added one at a time; memory grows only by one row per image."""
 
     num_classes: int
     confusion: np.ndarray = field(init=False)
@@ -159,7 +175,14 @@ class Tally:
         self._edge_sum, self._edge_count = np.zeros(self.num_classes), np.zeros(self.num_classes, np.int64)
 
     def add(self, name: str, prediction: np.ndarray, confidence: np.ndarray, truth: np.ndarray) -> None:
-        """Count an image: class indices uint8 H,W, confidence float32 H,W."""
+        """Add an image.
+
+        Args:
+            name: The image's name.
+            prediction: Predicted class indices, uint8 H,W.
+            confidence: float32 H,W.
+            truth: Ground truth class indices, uint8 H,W; pixels with 255 are ignored.
+        """
         counts = metrics.confusion(prediction, truth, self.num_classes)
         self.confusion += counts
         self.calibration.add(confidence, prediction, truth)
@@ -180,17 +203,17 @@ class Tally:
 
     @property
     def boundary(self) -> np.ndarray:
-        """The boundary F-score of each class, float64: the mean over the images in which it has a boundary."""
+        """The boundary F-score of each class, float64: the mean over the images that have one; nan if none has."""
         with np.errstate(invalid="ignore"):
             return self._edge_sum / np.where(self._edge_count, self._edge_count, np.nan)
 
 
 def ranked(images: Sequence[dict[str, Any]]) -> list[int]:
-    """Return the positions of the images that have a score, from the lowest mean IoU to the highest."""
+    """Return the indices of the images that have a mean IoU, in ascending order of it."""
     known = [i for i, image in enumerate(images) if image["mean_iou"] is not None]
     return sorted(known, key=lambda i: (images[i]["mean_iou"], images[i]["name"]))
 
 
 def plain(value: float) -> float | None:
-    """Return a number as strict JSON has it: None for nan."""
+    """Return a number for strict JSON: None for nan."""
     return None if math.isnan(value) else float(value)

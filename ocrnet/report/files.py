@@ -1,4 +1,4 @@
-"""Writing what a report consists of: whole or not at all, but without waiting for the disk, as a checkpoint must."""
+"""Atomic writes of report files, without the fsync that checkpoints need."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from ocrnet.utils.errors import OcrnetError
 
 
 def write(path: Path, data: bytes) -> Path:
-    """Put ``data`` in place of a file in one step, and make its folder if need be; `OcrnetError` where that fails."""
+    """Replace a file with ``data`` atomically and create its folder if needed; raise `OcrnetError` on failure."""
     draft = path.with_name(f".{path.name[:DRAFT_NAME]}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

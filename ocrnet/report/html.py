@@ -1,4 +1,4 @@
-"""The pieces that both pages are put together from. Every text that comes from a run goes through `escape`."""
+"""HTML elements shared by both pages. Every text that comes from a run goes through `escape`."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from ocrnet.report.style import CSS, SCRIPT
 from ocrnet.report.summary import Number, percent
 from ocrnet.utils.version import __version__
 
-# The browser is told to fetch nothing whatsoever, should a text ever slip through.
+# Forbid the browser to fetch anything, in case a text is not escaped.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 _QUALITY = 82
@@ -23,7 +23,16 @@ _WRONG = (235, 64, 52)
 
 
 def document(title: str, body: str, *, refresh: int | None = None) -> str:
-    """Return a whole page; with ``refresh`` it loads itself anew after so many seconds."""
+    """Return a complete page.
+
+    Args:
+        title: The title, escaped here.
+        body: The content as HTML.
+        refresh: Seconds after which the page reloads; None: it does not.
+
+    Returns:
+        The page as HTML.
+    """
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     made = f"ocrnet {__version__}, {time.strftime('%Y-%m-%d %H:%M')}"
     return (
@@ -37,13 +46,23 @@ def document(title: str, body: str, *, refresh: int | None = None) -> str:
 
 
 def section(name: str, title: str, content: str, lead: str = "") -> str:
-    """Return a part of the page; ``title`` and ``lead`` are ours, not a run's."""
+    """Return a section of the page.
+
+    Args:
+        name: The id of the section.
+        title: The heading as HTML; it is not escaped, so it must not come from a run.
+        content: The content as HTML.
+        lead: An introduction as HTML; it must not come from a run.
+
+    Returns:
+        The section as HTML.
+    """
     said = f'<p class="lead">{lead}</p>' if lead else ""
     return f'<section id="{name}"><h2>{title}</h2>{said}{content}</section>'
 
 
 def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
-    """Return the row of large numbers: label, number, what stands small below it."""
+    """Return the row of large numbers; each entry is a label, the number, and a small text below it."""
     cells = "".join(
         f'<div class="tile"><span>{escape(label)}</span><b>{escape(value)}</b><small>{escape(small)}</small></div>'
         for label, value, small in entries
@@ -52,25 +71,34 @@ def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """Return a table that scrolls by itself where it is too wide; cells are HTML."""
+    """Return a table that scrolls horizontally if it is too wide.
+
+    Args:
+        head: The header cells as HTML; empty for none.
+        rows: The cells of each row as HTML, with their td elements.
+        kind: The CSS class of the table.
+
+    Returns:
+        The table as HTML.
+    """
     top = f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>" if head else ""
     body = "".join("<tr>" + "".join(cells) + "</tr>" for cells in rows)
     return f'<div class="scroll"><table class="{kind}">{top}{body}</table></div>'
 
 
 def named(name: str, colour: Sequence[int]) -> str:
-    """Return a class's name behind a swatch of its colour."""
+    """Return a swatch of a class's color, followed by its name."""
     # mutation: escape-class-names
     return f"{swatch(colour)}{escape(name)}"
 
 
 def swatch(colour: Sequence[int]) -> str:
-    """Return a small square of a colour."""
+    """Return a small square of a color."""
     return f'<i class="swatch" style="background:rgb({",".join(str(int(part)) for part in colour)})"></i>'
 
 
 def bar(value: Number, kind: str = "") -> str:
-    """Return a bar as long as a fraction of 1; ``kind`` is a class of the style."""
+    """Return a bar whose length is ``value``, limited to 0 to 1; ``kind`` is a CSS class."""
     return f'<span class="bar {kind}"><i style="width:{percent(min(max(value or 0.0, 0.0), 1.0), 1)}%"></i></span>'
 
 
@@ -82,7 +110,7 @@ def jpeg(image: np.ndarray) -> str:
 
 
 def indexed(indices: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
-    """Return class indices uint8 H,W in their colours as a data URI; 255 is dark grey."""
+    """Return class indices uint8 H,W in their colors as a data URI; 255 is dark gray."""
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = np.array(palette, np.uint8).reshape(-1, 3)
     colours[IGNORE] = 40
@@ -94,7 +122,16 @@ def indexed(indices: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
 
 
 def errors(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return, uint8 H,W,3 RGB, the image in pale grey with wrong pixels red, and dark where the truth is 255."""
+    """Return the image in pale gray, with wrong pixels red and ignored pixels dark.
+
+    Args:
+        image: uint8 H,W,3 RGB.
+        prediction: Predicted class indices, uint8 H,W.
+        truth: Ground truth class indices, uint8 H,W; 255 is ignored.
+
+    Returns:
+        uint8 H,W,3 RGB.
+    """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     pale = np.repeat((grey // 3 + 120)[..., None], 3, axis=2)
     pale[truth == IGNORE] = 40
@@ -103,7 +140,7 @@ def errors(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.n
 
 
 def glow(image: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Return, uint8 H,W,3 RGB, where a region lies: uint8 h,w from 0 to 255 as light over the dimmed image."""
+    """Return, uint8 H,W,3 RGB, a heat map of a region (uint8 h,w from 0 to 255) over the dimmed image."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
     size = image.shape[1], image.shape[0]
     weight = cv2.resize(region, size, interpolation=cv2.INTER_LINEAR)
@@ -113,5 +150,5 @@ def glow(image: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def picture(uri: str, what: str) -> str:
-    """Return an image with a text for who cannot see it."""
+    """Return an image element with an alternative text."""
     return f'<img src="{uri}" alt="{escape(what)}">'

@@ -1,4 +1,4 @@
-"""One run as a page."""
+"""The report page of a single run."""
 
 import base64
 import json
@@ -16,13 +16,23 @@ from ocrnet.report.html import bar, document, errors, glow, indexed, jpeg, named
 from ocrnet.report.source import Row, Source, shown
 from ocrnet.report.summary import Number, Summary, number, percent, summary, waiting
 
-# Mistakes, and regions, beyond so many are not listed.
+# Maximum number of confused class pairs, and of object regions, that are listed.
 MOST_PAIRS = 8
 MOST_REGIONS = 12
 
 
 def page(run: Source, figures: Figures | None, *, note: str = "", refresh: int | None = None) -> str:
-    """Return the page of a run; ``note`` says what is missing, with ``refresh`` it loads itself anew."""
+    """Return the page of a run.
+
+    Args:
+        run: The run.
+        figures: Its figures, or None if there are none.
+        note: A text about omitted parts, shown below the numbers.
+        refresh: Seconds after which the page reloads; None: it does not.
+
+    Returns:
+        The page as HTML.
+    """
     found = summary(run, figures)
     parts = [_head(found, note, live=refresh is not None), curves([run])]
     if found.classes:
@@ -58,7 +68,7 @@ def _head(found: Summary, note: str, *, live: bool) -> str:
 
 
 def curves(runs: Sequence[Source]) -> str:
-    """Return the curves: of one run each head's loss, of several one curve a run."""
+    """Return the charts; for one run with each head's loss, for several with one curve per run."""
     alone = len(runs) == 1
 
     def over(name: str, label: str, *, evals: bool = False, factor: float = 1.0) -> list[Series]:

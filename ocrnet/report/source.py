@@ -1,4 +1,4 @@
-"""What a run's folder, or an evaluation's, says of itself: config, measurements, starts, checkpoints."""
+"""Reading the folder of a training run or an evaluation: config, metrics, starts, checkpoints."""
 
 import json
 import math
@@ -19,15 +19,15 @@ from ocrnet.weights import checkpoint
 
 Row = Mapping[str, Any]
 
-# No key of ours is called so; what is, in a config of another version, is nobody's business.
+# Words in a key that mark a secret. No key of this version has them; a key of another version that has is redacted.
 _SECRET = ("secret", "token", "password", "api_key", "access_key")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One run as its folder tells it; what the folder lacks is empty.
+    """One run as read from its folder; a field is empty if the folder lacks its file.
 
-    ``config`` is flat: ``data.crop_size`` and its value. Of ``scored``, the rows of eval.jsonl, the last is the newest.
+    ``config`` is flat: it maps ``data.crop_size`` to its value. ``scored`` holds the rows of eval.jsonl, newest last.
     """
 
     folder: Path
@@ -40,18 +40,18 @@ class Source:
 
     @property
     def total_step(self) -> int | None:
-        """How many steps the run is to take, where the folder says so."""
+        """The total number of steps of the run; None if the folder does not record it."""
         total = self.config.get("total_step")
         return total if self.train and isinstance(total, int) else None
 
     @property
     def step(self) -> int:
-        """How many steps are on record."""
+        """The last recorded step."""
         return max((row["step"] for row in (*self.train, *self.evals)), default=0)
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is on record, with its evaluation where there is to be one."""
+        """Whether the last step is recorded, along with its evaluation unless run_eval is False."""
         last = self.total_step
         if last is None or not any(row["step"] >= last for row in self.train):
             return False
@@ -59,7 +59,7 @@ class Source:
 
     @property
     def versions(self) -> dict[str, str]:
-        """The versions that the newest start, or else the newest evaluation, was made with."""
+        """The versions recorded by the newest start, or else by the newest evaluation."""
         for row in (*reversed(self.starts), *reversed(self.scored)):
             if isinstance(row.get("versions"), dict):
                 return row["versions"]
@@ -67,9 +67,9 @@ class Source:
 
 
 def read(folder: str | Path) -> Source:
-    """Read a folder of `ocrnet train` or `ocrnet eval`; raise `OcrnetError` where it is neither.
+    """Read a folder of `ocrnet train` or `ocrnet eval`; raise `OcrnetError` if it is neither.
 
-    A line that is not whole, as the last one of a run under way may be, is passed over.
+    An incomplete line, such as the last one of an unfinished run, is skipped.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -93,7 +93,7 @@ def read(folder: str | Path) -> Source:
 
 
 def best_checkpoint(source: Source) -> Path | None:
-    """Return the run's best checkpoint, else its newest valid one, else what an evaluation looked at; None without."""
+    """Return the run's best checkpoint, else its newest valid one, else the last evaluated one; None if none exists."""
     for path in _checkpoints(source.folder):
         if "_best_" in path.name:
             try:
@@ -110,9 +110,20 @@ def best_checkpoint(source: Source) -> Path | None:
 
 
 def config_for(flat: Mapping[str, Any], given: Mapping[str, SourcedValue], where: str) -> Config:
-    """Return the config that a run recorded, with what the command line gives, for looking at its network here.
+    """Return the config for evaluating a run's network on this machine.
 
-    Device and engine are this machine's, not the run's, unless given.
+    Device, engine and min_miou of the run are not used.
+
+    Args:
+        flat: The config that the run recorded, flat.
+        given: The values of the command line, which take precedence.
+        where: The source of ``flat``, for error messages.
+
+    Returns:
+        The validated config.
+
+    Raises:
+        OcrnetError: A key is unknown or a value is invalid.
     """
     recorded = {
         name: SourcedValue(value, where)
@@ -127,9 +138,9 @@ def config_for(flat: Mapping[str, Any], given: Mapping[str, SourcedValue], where
 
 
 def shown(value: Any, name: str = "") -> str:
-    """Return a config's value, or an argument of a command, as text that can be given away.
+    """Return a config value or a command argument as text that is safe to publish.
 
-    No keys of the environment and no credentials of a url; of an absolute path its last part alone.
+    Access keys of the environment and credentials of a URL are removed. An absolute path is shortened to its last part.
     """
     if any(word in name.lower() for word in _SECRET):
         return "***"
@@ -144,7 +155,7 @@ def shown(value: Any, name: str = "") -> str:
     key, equals, rest = text.partition("=")
     if equals and os.path.isabs(rest):
         return f"{key}={shown(rest)}"
-    if "?" in text and "://" in text:  # a presigned url carries its signature there
+    if "?" in text and "://" in text:  # the query of a presigned URL holds its signature
         text = text.split("?")[0] + "?…"
     if os.path.isabs(text) or text.startswith("~/"):
         return f"…/{Path(text).name}"
@@ -175,7 +186,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _whole(text: str) -> int:
-    """Return an integer of a line; ValueError where it is too large for arithmetic with fractions."""
+    """Return an integer of a JSON line; raise ValueError if it is too large for a float."""
     if not math.isfinite(float(text)):
         raise ValueError(text)
     return int(text)
@@ -185,7 +196,7 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return {}  # it is being written, or never was
+        return {}  # the file is being written, or does not exist
     return loader.with_current_keys(dict(config.flat(tree))) if isinstance(tree, dict) else {}
 
 

@@ -1,4 +1,4 @@
-"""The look of the report, and the few lines of script in it: everything is in the file, nothing is fetched."""
+"""CSS and JavaScript of the report; both are part of the page, which fetches nothing."""
 
 CSS = """
 :root{color-scheme:light dark;--bg:#f7f7f5;--card:#fff;--ink:#1b1c1e;--soft:#686c72;--line:#e3e3df;--track:#ecece8;
@@ -114,8 +114,8 @@ footer{margin-top:56px;color:var(--soft);font-size:12.5px}
 @media print{body{background:#fff}.chart,.tile,.panel,.sample{break-inside:avoid}}
 """
 
-# Tells the curves' values at the step pointed at, and what a pixel takes in where the picture is tapped, or where the
-# arrow keys move the pin.
+# Shows the curves' values at the pointer's step, and a pixel's relation to the regions at the position of the mouse or
+# tap, or at the pin that the arrow keys move.
 SCRIPT = """
 for (const svg of document.querySelectorAll("svg[data-points]")) {
   const curves = JSON.parse(svg.dataset.points), [first, last, left, right, unit] = JSON.parse(svg.dataset.ends);

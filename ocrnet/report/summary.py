@@ -1,4 +1,4 @@
-"""The numbers of a run that the page, the comparison and the model card share."""
+"""The numbers of a run, shared by the page, the comparison and the model card."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ Number = float | None
 
 @dataclass(frozen=True)
 class ClassLine:
-    """One class: fractions of 1, None where nothing decides it."""
+    """The scores of one class, from 0 to 1; None if no pixel determines it."""
 
     name: str
     colour: tuple[int, ...]
@@ -29,7 +29,7 @@ class ClassLine:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run reached; ``origin`` says in words on what, and is empty where nothing was evaluated."""
+    """The results of a run; ``origin`` describes the evaluation, and is empty if there was none."""
 
     name: str
     network: str
@@ -44,12 +44,12 @@ class Summary:
     step: int
     total_step: int | None
     images_per_second: Number
-    waiting: Number  # share of the time in which a step waits for its data
+    waiting: Number  # share of a step's time spent waiting for data
     memory_bytes: Number
 
 
 def summary(run: Source, figures: Figures | None) -> Summary:
-    """Return what is known of a run: by its figures, else by its best evaluation on record."""
+    """Return the summary of a run: from its figures, else from its recorded evaluations."""
     facts = figures.facts if figures else {}
     known: dict[str, Any] = {"boundary": None, "calibration": None}
     if figures:
@@ -88,24 +88,24 @@ def summary(run: Source, figures: Figures | None) -> Summary:
 
 
 def number(value: Any) -> Number:
-    """Return a finite number of a row, None for anything else."""
+    """Return the value if it is a finite number, else None."""
     fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if fine else None
 
 
 def waiting(rows: Sequence[Row]) -> list[Number]:
-    """Return which share of a step's time each row waited for data."""
+    """Return, for each row, the share of a step's time spent waiting for data."""
     pairs = [(number(row.get("data_seconds_per_step")), number(row.get("seconds_per_step"))) for row in rows]
     return [data / whole if data is not None and whole else None for data, whole in pairs]
 
 
 def percent(value: Number, digits: int = 2) -> str:
-    """Return a fraction as per cent without the sign; a dash for None."""
+    """Return a fraction as percent without the percent sign; a dash for None."""
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
 def _best(run: Source) -> tuple[Row, str]:
-    """Return the evaluation on record that tells most: the last of ocrnet eval, else the best while training."""
+    """Return the recorded evaluation to report and its origin: the last of ocrnet eval, else the best in training."""
     if run.scored:
         row = run.scored[-1]
         checkpoint = str(row.get("checkpoint", "")).rsplit("/", 1)[-1]

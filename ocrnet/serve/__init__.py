@@ -1,1 +1,1 @@
-"""The web page and the HTTP API."""
+"""The prediction server: HTTP API and web page."""

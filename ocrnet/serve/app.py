@@ -1,4 +1,4 @@
-"""The addresses of a server: the page, predictions, health, metrics, and their description."""
+"""The HTTP routes of the server: page, predictions, health, metrics, and the OpenAPI description."""
 
 import asyncio
 import contextlib
@@ -30,11 +30,11 @@ PAGE = {
 }
 AVERAGING = ("multi_scale", "flip")
 OUTPUTS = ("labels", "overlay", "color", "json")
-THREADS = 4  # that decode and encode, which OpenCV and zlib do without Python's lock
+THREADS = 4  # threads for decoding and encoding; OpenCV and zlib release the GIL
 
 
 class Service:
-    """What the addresses share; the methods are called within the server's event loop."""
+    """State shared by the routes; call its methods only from the server's event loop."""
 
     def __init__(self, network: Network, worker: Worker, metrics: Metrics, settings: Settings) -> None:
         self.network, self.worker, self.metrics, self.settings = network, worker, metrics, settings
@@ -43,11 +43,11 @@ class Service:
         self.stopping = False
 
     async def off_loop(self, call: Callable[..., T], *given: Any) -> T:
-        """Return what a call returns that takes longer than others may wait."""
+        """Run a slow call in the thread pool, so that it does not block the event loop; return its result."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, call, *given)
 
     def check_token(self, headers: Any) -> None:
-        """Raise `Refused` unless the request brings the token, where there is one."""
+        """Raise `Refused` if a token is configured and the request does not carry it."""
         if self.settings.token is None:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -56,7 +56,19 @@ class Service:
             raise Refused(401, "this server asks for a token", {"WWW-Authenticate": "Bearer"})
 
     async def answer(self, request: Any, *, explain: bool, finish: Callable[[Any, Prediction, float], T]) -> T:
-        """Read an image, have the network look at it, and return what ``finish`` makes of it, off the loop."""
+        """Read the image of a request, predict it, and return the result of ``finish``.
+
+        Args:
+            request: The request, with the image as its body or in a form.
+            explain: Whether to return confidence and relation as well, if the network supports them.
+            finish: Builds the response from the image, the prediction and the elapsed seconds; runs in the thread pool.
+
+        Returns:
+            The return value of ``finish``.
+
+        Raises:
+            Refused: The request is unauthorized, invalid, too large, too slow or abandoned, or the server is busy.
+        """
         self.check_token(request.headers)
         eval_cfg = _eval_cfg(request.query_params, AVERAGING if explain else ("output", *AVERAGING))
         if (len(eval_cfg.scales) > 1 or eval_cfg.flip) and not self.network.averages:
@@ -70,15 +82,15 @@ class Service:
                 place.enter_context(self.worker.enter(head.pixels))
                 image = await self.off_loop(request_body.decode, data, head)
             # mutation: free-body-before-inference
-            del data  # it no longer counts as held, while the network may take long
+            del data  # the reader no longer counts these bytes, and inference may take long
             left = begun + self.settings.timeout - time.monotonic()
             seen = await self._wait(Job(image, eval_cfg, explain), request.receive, left)
             return await self.off_loop(finish, image, seen, time.monotonic() - begun)
 
     async def _wait(self, job: Job, receive: Callable[[], Any], seconds: float) -> Prediction:
-        """Wait for the network, as long as the client does and time allows."""
+        """Wait for the prediction; raise `Refused` if the client disconnects or ``seconds`` pass."""
         future = asyncio.wrap_future(self.worker.submit(job))
-        gone = asyncio.ensure_future(receive())  # the body is read: what comes is that the client went
+        gone = asyncio.ensure_future(receive())  # the body is read, so the next message is the disconnect
         try:
             # mutation: time-out-request
             await asyncio.wait({future, gone}, timeout=seconds, return_when="FIRST_COMPLETED")
@@ -90,12 +102,12 @@ class Service:
         finally:
             gone.cancel()
             # mutation: cancel-abandoned-request
-            job.future.cancel()  # where it still waits, the worker passes over it
+            job.future.cancel()  # the worker skips the job if it is still queued
             # mutation: cancel-abandoned-request
             future.cancel()
 
     def about(self) -> dict[str, Any]:
-        """Return what the page tells and needs to know."""
+        """Return the network's description and the server's limits, as the page uses them."""
         model, arch = self.network.model, self.network.model.arch
         return {
             "network": f"OCRNet-HRNet-W{arch.width}",
@@ -113,7 +125,7 @@ class Service:
         }
 
     def gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
-        """Return what is true now, for the metrics."""
+        """Return the current gauges for the metrics: {name: (help text, function that returns the value)}."""
         return {
             "ocrnet_requests_in_work": ("Requests being decoded, waiting or predicted.", lambda: self.worker.requests),
             "ocrnet_waiting": ("Images waiting for the network.", lambda: self.worker.waiting),
@@ -126,7 +138,7 @@ def build(service: Service) -> Any:
     from fastapi.responses import JSONResponse, Response
     from starlette.requests import ClientDisconnect, Request
 
-    # No documentation pages: FastAPI's load their scripts from elsewhere.
+    # No documentation pages: FastAPI's pages load their scripts from other sites.
     app = FastAPI(
         title="ocrnet serve", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
         description=openapi.ABOUT,
@@ -162,7 +174,7 @@ def build(service: Service) -> Any:
 
     @app.post("/explain", openapi_extra=openapi.EXPLAIN, responses=openapi.explain_answers(), response_model=None)
     async def explain(request: Request) -> Response:
-        """Segment an image, and tell for each pixel how sure that is and what it takes from the object regions."""
+        """Segment an image; return labels, confidence and the relation of each pixel to the object regions."""
         zipped = "gzip" in request.headers.get("accept-encoding", "")
 
         def finish(image: Any, seen: Prediction, seconds: float) -> Response:
@@ -175,20 +187,20 @@ def build(service: Service) -> Any:
 
     @app.get("/model", responses=openapi.REFUSALS_OF_MODEL)
     async def model(request: Request) -> dict[str, Any]:
-        """Tell the network's classes and this server's limits."""
+        """Return the network's classes and this server's limits."""
         service.check_token(request.headers)
         return service.about()
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Tell whether new requests are taken: 200, or 503 while the server ends."""
+        """Return 200 while new requests are accepted, and 503 during shutdown."""
         status = "stopping" if service.stopping else "ok"
         return JSONResponse({"status": status}, 503 if service.stopping else 200)
 
     @app.get("/metrics", responses=openapi.METRICS, response_class=Response)
     async def metrics(request: Request) -> Response:
-        """Tell Prometheus what was counted."""
+        """Return the metrics in Prometheus text format."""
         service.check_token(request.headers)
         return Response(service.metrics.text(service.gauges()), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -210,7 +222,7 @@ def build(service: Service) -> Any:
         return JSONResponse({"error": "this address does not take this method; see /openapi.json"}, 405, allow)
 
     @app.exception_handler(Exception)
-    async def fault(request: Request, why: Exception) -> JSONResponse:  # Guard tells the operator
+    async def fault(request: Request, why: Exception) -> JSONResponse:  # Guard logs the exception
         return JSONResponse({"error": FAULT}, 500)
 
     known = {*PAGE, *app.openapi()["paths"], "/openapi.json"}
@@ -218,7 +230,7 @@ def build(service: Service) -> Any:
 
 
 def _eval_cfg(query: Any, known: Sequence[str]) -> Eval:
-    """Return how to look at the image; raise `Refused` for a name that is not ``known`` or a word that is none."""
+    """Return the evaluation options of a query; raise `Refused` for a name not in ``known`` or an invalid value."""
     for name in query:
         if name not in known:
             raise Refused(400, f"this address takes no '{name[:40]}', only {', '.join(known)}")
@@ -232,7 +244,7 @@ def _eval_cfg(query: Any, known: Sequence[str]) -> Eval:
 
 
 def _output(request: Any) -> str:
-    """Return what is wanted: what the query says, else JSON where Accept asks for it and for no picture."""
+    """Return the requested output: that of the query, else JSON if Accept names it and no image type, else labels."""
     accept = request.headers.get("accept", "")
     preferred = "json" if "application/json" in accept and "image/" not in accept else "labels"
     wanted = request.query_params.get("output", preferred)

@@ -1,10 +1,10 @@
-"""What a client is told when its request is not answered: a status and one sentence, never a path or a traceback."""
+"""Errors returned to clients: an HTTP status and one sentence, never a path or a traceback."""
 
 from collections.abc import Mapping
 
 
-class Refused(Exception):  # noqa: N818 - not a fault of ours
-    """A request that is not answered; ``status`` is HTTP's, the text is for the client."""
+class Refused(Exception):  # noqa: N818 - not an error of the server
+    """A rejected request, with the HTTP ``status`` and the text for the client."""
 
     def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(text)
@@ -12,5 +12,5 @@ class Refused(Exception):  # noqa: N818 - not a fault of ours
 
 
 def busy(text: str) -> Refused:
-    """Return the refusal of a server that has enough to do."""
+    """Return the error of an overloaded server: status 503 with Retry-After."""
     return Refused(503, text, {"Retry-After": "1"})

@@ -1,4 +1,4 @@
-"""What a server counts, as Prometheus reads it."""
+"""The server's metrics in Prometheus text format."""
 
 import bisect
 import threading
@@ -12,7 +12,7 @@ IMAGES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 class Histogram:
-    """How often values up to each bound were seen, for each set of labels."""
+    """Counts of values per bucket, one histogram for each set of labels."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -20,13 +20,13 @@ class Histogram:
         self._sums: Counter[str] = Counter()
 
     def add(self, value: float, labels: str = "") -> None:
-        """Count a value; ``labels`` as they stand in the text: path="/predict"."""
+        """Count a value; ``labels`` are in Prometheus syntax, for example path="/predict"."""
         counts = self._counts.setdefault(labels, [0] * (len(self._bounds) + 1))
         counts[bisect.bisect_left(self._bounds, value)] += 1
         self._sums[labels] += value  # type: ignore[assignment]
 
     def lines(self, name: str) -> list[str]:
-        """Return the samples."""
+        """Return the samples as lines, with cumulative bucket counts."""
         found = []
         for labels, counts in sorted(self._counts.items()):
             total, before = 0, f"{labels}," if labels else ""
@@ -39,7 +39,7 @@ class Histogram:
 
 
 class Metrics:
-    """All of them; written by the network's thread and the server's."""
+    """All metrics of a server; updated by the worker thread and the server's thread under a lock."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -48,19 +48,25 @@ class Metrics:
         self._process = psutil.Process()
 
     def request(self, path: str, status: int, seconds: float) -> None:
-        """Count a request that was answered."""
+        """Count a completed request.
+
+        Args:
+            path: The path of the route, or "other".
+            status: The HTTP status of the response.
+            seconds: The time from the request's headers to the end of the response.
+        """
         with self._lock:
             self._requests[f'path="{path}",status="{status}"'] += 1
             self._seconds.add(seconds, f'path="{path}"')
 
     def batch(self, images: int, seconds: float) -> None:
-        """Count a batch that the network answered."""
+        """Count a predicted batch and its time in seconds."""
         with self._lock:
             self._batches.add(images)
             self._network.add(seconds)
 
     def text(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> str:
-        """Return everything; ``gauges`` are what is asked for now: a sentence and a number by name."""
+        """Return all metrics; ``gauges`` are evaluated now: {name: (help text, function that returns the value)}."""
         with self._lock:
             requests = [f"ocrnet_requests_total{{{labels}}} {n}" for labels, n in sorted(self._requests.items())]
             parts = [

@@ -1,4 +1,4 @@
-"""What holds for every answer: it is counted, carries safe headers, and tells nothing of an unforeseen fault."""
+"""Handling common to every response: metrics, security headers, and hidden details of internal errors."""
 
 import json
 import sys
@@ -22,9 +22,9 @@ HEADERS = {
 
 
 class Guard:
-    """An ASGI application around another.
+    """An ASGI application that wraps another.
 
-    ``known`` are the paths that are counted by name; ``hosts``, where given, the only names it may be addressed by.
+    ``known`` are the paths that metrics count by name. ``hosts`` are the only accepted host names; None accepts any.
     """
 
     def __init__(self, app: Callable, metrics: Metrics, known: Iterable[str], hosts: Iterable[str] | None) -> None:
@@ -34,7 +34,7 @@ class Guard:
     async def __call__(
         self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
-        """Answer one request."""
+        """Process one request."""
         begun, status = time.monotonic(), 0
 
         async def sending(message: Message) -> None:
@@ -63,11 +63,11 @@ class Guard:
 
 
 def _from_elsewhere(scope: Message) -> bool:
-    """Say whether a page of another site made a browser send this: it may use nobody's network."""
+    """Return whether a page of another site made a browser send this POST; such a page may not use the network."""
     headers = dict(scope["headers"])
     if scope["method"] != "POST":
         return False
-    # A page cannot set this one. Browsers leave it out where the address is neither https nor this machine.
+    # A page cannot set this header. Browsers omit it if the address is neither https nor this machine.
     site = headers.get(b"sec-fetch-site")
     if site is not None:
         return site not in (b"same-origin", b"none")
@@ -86,7 +86,7 @@ def _without_port(host: str) -> str:
 
 
 def _same(origin: str, host: str) -> bool:
-    """Say whether an origin, such as https://name:port, is that of a host; the port of its scheme may be left out."""
+    """Return whether an origin, such as https://name:port, belongs to a host; default ports may be omitted."""
     try:
         parts = urlsplit(origin.lower())
     except ValueError:

@@ -1,4 +1,4 @@
-"""The network as the worker's thread uses it: batches of whole images, tiles for what memory does not hold."""
+"""The network as the worker thread uses it: batches of whole images, and tiles for images that exceed memory."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,17 @@ PROBES = (64, 96), (96, 64)
 
 
 class Network:
-    """A model, and what it can answer; ``most_bytes`` bounds what one batch may take."""
+    """A model and its capabilities; ``most_bytes`` limits the memory of one batch."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.most_bytes = model, Eval().max_memory * 2**30
         self.explains, self.averages = self._can()
 
     def _can(self) -> tuple[bool, bool]:
-        """Say whether it tells the relation, and whether it can average over passes; exported files may not."""
+        """Return whether the model outputs the relation, and whether it can average over passes.
+
+        Exported files may lack either. Raise OcrnetError if the model does not predict images of different sizes.
+        """
         try:
             for size in PROBES:
                 self.model.predict(np.zeros((*size, 3), np.uint8))
@@ -41,7 +44,10 @@ class Network:
         return found[0], found[1]
 
     def __call__(self, jobs: Sequence[Job]) -> list[Prediction]:
-        """Look at images of one size in one way: together where they fit into memory."""
+        """Predict images of one size with the same options, in batches that fit into memory.
+
+        An image that does not fit into memory is predicted in tiles.
+        """
         image, eval_cfg = jobs[0].image, jobs[0].eval_cfg
         size = image.shape[0], image.shape[1]
         if tile_size(self.model.arch, size, eval_cfg) != size:
@@ -64,7 +70,7 @@ class Network:
         if explain and self.explains and single:
             outputs.append("relation")
         found = self.model.outputs_of(images, outputs, eval_cfg.scales, eval_cfg.flip)
-        if explain and self.explains and not single:  # it is of one look, whatever the labels are averaged over
+        if explain and self.explains and not single:  # the relation comes from one pass, even if labels are averaged
             found |= self.model.outputs_of(images, ("relation",))
         bytewise = {name: np.rint(found[name] * 255).astype(np.uint8) for name in found.keys() - {"labels"}}
         return [

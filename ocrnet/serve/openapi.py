@@ -1,4 +1,4 @@
-"""What OpenAPI says of bodies and answers that are no JSON."""
+"""OpenAPI descriptions of request bodies and of responses that are not JSON."""
 
 from typing import Any
 
@@ -60,13 +60,13 @@ REFUSALS_OF_MODEL = _refusals(401)
 
 
 def predict_answers() -> dict[int | str, dict[str, Any]]:
-    """Return the answers of /predict."""
+    """Return the OpenAPI responses of /predict."""
     content = {"image/png": {"schema": _BYTES}, "application/json": {"schema": {"type": "object"}}}
     return {200: {"description": "the prediction", "content": content}, **_refusals(*_TEXTS)}
 
 
 def explain_answers() -> dict[int | str, dict[str, Any]]:
-    """Return the answers of /explain."""
+    """Return the OpenAPI responses of /explain."""
     text = "uint32 (little-endian) length of a JSON text, the text, then the uint8 arrays that its `arrays` names"
     content = {"application/octet-stream": {"schema": _BYTES}}
     return {200: {"description": text, "content": content}, **_refusals(*_TEXTS)}

@@ -1,4 +1,4 @@
-"""From a request's body to an image: limits on bytes while it is read, on pixels before anything is decoded."""
+"""Reading an image from a request body: bytes are limited during reading, pixels before decoding."""
 
 import asyncio
 import contextlib
@@ -16,27 +16,31 @@ from ocrnet.data.image_io import decode_image
 from ocrnet.serve.errors import Refused, busy
 from ocrnet.utils.errors import OcrnetError
 
-# A body must begin within these seconds, and then come at no less than this rate: else it would hold memory for ever.
-# Who sent faster before may be silent for these seconds too, and no longer.
+# A body must start within FIRST_SECONDS and then arrive at BYTES_PER_SECOND or faster: otherwise it would hold memory
+# forever. A client that sent faster before may pause, but for no more than FIRST_SECONDS.
 FIRST_SECONDS = 10.0
 BYTES_PER_SECOND = 16_384
-# What the bodies that are read or decoded at a time may hold together, in largest bodies.
+# Limit of the memory that all bodies being read or decoded hold together, as a multiple of the largest body.
 BODIES = 8
-# Where that is full, a body that fell behind the rate by so much makes room for another.
+# If that memory is full, a body that is behind the rate by more than this is dropped in favor of another.
 BEHIND_SECONDS = 1.0
-# What a form may need around its file.
+# Maximum size of a form in addition to its file.
 FORM_BYTES = 65_536
 FIELDS = 16
 KINDS = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP"}
 NAMES = ", ".join(KINDS.values())
 _PNG = b"\x89PNG\r\n\x1a\n"
-# OpenCV decodes no wider and no higher image, however few its pixels are.
+# OpenCV decodes no wider or higher image, even if it has few pixels.
 LONGEST_SIDE = 1_000_000
 
 
 @dataclass(eq=False)
 class _Coming:
-    """A body that is being read: what it holds, until when it may be silent, and whether it must make room."""
+    """A body being read.
+
+    ``until`` is the monotonic time in seconds at which it times out, and ``held`` its bytes in memory. ``ousted`` is
+    done when the body is dropped to free memory.
+    """
 
     until: float
     held: int = 0
@@ -44,7 +48,7 @@ class _Coming:
 
 
 class Reader:
-    """Reads bodies of at most ``max_bytes``; those that are being read or decoded share a bounded memory."""
+    """A reader of bodies of at most ``max_bytes``; the bodies being read or decoded share a limited memory."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -53,9 +57,9 @@ class Reader:
 
     @contextlib.asynccontextmanager
     async def read(self, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Give a body, or the file in it where it is a form, within ``async with``: as long as it counts as held.
+        """Yield a body, or the file in it if it is a form; its memory is counted until ``async with`` ends.
 
-        Raises `Refused` where it is too long or too slow.
+        Raise `Refused` if it is compressed, too long, too slow or empty, or if too many bodies are being read.
         """
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise Refused(415, "a compressed body is not taken; send the image's bytes as they are")
@@ -66,7 +70,7 @@ class Reader:
         self._coming.add(coming)
         try:
             body = await self._whole(coming, chunks)
-            self._coming.remove(coming)  # it is there: nobody else's body is worth more
+            self._coming.remove(coming)  # a complete body is not dropped in favor of another
             yield self._image(body, headers.get("content-type", ""))
         finally:
             self._coming.discard(coming)
@@ -89,7 +93,7 @@ class Reader:
         return bytes(body)
 
     def _make_room(self, now: float, asking: _Coming) -> None:
-        """Have the body that is furthest behind the rate given up; raise `Refused` where none is."""
+        """Drop the body furthest behind the rate; raise `Refused` if that is ``asking`` or if none is behind."""
         behind = [other for other in self._coming if other.until < now + FIRST_SECONDS - BEHIND_SECONDS and other.held]
         last = min(behind, key=lambda other: other.until, default=asking)
         # mutation: drop-silent-bodies-first
@@ -114,7 +118,7 @@ class Reader:
 
 
 async def _next(coming: _Coming, chunks: AsyncIterator[bytes]) -> bytes | None:
-    """Return the next bytes of a body, None at its end; raise `Refused` where they come too slowly for the others."""
+    """Return the next bytes of a body, or None at its end; raise `Refused` if it times out or was dropped."""
     chunk = asyncio.ensure_future(_or_none(chunks))
     try:
         left = max(coming.until - time.monotonic(), 0.001)
@@ -133,7 +137,7 @@ async def _or_none(chunks: AsyncIterator[bytes]) -> bytes | None:
 
 
 def file_in_form(body: bytes, content_type: str) -> bytes:
-    """Return the field `image` of a multipart/form-data body, or its only file; raise `Refused` where there is none."""
+    """Return the field `image` of a multipart/form-data body, or its only file; raise `Refused` if there is none."""
     parameters = dict(_parameters(content_type))
     boundary = parameters.get("boundary", "").encode()
     if not 0 < len(boundary) <= 70:
@@ -166,19 +170,19 @@ def _parameters(value: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Head:
-    """What an image file says of itself before anything is decoded; ``size`` (height, width) as stored."""
+    """The format and size of an image file, read from its header; ``size`` is (height, width) as stored."""
 
     kind: str
     size: tuple[int, int]
 
     @property
     def pixels(self) -> int:
-        """How many pixels decoding makes."""
+        """The number of pixels of the decoded image."""
         return self.size[0] * self.size[1]
 
 
 def look_at(data: bytes, max_pixels: int) -> Head:
-    """Read an image file's header; raise `Refused` for what is no image of ours, or has too many pixels."""
+    """Read an image file's header; raise `Refused` if the format is not supported or the image is too large."""
     head = _png_head(data) if data.startswith(_PNG) else _other_head(data, max_pixels)
     # mutation: check-pixels-before-decoding
     if head.pixels > max_pixels:
@@ -191,7 +195,7 @@ def look_at(data: bytes, max_pixels: int) -> Head:
 
 
 def _png_head(data: bytes) -> Head:
-    """Return what a PNG's first chunk says; Pillow would unpack profiles and texts too, and refuse long ones."""
+    """Return the header of a PNG's first chunk; Pillow would also unpack profiles and texts, and reject long ones."""
     if data[12:16] != b"IHDR" or len(data) < 24:
         raise Refused(400, "the image is damaged")
     width, height = struct.unpack_from(">II", data, 16)
@@ -201,13 +205,13 @@ def _png_head(data: bytes) -> Head:
 def _other_head(data: bytes, max_pixels: int) -> Head:
     try:
         with Image.open(io.BytesIO(data), formats=tuple(KINDS)) as image:
-            # The only other one is MPO: several JPEGs in a file, of which the first is read.
+            # The only other format is MPO: several JPEGs in one file, of which the first is read.
             return Head(image.format if image.format in KINDS else "JPEG", (image.height, image.width))
     except Image.DecompressionBombError:
         raise _too_large(max_pixels) from None
     except UnidentifiedImageError:
         raise Refused(415, f"this is no image that can be read here: {NAMES}") from None
-    except Exception:  # Pillow names no end of errors for damaged files
+    except Exception:  # Pillow raises many kinds of errors for damaged files
         raise Refused(400, "the image is damaged") from None
 
 
@@ -216,7 +220,7 @@ def _too_large(max_pixels: int) -> Refused:
 
 
 def decode(data: bytes, head: Head) -> np.ndarray:
-    """Return the image uint8 H,W,3 RGB, upright; raise `Refused` where it is damaged or not what its header said."""
+    """Return the image uint8 H,W,3 RGB, upright; raise `Refused` if it is damaged or its size differs from ``head``."""
     try:
         image = decode_image(data, "the image", upright=True)
     except OcrnetError:

@@ -1,4 +1,4 @@
-"""What the network saw as the bytes of an answer: PNG, JSON, or the page's own arrays."""
+"""Encoding of predictions as response bodies: PNG, JSON, or the page's binary arrays."""
 
 import gzip
 import json
@@ -14,19 +14,37 @@ from ocrnet.serve.worker import Prediction
 
 
 def png(array: np.ndarray) -> bytes:
-    """Return uint8 H,W (grey) or H,W,3 (RGB) as PNG."""
+    """Return uint8 H,W (gray) or H,W,3 (RGB) as PNG."""
     done, data = cv2.imencode(".png", array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR))
     assert done, f"OpenCV could not encode an array of shape {array.shape}"
     return data.tobytes()
 
 
 def overlay_png(model: Model, image: np.ndarray, seen: Prediction) -> bytes:
-    """Return the class colours over the image as PNG."""
+    """Return the class colors over the image as PNG.
+
+    Args:
+        model: The model, for its palette.
+        image: The image, uint8 H,W,3 RGB.
+        seen: The prediction of the image.
+
+    Returns:
+        The bytes of the PNG.
+    """
     return png(overlay(image, seen.labels, model.palette))
 
 
 def summary(model: Model, seen: Prediction, seconds: float) -> dict[str, Any]:
-    """Return the area of each class that occurs, largest first, and how the image was looked at."""
+    """Return the area of each predicted class, largest first, and how the image was processed.
+
+    Args:
+        model: The model, for its class names and palette.
+        seen: The prediction.
+        seconds: The processing time.
+
+    Returns:
+        Height, width, classes (index, name, color, pixels and share of the image), tiles, batch and seconds.
+    """
     height, width = seen.labels.shape
     pixels = np.bincount(seen.labels.reshape(-1), minlength=len(model.names))
     order = [int(i) for i in np.argsort(-pixels, kind="stable") if pixels[i]]
@@ -40,14 +58,23 @@ def summary(model: Model, seen: Prediction, seconds: float) -> dict[str, Any]:
 
 
 def colour(rgb: tuple[int, ...]) -> str:
-    """Return a colour as CSS writes it."""
+    """Return a color in CSS notation, for example #ff0000."""
     return "#{:02x}{:02x}{:02x}".format(*rgb)
 
 
 def arrays(head: dict[str, Any], seen: Prediction, *, zipped: bool) -> bytes:
-    """Return the page's answer: the length of a JSON text (uint32, little-endian), the text, then uint8 arrays.
+    """Return a prediction in the page's binary format.
 
-    The text's ``arrays`` tells names and shapes, in their order. A photograph's labels are far smaller when packed.
+    The format is the length of a JSON text (uint32, little-endian), the text, then the uint8 arrays. The text's
+    ``arrays`` lists their names and shapes in order. The labels of a photograph are far smaller when compressed.
+
+    Args:
+        head: The other entries of the JSON text.
+        seen: The prediction.
+        zipped: Whether to compress the result with gzip.
+
+    Returns:
+        The bytes of the response body.
     """
     given = {"labels": seen.labels, "confidence": seen.confidence, "relation": seen.relation}
     held = {name: array for name, array in given.items() if array is not None}
@@ -57,5 +84,5 @@ def arrays(head: dict[str, Any], seen: Prediction, *, zipped: bool) -> bytes:
 
 
 def painted(model: Model, seen: Prediction) -> np.ndarray:
-    """Return the class colours alone, uint8 H,W,3."""
+    """Return the class colors of a prediction, uint8 H,W,3, without the image."""
     return np.array(model.palette, np.uint8)[seen.labels]

@@ -1,4 +1,4 @@
-"""The HTTP server: its socket, slow connections, and how it ends."""
+"""The HTTP server: its socket, the handling of slow connections, and shutdown."""
 
 import asyncio
 import contextlib
@@ -13,16 +13,16 @@ from ocrnet.serve.request_body import BYTES_PER_SECOND
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import StopRequest
 
-# A connection without a request in work is closed after one to two times this: headers that come slowly, or never,
-# and answers that are not taken at `BYTES_PER_SECOND`.
+# A connection without a request in progress is closed after one to two times this period. This covers headers that
+# arrive slowly or never, and responses that the client reads slower than `BYTES_PER_SECOND`.
 IDLE_SECONDS = 10.0
-# The kernel gives a connection up whose client takes nothing for so long.
+# The kernel drops a connection whose client accepts no data for this long.
 UNREAD_MILLISECONDS = 30_000
 CONNECTIONS = 512
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket at an address of this machine; raise `OcrnetError` where there is none to have."""
+    """Return a socket bound to an address of this machine; raise `OcrnetError` if that fails."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -48,13 +48,20 @@ def url(sock: socket.socket) -> str:
 
 
 def run(service: Service, sock: socket.socket, stop: StopRequest, ready: Callable[[], None]) -> None:
-    """Serve until ``stop`` asks for the end, then finish what is in work."""
+    """Serve until ``stop`` requests shutdown, then finish the requests in progress.
+
+    Args:
+        service: The state of the application.
+        sock: The bound socket.
+        stop: Becomes true when the server must shut down; it handles the signals.
+        ready: Called once the server accepts connections.
+    """
     import uvicorn
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            yield  # they are StopRequest's
+            yield  # StopRequest handles the signals
 
         async def on_tick(self, counter: int) -> bool:
             return bool(stop()) or await super().on_tick(counter)
@@ -68,7 +75,7 @@ def run(service: Service, sock: socket.socket, stop: StopRequest, ready: Callabl
             await super().shutdown(sockets)
 
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    # An answer that is under way comes within the time limit; what then still runs would never end.
+    # Responses in progress arrive within the time limit; a request that still runs after it would never end.
     config = uvicorn.Config(
         build(service), http=_protocol(), loop="asyncio", ws="none", lifespan="off", interface="asgi3",
         log_config=None, access_log=False, server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS,
@@ -78,7 +85,7 @@ def run(service: Service, sock: socket.socket, stop: StopRequest, ready: Callabl
 
 
 def _untaken(transport: Any) -> int:
-    """Return how many bytes a client has still to take, of those here and, on Linux, of those the kernel holds."""
+    """Return the number of unsent bytes: those in the transport's buffer and, on Linux, those in the kernel's."""
     held = 0
     sock = transport.get_extra_info("socket")
     with contextlib.suppress(ImportError, AttributeError, OSError):
@@ -90,7 +97,7 @@ def _untaken(transport: Any) -> int:
 
 
 def _protocol() -> Any:
-    """Return uvicorn's protocol, with an end to connections that hold one without asking anything."""
+    """Return uvicorn's protocol class, extended to close idle and stuck connections."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Protocol(H11Protocol):

@@ -1,20 +1,20 @@
-"""What a server allows and how it batches; and the token that requests must bring, where one is set."""
+"""The server's limits, batching options and optional access token."""
 
 import ipaddress
 from dataclasses import dataclass
 
 TOKEN_VARIABLE = "OCRNET_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # as a client names it
-MOST_MEGAPIXELS = 150  # beyond, Pillow refuses a header by itself
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # as in a client's Host header
+MOST_MEGAPIXELS = 150  # above this, Pillow itself rejects a header
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The limits of a server; ``token`` None: whoever reaches the port may use it."""
+    """The limits of a server; with ``token`` None, anyone who reaches the port may use it."""
 
     host: str = "127.0.0.1"
-    port: int = 8000  # 0: one that is free
+    port: int = 8000  # 0: any free port
     max_batch: int = 1
     batch_wait: float = 0.005  # seconds
     max_requests: int = 64
@@ -25,7 +25,7 @@ class Settings:
 
     @property
     def loopback(self) -> bool:
-        """Whether this machine alone reaches the server."""
+        """Whether only this machine can reach the server."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -33,18 +33,18 @@ class Settings:
 
     @property
     def hosts(self) -> tuple[str, ...] | None:
-        """The only names by which requests may address the server, None for any.
+        """The only host names that requests may use, or None for any.
 
-        Another site's name may be made to lead to this machine, whose browser then takes the server for that site's.
+        Another site can make its name resolve to this machine; the browser then treats the server as part of that site.
         """
         return (*LOOPBACK, self.host) if self.loopback and self.token is None else None
 
     @property
     def max_bytes(self) -> int:
-        """The largest body of a request."""
+        """The maximum size of an image file, in bytes."""
         return self.max_megabytes * 10**6
 
     @property
     def max_pixels(self) -> int:
-        """The largest image."""
+        """The maximum number of pixels of an image."""
         return self.max_megapixels * 10**6

@@ -1,4 +1,4 @@
-"""One thread owns the network; what waits for it with the same size and wishes can be looked at in one batch."""
+"""The worker thread that owns the network; queued images of the same size and options can share a batch."""
 
 import threading
 import time
@@ -12,16 +12,16 @@ import numpy as np
 from ocrnet.config import Eval
 from ocrnet.serve.errors import Refused, busy
 
-# What the images of all requests in work may hold together, in bytes; a single one is always taken.
+# Limit in bytes of the memory that the images of all requests in progress hold; a single image is always accepted.
 IMAGE_BYTES = 2**29
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network answers for an image.
+    """The prediction of an image.
 
-    labels uint8 H,W; confidence uint8 H,W, 255 for sure; relation uint8 num_classes,ceil(H/4),ceil(W/4), 255 for
-    all; in how many ``tiles`` it was looked at, with how many others in a ``batch``.
+    labels uint8 H,W; confidence uint8 H,W, where 255 is 1.0; relation uint8 num_classes,ceil(H/4),ceil(W/4), where 255
+    is 1.0. ``tiles`` is the number of tiles that were predicted, and ``batch`` the number of images in the batch.
     """
 
     labels: np.ndarray
@@ -33,7 +33,10 @@ class Prediction:
 
 @dataclass(eq=False)
 class Job:
-    """An image uint8 H,W,3 RGB, how to look at it, whether to explain; who no longer waits cancels the future."""
+    """An image uint8 H,W,3 RGB with its evaluation options; a caller that no longer waits cancels ``future``.
+
+    ``explain``: also return confidence and relation.
+    """
 
     image: np.ndarray
     eval_cfg: Eval
@@ -42,12 +45,12 @@ class Job:
 
     @property
     def kind(self) -> tuple:
-        """What jobs of one batch have in common."""
+        """The properties that all jobs of a batch share."""
         return self.image.shape, self.eval_cfg, self.explain
 
 
 class Worker:
-    """Answers jobs in the order in which they came, up to ``max_batch`` of a kind together."""
+    """A thread that takes the oldest job first, with up to ``max_batch`` jobs of its kind in one batch."""
 
     def __init__(
         self,
@@ -68,11 +71,11 @@ class Worker:
         self._thread = threading.Thread(target=self._work, name="network", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Answer what waits, then end."""
+        """Process the queued jobs, then end the thread."""
         with self._news:
             self._closed = True
             self._news.notify_all()
@@ -80,16 +83,16 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """How many images wait for the network."""
+        """The number of queued images."""
         return len(self._jobs)
 
     def check_room(self) -> None:
-        """Raise `Refused` where a request would find no place, before its body is read."""
+        """Raise `Refused` if no further request is accepted; called before the body is read."""
         if self.requests >= self.max_requests:
             raise busy(f"{self.max_requests} requests are in work, which is the most; try again")
 
     def enter(self, pixels: int) -> "Place":
-        """Return the place of a request from decoding to its answer; raise `Refused` where there is none."""
+        """Return the slot of a request from decoding to its response; raise `Refused` if none is free."""
         self.check_room()
         # mutation: bound-images-in-memory
         if self._bytes and self._bytes + 3 * pixels > IMAGE_BYTES:
@@ -97,7 +100,7 @@ class Worker:
         return Place(self, 3 * pixels)
 
     def submit(self, job: Job) -> "Future[Prediction]":
-        """Have a job done."""
+        """Queue a job and return its future."""
         with self._news:
             self._jobs.append(job)
             self._news.notify_all()
@@ -117,7 +120,10 @@ class Worker:
                 job.future.set_result(answer)
 
     def _alone(self, jobs: Sequence[Job], error: Exception) -> None:
-        """Give each image of a failed batch, which may have been too much for memory, a look of its own."""
+        """Retry each image of a failed batch separately, because the batch may have exceeded memory.
+
+        A batch of one image is not retried: its future gets the error.
+        """
         for job in jobs:
             try:
                 # mutation: failed-image-spares-its-batch
@@ -128,7 +134,7 @@ class Worker:
                 job.future.set_exception(Refused(500, "the network failed at this image; the server's log says why"))
 
     def _next(self) -> list[Job]:
-        """Wait for jobs; return the oldest and those like it, none where it is time to end."""
+        """Wait for jobs; return the oldest and those of its kind, or none when the worker is closed."""
         with self._news:
             while True:
                 while not self._jobs:
@@ -155,7 +161,7 @@ class Worker:
 
 
 class Place:
-    """A request's place among those in work, within ``with``; only the server's own thread enters and leaves."""
+    """The slot of a request in progress, held within ``with``; only the server's event loop enters and leaves it."""
 
     def __init__(self, worker: Worker, size: int) -> None:
         self._worker, self._size = worker, size

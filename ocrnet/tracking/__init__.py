@@ -1,1 +1,1 @@
-"""The record of a run: its folder, curves, TensorBoard, tracking services."""
+"""The record of a run: its folder, curves, TensorBoard files and tracking services."""

@@ -1,4 +1,4 @@
-"""The progress bar of a command, where the output is a terminal; elsewhere its lines are enough."""
+"""The progress bar of a command; it is shown only if the output is a terminal."""
 
 import sys
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressBar:
-    """Steps done of ``total_step``, the last log line's figures, and the time that is left; ``title`` stands before it.
+    """Shows ``title``, the completed steps of ``total_step``, the figures of the last log line, and the remaining time.
 
-    Within ``with``, what is printed to stdout appears above the bar.
+    Within ``with``, output to stdout appears above the bar.
     """
 
     def __init__(self, total_step: int, step: int, *, title: str = "train", shown: bool | None = None) -> None:
@@ -41,11 +41,11 @@ class ProgressBar:
         self._progress.advance(self._task)
 
     def settle(self, step: float) -> None:
-        """Show the step that a segment ended at."""
+        """Show the step at which a segment ended."""
         self._progress.update(self._task, completed=step)
 
     def say(self, text: str) -> None:
-        """Show a text in the place of the figures."""
+        """Show a text in place of the figures."""
         self._progress.update(self._task, figures=text)
 
     def figures(self, row: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: what was decided, what was said, what was measured. Only rank 0 writes."""
+"""The folder of a run: its config, its log and its measurements. Only rank 0 writes."""
 
 import contextlib
 import importlib.metadata
@@ -35,10 +35,10 @@ PACKAGES = ("numpy", "opencv-python-headless", "pillow", "safetensors")
 
 
 class Run:
-    """Log lines to the screen and ``logs/``, measurements to ``metrics.jsonl``, checkpoints to ``checkpoint/``.
+    """Writes log lines to the screen and ``logs/``, and measurements to ``metrics.jsonl``.
 
-    Pictures go to ``samples/`` and ``curves.png``; measurements and pictures to ``tensorboard/`` and to services too,
-    where opened.
+    Checkpoints belong in ``checkpoint/``. Pictures go to ``samples/`` and ``curves.png``. Measurements and sample
+    pictures also go to ``tensorboard/`` and to services, if these are opened.
     """
 
     def __init__(self, folder: str | Path, *, rank: int = 0, name: str = "train") -> None:
@@ -53,9 +53,10 @@ class Run:
             self._make_folder(self.log.parent)
 
     def claim(self) -> None:
-        """Make the folder this process's own until it ends, however it ends; raise where another run has it.
+        """Lock the folder until this process ends, however it ends; raise `OcrnetError` if another run has locked it.
 
-        A record lock, which loader workers do not inherit: what a killed run leaves can be resumed at once.
+        The lock is a record lock, which data loader workers do not inherit. Therefore a killed run can be resumed at
+        once. Windows has no lock.
         """
         if not self.writes or fcntl is None:
             return
@@ -75,17 +76,17 @@ class Run:
         self._lock.flush()
 
     def say(self, line: str) -> None:
-        """Print a line and keep it in the log."""
+        """Print a line and append it to the log."""
         if not self.writes:
             return
         try:
             print(line, flush=True)
-        except OSError:  # the terminal or the pipe is gone; the log goes on
+        except OSError:  # the terminal or the pipe is closed; the log continues
             redirect_stdout_to_devnull()
         self._append(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Append one JSON row to metrics.jsonl."""
+        """Append one JSON row to metrics.jsonl; send its floats to TensorBoard and the services."""
         if not self.writes:
             return
         self._append(self.metrics, json.dumps(row, allow_nan=False))
@@ -98,7 +99,16 @@ class Run:
             sink.record(row)
 
     def sample(self, name: str, step: int, picture: np.ndarray) -> None:
-        """Keep a picture, uint8 H,W,3 RGB, of what the network answers after ``step``."""
+        """Save a picture of a prediction after ``step``; send it to TensorBoard and the services.
+
+        Args:
+            name: The image's name; each ``/`` becomes ``_``.
+            step: The number of completed steps.
+            picture: uint8 H,W,3 RGB.
+
+        Raises:
+            OcrnetError: A file cannot be written.
+        """
         name = name.replace("/", "_")
         path = self.folder / "samples" / f"step_{step}" / f"{name}.png"
         write_png(path, picture)
@@ -118,17 +128,28 @@ class Run:
                 plots.draw(self.metrics, picture)
 
     def open_board(self, step: int) -> None:
-        """Write to TensorBoard from here on; what it shows of an earlier start after ``step`` is dropped."""
+        """Write to TensorBoard from now on; TensorBoard drops the points of an earlier start after ``step``."""
         if self.writes:
             from ocrnet.tracking.tensorboard import (
-                TensorBoardWriter,  # with what it imports, more than half a second, as curves above
+                TensorBoardWriter,  # imported late, as plots above: the import takes more than 0.5 s
             )
 
             with _writing(self._tensorboard):
                 self._board = TensorBoardWriter(self._tensorboard, step)
 
     def open_services(self, names: Sequence[str], *, project: str, run_name: str, fresh: bool) -> None:
-        """Tell services, after `begin`, what is measured; a ``fresh`` run waits for them, and is another one there."""
+        """Start the clients of the services, which send the measurements; call it after `begin`.
+
+        Args:
+            names: The services.
+            project: The project at the service.
+            run_name: The run's name at the service; empty means the name of the folder.
+            fresh: Create a new run at each service and wait until the services are ready. Otherwise, continue the
+                earlier run and do not wait.
+
+        Raises:
+            OcrnetError: The run is fresh and a service cannot begin.
+        """
         if not self.writes:
             return
         for name in names:
@@ -140,7 +161,7 @@ class Run:
             sink.wait_until_ready()
 
     def close(self, ending: str = "failed") -> None:
-        """Write out what TensorBoard and services still hold; ``ending``: finished, stopped or failed."""
+        """Flush and close TensorBoard and the services; ``ending`` is finished, stopped or failed."""
         closing, self._services = self._services, []
         for sink in closing:
             sink.close(ending)
@@ -150,7 +171,10 @@ class Run:
                 board.close()
 
     def cut_metrics(self, *, step: int, evaluated_step: int) -> None:
-        """Drop what a run resumed at ``step`` will write again: later rows, and a last row cut short."""
+        """Remove the metrics that a run resumed at ``step`` will write again, and a truncated last row.
+
+        Evaluation rows are kept up to ``evaluated_step``, all other rows up to ``step``.
+        """
         if not self.writes or not self.metrics.exists():
             return
         kept = []
@@ -167,7 +191,7 @@ class Run:
             os.replace(draft, self.metrics)
 
     def begin(self, cfg: Config, versions: Mapping[str, str]) -> None:
-        """Write the resolved ``config.yml``, and one line a start to ``starts.jsonl``: command, commit, versions."""
+        """Write ``config.yml``; append this start's time, command, commit and versions to ``starts.jsonl``."""
         if not self.writes:
             return
         self._make_folder(self.checkpoints)
@@ -191,13 +215,13 @@ class Run:
     def _append(self, path: Path, line: str) -> None:
         with _writing(path):
             # mutation: recreate-removed-run-folder
-            path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it under the run
+            path.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been removed during the run
             with path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
 
 def redirect_stdout_to_devnull() -> None:
-    """Send what is still printed to nowhere: nobody reads it any more."""
+    """Redirect stdout to /dev/null, because its reader is gone."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -213,7 +237,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def core_versions() -> dict[str, str]:
-    """Return the versions of everything that the numbers of a run depend on, outside its engine."""
+    """Return the versions on which a run's numbers depend, except those of its engine."""
     found = {"ocrnet": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -224,7 +248,7 @@ def core_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the source tree that runs, ``-dirty`` where it was changed; None outside git."""
+    """Return the commit of this source tree, with ``-dirty`` if it has changes; None if git gives no commit."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

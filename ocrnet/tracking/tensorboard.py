@@ -1,4 +1,4 @@
-"""The files of TensorBoard, written by the run's own thread: a full disk is an error then, not a hang."""
+"""TensorBoard event files, written in the caller's thread so that a full disk raises an error and does not hang."""
 
 import contextlib
 import sys
@@ -11,7 +11,10 @@ import numpy as np
 
 @contextlib.contextmanager
 def _without_torch() -> Iterator[None]:
-    """Let an import find no PyTorch, unless it is there already: tensorboardX takes its seconds and memory unasked."""
+    """Hide PyTorch from imports, unless it is already imported.
+
+    Otherwise tensorboardX imports PyTorch unnecessarily, which costs seconds and memory.
+    """
     if "torch" in sys.modules:
         yield
         return
@@ -30,7 +33,7 @@ with _without_torch():
 
 
 class TensorBoardWriter:
-    """One event file in ``folder``; what TensorBoard shows of an earlier start after ``step`` is dropped."""
+    """Writes one event file in ``folder``; TensorBoard drops the points of an earlier start after ``step``."""
 
     def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,19 +42,31 @@ class TensorBoardWriter:
         self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=log))
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """Add one value of a curve."""
+        """Add one point to a curve.
+
+        Args:
+            name: The curve's name.
+            value: The point's value.
+            step: The number of completed steps.
+        """
         self._write(summary.scalar(name, value), step)
 
     def image(self, name: str, picture: np.ndarray, step: int) -> None:
-        """Add a picture, uint8 H,W,3 RGB."""
+        """Add a picture.
+
+        Args:
+            name: The picture's name.
+            picture: uint8 H,W,3 RGB.
+            step: The number of completed steps.
+        """
         self._write(summary.image(name, picture, dataformats="HWC"), step)
 
     def flush(self) -> None:
-        """Bring what was added to the disk."""
+        """Flush the added points and pictures to disk."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Bring everything to the disk and close the file."""
+        """Flush everything to disk and close the file."""
         self._writer.close()
 
     def _write(self, content: Summary, step: int) -> None:

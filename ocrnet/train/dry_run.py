@@ -1,4 +1,4 @@
-"""`train --dry_run`: what a run would do and cost, measured on real steps; nothing is written."""
+"""`train --dry_run`: show the setup and the cost of a run, measured on real steps, without writing anything."""
 
 import dataclasses
 import itertools
@@ -24,9 +24,17 @@ LOOKED_AT = 50
 
 
 def dry_run(cfg: Config, *, notes: list[str], world: World) -> list[str]:
-    """Print what `train` would do and cost, from real steps; write nothing. Return what is wrong with the data.
+    """Print the setup and the cost of a training run, measured on real steps, without writing anything.
 
-    Every rank looks at the data and takes the steps; rank 0 prints.
+    Every rank validates the data and runs the steps; rank 0 prints.
+
+    Args:
+        cfg: The configuration.
+        notes: Further lines to print.
+        world: The ranks of the run.
+
+    Returns:
+        The problems found in the data, of all ranks.
     """
     say = _print if world.rank == 0 else _ignore
     client.check(cfg.trackers)
@@ -69,7 +77,7 @@ def lines_of_config(cfg: Config) -> list[str]:
 
 
 def lines_of_data(datasets: dict[str, Dataset], cfg: Config) -> tuple[list[str], list[str]]:
-    """Read up to 50 pairs of each split, evenly spread; return what was seen, and the problems."""
+    """Read up to 50 evenly spaced pairs of each split; return a summary line per split, and the problems."""
     lines, problems = [], []
     for split, dataset in datasets.items():
         count = min(LOOKED_AT, len(dataset))
@@ -85,7 +93,16 @@ def lines_of_data(datasets: dict[str, Dataset], cfg: Config) -> tuple[list[str],
 
 
 def lines_of_size(cfg: Config, arch: Arch, engine: Engine) -> list[str]:
-    """Return what is known of the cost before any step is taken."""
+    """Return the part of the cost that is known before the first step.
+
+    Args:
+        cfg: The configuration.
+        arch: The architecture of the network.
+        engine: The engine of this rank.
+
+    Returns:
+        Lines with the number of parameters, the checkpoint size, and the FLOPs of a forward pass and of a step.
+    """
     size = cfg.data.crop_size
     forward = flops.forward_flops(arch, size)
     crops = cfg.batch_size * cfg.accumulate_steps * engine.world.size
@@ -98,7 +115,7 @@ def lines_of_size(cfg: Config, arch: Arch, engine: Engine) -> list[str]:
 
 
 def lines_of_cost(cfg: Config, engine: Engine) -> list[str]:
-    """Take a step to warm up and two that are measured; return the memory and time that the run needs."""
+    """Run one warm-up step and two measured steps; return lines with the memory and time that the run needs."""
     engine.train(1)
     stats = engine.train(STEPS - 1)
     pace = stats.seconds / len(stats.finite)

@@ -1,4 +1,4 @@
-"""Setting a training run up: check everything, then open the folder and the engine, then hand over to the loop."""
+"""Set up a training run: validate the inputs, open the engine and the run folder, and start the training loop."""
 
 import os
 import shlex
@@ -34,9 +34,19 @@ TRAIN, VAL = "training images", "validation images"
 
 
 def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, begin_from: Path | None = None) -> None:
-    """Train as ``cfg`` says, from the start or from ``resume`` (a checkpoint, or ``auto``).
+    """Train a network, from the beginning or from a checkpoint.
 
-    Where ``auto`` finds nothing, ``begin_from`` is the checkpoint to begin from, if any.
+    Args:
+        cfg: The configuration.
+        notes: Further lines for the log.
+        resume: A checkpoint or run folder to resume from; ``auto`` means the newest valid checkpoint of the run; None
+            starts from the beginning.
+        world: The ranks of the run.
+        begin_from: The checkpoint to begin from instead of a fresh start, if any.
+
+    Raises:
+        OcrnetError: The inputs are invalid, or the run failed.
+        Stopped: A signal stopped the run after it saved a checkpoint.
     """
     train_set = open_split(cfg, "train")
     val_set = open_split(cfg, "val") if cfg.run_eval else None
@@ -83,7 +93,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
 
 
 def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) -> Push | None:
-    """Start pushing to train_url: rank 0's work."""
+    """Start the upload to train_url on rank 0; return None on other ranks or without train_url."""
     if store is None or not run.writes:
         return None
     check_writable(store, cfg.cloud, run.say)
@@ -96,7 +106,7 @@ def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) ->
 
 
 def identities(datasets: Mapping[str, Dataset]) -> dict[str, str]:
-    """Return what tells whether all ranks have the same images."""
+    """Return the identity of each dataset, by which the ranks verify that they have the same images."""
     # mutation: same-images-on-all-ranks
     return {what: dataset.identity for what, dataset in datasets.items()}
 
@@ -108,7 +118,7 @@ def _identity(found: Checkpoint | None) -> str:
 def _open_folder(
     cfg: Config, engine: Engine, progress: Progress, versions: Mapping[str, str], lines: Sequence[str]
 ) -> Run:
-    """Make the folder this run's own and begin its record with ``lines``: rank 0's work, for which all wait."""
+    """Lock the run folder and begin its record with ``lines`` on rank 0, while all other ranks wait."""
     with collectives.propagate_errors(engine):
         if engine.world.rank == 0:
             client.check(cfg.trackers)
@@ -128,13 +138,22 @@ def _open_folder(
 
 
 def make_stream(cfg: Config, train_set: Dataset, arch: Arch) -> TrainStream:
-    """Return the training samples, as the config augments them."""
+    """Return the stream of training samples.
+
+    Args:
+        cfg: The configuration, including the augmentation.
+        train_set: The training images.
+        arch: The architecture of the network.
+
+    Returns:
+        The stream of augmented samples.
+    """
     channels, dropout = architecture.head_channels(arch), cfg.ocr_head.dropout
     return TrainStream(train_set, cfg.data, seed=cfg.seed, channels=channels, dropout=dropout)
 
 
 def open_split(cfg: Config, split: str) -> Dataset:
-    """Open a labelled split of the config's dataset."""
+    """Open a labeled split of the config's dataset."""
     return open_dataset(cfg.data.name, cfg.data.dataset_dir, split, ignore_label=cfg.data.ignore_label)
 
 
@@ -159,7 +178,16 @@ def arch_of(cfg: Config, num_classes: int) -> Arch:
 
 
 def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
-    """Say where the config describes another network than the file holds; the file wins."""
+    """Compare the architecture in the config with that of a file; the file takes precedence.
+
+    Args:
+        cfg: The configuration.
+        arch: The architecture in the file.
+        path: The file.
+
+    Returns:
+        One line for each key that differs.
+    """
     configured = arch_of(cfg, arch.num_classes)
     return [
         f"{name}: the config says {getattr(configured, name)}, {path.name} holds {getattr(arch, name)}; the file wins"
@@ -169,22 +197,32 @@ def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
 
 
 def _after_restart(cfg: Config, resume: str | None) -> tuple[str | None, list[str]]:
-    """Return ``auto`` where torchrun has started the ranks anew after they had made checkpoints, and what to say."""
+    """Return ``auto`` and a log line if torchrun restarted the ranks after they saved checkpoints, else ``resume``."""
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     made = checkpoint.steps(Path(cfg.save_dir) / "checkpoint")
     if count == "0" or resume == "auto" or not made:
         return resume, []
-    if made[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # those of an earlier launch
+    if made[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # from an earlier launch
         return resume, []
     return "auto", [f"resume: torchrun started the ranks anew (restart {count}), so --resume_ckpt auto is implied"]
 
 
 def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """Return the checkpoint to go on from and what to say about the choice; never a silent fresh start.
+    """Select the checkpoint to resume from; a fresh start after ``auto`` is never silent.
 
-    No flag: a fresh start, refused where the run folder has checkpoints. ``auto``: the newest valid checkpoint of the
-    run folder, or a fresh start that is said. Anything else: that file, or that folder's newest valid one. What would
-    be a fresh start begins from ``begin_from``, where there is one.
+    Args:
+        cfg: The configuration.
+        resume: None means a fresh start, which is an error if the run folder contains checkpoints. ``auto`` means the
+            newest valid checkpoint of the run folder, or a logged fresh start if the folder has no checkpoints. Any
+            other value is a checkpoint, or a folder whose newest valid checkpoint is used.
+        begin_from: The checkpoint that replaces a fresh start, if any.
+
+    Returns:
+        The checkpoint, or None for a fresh start, and the lines to log about the choice.
+
+    Raises:
+        OcrnetError: There is no valid checkpoint, a fresh start would mix with an earlier run, or a run cannot resume
+            from the checkpoint.
     """
     folder = Path(cfg.save_dir) / "checkpoint"
     if resume is None:
@@ -229,14 +267,14 @@ def _nor_in(cfg: Config) -> str:
 
 
 def _changed_keys(cfg: Config, found: Checkpoint) -> list[str]:
-    """Say which keys differ from the run that wrote the checkpoint."""
+    """Return a line for each config key that differs from the run that wrote the checkpoint."""
     before = loader.with_current_keys(dict(config.flat(found.meta["config"])))
     now = dict(config.flat(config.as_dict(cfg)))
     return [f"resume: {name} is {now[name]}, was {old}" for name, old in before.items() if now.get(name, old) != old]
 
 
 def _changed_versions(found: Checkpoint, versions: Mapping[str, str]) -> list[str]:
-    """Say which versions, and which number of threads, differ from those that the checkpoint's run computed with."""
+    """Return a line for each version, and for the number of threads, that differs from the checkpoint's run."""
     before = found.meta["versions"]
     return [
         f"resume: {name} is {new}, was {before[name]}; numbers may differ in their last digits"
@@ -246,9 +284,9 @@ def _changed_versions(found: Checkpoint, versions: Mapping[str, str]) -> list[st
 
 
 def _changed_batch(cfg: Config, found: Checkpoint, world: World) -> list[str]:
-    """Say where the number of cards or the crops of a step differ from those of the checkpoint's run."""
+    """Return the line to log if the number of ranks or of crops per step differs from the checkpoint's run."""
     old = found.meta["config"]
-    cards = found.meta.get("cards", 1)  # before it was noted, a run had one card
+    cards = found.meta.get("cards", 1)  # checkpoints without this key are from runs with one rank
     was = cards * old["batch_size"] * old["accumulate_steps"]
     now = world.size * cfg.batch_size * cfg.accumulate_steps
     lead = f"resume: cards is {world.size}, was {cards}: " if world.size != cards else "resume: "
@@ -261,7 +299,19 @@ def _changed_batch(cfg: Config, found: Checkpoint, world: World) -> list[str]:
 
 
 def starting_state(cfg: Config, arch: Arch, found: Checkpoint | None) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the first state of the run and what to say about it: the checkpoint's, ImageNet's, or a fresh one."""
+    """Return the initial state of the run: from the checkpoint, with an ImageNet backbone, or with fresh weights.
+
+    Args:
+        cfg: The configuration.
+        arch: The architecture of the network.
+        found: The checkpoint to resume from; None for a fresh start.
+
+    Returns:
+        The state by canonical name, and the lines to log about it.
+
+    Raises:
+        OcrnetError: The tensors do not fit the architecture, or the file of the backbone cannot be read.
+    """
     if found is not None:
         shapes = {name: array.shape for name, array in found.tensors.items() if "/" not in name}
         architecture.check(shapes, arch, str(found.path))
@@ -277,7 +327,17 @@ def starting_state(cfg: Config, arch: Arch, found: Checkpoint | None) -> tuple[d
 
 
 def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
-    """Return the lines that say what was decided."""
+    """Return the lines that describe the run at its start.
+
+    Args:
+        cfg: The configuration.
+        arch: The architecture of the network.
+        engine: The engine of this rank.
+        images: The number of training images.
+
+    Returns:
+        Lines about versions, engine, network, data, batch and learning rate.
+    """
     global_batch = lr_schedule.global_batch(cfg, engine.world.size)
     return [
         f"ocrnet {core_versions()['ocrnet']}, run folder {cfg.save_dir}",
@@ -293,7 +353,7 @@ def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
 
 
 def _unlike_recipe(cfg: Config, global_batch: int) -> list[str]:
-    """Say where a step has other crops than those that its learning rate is meant for, and what was done about it."""
+    """Return a line if the global batch differs from base_batch_size, with the effect on the learning rate."""
     base = cfg.base_batch_size
     if base in (None, global_batch):
         return []

@@ -1,4 +1,4 @@
-"""The one training loop: a segment of steps, then log, evaluate, save, each when due."""
+"""The training loop: run a segment of steps, then log, evaluate and save when each is due."""
 
 import contextlib
 import dataclasses
@@ -26,19 +26,19 @@ from ocrnet.tracking.run_dir import Run, core_versions
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint
 
-# Of the training images, how many may be unreadable before data.on_error: skip gives up (one always may).
+# Maximum share of unreadable training images with data.on_error: skip; a single one is always allowed.
 UNREADABLE_SHARE = 0.01
 
-# Several ranks vote about a stop at least this often, in seconds: well within the grace that schedulers give.
+# Several ranks vote on a stop at least this often, in seconds: well within the grace period of schedulers.
 VOTE_SECONDS = 5.0
 
-# The longer side of a sample picture's panels, in pixels.
+# Longer side of the panels of a sample picture, in pixels.
 SAMPLE_SIDE = 640
 
 
 @dataclass
 class Progress:
-    """All of the loop's own state: what a checkpoint holds beside the engine's, so that a resumed run goes on."""
+    """The state of the loop itself; a checkpoint stores it together with the engine's state, to resume the run."""
 
     step: int = 0
     evaluated_step: int = 0
@@ -52,7 +52,7 @@ class Progress:
 
 @dataclass
 class ThroughputMeter:
-    """What the steps since the last log line took: measured, and so not part of the run's state."""
+    """Measurements of the steps since the last log line; as measurements, they are not part of the run's state."""
 
     steps: int = 0
     samples: int = 0
@@ -61,7 +61,7 @@ class ThroughputMeter:
     memory_bytes: int = 0
 
     def add(self, stats: Stats) -> None:
-        """Add a segment."""
+        """Add the measurements of a segment."""
         self.steps += len(stats.finite)
         self.samples += stats.samples
         self.seconds += stats.seconds
@@ -73,8 +73,9 @@ class ThroughputMeter:
 class Loop:
     """One training run, on each of its ranks.
 
-    ``stopped`` gives the number of the signal that asked this rank to end early, after a step and with a checkpoint; 0
-    while none did. Where one rank is asked, all end. ``push`` takes what is written elsewhere, on rank 0 if at all.
+    ``stopped`` returns the number of the signal that requested this rank to stop, or 0. If one rank is requested to
+    stop, all ranks stop after a step and with a checkpoint. ``push`` uploads the files of the run; it is None on ranks
+    other than 0 and in runs without uploads.
     """
 
     cfg: Config
@@ -87,14 +88,14 @@ class Loop:
     push: Push | None = None
 
     def fit(self) -> int:
-        """Train from ``progress`` to the config's total_step, or until stopped; return the signal's number, or 0."""
+        """Train from ``progress`` to the config's total_step or a stop request; return the signal's number, or 0."""
         self._pace = ThroughputMeter()
         self._steps_to_vote = 1
         self._saved_step: int | None = None
         self._learning_rate = lr_schedule.table(self.cfg, self.engine.world.size)
-        shown = None if self.engine.world.size == 1 else False  # mpirun gives the ranks a terminal that is none
+        shown = None if self.engine.world.size == 1 else False  # the terminal of mpirun's ranks is not a real one
         with ProgressBar(self.cfg.total_step, self.progress.step, shown=shown) as self._bar:
-            if self._evaluation_is_due():  # a stop came between the step and its evaluation
+            if self._evaluation_is_due():  # the run was stopped between the step and its evaluation
                 self._evaluate_and_save_if_due()
             while self.progress.step < self.cfg.total_step and not self._stop_signal_of_any_rank():
                 stats = self._train_segment()
@@ -111,11 +112,14 @@ class Loop:
         return self._stop_signal_of_any_rank()
 
     def _stop_signal_of_any_rank(self) -> int:
-        """Return the number of the signal that asked this rank, or any other, to stop; 0 where none did."""
+        """Return the number of the signal that requested this or any other rank to stop; 0 if there is none."""
         return collectives.all_reduce_max(self.engine, self.stopped())
 
     def _train_segment(self) -> Stats:
-        """Train up to where something is due; one rank until it is asked to stop, several until they vote again."""
+        """Train until something is due.
+
+        A single rank ends earlier at a stop request; several ranks end earlier at their next vote.
+        """
         steps = self._next_stop() - self.progress.step
         alone = self.engine.world.size == 1
         with self._saved_on_failure(agreed=alone):
@@ -129,13 +133,19 @@ class Loop:
         return self._with_unreadable_of_all(stats)
 
     def _fail_alone(self, stats: Stats) -> None:
-        """Raise what ended this rank's segment early: the others may wait within that step, so nothing is exchanged."""
+        """Raise the error that ended the segment of this rank early.
+
+        Other ranks may be waiting in that step, so this method must not call a collective.
+        """
         self._accumulate_stats(stats)
         self.engine.train(1)
         raise AssertionError("a step failed, but the next call did not raise its error")
 
     def _agree_on_segment_length(self, stats: Stats) -> None:
-        """Choose the same number of steps on every rank, by the slowest; no more than double, as a first pace errs."""
+        """Set the same number of steps to the next vote on all ranks, based on the slowest rank.
+
+        At most double the number, because the first measured pace is unreliable.
+        """
         seconds = max(collectives.all_gather(self.engine, round(stats.seconds * 1e6))) / 1e6
         within = int(VOTE_SECONDS * len(stats.finite) / max(seconds, 1e-6))
         self._steps_to_vote = max(1, min(2 * self._steps_to_vote, within))
@@ -148,10 +158,10 @@ class Loop:
 
     @contextlib.contextmanager
     def _saved_on_failure(self, *, agreed: bool) -> Iterator[None]:
-        """Save what is done before a failure ends the run; what runs within leaves the engine where progress says.
+        """Save the finished steps if the body fails; the body must leave the engine at the step in ``progress``.
 
-        ``agreed``: all ranks fail together, and wait until rank 0 has saved. Otherwise the others may be anywhere, and
-        are not waited for: rank 0 saves by itself, and only rank 0 can say so.
+        With ``agreed``, all ranks fail together and wait until rank 0 has saved. Otherwise the other ranks may be at
+        any point and do not take part: rank 0 saves without a collective, and only its error mentions the checkpoint.
         """
         try:
             yield
@@ -169,7 +179,7 @@ class Loop:
             ) from error
 
     def _save_once(self) -> None:
-        """Write the checkpoint of this step, unless this run did so already."""
+        """Write the checkpoint of this step, unless this run has already written it."""
         if self._saved_step != self.progress.step:
             self._save(self.progress.step)
 
@@ -186,7 +196,7 @@ class Loop:
         return min(cfg.total_step, *((step // interval + 1) * interval for interval in intervals))
 
     def _accumulate_stats(self, stats: Stats) -> None:
-        """Add a segment to the loop's state; end the run where too many steps or images are bad."""
+        """Add a segment to the loop's state; raise if too many steps are skipped or too many images are unreadable."""
         progress = self.progress
         self._pace.add(stats)
         for offset, finite in enumerate(stats.finite):
@@ -203,7 +213,7 @@ class Loop:
         progress, cfg = self.progress, self.cfg
         progress.skipped += 1
         progress.skipped_in_row += 1
-        # The images of all ranks: together they see what one rank with a larger batch sees.
+        # Name the images of all ranks: together they process the batch of a single rank with a larger batch size.
         batch_size = cfg.batch_size * self.engine.world.size
         batches = rank_sample_indices(step, batch_size=batch_size, accumulate_steps=cfg.accumulate_steps, world=World())
         names = ", ".join(self.stream.name(number) for batch in batches for number in batch)
@@ -231,7 +241,7 @@ class Loop:
             )
 
     def _log_if_due(self) -> None:
-        """Say and record the steps since the last line; losses are means over the finite ones."""
+        """Log and record the steps since the last log line; losses are means over the finite steps."""
         cfg, progress, pace = self.cfg, self.progress, self._pace
         for line in self.push.news() if self.push else ():
             self.run.say(line)
@@ -284,7 +294,7 @@ class Loop:
             progress.evaluated_step = progress.step
             with collectives.propagate_errors(self.engine):
                 self._note_scores(scores)
-        # A series of skipped steps leaves the weights as they are, and must not push the sound checkpoints out.
+        # A series of skipped steps leaves the weights unchanged: saving them would only displace valid checkpoints.
         in_a_series = progress.skipped_in_row > 1 and progress.step < self.cfg.total_step
         if self._due(self.cfg.save_interval) and not in_a_series:
             with collectives.propagate_errors(self.engine):
@@ -295,7 +305,7 @@ class Loop:
                     checkpoint.prune(self.run.checkpoints, self.cfg.keep_checkpoint, spared)
 
     def _sampler(self, dataset: Dataset) -> Show:
-        """Return what sees each image of an evaluation and keeps some as pictures: of rank 0's share."""
+        """Return a callback for each image of an evaluation; it saves some images of rank 0's share as pictures."""
         share = range(self.engine.world.rank, len(dataset), self.engine.world.size)
         count = min(self.cfg.eval_samples, len(share)) if self.run.writes else 0
         chosen = {share[i * len(share) // count] for i in range(count)}
@@ -310,7 +320,7 @@ class Loop:
         return show
 
     def _note_scores(self, scores: Scores) -> None:
-        """Say and record an evaluation; keep the best weights so far."""
+        """Log and record an evaluation; save the weights if they are the best so far."""
         progress = self.progress
         self.run.record({"kind": "eval", "step": progress.step, **as_dict(scores)})
         self.run.draw_curves()
@@ -325,7 +335,7 @@ class Loop:
             self._save("best")
 
     def _save(self, tag: int | str) -> None:
-        """Write one checkpoint: the engine's state, and everything that resuming or using it needs to know."""
+        """Write one checkpoint: the engine's state, and all metadata that is needed to resume from it or to use it."""
         tensors = self.engine.state()
         if not self.run.writes:
             return
@@ -363,12 +373,12 @@ class Loop:
 
 
 def quick(eval_cfg: Eval) -> Eval:
-    """Return how a run evaluates while it trains: as asked, but at scale 1 and without the mirrored image."""
+    """Return the evaluation settings during training: as configured, but at scale 1 and without flip."""
     return dataclasses.replace(eval_cfg, scales=(1.0,), flip=False)
 
 
 def log_line(row: dict[str, Any], cfg: Config) -> str:
-    """Return a row of metrics.jsonl as people read it."""
+    """Return a row of metrics.jsonl as a readable log line."""
     pace = row["seconds_per_step"]
     return (
         f"step {row['step']}/{cfg.total_step}  loss {row['loss']:.4f} "
@@ -380,7 +390,7 @@ def log_line(row: dict[str, Any], cfg: Config) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return 1:02:03, with days in front where there are any."""
+    """Return seconds as 1:02:03, preceded by the number of days if there are any."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

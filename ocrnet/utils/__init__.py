@@ -1,1 +1,1 @@
-"""Small modules that need nothing else of the package."""
+"""Small modules that do not depend on the rest of the package."""

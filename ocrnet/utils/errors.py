@@ -1,17 +1,23 @@
-"""The one error that a user sees without a traceback, and the spelling help it carries."""
+"""The only error that users see without a traceback, and helpers for its message."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class OcrnetError(ValueError):
-    """A mistake in what the user gave (a key, a flag, a path, a file); the message says which and what to do."""
+    """An error in the user's input (a key, a flag, a path, a file); the message names it and how to fix it."""
 
 
 def printable(text: str, most: int | None = None, *, lines: bool = False) -> str:
-    """Return what someone else named as a terminal may show it: no control characters, nothing that is no character.
+    """Return text from an external source in a form that is safe to print on a terminal.
 
-    They become escapes like ``\\x1b``, newlines too unless ``lines``; what is longer than ``most`` characters is cut.
+    Args:
+        text: The text.
+        most: The number of characters to keep; longer text is cut. None: no limit.
+        lines: Whether to keep newlines.
+
+    Returns:
+        The text, in which control and other unprintable characters are replaced by escapes like ``\\x1b``.
     """
     cut = text if most is None or len(text) <= most else f"{text[:most]}…"
     return "".join(

@@ -1,4 +1,4 @@
-"""Optional libraries: whether one is installed, and how to install it."""
+"""Optional libraries: check whether one is installed, and report how to install it."""
 
 import importlib
 import importlib.util
@@ -19,18 +19,18 @@ INSTALL = {
 
 
 def installed(name: str) -> bool:
-    """Return whether a library can be imported, without importing it; a folder of its name does not count."""
+    """Return whether a library can be imported, without importing it; a folder with its name does not count."""
     found = importlib.util.find_spec(name)
     return found is not None and found.origin is not None
 
 
 def check_installed(name: str, why: str) -> None:
-    """Raise `OcrnetError` with how to install an optional library where it is missing; import nothing."""
+    """Raise `OcrnetError` with installation instructions if an optional library is missing; import nothing."""
     if not installed(name):
         raise OcrnetError(f"{why} needs {name}, which is not installed: {INSTALL[name]}")
 
 
 def need(name: str, why: str) -> ModuleType:
-    """Import an optional library; `OcrnetError` with how to install it where it is missing."""
+    """Import an optional library; raise `OcrnetError` with installation instructions if it is missing."""
     check_installed(name, why)
     return importlib.import_module(name)

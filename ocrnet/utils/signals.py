@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGHUP and SIGUSR1 as a request to stop at the next safe place; a second one ends the process."""
+"""Handle SIGTERM, SIGINT, SIGHUP and SIGUSR1: the first requests a stop at a safe point, a second one exits."""
 
 import contextlib
 import ctypes
@@ -15,16 +15,17 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP"
 
 PR_SET_PDEATHSIG = 1
 
-# One request may come as several signals: Ctrl-C in a terminal, and mpirun's own SIGTERM behind it; PR_SET_PDEATHSIG
-# once for each of the parent's threads, up to 9 ms apart.
+# One request may arrive as several signals: mpirun's own SIGTERM follows a Ctrl-C in a terminal, and PR_SET_PDEATHSIG
+# sends one signal for each of the parent's threads, up to 9 ms apart.
 ONE_REQUEST_S = 1.0
 
 
 @contextlib.contextmanager
 def block_signals() -> Iterator[None]:
-    """Hold the signals that stop a run while threads or processes start: each inherits the hold.
+    """Block the signals that stop a run while threads or processes start; each inherits the signal mask.
 
-    A worker lifts it in `data.workers.begin_worker`; a thread keeps it, so that signals are left to the main thread.
+    A worker unblocks them in `data.workers.begin_worker`; a thread keeps them blocked, so that the main thread
+    receives them.
     """
     # mutation: block-signals-while-workers-start
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -35,13 +36,13 @@ def block_signals() -> Iterator[None]:
 
 
 def set_parent_death_signal(number: int) -> None:
-    """Have this process sent a signal when the one that started it dies; on Linux, elsewhere nothing happens."""
+    """Request signal ``number`` for this process when its parent dies (Linux); do nothing on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """A run that a signal ended after saving; ``status`` is the exit status by which shells know it."""
+    """Raised when a signal ended a run after saving; ``status`` is the exit status, 128 plus the signal number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -49,9 +50,10 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 class StopRequest:
-    """Within ``with``, calling it tells which signal asked the run to stop; outside, signals do what they did.
+    """A context manager that records which signal asked the run to stop; on exit it restores the old handlers.
 
-    Of the ranks of a run, which mostly get a signal all at once, one ``speaks``.
+    Call it to get the signal's number. The ranks of a run usually receive a signal at the same time, so only one of
+    them ``speaks``, which means that it prints a message with ``what``.
     """
 
     def __init__(self, *, speaks: bool = True, what: str = "stopping after this step, with a checkpoint") -> None:
@@ -61,13 +63,13 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> int:
-        """Return the number of the signal after which to stop at the next safe place; 0 while there is none."""
+        """Return the number of the signal that asked the run to stop at the next safe point; 0 if there was none."""
         return self.number or 0
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+        if threading.current_thread() is threading.main_thread():  # Python lets only the main thread set handlers
             # mutation: stop-on-signal
-            chosen = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+            chosen = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
             self._before = {number: signal.signal(number, self._handle) for number in chosen}
         return self
 
@@ -86,5 +88,5 @@ class StopRequest:
         if not self.speaks:
             return
         name = signal.Signals(number).name
-        with contextlib.suppress(OSError):  # a closed terminal
+        with contextlib.suppress(OSError):  # the terminal may be closed
             os.write(2, f"{name}: {self.what}; once more to exit at once\n".encode())

@@ -1,4 +1,4 @@
-"""What a url of the config may look like, read without touching a network; nothing here repeats a key or a secret."""
+"""Parse and validate the urls of the config without network access; no message repeats a key or a secret."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from ocrnet.utils.errors import OcrnetError, nearest
 SCHEMES = ("obs", "s3", "file")
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 
-# Where the tools look for keys; whatever stands there is kept out of every message.
+# The environment variables in which the tools expect keys; their values are kept out of every message.
 OBS_KEYS = (
     ("AccessKeyID", "SecretAccessKey", "SecurityToken"),
     ("OBS_ACCESS_KEY_ID", "OBS_SECRET_ACCESS_KEY", "OBS_SECURITY_TOKEN"),
@@ -25,7 +25,7 @@ _CREDENTIALS = re.compile(r"(\w://)[^/@\s'\"]+@")
 class Url:
     """A url in parts: ``scheme`` (empty for a path), ``bucket`` (empty for folders), and ``path``.
 
-    In a bucket a path has no slashes around it; that of a folder is a path on this machine, as it was given.
+    In a bucket, the path has no leading or trailing slashes; for a folder, it is the path on this machine as given.
     """
 
     scheme: str
@@ -39,24 +39,24 @@ class Url:
 
     @property
     def name(self) -> str:
-        """The last part of the path, or the bucket."""
+        """The last part of the path; without one, the bucket, or "data" as a fallback."""
         return self.path.rstrip("/").rpartition("/")[2] or self.bucket or "data"
 
     @property
     def parent(self) -> "Url":
-        """The folder that it lies in."""
+        """The parent folder."""
         if self.bucket:
             return Url(self.scheme, self.bucket, self.path.rpartition("/")[0])
         return Url(self.scheme, "", str(Path(self.path).parent))
 
     @property
     def is_archive(self) -> bool:
-        """Whether its name says that it is a tar."""
+        """Whether the path ends in a suffix of `ARCHIVES`."""
         return self.path.endswith(ARCHIVES)
 
 
 def parse(key: str, text: str) -> Url:
-    """Read the url that stands under ``key``; an `OcrnetError` says what is wrong with it."""
+    """Parse the url that is the value of ``key``; raise `OcrnetError` if it is invalid."""
     scheme, colon, rest = text.partition("://")
     if not colon:
         return Url("", "", text)
@@ -80,13 +80,13 @@ def parse(key: str, text: str) -> Url:
 
 
 def has_credentials(text: str) -> bool:
-    """Say whether a url has a user or key before its host."""
+    """Return whether a url has a user or key before its host."""
     # mutation: refuse-credentials-in-url
     return bool(_CREDENTIALS.search(text))
 
 
 def scrub(text: str) -> str:
-    """Return a message without the keys that the environment holds, or that stand before the ``@`` of a url."""
+    """Replace keys from the environment, and credentials before the ``@`` of a url, by asterisks in a message."""
     names = {name for names in (*OBS_KEYS, S3_KEYS) for name in names}
     for secret in filter(None, map(os.environ.get, names)):
         if len(secret) >= 4:
@@ -95,7 +95,7 @@ def scrub(text: str) -> str:
 
 
 def problems(urls: dict[str, str], endpoint: str) -> Iterator[str]:
-    """Yield what is wrong with the urls of a config, by key, and with ``cloud.endpoint``."""
+    """Yield the problems of a config's urls, given by key, and of ``cloud.endpoint``."""
     schemes = set()
     for key, text in urls.items():
         try:

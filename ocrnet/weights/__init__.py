@@ -1,4 +1,4 @@
-"""Weights in files: our checkpoints, and the files of other implementations."""
+"""Files of weights: our checkpoints, and the files of other implementations."""
 
 from ocrnet.weights.load import (
     DOCUMENT,

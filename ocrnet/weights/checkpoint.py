@@ -1,15 +1,15 @@
 """Checkpoints: one safetensors file of named arrays with one JSON document in its header.
 
 A file is written under a temporary name and renamed, so that a crash leaves the old file or none under the final
-name; ``load`` accepts only a file that is intact to the last bit. No pickle is involved anywhere.
+name. ``load`` accepts a file only if its checksums match. Pickle is never used.
 
-The JSON document is the header's only metadata value (key ``ocrnet``). To what the caller gives it adds ``format``,
+The JSON document is the header's only metadata value (key ``ocrnet``). It holds the caller's values and ``format``,
 ``sha256`` and ``meta_sha256``, which is always its last member:
 
-* ``sha256`` is taken over, for each name in sorted order, the line ``["name","dtype",[shape]]`` (JSON without blanks,
-  NumPy's dtype name, a newline at its end) and the array's bytes, little-endian, in C order: the layout of the file
-  does not enter.
-* ``meta_sha256`` is taken over the document's own text without that last member.
+* ``sha256`` covers, for each name in sorted order, the line ``["name","dtype",[shape]]`` (JSON without blanks, NumPy's
+  dtype name, a newline at its end) and the array's bytes, little-endian, in C order. It does not depend on the layout
+  of the file.
+* ``meta_sha256`` covers the document's text without that last member.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from ocrnet.utils.errors import OcrnetError
 
 FORMAT = 1
 
-# What files of weights, ours and others, are called.
+# Suffixes of files of weights, ours and those of other implementations.
 WEIGHTS = (".safetensors", ".ckpt", ".pth", ".pdparams")
 
 _KEY = "ocrnet"
@@ -48,7 +48,7 @@ AnyPath = str | os.PathLike[str]
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint as read: its file, its arrays by canonical name, and its JSON document."""
+    """A loaded checkpoint: its file, its arrays by canonical name, and its JSON document."""
 
     path: Path
     tensors: dict[str, np.ndarray]
@@ -57,18 +57,26 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class NewestCheckpoint:
-    """The newest checkpoint that loads, if any, and the newer ones that did not, each with the reason."""
+    """The newest checkpoint that loads, if any, and the newer ones that failed to load, each with the reason."""
 
     checkpoint: Checkpoint | None
     passed_over: tuple[tuple[Path, str], ...]
 
 
 def save(path: AnyPath, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write a checkpoint so that at no moment a damaged file stands under ``path``; makes the folder if need be.
+    """Write a checkpoint atomically, and create its folder if needed.
 
-    A ``.ckpt`` of the same name holds an older checkpoint's weights, and is removed first: the two never disagree.
-    ``format`` and ``sha256`` in ``meta`` are set here. A failed write raises OcrnetError and leaves an older file of
-    that name as it was; a dtype that safetensors lacks or a value that strict JSON lacks (nan) raises ValueError.
+    A ``.ckpt`` of the same name holds the weights of an older checkpoint. It is removed first, so that the two never
+    disagree.
+
+    Args:
+        path: The file; it is never incomplete.
+        tensors: The arrays by canonical name.
+        meta: The members of the JSON document; ``format`` and ``sha256`` are set here.
+
+    Raises:
+        OcrnetError: The write failed; an older file of that name is unchanged.
+        ValueError: safetensors lacks a dtype, or strict JSON lacks a value (nan).
     """
     path = Path(path)
     data = pack(tensors, meta)
@@ -79,7 +87,7 @@ def save(path: AnyPath, tensors: dict[str, np.ndarray], meta: dict[str, Any]) ->
 
 
 def pack(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
-    """Return the bytes of a checkpoint; ValueError as for `save`."""
+    """Return the bytes of a checkpoint; raise ValueError as `save` does."""
     for name, tensor in tensors.items():
         if tensor.dtype.name not in _DTYPES:
             raise ValueError(f"tensor '{name}' is {tensor.dtype}; a checkpoint holds {', '.join(_DTYPES)}")
@@ -88,9 +96,15 @@ def pack(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
 
 
 def replace(path: Path, parts: Iterable[bytes | memoryview], *, flag: str = "save_dir") -> None:
-    """Write a file in one step or leave it as it was, and make the folder if need be; a failure is OcrnetError.
+    """Write a file atomically, and create its folder if needed.
 
-    ``flag`` is what the error says to change.
+    Args:
+        path: The file.
+        parts: Its content.
+        flag: The option to change, as named in the error message.
+
+    Raises:
+        OcrnetError: The write failed; an older file of that name is unchanged.
     """
     with _wrap_os_error(path, flag):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +122,7 @@ def _wrap_os_error(path: Path, flag: str = "save_dir") -> Iterator[None]:
 
 
 def load(path: AnyPath) -> Checkpoint:
-    """Read a checkpoint and verify every bit of it; raises OcrnetError that names the file and what is wrong."""
+    """Read a checkpoint and verify its checksums; raise OcrnetError, which names the file and the reason."""
     path = Path(path)
     while True:
         version = _version(path)
@@ -120,11 +134,11 @@ def load(path: AnyPath) -> Checkpoint:
         except OcrnetError:
             if _version(path) == version:
                 raise
-            # A run replaced the file between two reads, as it does with its best checkpoint: read the new one.
+            # A run replaced the file between two reads, as it does with its best checkpoint. Read the new one.
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes when a file is replaced: inode, size and modification time; None if it is missing."""
+    """Return inode, size and modification time, which change when a file is replaced; None if it is missing."""
     try:
         status = path.stat()
     except OSError:
@@ -133,31 +147,40 @@ def _version(path: Path) -> tuple[int, int, int] | None:
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of any safetensors file, ours or not, by name; nothing but their layout is checked."""
+    """Return the arrays of any safetensors file, ours or not, by name; only the layout is checked."""
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (safetensors.SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
-    except (TypeError, AttributeError) as error:  # NumPy lacks the type
+    except (TypeError, AttributeError) as error:  # NumPy lacks the dtype
         raise OcrnetError(f"{path} holds a type that NumPy lacks ({error}); save it as float32 or float16") from error
 
 
 def is_ours(path: Path) -> bool:
-    """Say whether a safetensors file has a document of ours; OcrnetError where it is no safetensors file."""
+    """Return whether a safetensors file has our document; raise OcrnetError if it is not a safetensors file."""
     stored = _read_header(path).get("__metadata__")
     return isinstance(stored, dict) and _KEY in stored
 
 
 def verify(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Raise OcrnetError where the tensors are not those that the document was made with."""
+    """Verify the checksum of a checkpoint's tensors.
+
+    Args:
+        path: The file, for the error message.
+        tensors: The arrays by canonical name.
+        meta: The JSON document of the file.
+
+    Raises:
+        OcrnetError: The tensors do not match the ``sha256`` of the document.
+    """
     # mutation: verify-checkpoint-digest
     if _digest(tensors) != meta["sha256"]:
         raise _damaged(path, "its tensors do not have the sha256 that they were saved with")
 
 
 def read_meta(path: AnyPath) -> dict[str, Any]:
-    """Read and verify the JSON document alone, which takes no time; the tensors are neither read nor checked."""
+    """Read and verify only the JSON document, which is fast; the tensors are neither read nor checked."""
     path = Path(path)
     header = _read_header(path)
     stored = header.get("__metadata__")
@@ -171,12 +194,12 @@ def read_meta(path: AnyPath) -> dict[str, Any]:
 
 
 def document(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
-    """Return the JSON document of a file, with its format and sha256; ValueError for what strict JSON lacks."""
+    """Return the JSON document of a file, with format and checksums; raise ValueError if strict JSON lacks a value."""
     return _seal({**meta, "format": FORMAT, "sha256": _digest(tensors)})
 
 
 def opened(path: Path, text: str) -> dict[str, Any]:
-    """Return what is in a document, verified; OcrnetError that names its file."""
+    """Return the content of a document, verified; raise OcrnetError, which names the file."""
     sealed = _SEAL.fullmatch(text)
     if not sealed or _text_digest(sealed[1] + "}") != sealed[2]:
         raise _damaged(path, "its metadata does not have the sha256 that it was saved with")
@@ -189,24 +212,24 @@ def opened(path: Path, text: str) -> dict[str, Any]:
 
 
 def file_name(width: int, tag: int | str) -> str:
-    """Name the checkpoint of an HRNet width after the steps done (an int) or a word such as ``best``."""
+    """Return a checkpoint's file name for an HRNet width and a tag: the step (an int) or a word such as ``best``."""
     return f"OCRNet_hrnet_seg_w{width}_{tag}_rank0.safetensors"
 
 
 def step_of(path: AnyPath) -> int | None:
-    """Return the steps done that a checkpoint's file name tells, or None for any other name."""
+    """Return the step in a checkpoint's file name, or None for any other name."""
     match = _NAME.fullmatch(Path(path).name)
     return int(match[1]) if match else None
 
 
 def steps(folder: AnyPath) -> list[Path]:
-    """List the numbered checkpoints of a folder by ascending step; empty where there is no such folder."""
+    """Return the numbered checkpoints of a folder by ascending step; empty if the folder does not exist."""
     found = [(step, path) for path in Path(folder).glob("*.safetensors") if (step := step_of(path)) is not None]
     return [path for _, path in sorted(found)]
 
 
 def newest_valid(folder: AnyPath) -> NewestCheckpoint:
-    """Load the newest numbered checkpoint that is intact, and say which newer ones were passed over and why."""
+    """Load the newest numbered checkpoint that is valid; also return the newer ones that were skipped, and why."""
     passed_over: list[tuple[Path, str]] = []
     # mutation: skip-damaged-checkpoints
     for path in reversed(steps(folder)):
@@ -218,9 +241,17 @@ def newest_valid(folder: AnyPath) -> NewestCheckpoint:
 
 
 def prune(folder: AnyPath, keep: int, spared: Collection[Path] = ()) -> list[Path]:
-    """Remove all but the newest ``keep`` numbered checkpoints (0 keeps all), with a ``.ckpt`` of the same name.
+    """Remove old numbered checkpoints, each with a ``.ckpt`` of the same name.
 
-    Returns what was removed. The best one has no number and stays, and so do those that are ``spared``.
+    The best checkpoint has no number and is kept.
+
+    Args:
+        folder: The folder of the checkpoints.
+        keep: The number of newest checkpoints to keep; 0 keeps all.
+        spared: Checkpoints to keep in addition.
+
+    Returns:
+        The removed files.
     """
     assert keep >= 0, f"keep is {keep}"
     old = [path for path in steps(folder)[:-keep] if path not in spared] if keep else []
@@ -231,7 +262,7 @@ def prune(folder: AnyPath, keep: int, spared: Collection[Path] = ()) -> list[Pat
 
 
 def clean(folder: AnyPath) -> list[Path]:
-    """Remove temporary files that a killed ``save`` left in a folder, and return them; no save may be under way."""
+    """Remove and return temporary files that a killed ``save`` left in a folder; no save may be in progress there."""
     removed = sorted(Path(folder).glob(f".*{_TEMPORARY}"))
     for path in removed:
         path.unlink(missing_ok=True)
@@ -239,10 +270,11 @@ def clean(folder: AnyPath) -> list[Path]:
 
 
 def resolve(path: AnyPath) -> tuple[Path, str | None]:
-    """Return the file that a given path means and, where that is not the path itself, a sentence that says so.
+    """Return the file that a path refers to and, if that is not the path itself, a sentence to log; else None.
 
-    A folder means its newest valid checkpoint, or that of its ``checkpoint`` subfolder; a missing ``X.ckpt`` means
-    ``X.safetensors`` beside it. The content of a file is not looked at. Raises OcrnetError where nothing is found.
+    A folder refers to its newest valid checkpoint, or to that of its ``checkpoint`` subfolder. A missing ``X.ckpt``
+    refers to ``X.safetensors`` in the same folder. If the path is a file, its content is not read. Raise OcrnetError
+    if nothing is found.
     """
     path = Path(path)
     if path.is_file():
@@ -262,7 +294,11 @@ def resolve(path: AnyPath) -> tuple[Path, str | None]:
 
 
 def resolve_state(path: AnyPath) -> tuple[Path, str | None]:
-    """Like `resolve`, for going on: a ``.ckpt`` holds weights alone, so the safetensors file beside it is meant."""
+    """Return the file from which a run can resume, and a sentence to log or None, as `resolve` does.
+
+    A ``.ckpt`` holds only weights, so it refers to the safetensors file of the same name in its folder. Raise
+    OcrnetError if that does not exist.
+    """
     found, meaning = resolve(path)
     if found.suffix != ".ckpt":
         return found, meaning
@@ -299,7 +335,7 @@ def _listing(names: list[str], most: int = 10) -> str:
 
 
 def _plain(tensor: np.ndarray) -> np.ndarray:
-    """Return the array as little-endian, in C order, with its shape (``np.ascontiguousarray`` would add an axis)."""
+    """Return the array as little-endian, in C order, with its shape; ``np.ascontiguousarray`` may add an axis."""
     return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("<"), order="C")
 
 
@@ -324,11 +360,12 @@ def _seal(meta: dict[str, Any]) -> str:
 
 
 def _text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # an altered escape can be half a pair
+    # surrogatepass: an altered escape sequence can be a lone surrogate.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    """Read the JSON header; the structure behind it is left to the safetensors package."""
+    """Read the JSON header; the safetensors package validates its structure."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -351,7 +388,7 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Replace the file in one step, or leave it as it was."""
+    """Replace the file atomically, or leave it unchanged."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
@@ -365,12 +402,12 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder survive a power cut."""
+    """Sync the folder to disk, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Network and FUSE file systems may have no such thing; the file itself is already synced and in place.
+        # Network and FUSE file systems may not support this; the file itself is already synced and in place.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
     finally:

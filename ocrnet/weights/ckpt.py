@@ -1,9 +1,9 @@
-"""MindSpore's `.ckpt` files, read and written without MindSpore.
+"""Reading and writing MindSpore's `.ckpt` files without MindSpore.
 
-The file is one protobuf message, ``Checkpoint`` of MindSpore's ``checkpoint.proto``: nothing but records of field 1
-(``Value``: a tag and a tensor) one after another, in which neighbours of one tag are slices of one tensor. It is taken
-record by record, so that one tensor at a time is held twice and a file may be larger than a protobuf message. After the
-last record there may be a CRC-32 of all before it.
+The file is one protobuf message, ``Checkpoint`` of MindSpore's ``checkpoint.proto``. It consists only of records of
+field 1 (``Value``: a tag and a tensor); consecutive records with the same tag are slices of one tensor. The file is
+processed record by record, so that only one tensor at a time is held twice and a file may exceed the size limit of a
+protobuf message. A CRC-32 of all records may follow the last one.
 """
 
 import itertools
@@ -25,7 +25,7 @@ DTYPES = {
     **{f"{sign}Int{8 * size}": f"<{sign.lower() or 'i'}{size}" for size in (1, 2, 4, 8) for sign in ("", "U")},
     **{f"Float{8 * size}": f"<f{size}" for size in (2, 4, 8)},
 }
-SLICE = 512 * 2**20  # bytes; MindSpore cuts a larger tensor, too
+SLICE = 512 * 2**20  # bytes; MindSpore also splits larger tensors
 
 _TYPES = {np.dtype(code): name for name, code in DTYPES.items()}
 _RECORD = b"\n"  # field 1, length-delimited
@@ -34,7 +34,7 @@ _ENCRYPTED = tuple(number.to_bytes(4, "little") for number in (0x7F3A5ED8, 0x7F3
 
 
 class _Slice(NamedTuple):
-    """A record: a tensor, or one of its slices, whose ``dims`` are those of the whole."""
+    """A record: a tensor or one of its slices; ``dims`` are those of the whole tensor."""
 
     tag: str
     kind: str
@@ -43,15 +43,15 @@ class _Slice(NamedTuple):
 
 
 def looks_like(head: bytes) -> bool:
-    """Say whether a file's first bytes may be those of a `.ckpt`, plain or encrypted."""
+    """Return whether a file's first bytes may be those of a `.ckpt`, plain or encrypted."""
     return head.startswith((_RECORD, *_ENCRYPTED))
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a file by tag, in its order; bfloat16 becomes float32, a text an array of one string.
+    """Return the arrays of a file by tag, in file order; bfloat16 becomes float32, a text an array of one string.
 
-    OcrnetError names the file where it is damaged, encrypted, no such file, or holds what is no tensor. A file cut
-    between two tensors is whole for all that can be seen here: the caller knows which names there must be.
+    Raise OcrnetError, which names the file, if it is damaged, encrypted, not a `.ckpt`, or holds anything but tensors.
+    A file truncated between two tensors cannot be detected here: the caller must check the names.
     """
     tensors: dict[str, np.ndarray] = {}
     for tag, slices in itertools.groupby(_slices(path), key=lambda one: one.tag):
@@ -62,9 +62,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Write a file that ``mindspore.load_checkpoint`` reads, as safely as a checkpoint; makes the folder if need be.
+    """Write a file for ``mindspore.load_checkpoint`` atomically, and create its folder if needed.
 
-    ValueError for a dtype that the format lacks, and for an array without elements, which MindSpore cannot read.
+    Raise ValueError for a dtype that the format lacks, and for an array without elements, which MindSpore cannot read.
     """
     for name, array in tensors.items():
         if array.dtype.newbyteorder("=") not in _TYPES or not array.size:
@@ -73,7 +73,7 @@ def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def _records(name: str, array: np.ndarray) -> Iterator[bytes]:
-    """Yield one tensor as records, ready to be written."""
+    """Yield the serialized records of one tensor."""
     dtype = array.dtype.newbyteorder("=")
     content = np.asarray(array, np.dtype(DTYPES[_TYPES[dtype]]), "C").tobytes()
     for begin in range(0, len(content), SLICE):
@@ -86,7 +86,7 @@ def _records(name: str, array: np.ndarray) -> Iterator[bytes]:
 
 
 def _slices(path: Path) -> Iterator[_Slice]:
-    """Yield the records of a file; whatever is not a whole record, or a right CRC at the end, is an error."""
+    """Yield the records of a file; raise OcrnetError for an incomplete record, other content or a wrong CRC."""
     try:
         with path.open("rb") as file:
             size, crc = os.fstat(file.fileno()).st_size, 0
@@ -116,7 +116,7 @@ def _check_beginning(path: Path, head: bytes) -> None:
 
 
 def _length(path: Path, file: BinaryIO) -> bytes:
-    """Read the bytes of a protobuf length: seven bits each, lowest first, the last one below 128."""
+    """Read the bytes of a protobuf length (varint): seven bits each, lowest first, the last byte below 128."""
     raw = b""
     while len(raw) < 10:
         byte = file.read(1)
@@ -150,7 +150,7 @@ def _slice(path: Path, start: int, body: bytes) -> _Slice:
 
 
 def _array(path: Path, slices: list[_Slice]) -> np.ndarray:
-    """Put the slices of a tensor together; their bytes must be just as many as its shape has elements."""
+    """Join the slices of a tensor; raise OcrnetError if their size in bytes does not match shape and dtype."""
     tag, kind, dims, content = slices[0]
     if any((one.kind, one.dims) != (kind, dims) for one in slices):
         raise _damaged(path, f"the slices of '{tag}' have different shapes or types")
@@ -161,7 +161,7 @@ def _array(path: Path, slices: list[_Slice]) -> np.ndarray:
     if kind not in (*DTYPES, "BFloat16"):
         raise OcrnetError(f"{path}: '{tag}' is {kind}, which this version does not read")
     dtype = np.dtype(DTYPES.get(kind, "<u2"))
-    shape = () if dims == (0,) else dims  # early versions write 0 dimensions so
+    shape = () if dims == (0,) else dims  # early versions write a scalar's shape as (0,)
     if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(content):
         raise _damaged(path, f"'{tag}' {kind} {shape} has {len(content):,} bytes")
     array = np.frombuffer(content, dtype).reshape(shape)
@@ -180,10 +180,11 @@ def _damaged(path: Path, why: str) -> OcrnetError:
 
 
 def _classes() -> tuple[Any, Any]:
-    """Make the message classes Checkpoint and Checkpoint.Value.
+    """Return the message classes Checkpoint and Checkpoint.Value.
 
-    They have a pool of their own: MindSpore, imported into the same process, has these names in the default one. Texts
-    are bytes, which are the same on disk: protobuf does not check that a text of this old syntax is UTF-8.
+    They have a separate descriptor pool, because MindSpore, if imported into the same process, registers these names
+    in the default one. Strings are declared as bytes, which have the same encoding: protobuf does not validate UTF-8
+    in a proto2 string.
     """
     field = descriptor_pb2.FieldDescriptorProto
     optional, required, repeated = field.LABEL_OPTIONAL, field.LABEL_REQUIRED, field.LABEL_REPEATED

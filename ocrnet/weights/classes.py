@@ -8,7 +8,7 @@ from ocrnet.weights.load import Weights
 
 
 def classes_of(found: Weights) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """Return the names and colours in the file; 19 classes without names are taken as Cityscapes'."""
+    """Return the class names and colors in the file; if it has none, 19 classes are taken to be Cityscapes'."""
     count = found.arch.num_classes
     if "classes" in found.meta:
         known = found.meta["classes"]

@@ -1,4 +1,4 @@
-"""The command convert: weights of other implementations into a checkpoint of ours, and ours into theirs."""
+"""The command convert: weights of other implementations into our checkpoints, and ours into theirs."""
 
 import dataclasses
 import hashlib
@@ -17,10 +17,20 @@ SUFFIX = ".safetensors"
 
 
 def convert(source: Path, output: Path, *, to: str | None = None, allow_partial: bool = False) -> list[str]:
-    """Convert a file of weights; return what to say about it.
+    """Convert a file of weights.
 
-    ``to`` None: to a checkpoint of ours, which tells its network and its source; an HRNet without heads stays one. Else
-    to another family's names, in its kind of file. OcrnetError leaves no file behind.
+    Args:
+        source: The file to convert.
+        output: The file to write; it must not exist.
+        to: The family whose names and file format are written. None: write our checkpoint, which records its network
+            and its source; an HRNet without heads remains one.
+        allow_partial: Whether to fill missing tensors with initial values and to leave out unknown ones.
+
+    Returns:
+        Lines to print about the conversion.
+
+    Raises:
+        OcrnetError: The conversion is not possible; no file is left behind.
     """
     target = to_foreign.target(to) if to else None
     suffix = target.suffix if target else SUFFIX
@@ -52,7 +62,7 @@ def convert(source: Path, output: Path, *, to: str | None = None, allow_partial:
 
 
 def network_line(arch: Arch) -> str:
-    """Say what a network is."""
+    """Return a line that describes a network."""
     return (
         f"network: OCRNet-HRNet-W{arch.width}, {architecture.num_parameters(arch) / 1e6:.2f} M parameters, "
         f"{arch.num_classes} classes, head {arch.channels}/{arch.key_channels}, variant {arch.variant}"
@@ -60,14 +70,17 @@ def network_line(arch: Arch) -> str:
 
 
 def normal_of(found: Weights) -> Normal:
-    """Return the mean and std by which a network's images are normalised."""
+    """Return the mean and std by which a network's images are normalized."""
     data = found.meta.get("config", {}).get("data", {})
     mean, std = data.get("mean", Data.mean), data.get("std", Data.std)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
 def normalised(cfg: Config, found: Weights) -> tuple[Config, list[str]]:
-    """Take the mean and std that another implementation's network was trained with, where the config has others."""
+    """Return the config with the mean and std of a foreign network, and a note if they differ from the config's.
+
+    A network is foreign if it was trained by another implementation; for others, the config is returned unchanged.
+    """
     mean, std = normal_of(found)
     foreign = found.notes or "source" in found.meta
     if not foreign or (mean, std) == (cfg.data.mean, cfg.data.std):
@@ -78,7 +91,7 @@ def normalised(cfg: Config, found: Weights) -> tuple[Config, list[str]]:
 
 
 def _meta(source: Path, arch: Arch, meta: dict[str, Any]) -> dict[str, Any]:
-    """Return what the checkpoint tells: its network as a config does, its source, and what the source told."""
+    """Return the checkpoint's metadata: its network as config keys, its source file, and the source's metadata."""
     config = {
         **meta.get("config", {}),
         "num_classes": arch.num_classes,
@@ -99,7 +112,7 @@ def _meta(source: Path, arch: Arch, meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mmseg_meta(found: Weights) -> dict[str, Any]:
-    """Return what mmsegmentation 0.x and 1.x look for beside a state dict."""
+    """Return the metadata that mmsegmentation 0.x and 1.x expect next to a state dict."""
     names, palette = classes_of(found)
     colours = [list(colour) for colour in palette]
     dataset = {"classes": list(names), "palette": colours}

@@ -1,6 +1,7 @@
-"""What a family of implementations calls the network's tensors: one small table each, and what is done with it.
+"""Families of implementations: the table of tensor names of each, and the conversion to canonical names.
 
-A tensor's *owner* is its name without the last part, which is the *part*: ``aux_head.0`` and ``weight``.
+A tensor's *owner* is its name without the last component, and that component is its *part*: ``aux_head.0`` and
+``weight``.
 """
 
 import re
@@ -13,17 +14,17 @@ from ocrnet import architecture
 from ocrnet.architecture import BLOCK, BOTTLENECK
 from ocrnet.utils.errors import OcrnetError
 
-# Around a network's own names: what data parallelism and training wrappers put before them, and what is no weight.
+# Prefixes that data parallelism and training wrappers add to names, and a pattern of entries that are not weights.
 PREFIXES = ("module.", "model.")
 NO_WEIGHT = re.compile(r"(^|\.)num_batches_tracked$|^(loss|criterion)\.")
 
-# Where training scripts keep the weights in what they save, outermost first.
+# Keys under which training scripts store the weights in their files, outermost first.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 
 CLASSIFIER = r"(incre_modules|downsamp_modules|downsample_modules|final_layer|classifier)\."
 INPLACE_EPS = 1e-5
 
-# The heads' convolutions, each with its batch norm.
+# The convolutions of the heads, each with its batch norm.
 BLOCKS = {
     "conv3x3_ocr": ("conv3x3_ocr.0", "conv3x3_ocr.1"),
     "f_pixel.0": (f"{BLOCK}.f_pixel.0", f"{BLOCK}.f_pixel.1.0"),
@@ -38,25 +39,26 @@ BLOCKS = {
 OWNERS = (*(owner for pair in BLOCKS.values() for owner in pair), "cls_head", "aux_head.3")
 NORM_OF = dict(BLOCKS.values())
 
-# Where norm and activation are a Sequential of their own, as in openseg.pytorch and NVIDIA's code.
+# Names in families that put norm and activation into a Sequential, as openseg.pytorch and NVIDIA's code do.
 NESTED = {"conv3x3_ocr.1": "conv3x3_ocr.1.0", "aux_head.1": "aux_head.1.0", "aux_head.3": "aux_head.2"}
 
-# Convolutions before a norm that have a bias here.
+# Convolutions before a norm that have a bias in this implementation.
 WITH_BIAS = ("conv3x3_ocr.0", "aux_head.0")
 
-# Mean and std of red, green and blue, by which images are normalised.
+# Mean and std of red, green and blue, by which images are normalized.
 Normal = tuple[tuple[float, float, float], tuple[float, float, float]]
 IMAGENET: Normal = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family: its rule is a row of `architecture.VARIANTS`, its names are ``heads``, ``backbone`` and ``parts``.
+    """A family of implementations: its variant in `architecture.VARIANTS` and its tensor names.
 
-    ``mark`` matches a name that no other family has. ``heads``: its owner of each of the heads' tensors -> ours.
-    ``backbone`` stands before the backbone's names; ``branches`` turns the rest of such an owner into ours, and
-    ``outward`` ours into it, where the family is written.
-    ``bgr``: it is trained on images whose channels are in that order. ``inplace``: its norms take \\|gamma\\| + 1e-5.
+    ``mark`` matches a name that no other family has. ``heads`` maps its owners of the heads' tensors to ours.
+    ``backbone`` is the prefix of its backbone names. ``branches`` converts the rest of such an owner to ours, and
+    ``outward`` converts ours back, if the family can be written. ``parts`` maps its parts to ours. ``left_out`` matches
+    names that are known and not used. ``biases``: the convolutions in `WITH_BIAS` have a bias. ``normal``: the mean and
+    std of its images. ``bgr``: its images have channels in BGR order. ``inplace``: its norms use \\|gamma\\| + 1e-5.
     """
 
     title: str
@@ -75,7 +77,7 @@ class Family:
     note: str = ""
 
     def ours(self, name: str) -> str:
-        """Return the canonical name; a name of none of its tensors stays as it is."""
+        """Return the canonical name; a name that is not one of the family's tensors is returned unchanged."""
         owner, _, part = name.rpartition(".")
         part = self.parts.get(part, part)
         if owner in self.heads:
@@ -84,7 +86,7 @@ class Family:
         return f"{inner}.{part}" if owner and architecture.is_backbone(f"{inner}.") else name
 
     def theirs(self, name: str) -> str:
-        """Return what the family calls the tensor of a canonical name; it must be one that is written."""
+        """Return the family's name of a canonical name; the family must be one that can be written."""
         owner, _, part = name.rpartition(".")
         if architecture.is_norm(name):
             part = {ours: theirs for theirs, ours in self.parts.items()}.get(part, part)
@@ -94,7 +96,7 @@ class Family:
         return f"{theirs}.{part}"
 
     def canonical(self, stored: Mapping[str, np.ndarray]) -> "Converted":
-        """Return a file's tensors as ours, float32; OcrnetError where two mean the same."""
+        """Return a file's tensors under canonical names, float32; raise OcrnetError if two have the same name."""
         tensors: dict[str, np.ndarray] = {}
         left_out = []
         for name, array in stored.items():
@@ -118,10 +120,10 @@ class Family:
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """Canonical tensors (and under their own names those that have no place), and what was done on the way.
+    """Tensors under canonical names, with a record of the conversion; unknown tensors keep their own names.
 
-    ``left_out``: known, and of no use here. ``folded``: biases before a norm, taken off its running mean. ``zeros``:
-    biases that the family lacks.
+    ``left_out``: known tensors that are not used. ``folded``: biases before a norm, subtracted from its running mean.
+    ``zeros``: biases that the family lacks.
     """
 
     tensors: dict[str, np.ndarray]
@@ -131,14 +133,25 @@ class Converted:
 
 
 def peel(name: str) -> str:
-    """Return a name without the wrappers before it."""
+    """Return a name without the prefixes of wrappers."""
     while name.startswith(PREFIXES):
         name = name.split(".", 1)[1]
     return name
 
 
 def owners(conv: str, norm: str, cls_head: str, aux_head: str, blocks: Mapping[str, str]) -> dict[str, str]:
-    """Return their owners -> ours where a convolution and its norm are a block: its path of each, and its two parts."""
+    """Return the owner table of a family that groups a convolution and its norm in a block.
+
+    Args:
+        conv: The name of the convolution in a block.
+        norm: The name of the norm in a block.
+        cls_head: The family's owner of the classifier of the OCR head.
+        aux_head: The family's owner of the classifier of the auxiliary head.
+        blocks: The family's path of each block in `BLOCKS`.
+
+    Returns:
+        {the family's owner: our owner}.
+    """
     found = {cls_head: "cls_head", aux_head: "aux_head.3"}
     for block, theirs in blocks.items():
         ours = BLOCKS[block]
@@ -147,7 +160,7 @@ def owners(conv: str, norm: str, cls_head: str, aux_head: str, blocks: Mapping[s
 
 
 def fold(tensors: dict[str, np.ndarray], conv: str) -> bool:
-    """Take a convolution's bias off the running mean of the norm behind it; say whether there was one."""
+    """Subtract a convolution's bias from the running mean of its norm and remove it; return whether there was one."""
     bias, mean = tensors.get(f"{conv}.bias"), tensors.get(f"{NORM_OF[conv]}.running_mean")
     if bias is None or mean is None or bias.shape != mean.shape or bias.dtype.kind != "f" or mean.dtype.kind != "f":
         return False

@@ -1,4 +1,4 @@
-"""Files of named arrays, whoever wrote them: what kind one is, and what is in it. No code in a file is run."""
+"""Files of named arrays from any implementation: their kind and their content. No code in a file is run."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,13 @@ from ocrnet.weights.family import WRAPPERS
 
 Kind = Literal["pth", "pdparams", "ckpt", "safetensors"]
 
-# A PyTorch file is a zip archive, or a pickle of its magic number with others behind it; another pickle is Paddle's.
+# A PyTorch file is a zip archive, or a pickle of its magic number followed by others. Any other pickle is Paddle's.
 _ZIP, _MAGIC = b"PK\x03\x04", b"\x8a\nl\xfc\x9cF\xf9"
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def kind(path: Path) -> Kind:
-    """Tell a file by its first bytes, not by its name; what is none of the others is taken for safetensors."""
+    """Return the kind of a file from its first bytes; fall back to the suffix ``.ckpt``, then to safetensors."""
     try:
         with path.open("rb") as file:
             head = file.read(24)
@@ -33,7 +33,7 @@ def kind(path: Path) -> Kind:
 
 
 def read(path: Path, what: Kind) -> dict[str, np.ndarray]:
-    """Return the arrays of a file by the names in it, wrappers peeled; OcrnetError where it holds none."""
+    """Return the arrays of a file by its own names, without wrapper dicts; raise OcrnetError if it cannot be read."""
     if what == "ckpt":
         arrays = ckpt.read(path)
     elif what == "safetensors":
@@ -46,7 +46,7 @@ def read(path: Path, what: Kind) -> dict[str, np.ndarray]:
         if not arrays:
             raise OcrnetError(f"weights file '{path}' holds no state dict of arrays")
         claimed, size = sum(array.nbytes for array in arrays.values()), path.stat().st_size
-        if claimed > size:  # the same bytes, many times
+        if claimed > size:  # arrays can share the same bytes
             raise OcrnetError(
                 f"weights file '{path}' is refused: its arrays claim {claimed:,} bytes, and the file has {size:,}"
             )
@@ -61,7 +61,7 @@ def _unwrapped(content: Any) -> dict[Any, Any]:
 
 
 def _unpaired(content: dict[Any, Any]) -> list[tuple[str, Any]]:
-    """Take Paddle's pairs (the parameter's other name, its array) apart."""
+    """Return names and values; a pair of Paddle (the parameter's other name, its array) is replaced by its array."""
     pairs = (
         (name, value[1] if isinstance(value, tuple) and len(value) == 2 else value) for name, value in content.items()
     )

@@ -1,4 +1,4 @@
-"""The HRNet-OCR authors' files: canonical names already. Their HRNet without OCR calls its head last_layer."""
+"""Files of the HRNet-OCR authors; names are canonical, but their HRNet without OCR calls its head last_layer."""
 
 import re
 

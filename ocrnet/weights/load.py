@@ -1,6 +1,6 @@
-"""Weights from files: ours, and those of other implementations, whose family their names and shapes tell.
+"""Reading weights from our files and from those of other implementations, whose family is inferred from their names.
 
-A family is one small table (`Family`) in a module of its own: `hrnet`, `openseg`, `nvidia`, `mmseg`, `paddleseg`,
+Each family is one small table (`Family`) in a separate module: `hrnet`, `openseg`, `nvidia`, `mmseg`, `paddleseg`,
 `mindspore`, `timm`.
 """
 
@@ -19,7 +19,7 @@ from ocrnet.weights import checkpoint, ckpt, formats, hrnet, mindspore, mmseg, n
 from ocrnet.weights.family import IMAGENET, Converted, Family, peel
 from ocrnet.weights.load_report import is_counter, notes, some
 
-# The first one that finds its mark is it: what has few names of its own stands behind the others.
+# The first family whose mark matches is used, so families with few distinctive names come last.
 FAMILIES = (
     mindspore.FAMILY,
     mmseg.FAMILY,
@@ -32,19 +32,19 @@ FAMILIES = (
     hrnet.FAMILY,
 )
 
-# The tag of our own JSON document in a .ckpt: a tensor of its bytes, which MindSpore reads and does not use.
+# The tag of our JSON document in a .ckpt: a uint8 tensor of its bytes, which MindSpore loads and does not use.
 DOCUMENT = "ocrnet.meta"
 
-# What a network of which not all is in a file is told by, beside its backbone.
+# Tensors from which, in addition to the backbone, the architecture of a partial network is inferred.
 _HEAD_SIZES = ("conv3x3_ocr.0.weight", f"{architecture.BLOCK}.f_pixel.0.weight", "cls_head.weight")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Canonical tensors, the architecture they imply, and metadata as in our own files.
+    """Canonical tensors, the architecture inferred from them, and metadata as in our own files.
 
-    Of other implementations' files, ``meta`` tells the normalisation where it is not ImageNet's, and ``notes`` say what
-    family it is and what reading it did.
+    For files of other implementations, ``meta`` holds the normalization if it is not ImageNet's, and ``notes`` describe
+    the family and the conversion.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A file under canonical names; ``family`` is None where the file is ours."""
+    """A file's tensors under canonical names; ``family`` is None if the file is ours."""
 
     converted: Converted
     meta: dict[str, Any]
@@ -68,10 +68,10 @@ class _Stored:
 
 
 def read(path: str | Path, *, allow_partial: bool = False) -> Weights:
-    """Read a file that holds a whole OCRNet; the architecture comes from its names and shapes.
+    """Read a file that holds a complete OCRNet; the architecture is inferred from its names and shapes.
 
-    ``allow_partial``: what is missing takes the values of `architecture.init`, and what is unknown is left out; both
-    are noted.
+    With ``allow_partial``, missing tensors take the values of `architecture.init`, and unknown ones are left out; the
+    notes list both.
     """
     path = Path(path)
     stored = _read(path)
@@ -98,7 +98,7 @@ def read(path: str | Path, *, allow_partial: bool = False) -> Weights:
 
 
 def identity(found: Weights) -> str:
-    """Return what tells whether two machines have the same weights: the file's name, and a CRC-32 of its tensors."""
+    """Return the file's name and a CRC-32 of its tensors, for comparing weights between machines."""
     digest = 0
     for name in sorted(found.tensors):
         digest = zlib.crc32(np.ascontiguousarray(found.tensors[name]).data, digest)
@@ -106,10 +106,10 @@ def identity(found: Weights) -> str:
 
 
 def read_backbone(path: str | Path, arch: architecture.Arch) -> tuple[dict[str, np.ndarray], str]:
-    """Read HRNet weights for the backbone of ``arch``: its tensors, and a report of what was loaded.
+    """Read HRNet weights for the backbone of ``arch``; return its tensors and a report of the loading.
 
-    Everything that the backbone has must be in the file with the right shape: nothing is loaded partly. What the file
-    has beyond it (a classification head) is counted and named in the report.
+    The file must hold every tensor of the backbone with the right shape; otherwise raise OcrnetError and load nothing.
+    The report counts and names the other tensors of the file (a classification head).
     """
     path = Path(path)
     if not path.is_file():
@@ -137,7 +137,7 @@ def read_backbone(path: str | Path, arch: architecture.Arch) -> tuple[dict[str, 
 
 
 def read_only_backbone(path: Path) -> tuple[dict[str, np.ndarray], architecture.Arch, tuple[str, ...]] | None:
-    """Return an HRNet without heads: its tensors, an architecture with this backbone, and notes; else None."""
+    """Return tensors, an architecture with this backbone, and notes of an HRNet without heads; else None."""
     stored = _read(path)
     tensors = stored.converted.tensors
     if not tensors or not all(architecture.is_backbone(name) for name in tensors):
@@ -158,7 +158,10 @@ def read_only_backbone(path: Path) -> tuple[dict[str, np.ndarray], architecture.
 def write_ckpt(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Write a state's weights and statistics as a MindSpore checkpoint under our Cells' names; see `ckpt.write`.
 
-    ``meta`` goes with them, as in our own files: the architecture's rules, the classes, and the tensors' sha256.
+    Args:
+        path: The file.
+        tensors: The state by canonical name; names with a slash are left out.
+        meta: The metadata as in our own files: the architecture's rules and the classes. The tensors' sha256 is added.
     """
     plain = {name: array for name, array in tensors.items() if "/" not in name}
     text = checkpoint.document(plain, meta).encode()
@@ -201,7 +204,7 @@ def _family(path: Path, names: Collection[str]) -> Family:
 
 
 def _with_head(shapes: architecture.Shapes) -> architecture.Shapes:
-    """Add what a missing head is told by, of the usual size."""
+    """Return the shapes, with default shapes for missing tensors of `_HEAD_SIZES`."""
     usual = architecture.shapes(architecture.Arch())
     classes = shapes.get("aux_head.3.weight", usual["cls_head.weight"])[:1]
     known = {name: usual[name] for name in _HEAD_SIZES} | {"cls_head.weight": (*classes, 1, 1, 1)}

@@ -1,4 +1,4 @@
-"""What reading a file of weights did, in words."""
+"""Text that describes the conversion of a file of weights."""
 
 from collections.abc import Collection, Sequence
 
@@ -7,7 +7,7 @@ from ocrnet.weights.family import IMAGENET, Converted, Family
 
 
 def describe(rule: architecture.Variant) -> str:
-    """Return what a network computes unlike others."""
+    """Return a description of the rules in which a variant differs from others."""
     said = [f"align_corners {rule.align_corners}"]
     said += ["nearest-neighbour resizing between branches"] * (rule.fuse_resize == "nearest")
     said += ["branches are resized twice"] * rule.double_resize
@@ -27,7 +27,19 @@ def notes(
     missing: Sequence[str] = (),
     unexpected: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """Return what to say about a file; nothing about a whole one of ours (``family`` None)."""
+    """Return lines to log about a file that was read.
+
+    Args:
+        family: The family of the file; None for our own, which yields no lines if it is complete.
+        done: The result of the conversion.
+        arch: The architecture of the network.
+        loaded: The number of loaded tensors.
+        missing: Names that the file lacks.
+        unexpected: Names that the network lacks.
+
+    Returns:
+        The lines.
+    """
     lines = [f"family: {family.title}" + (f"; {describe(arch.rule)}" if family.heads else "")] if family else []
     if family or missing or unexpected:
         parts = [f"{loaded} tensors loaded, {len(missing)} missing, {len(unexpected)} unexpected"]
@@ -56,18 +68,18 @@ def _of_family(family: Family) -> list[str]:
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor only counts the steps of a batch norm."""
+    """Return whether a tensor is only the step counter of a batch norm."""
     return name.endswith("num_batches_tracked")
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names, and how many there are beyond them."""
+    """Return the first ``most`` names, and the number of further ones."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 
 
 def _grouped(names: Collection[str]) -> str:
-    """Name what was left out, counters and parts of the same module together."""
+    """Return the names left out, with counts of the counters and of each module's tensors."""
     counters = sum(map(is_counter, names))
     groups: dict[str, int] = {}
     for name in names:

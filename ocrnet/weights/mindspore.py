@@ -1,8 +1,9 @@
 """MindSpore's names: those of our own Cells, of the public MindSpore OCRNet, and of mindcv's HRNet.
 
-Our Cells have the canonical names but for batch norms, whose four parts MindSpore calls otherwise. The public OCRNet's
-names are as in mindspore-lab/models, ``official/cv/OCRNet/src/modules``: ``ocrnet.py``, ``base_modules.py`` and
-``backbone/hrnet.py``, which is ``mindcv/models/hrnet.py`` of mindspore-lab/mindcv, classification head included.
+Our Cells use the canonical names, except for batch norms, whose four parts have different names in MindSpore. The
+public OCRNet's names follow mindspore-lab/models, ``official/cv/OCRNet/src/modules``: ``ocrnet.py``,
+``base_modules.py`` and ``backbone/hrnet.py``. The last one is ``mindcv/models/hrnet.py`` of mindspore-lab/mindcv,
+including its classification head.
 """
 
 from ocrnet import architecture
@@ -14,18 +15,18 @@ _CANONICAL_PARTS = {theirs: ours for ours, theirs in NORM_PARTS.items()}
 
 
 def cell_name(name: str) -> str:
-    """Return what a MindSpore Cell calls the tensor of a canonical name."""
+    """Return the MindSpore Cell's name of a canonical name."""
     owner, _, part = name.rpartition(".")
     return f"{owner}.{NORM_PARTS[part]}" if architecture.is_norm(name) else name
 
 
 def canonical_name(name: str) -> str:
-    """Return the canonical name of a MindSpore Cell's tensor; a name without a batch norm's part is canonical."""
+    """Return the canonical name of a MindSpore Cell's tensor; only names of a batch norm's parts differ."""
     owner, _, part = name.rpartition(".")
     return f"{owner}.{_CANONICAL_PARTS.get(part, part)}" if owner else name
 
 
-# What MindSpore's optimizers, loss scaling and checkpoint callback keep beside the weights.
+# Entries that MindSpore's optimizers, loss scaling and checkpoint callback store in addition to the weights.
 _BESIDE = (
     r"(moments|accum|stat|moment1|moment2)\.|(global_step|learning_rate|momentum|beta1_power|beta2_power|epoch_num|"
     r"step_num|scale_sense|current_iterator_step|last_overflow_iterator_step)$"

@@ -1,4 +1,4 @@
-"""mmsegmentation 0.x and 1.x: a cascade of FCNHead and OCRHead on HRNet."""
+"""Names of mmsegmentation 0.x and 1.x: a cascade of FCNHead and OCRHead on HRNet."""
 
 from ocrnet.weights.family import Family, owners
 

@@ -1,4 +1,4 @@
-"""NVIDIA/semantic-segmentation, `network/ocrnet.py`: the authors' network, with one level more in three places."""
+"""Names of NVIDIA/semantic-segmentation, `network/ocrnet.py`: an extra nesting level changes three of the authors'."""
 
 from ocrnet.weights.family import NESTED, OWNERS, Family
 

@@ -1,8 +1,8 @@
-"""openseg.pytorch, `lib/models/nets/hrnet.py: HRNet_W48_OCR`: with its own norms, or with inplace_abn.
+"""Names of openseg.pytorch, `lib/models/nets/hrnet.py: HRNet_W48_OCR`, with its own norms or with inplace_abn.
 
-The latter is a norm with activation in one, so that its tensors are one level up; `architecture.VARIANTS` has the
-activation. Images: `configs/cityscapes/H_48_D_4.json` has input_mode BGR, and normalises the channels in that order by
-ImageNet's numbers of red, green and blue.
+inplace_abn combines norm and activation in one module, so its tensors are one level up; `architecture.VARIANTS` holds
+the activation. Images: `configs/cityscapes/H_48_D_4.json` has input_mode BGR, and normalizes the channels in that order
+by ImageNet's values of red, green and blue.
 """
 
 import dataclasses

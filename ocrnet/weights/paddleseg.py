@@ -1,4 +1,4 @@
-"""PaddleSeg's OCRNet, `paddleseg/models/ocrnet.py` and `backbones/hrnet.py`: the one backbone with names of its own."""
+"""Names of PaddleSeg's OCRNet, `paddleseg/models/ocrnet.py` and `backbones/hrnet.py`; its backbone names differ too."""
 
 import re
 
@@ -6,7 +6,7 @@ from ocrnet.weights.family import Family, owners
 
 _ATTENTION = "head.spatial_ocr.attention_block"
 
-# Its block -> our convolution and our norm. A number in a group with a capital letter is counted from 1.
+# PaddleSeg's block -> our convolution and our norm. Groups named by an uppercase letter hold 1-based numbers.
 BRANCHES = (
     (r"conv_layer1_(?P<i>\d)", "conv{i}", "bn{i}"),
     (r"la1\.bb_layer2_(?P<N>\d+)\.conv(?P<i>\d)", "layer1.{N}.conv{i}", "layer1.{N}.bn{i}"),
@@ -32,7 +32,7 @@ BRANCHES = (
 
 
 def branches(owner: str) -> str:
-    """Return our owner of a backbone's tensor; what is none stays as it is."""
+    """Return our owner of a backbone tensor; any other owner is returned unchanged."""
     block, _, last = owner.rpartition(".")
     for pattern, *ours in BRANCHES:
         if last in ("_conv", "_batch_norm") and (match := re.fullmatch(pattern, block)):

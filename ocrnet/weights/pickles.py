@@ -1,8 +1,8 @@
-"""Pickles of NumPy arrays, as Paddle writes `.pdparams` files, read by a machine that cannot run code.
+"""An unpickler for NumPy arrays, as in Paddle's `.pdparams` files, that cannot run code.
 
-Python's own unpickler calls what a file names. This one knows the instructions that dicts, lists, tuples, texts,
-numbers and NumPy arrays need (protocols 2 to 4) and a few names, for which it has stand-ins; anything else is refused.
-What it builds is bounded by the size of the file.
+Python's unpickler calls any function that a file names. This one supports only the instructions for dicts, lists,
+tuples, strings, numbers and NumPy arrays (protocols 2 to 4), and a few names, which it maps to its own functions. It
+rejects anything else. The size of the result is limited by the size of the file.
 """
 
 import math
@@ -22,11 +22,11 @@ _NESTING = 100  # levels; Paddle's files have three
 
 
 class _RefusedError(Exception):
-    """Why a file is not taken."""
+    """The reason why a file is rejected."""
 
 
 class _Dtype:
-    """``numpy.dtype`` while its state is not known yet."""
+    """A ``numpy.dtype`` under construction, before its state is known."""
 
     def __init__(self, code: str) -> None:
         if code not in DTYPES:
@@ -43,7 +43,7 @@ class _Dtype:
 
 
 class _Array:
-    """``numpy.ndarray`` while its state is not known yet."""
+    """A ``numpy.ndarray`` under construction, before its state is known."""
 
     array: np.ndarray | None = None
 
@@ -55,7 +55,7 @@ class _Array:
 
 
 def read(path: Path) -> Any:
-    """Return what a file holds: dicts, lists, tuples, texts, numbers, None and arrays; OcrnetError for the rest."""
+    """Return a file's content: dicts, lists, tuples, strings, numbers, None, arrays; raise OcrnetError for the rest."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -74,14 +74,14 @@ def read(path: Path) -> Any:
 
 
 class _Machine:
-    """The stack machine of the pickle format, with the instructions of `CODES` and no others."""
+    """The stack machine of the pickle format, limited to the instructions of `CODES`."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.place = content, 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.spare = len(content)  # bytes that texts may still be turned into
+        self.spare = len(content)  # remaining bytes that strings may be encoded to
 
     def run(self) -> Any:
         while (code := self.take(1)) != b".":
@@ -166,7 +166,7 @@ def _scalar(machine: _Machine, dtype: Any, content: Any) -> Any:
 
 
 def _encode(machine: _Machine, text: Any, encoding: Any) -> bytes:
-    """Protocol 2 has no bytes: they are a text, to be encoded."""
+    """Return the bytes of a Latin-1 string; protocol 2 has no bytes, so they are stored as strings."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise _RefusedError("it encodes what is no text")
     machine.spare -= len(text)
@@ -176,7 +176,7 @@ def _encode(machine: _Machine, text: Any, encoding: Any) -> bytes:
 
 
 def _tuple(machine: _Machine, items: Any) -> tuple[Any, ...]:
-    """Paddle writes a tensor that is not in a plain state dict as the call tuple((name, array))."""
+    """Return the tuple; Paddle writes a tensor outside a plain state dict as the call tuple((name, array))."""
     if not isinstance(items, tuple):
         raise _RefusedError("it makes a tuple in an unknown way")
     return items
@@ -188,7 +188,7 @@ def _ordered(machine: _Machine, *arguments: Any) -> dict[Any, Any]:
     return {}
 
 
-# What a file may name, each with the stand-in that is called for it.
+# The names that a file may use, each with the function that is called in its place.
 KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
@@ -201,8 +201,8 @@ KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def _view(shape: Any, dtype: np.dtype, fortran: bool, content: Any) -> np.ndarray:
-    """Return bytes as an array without copying them; they must be just as many as the shape needs."""
-    if isinstance(content, str):  # Python 2 wrote its bytes so
+    """Return bytes as an array without a copy; raise `_RefusedError` if their number does not match the shape."""
+    if isinstance(content, str):  # Python 2 stored bytes as strings
         content = content.encode("latin1")
     if not isinstance(content, bytes) or not isinstance(shape, tuple) or len(shape) > 8:
         raise _RefusedError("the state of an array in it is none")
@@ -213,10 +213,10 @@ def _view(shape: Any, dtype: np.dtype, fortran: bool, content: Any) -> np.ndarra
 
 
 class _Finisher:
-    """Puts the arrays in the place of their stand-ins.
+    """A converter that replaces each `_Array` by its array.
 
-    A list may stand in itself, or a thousand times in another one: it is followed for as many steps as the file has
-    bytes.
+    A list may contain itself, or occur a thousand times in another one, so the number of steps is limited to the
+    number of bytes of the file.
     """
 
     def __init__(self, most: int) -> None:
@@ -240,7 +240,7 @@ class _Finisher:
 
 
 def _codes() -> Iterator[tuple[bytes, Callable[[_Machine], Any]]]:
-    """Yield the instructions by their byte."""
+    """Yield pairs of an instruction's byte and its function."""
 
     def push(make: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
         return lambda machine: machine.stack.append(make(machine))
@@ -275,7 +275,7 @@ def _codes() -> Iterator[tuple[bytes, Callable[[_Machine], Any]]]:
         machine.find(str(module)[:200], str(name)[:200])
 
     yield b"\x80", protocol
-    yield b"\x95", lambda machine: machine.number("Q")  # the length of a frame, which only helps reading ahead
+    yield b"\x95", lambda machine: machine.number("Q")  # the length of a frame, only used for reading ahead
     yield b"(", lambda machine: machine.marks.append(len(machine.stack))
     yield b"}", push(lambda machine: {})
     yield b"]", push(lambda machine: [])

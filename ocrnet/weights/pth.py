@@ -1,4 +1,4 @@
-"""PyTorch weights files (``.pth``): read without running code from them, and written. Imports PyTorch when called."""
+"""Reading (without running code) and writing PyTorch weights files (``.pth``). PyTorch is imported on first use."""
 
 import io
 import pickle
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Return {name: array} of a ``.pth`` state dict, wrappers peeled; what could run code is refused.
+    """Return {name: array} of a ``.pth`` state dict, without wrapper dicts.
 
-    Half precision stays as it is, except bfloat16, which becomes float32. OcrnetError names the file and what to do.
+    float16 is kept, and bfloat16 becomes float32. Raise OcrnetError, which names the file and the reason, if the file
+    is damaged, could run code or holds no tensors, or if PyTorch is not installed.
     """
     if not installed("torch"):
         raise OcrnetError(f"{path}: reading a .pth file needs PyTorch: pip install -r requirements.txt")
@@ -57,7 +58,16 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None) -> None:
-    """Write a state dict as ``torch.save`` does, in one step or not at all; with ``meta``, that and ``state_dict``."""
+    """Write a state dict as ``torch.save`` does, atomically.
+
+    Args:
+        path: The file.
+        tensors: The arrays by name.
+        meta: If given, the file holds a dict of ``meta`` and ``state_dict`` instead of the state dict.
+
+    Raises:
+        OcrnetError: PyTorch is not installed, or the write failed.
+    """
     if not installed("torch"):
         raise OcrnetError(f"{path}: writing a .pth file needs PyTorch: pip install -r requirements.txt")
     import torch
@@ -69,7 +79,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it is: PyTorch stores its entries as they are."""
+    """Reject an archive that is compressed or unpacks to more than its size; PyTorch does not compress entries."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -85,7 +95,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_claims(path: Path, tensors: "Mapping[str, torch.Tensor]") -> None:
-    """Refuse tensors that are many views of few bytes."""
+    """Reject tensors that, as views of shared bytes, are larger in total than the file."""
     claimed, size = sum(v.numel() * v.element_size() for v in tensors.values()), path.stat().st_size
     if claimed > size:
         raise OcrnetError(

@@ -1,6 +1,7 @@
-"""HRNet for ImageNet: the authors' HRNet-Image-Classification, and timm's copy of it, which has the same names.
+"""Names of HRNet for ImageNet: the authors' HRNet-Image-Classification, and timm's copy with the same names.
 
-Both bring their branches together by nearest-neighbour resizing, unlike the segmentation networks that begin from them.
+Both fuse their branches with nearest-neighbor resizing, unlike the segmentation networks that are initialized from
+them.
 """
 
 from ocrnet.weights.family import CLASSIFIER, Family

@@ -1,4 +1,4 @@
-"""Weights for other implementations: under their names, where their code computes the same from them."""
+"""Conversion of weights to the names of other implementations, if their code computes the same result."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ from ocrnet.weights.load_report import describe
 class Target:
     """A family that can be written.
 
-    ``suffix`` of its files; ``prefix`` before every name; ``counters``: its norms have num_batches_tracked;
-    ``setting``: what sets align_corners in its configs, where that is not fixed.
+    ``suffix``: the suffix of its files. ``prefix``: precedes every name. ``counters``: its norms have
+    num_batches_tracked. ``setting``: the key of align_corners in its configs, if that can be set.
     """
 
     family: Family
@@ -29,7 +29,7 @@ class Target:
     setting: str = ""
 
 
-# The authors' test.py takes six letters off every name, so theirs begin with ``model.``, as in their own files.
+# The authors' test.py removes six characters from every name, so their names begin with ``model.``, as in their files.
 TARGETS = {
     "hrnet": Target(family=hrnet.FAMILY, suffix=".pth", prefix="model.", counters=True, setting="MODEL.ALIGN_CORNERS"),
     "mmseg": Target(family=mmseg.FAMILY, suffix=".pth", counters=True),
@@ -38,17 +38,28 @@ TARGETS = {
 
 
 def target(name: str) -> Target:
-    """Return what can be written; OcrnetError for anything else."""
+    """Return the target of a name; raise OcrnetError if it is unknown."""
     if name not in TARGETS:
         raise OcrnetError(f"--to {name}: not known{nearest(name, TARGETS)} ({', '.join(TARGETS)})")
     return TARGETS[name]
 
 
 def foreign(tensors: Mapping[str, np.ndarray], arch: Arch, to: Target, normal: Normal) -> dict[str, np.ndarray]:
-    """Return a whole network's tensors under another family's names, in network order.
+    """Return a complete network's tensors under another family's names, in network order.
 
-    Biases that it lacks are folded into the running means behind them. OcrnetError tells why the family's code would
-    compute something else from them; ``normal``: the mean and std that images are normalised by.
+    Biases that the family lacks are folded into the running means of the norms after them.
+
+    Args:
+        tensors: The arrays by canonical name.
+        arch: The architecture of the network.
+        to: The target.
+        normal: The mean and std by which the network's images are normalized.
+
+    Returns:
+        The arrays by the family's names.
+
+    Raises:
+        OcrnetError: The family's code would compute a different result; the message gives the reason.
     """
     _check(arch, to, normal)
     ours = {name: tensors[name] for name in architecture.shapes(arch)}
@@ -65,7 +76,7 @@ def foreign(tensors: Mapping[str, np.ndarray], arch: Arch, to: Target, normal: N
 
 
 def notes(arch: Arch, to: Target) -> list[str]:
-    """Return what was done for the family, and what a user of the written file must set."""
+    """Return lines about changes made for the family, and about settings that the written file requires."""
     said = []
     if not to.family.biases:
         said.append(f"{' and '.join(f'{conv}.bias' for conv in WITH_BIAS)} are folded into running means: it has none")

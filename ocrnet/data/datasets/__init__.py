@@ -1,4 +1,4 @@
-"""Datasets by name: where the files lie and what the ids in them mean."""
+"""Datasets by name: file layout and meaning of the label ids."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from ocrnet.utils.errors import OcrnetError, nearest
 
 __all__ = ["NAMES", "ClassTable", "Dataset", "Pair", "open_dataset"]
 
-# Each offers classes(root) -> ClassTable, scan(root, split, *, labels) -> list[Pair] and its LAYOUT in words.
+# Each module defines classes(root) -> ClassTable, scan(root, split, *, labels) -> list[Pair] and LAYOUT, a description.
 _LAYOUTS: dict[str, ModuleType] = {"cityscapes": cityscapes, "camvid": camvid, "folder": folder}
 NAMES = tuple(_LAYOUTS)
 
@@ -19,10 +19,18 @@ NAMES = tuple(_LAYOUTS)
 def open_dataset(
     name: str, root: str | Path, split: str, *, labels: bool = True, ignore_label: int = IGNORE
 ) -> Dataset:
-    """Open one split; with ``labels`` every image must have its label, without it no label file is looked at.
+    """Open one split of a dataset.
 
-    ``ignore_label`` is an id in label files that is left out, beside those that the layout leaves out itself. Raises
-    `OcrnetError` on an unknown name, a missing folder, another layout, and missing or surplus files.
+    Args:
+        name: Layout of the dataset, one of NAMES.
+        root: Folder of the dataset; a leading ~ is expanded.
+        split: Name of the split.
+        labels: Require a label for every image; False: label files are not accessed.
+        ignore_label: Additional id in label files to ignore, besides the ids that the layout ignores.
+
+    Raises:
+        OcrnetError: The name is unknown, the folder is missing, the layout differs, files are missing or surplus, or
+            ``ignore_label`` is the id of a class.
     """
     if name not in _LAYOUTS:
         raise OcrnetError(f"data.name: '{name}' is no dataset{nearest(name, NAMES)} ({', '.join(NAMES)})")

@@ -1,4 +1,4 @@
-"""What every dataset is: a table of classes and a list of image and label files, read into class indices."""
+"""Base of all datasets: the class table, pairs of image and label files, and reading into class indices."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ IGNORE = 255
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The classes of a dataset, by class index: names, RGB colours, the ids that label files hold, categories.
+    """Classes of a dataset, by class index: names, RGB colors, ids in label files, and categories.
 
-    ``ignored`` are the file ids that become class index 255; ``ignored_id`` is the id written to files for 255.
+    ``ignored`` holds the file ids that map to class index 255; ``ignored_id`` is the id written to files for 255.
     """
 
     names: tuple[str, ...]
@@ -40,8 +40,11 @@ class ClassTable:
         return len(self.names)
 
     def to_indices(self, ids: np.ndarray, source: str | Path) -> np.ndarray:
-        """Turn the uint8 H,W ids of a label file into uint8 H,W class indices; an unknown id is an error with it."""
-        unknown = cv2.LUT(ids, self._unknown)  # a tenth of the time that NumPy's indexing takes
+        """Convert the uint8 H,W ids of a label file to uint8 H,W class indices.
+
+        Raise `OcrnetError` that names ``source`` and the id if an id is unknown.
+        """
+        unknown = cv2.LUT(ids, self._unknown)  # takes a tenth of the time of NumPy indexing
         if unknown.any():
             found = ", ".join(map(str, np.unique(ids[unknown > 0])))
             raise OcrnetError(
@@ -51,14 +54,14 @@ class ClassTable:
         return cv2.LUT(ids, self._index_of_id)
 
     def to_ids(self, indices: np.ndarray) -> np.ndarray:
-        """Turn uint8 H,W class indices into the uint8 H,W ids of label files; 255 becomes ``ignored_id``."""
+        """Convert uint8 H,W class indices to uint8 H,W ids of label files; 255 becomes ``ignored_id``."""
         self._check(indices)
         table = np.full(256, self.ignored_id, np.uint8)
         table[: len(self)] = self.ids
         return table[indices]
 
     def colour(self, indices: np.ndarray) -> np.ndarray:
-        """Turn uint8 H,W class indices into uint8 H,W,3 RGB; 255 is black."""
+        """Convert uint8 H,W class indices to uint8 H,W,3 RGB; 255 becomes black."""
         self._check(indices)
         table = np.zeros((256, 3), np.uint8)
         table[: len(self)] = self.palette
@@ -84,7 +87,7 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class Pair:
-    """One sample's files; ``name`` is unique within its split, e.g. ``aachen/aachen_000000_000019``."""
+    """Files of one sample; ``name`` is unique within its split, e.g. ``aachen/aachen_000000_000019``."""
 
     name: str
     image: Path
@@ -92,7 +95,11 @@ class Pair:
 
 
 class Dataset:
-    """One split: ``read(i)`` gives image and label in memory, class indices 0 to num_classes - 1 and 255 (ignored)."""
+    """One split of a dataset.
+
+    ``read(i)`` returns image and label as arrays in memory. The label holds class indices 0 to num_classes - 1 and 255
+    (ignored).
+    """
 
     def __init__(self, classes: ClassTable, pairs: Sequence[Pair], root: str | Path) -> None:
         self.classes, self.pairs, self.root = classes, tuple(pairs), Path(root)
@@ -107,7 +114,7 @@ class Dataset:
 
     @property
     def identity(self) -> str:
-        """What tells whether two machines have the same images: how many, and a digest of their names."""
+        """Number of images and CRC-32 of their names, to compare the dataset across machines."""
         names = "\n".join(pair.name for pair in self.pairs)
         return f"{len(self)}, the CRC-32 of their names is {zlib.crc32(names.encode()):08x}"
 
@@ -120,13 +127,14 @@ class Dataset:
         return self.pairs[i].image
 
     def image(self, i: int) -> np.ndarray:
-        """Return image ``i``, uint8 H,W,3 RGB; an unreadable file raises `OcrnetError` with its name."""
+        """Return image ``i``, uint8 H,W,3 RGB; raise `OcrnetError` with its name if it is unreadable."""
         return read_image(self.path(i))
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Return image ``i``, uint8 H,W,3 RGB, and its class indices, uint8 H,W.
 
-        Raises `OcrnetError` naming a file that is unreadable, holds an unknown id, or differs from its pair in size.
+        Raise `OcrnetError` that names the file if it is unreadable, holds an unknown id, differs from its pair in size,
+        or was opened without a label.
         """
         pair = self.pairs[i]
         if pair.label is None:
@@ -141,7 +149,7 @@ class Dataset:
 
 
 def _ranges(ids: Sequence[int] | frozenset[int]) -> str:
-    """Write ids shortly: ``0-3, 7, 9-10``."""
+    """Format ids compactly: ``0-3, 7, 9-10``."""
     runs: list[list[int]] = []
     for value in sorted(ids):
         if runs and value == runs[-1][1] + 1:
@@ -152,7 +160,7 @@ def _ranges(ids: Sequence[int] | frozenset[int]) -> str:
 
 
 def colours() -> Iterator[tuple[int, int, int]]:
-    """Yield the colours of the Pascal VOC colour map without black: the bits of the number, spread over R, G, B."""
+    """Yield the Pascal VOC color map without black: the bits of the number, spread over R, G, B."""
     for number in range(1, 1 << 10):
         colour = [0, 0, 0]
         for bit in range(10):

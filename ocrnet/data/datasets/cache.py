@@ -1,7 +1,7 @@
-"""Decoded pairs on disk (``data.cache_dir``): read as they are instead of being decoded anew in every epoch.
+"""Cache of decoded pairs on disk (``data.cache_dir``), which avoids decoding them in every epoch.
 
-One file a pair, written by whoever needs it first: a header, the image's bytes, and those of its class indices. What
-comes from it are the bytes that decoding gives, or it is made anew.
+Each pair has one file: a header, the bytes of the image, and the bytes of its class indices. The first process that
+needs a pair writes its file. A cached pair has the same bytes as a decoded one; otherwise the pair is decoded again.
 """
 
 import contextlib
@@ -30,20 +30,20 @@ from ocrnet.utils.format import size_text
 
 END, DRAFT_END = ".pair", ".pair.tmp"
 MAGIC = b"ocrnet pair 1\n"
-# Magic, and the CRC-32 of all that follows it: height, width, then size and mtime in ns of the image and of its label.
+# Magic and CRC-32 of the bytes after it; then height, width, size and mtime in ns of the image, and of the label.
 _SEAL, _REST = struct.Struct("<14sI"), struct.Struct("<IIQqQq")
-HEADER = 64  # what both take, up to where the pixels begin
-# Nobody takes so long to write a pair: a draft that old was left by a process that was killed.
+HEADER = 64  # bytes of both structs with padding; the pixels follow
+# Writing a pair takes less time than this: an older draft was left by a killed process.
 DRAFT_SECONDS = 600
 LOOKED_AT = 16
 
 
 class CacheError(OcrnetError):
-    """The cache cannot be used; unlike an unreadable image this is passed over by no ``data.on_error``."""
+    """The cache cannot be used; unlike an unreadable image, this error is never skipped by ``data.on_error``."""
 
 
 class Source(NamedTuple):
-    """What tells whether the files of a pair are those of before: size in bytes and mtime in ns of each."""
+    """Size in bytes and mtime in ns of the image and label files of a pair, to detect changes."""
 
     image_bytes: int
     image_ns: int
@@ -52,10 +52,11 @@ class Source(NamedTuple):
 
 
 class DecodedDataset(Dataset):
-    """A dataset whose pairs are kept decoded in ``folder``: `read` gives the same bytes, in arrays that refuse writing.
+    """Dataset that caches decoded pairs in ``folder``; `read` returns the same bytes, in read-only arrays.
 
-    Any number of processes may read and make pairs at once. Each file's checksum is compared once by all processes that
-    were forked from the one that opened the dataset; a damaged file is said on stderr and made anew.
+    Any number of processes may read and write pairs concurrently. Each checksum is verified once by all processes
+    forked from the one that opened the dataset. A damaged file is reported on stderr, and its pair is decoded and
+    written again.
     """
 
     def __init__(self, dataset: Dataset, folder: Path) -> None:
@@ -64,35 +65,35 @@ class DecodedDataset(Dataset):
         self._compared = _shared(len(self))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_compared": None}  # memory is shared by forking alone
+        return self.__dict__ | {"_compared": None}  # only fork shares this memory, pickling does not
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._compared = _shared(len(self))
 
     def place(self, i: int) -> Path:
-        """Return the file of pair ``i``, which is there once somebody has read the pair."""
+        """Return the cache file of pair ``i``; it exists once the pair has been read."""
         return self.folder / _name(self.pairs[i], self.classes)
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return, and raise, what `Dataset.read` does; raise `CacheError` where ``folder`` cannot be used."""
+        """Return and raise the same as `Dataset.read`; raise `CacheError` if ``folder`` cannot be used."""
         pair, place = self.pairs[i], self.place(i)
         source = _source(pair)
-        if source is None:  # decoding says what is wrong
+        if source is None:  # no label, or a file is missing: raises the specific error
             return super().read(i)
         found = self._found(i, place, source)
         if found is not None:
             return found
         image, label = super().read(i)
         # mutation: do-not-cache-changing-source
-        if _source(pair) == source:  # else it was changed while it was read
+        if _source(pair) == source:  # otherwise a file changed during the read
             _write(place, source, image, label)
             self._compared[i] = 0
         image.flags.writeable = label.flags.writeable = False
         return image, label
 
     def _found(self, i: int, place: Path, source: Source) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the pair from its file; None where there is none, or an older one, or a damaged one."""
+        """Return the pair from its cache file; None if the file is missing, outdated or damaged."""
         try:
             with open(place, "rb") as file:
                 mapped = _mapped(file.fileno())
@@ -101,7 +102,7 @@ class DecodedDataset(Dataset):
         except OSError as error:
             raise _unusable(place, "read", error) from None
         if not self._is_whole(i, mapped):
-            # On stderr, as a loader's worker has no other way to be heard.
+            # On stderr, because a data loader worker has no other output channel.
             print(f"cache: {place} is damaged; {self.path(i)} is decoded anew", file=sys.stderr, flush=True)
             return None
         height, width, *written = _REST.unpack_from(mapped, _SEAL.size)
@@ -129,10 +130,11 @@ class DecodedDataset(Dataset):
 
 
 def prepare(folder: str | None, datasets: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], list[str]]:
-    """Return datasets that keep their pairs decoded in ``folder``, and a line on what is there and the room for more.
+    """Return the datasets with a cache in ``folder``, and a log line on cached pairs and disk space.
 
-    Without a folder they are those that were given, and nothing is said. Drafts of killed processes are removed. Raises
-    `CacheError` where the missing pairs do not fit on the disk, by the sizes of some images, or it cannot be used.
+    Without ``folder``, return the datasets unchanged and no line. Remove the drafts of killed processes. Raise
+    `CacheError` if the folder cannot be used, or if the missing pairs do not fit on the disk, estimated from the sizes
+    of some images.
     """
     if not folder:
         return dict(datasets), []
@@ -140,7 +142,7 @@ def prepare(folder: str | None, datasets: Mapping[str, Dataset]) -> tuple[dict[s
     try:
         place.mkdir(parents=True, exist_ok=True)
         for draft in place.glob(f"*{DRAFT_END}"):
-            with contextlib.suppress(FileNotFoundError):  # it has just got its name, or another rank does the same
+            with contextlib.suppress(FileNotFoundError):  # just renamed, or removed by another rank
                 if draft.stat().st_mtime < time.time() - DRAFT_SECONDS:
                     draft.unlink()
         there = {entry.name for entry in os.scandir(place)}
@@ -165,17 +167,17 @@ def prepare(folder: str | None, datasets: Mapping[str, Dataset]) -> tuple[dict[s
 
 
 def _mean_bytes(dataset: Dataset) -> int:
-    """Return about how many bytes a pair of a dataset takes, by the sizes that some of its files tell."""
+    """Return the approximate number of bytes per cached pair, estimated from the sizes of some images."""
     count = min(LOOKED_AT, len(dataset))
     pixels = []
     for i in range(count):
-        with contextlib.suppress(OcrnetError):  # told where it is read
+        with contextlib.suppress(OcrnetError):  # raised when the image is read
             pixels.append(math.prod(image_size(dataset.path(i * len(dataset) // count))))
     return HEADER + 4 * sum(pixels) // max(1, len(pixels))
 
 
 def _name(pair: Pair, classes: ClassTable) -> str:
-    """Return the name of a pair's file: of where its files lie, what their ids mean, and what decodes them."""
+    """Return the name of a cache file: a hash of the file paths, the label ids, and the decoder versions."""
     paths = [os.path.abspath(path) for path in (pair.image, pair.label) if path is not None]
     # mutation: cache-per-class-table
     key = (paths, classes.ids, sorted(classes.ignored), cv2.__version__, PIL.__version__)
@@ -193,17 +195,17 @@ def _source(pair: Pair) -> Source | None:
 
 
 def _write(place: Path, source: Source, image: np.ndarray, label: np.ndarray) -> None:
-    """Write a pair's file; whoever opens it sees the old one or the whole new one."""
+    """Write the cache file of a pair atomically; readers see the old file or the complete new one."""
     rest = _REST.pack(*label.shape, *source).ljust(HEADER - _SEAL.size, b"\0")
     crc = zlib.crc32(label.data, zlib.crc32(image.data, zlib.crc32(rest)))
     # mutation: rename-cached-pair-when-complete
     draft = place.with_name(f"{place.stem}.{secrets.token_hex(8)}{DRAFT_END}")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it under the run
+        place.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been removed during the run
         try:
             with open(draft, "xb") as file:
                 file.writelines((_SEAL.pack(MAGIC, crc), rest, image.data, label.data))
-            os.replace(draft, place)  # not flushed to the disk: what a power cut leaves fails its checksum
+            os.replace(draft, place)  # no fsync: a file truncated by a power failure fails its checksum
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:

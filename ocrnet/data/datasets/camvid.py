@@ -27,7 +27,7 @@ CLASSES = {
 
 
 def classes(root: Path) -> ClassTable:
-    """Return the 11 classes; id 11, unlabelled, is ignored."""
+    """Return the 11 classes; id 11 (unlabeled) is ignored."""
     return ClassTable(
         names=tuple(CLASSES),
         palette=tuple(CLASSES.values()),
@@ -38,5 +38,14 @@ def classes(root: Path) -> ClassTable:
 
 
 def scan(root: Path, split: str, *, labels: bool = True) -> list[Pair]:
-    """Return the pairs of a split, sorted by name; raises `OcrnetError` on another layout or an odd file."""
+    """Return the pairs of a split, sorted by name.
+
+    Args:
+        root: Folder of the dataset.
+        split: Name of the split.
+        labels: Require a label for each image; False: pair without labels.
+
+    Raises:
+        OcrnetError: The layout differs, or an image or a label has no counterpart.
+    """
     return scan_trees(root, split, layout=LAYOUT, labels=labels)

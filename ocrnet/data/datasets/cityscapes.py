@@ -1,4 +1,4 @@
-"""Cityscapes as its authors lay it out; the label table is that of cityscapesscripts (helpers/labels.py)."""
+"""Cityscapes in its official layout; the label table is that of cityscapesscripts (helpers/labels.py)."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ IMAGE_END, LABEL_END = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
 class Label(NamedTuple):
-    """One line of the official table: the id in labelIds files, the class index (255: none), category, RGB colour."""
+    """One row of the official table: name, id in labelIds files, class index (255: none), category, RGB color."""
 
     name: str
     id: int
@@ -64,7 +64,7 @@ LABELS = (
 
 
 def classes(root: Path | None = None) -> ClassTable:
-    """Return the 19 classes; the other ids of labelIds files are ignored, as is -1, which uint8 stores as 255."""
+    """Return the 19 classes; other ids of labelIds files are ignored, including -1, which uint8 stores as 255."""
     trained = sorted((label for label in LABELS if label.train_id != IGNORE), key=lambda label: label.train_id)
     return ClassTable(
         names=tuple(label.name for label in trained),
@@ -77,7 +77,16 @@ def classes(root: Path | None = None) -> ClassTable:
 
 
 def scan(root: Path, split: str, *, labels: bool = True) -> list[Pair]:
-    """Return the pairs of a split, sorted by ``CITY/NAME``; raises `OcrnetError` on another layout or an odd file."""
+    """Return the pairs of a split, sorted by ``CITY/NAME``.
+
+    Args:
+        root: Folder of the dataset.
+        split: Name of the split.
+        labels: Require a label for each image; False: pair without labels.
+
+    Raises:
+        OcrnetError: The layout differs, or an image or a label has no counterpart.
+    """
     need_folders(root, ["leftImg8bit", "gtFine"] if labels else ["leftImg8bit"], split, LAYOUT)
     images = _by_name(root / "leftImg8bit" / split, IMAGE_END)
     if not images:

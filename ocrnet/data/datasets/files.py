@@ -1,4 +1,4 @@
-"""Finding the files of a dataset: which image belongs to which label, and what to say where the layout is another."""
+"""Find the files of a dataset, pair images with labels, and report a different layout."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,21 @@ SHOWN = 10
 
 
 def scan_trees(root: Path, split: str, *, layout: str, labels: bool) -> list[Pair]:
-    """Pair images/SPLIT/**/STEM.* with labels/SPLIT/**/STEM.png, sorted by the path below the split."""
+    """Pair images/SPLIT/**/STEM.* with labels/SPLIT/**/STEM.png, sorted by the path below the split.
+
+    Args:
+        root: Folder of the dataset.
+        split: Name of the split.
+        layout: Description of the layout, for error messages.
+        labels: Require a label for each image; False: pair without labels.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        OcrnetError: The layout differs, a label is not a PNG, two files share one stem, or an image or a label has no
+            counterpart.
+    """
     need_folders(root, ["images", "labels"] if labels else ["images"], split, layout)
     images, folder = _by_stem(root / "images" / split, IMAGES), root / "labels" / split
     if not images:
@@ -30,9 +44,19 @@ def scan_trees(root: Path, split: str, *, layout: str, labels: bool) -> list[Pai
 
 
 def pair(images: Mapping[str, Path], wanted: Mapping[str, Path], found: Mapping[str, Path] | None) -> list[Pair]:
-    """Pair images with the labels ``found``, by name; None leaves labels out.
+    """Pair images with labels by name.
 
-    Raises one `OcrnetError` that names every image without a label, at ``wanted``, and every label without an image.
+    Args:
+        images: Image file of each name.
+        wanted: Expected label file of each name.
+        found: Existing label file of each name; None: pair without labels.
+
+    Returns:
+        The pairs, sorted by name.
+
+    Raises:
+        OcrnetError: Images have no label or labels have no image. One error covers all of them; it gives the missing
+            labels as in ``wanted``.
     """
     if found is None:
         return [Pair(name, images[name], None) for name in sorted(images)]
@@ -47,7 +71,17 @@ def pair(images: Mapping[str, Path], wanted: Mapping[str, Path], found: Mapping[
 
 
 def need_folders(root: Path, tops: Sequence[str], split: str, layout: str) -> None:
-    """Raise `OcrnetError` with the layout, and what is there instead, unless every ROOT/TOP/SPLIT is a folder."""
+    """Raise an error unless every ROOT/TOP/SPLIT is a folder.
+
+    Args:
+        root: Folder of the dataset.
+        tops: Names of the required folders below ``root``.
+        split: Name of the split.
+        layout: Description of the layout.
+
+    Raises:
+        OcrnetError: A folder is missing. The message lists the existing entries and the layout.
+    """
     for top in tops:
         for folder in (root / top, root / top / split):
             if not folder.is_dir():
@@ -58,19 +92,25 @@ def need_folders(root: Path, tops: Sequence[str], split: str, layout: str) -> No
 
 
 def empty(folder: Path, what: str, layout: str) -> OcrnetError:
-    """Return the error for a split without any image."""
+    """Return the error for a split without images.
+
+    Args:
+        folder: Folder of the split.
+        what: Description of the expected files.
+        layout: Description of the layout.
+    """
     return OcrnetError(f"{folder} holds no {what}; it holds {listing(folder)}\n{layout}")
 
 
 def listing(folder: Path) -> str:
-    """Name the first ten entries of a folder, or say that it is empty."""
+    """Return the first ten entries of a folder as text, or ``nothing`` if it is empty."""
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more if names else "nothing"
 
 
 def _better_root(root: Path, tops: Iterable[str]) -> str:
-    """Point to the folder just above or below that does have the layout, where there is one."""
+    """Return a hint at a folder up to two levels above or one level below that has the layout, or an empty string."""
     absolute = root.absolute()
     below = sorted(entry for entry in absolute.iterdir() if entry.is_dir())
     for folder in (*absolute.parents[:2], *below):
@@ -80,7 +120,7 @@ def _better_root(root: Path, tops: Iterable[str]) -> str:
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Map the path of each file below a folder, without its suffix, to the file; hidden ones are left out."""
+    """Map the path of each file below a folder, without its suffix, to the file; skip hidden files and folders."""
     found: dict[str, Path] = {}
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,4 +1,4 @@
-"""A dataset of one's own without code: images/, labels/ and a classes.yml that names the classes."""
+"""Custom datasets without code: images/, labels/ and a classes.yml that names the classes."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ LAYOUT = """the layout of a folder dataset is
 
 
 def classes(root: Path) -> ClassTable:
-    """Read ROOT/classes.yml; raises `OcrnetError` naming the file and the entry that is wrong."""
+    """Read ROOT/classes.yml; raise `OcrnetError` that names the file and the invalid entry."""
     path = root / "classes.yml"
     if not path.is_file():
         raise OcrnetError(f"{path} is not there; {root} holds {listing(root)}\n{LAYOUT}\n{CLASSES_YML}")
@@ -47,7 +47,16 @@ def classes(root: Path) -> ClassTable:
 
 
 def scan(root: Path, split: str, *, labels: bool = True) -> list[Pair]:
-    """Return the pairs of a split, sorted by path; raises `OcrnetError` on another layout or an odd file."""
+    """Return the pairs of a split, sorted by path.
+
+    Args:
+        root: Folder of the dataset.
+        split: Name of the split.
+        labels: Require a label for each image; False: pair without labels.
+
+    Raises:
+        OcrnetError: The layout differs, or an image or a label has no counterpart.
+    """
     return scan_trees(root, split, layout=LAYOUT, labels=labels)
 
 

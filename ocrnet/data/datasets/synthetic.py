@@ -1,4 +1,4 @@
-"""Made-up street scenes in the exact layout of Cityscapes: something to try everything on within minutes."""
+"""Synthetic street scenes in the exact Cityscapes layout, to try out every feature within minutes."""
 
 from pathlib import Path
 
@@ -22,10 +22,21 @@ def write(
     size: tuple[int, int] = (512, 1024),
     seed: int = 0,
 ) -> None:
-    """Write scenes of ``size`` (height, width) to a new or empty folder; the test split has images only.
+    """Write synthetic scenes to a new or empty folder; the test split has images only.
 
-    Every scene is a function of (seed, split, its number) alone, for equal NumPy and OpenCV versions. All 19 classes
-    occur, the rarest in every fourth scene. Raises `OcrnetError` on a folder in use, a negative count, a small size.
+    Each scene depends only on (seed, split, scene number), for equal NumPy and OpenCV versions. All 19 classes occur;
+    the rarest occur in every fourth scene.
+
+    Args:
+        root: New or empty folder.
+        train: Number of training scenes.
+        val: Number of validation scenes.
+        test: Number of test scenes.
+        size: Height and width in pixels.
+        seed: Random seed, 0 or more.
+
+    Raises:
+        OcrnetError: The folder is in use, a count or the seed is negative, or the size is too small.
     """
     root, counts = Path(root), {"train": train, "val": val, "test": test}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -59,4 +70,4 @@ def _colour_table() -> np.ndarray:
     return table
 
 
-_COLOURS = _colour_table()  # the official colours by file id, void classes too
+_COLOURS = _colour_table()  # official colors by file id, including void classes

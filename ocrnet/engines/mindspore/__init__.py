@@ -1,6 +1,7 @@
-"""The MindSpore engine: Ascend, CPU, and the GPUs that MindSpore still knows.
+"""MindSpore engine for Ascend, CPU, and the GPUs that MindSpore still supports.
 
-Importing it sets what MindSpore reads from the environment at its own import, so MindSpore must not be imported before.
+Importing this package sets the environment variables that MindSpore reads when it is imported. Do not import MindSpore
+before this package.
 """
 
 import os
@@ -12,11 +13,11 @@ from ocrnet.engines.mindspore.interrupts import keep_interrupts
 from ocrnet.utils.errors import OcrnetError
 
 DEFAULTS = {
-    "ONEDNN_MAX_CPU_ISA": "AVX2",  # its oneDNN falls back to a reference convolution, 30 times slower, on AVX-512
-    "GLOG_v": "3",  # errors alone
+    "ONEDNN_MAX_CPU_ISA": "AVX2",  # on AVX-512, oneDNN falls back to a reference convolution, 30 times slower
+    "GLOG_v": "3",  # errors only
     "MS_OM_PATH": os.path.join(
         tempfile.gettempdir(), f"ocrnet-mindspore-{os.getuid()}"
-    ),  # else into the working folder
+    ),  # MindSpore's default is the working directory
 }
 
 

@@ -1,16 +1,17 @@
-"""The training stream in a MindSpore GeneratorDataset: worker processes read and augment, batches come out in order.
+"""Training data loader as a MindSpore GeneratorDataset: worker processes read and augment, batches keep their order.
 
-MindSpore starts, feeds and reads its worker processes, and a row of the dataset is one whole micro-batch, made by one
-worker. What it does where something goes wrong is replaced here, because (seen with 2.10)
+MindSpore starts, feeds and reads its worker processes. A row of the dataset is one whole micro-batch, made by one
+worker. This module replaces MindSpore's error handling because of the following behavior (observed with 2.10):
 
-- its watchdog answers a dead worker with SIGTERM to the whole run, and without it the next row is waited for forever;
-- a pipeline that is interrupted, or fails, while a thread other than the main one waits for a row ends the run with
-  SIGSEGV, while the main thread must not wait in C++, where it could answer no signal;
-- an error whose text holds "MemoryError" ends the run with SIGKILL;
-- with one worker it starts no process, and it looks for a row ten times a second.
+- When a worker dies, MindSpore's watchdog sends SIGTERM to the whole run. Without the watchdog, MindSpore waits for the
+  next row forever.
+- If a pipeline is interrupted or fails while a thread other than the main thread waits for a row, the run ends with
+  SIGSEGV. The main thread must not wait in C++ either, because it cannot handle signals there.
+- An error whose text contains "MemoryError" ends the run with SIGKILL.
+- With one worker, MindSpore starts no process, and it polls for rows ten times a second.
 
-So a row is never an exception but may be the text of one, a thread of ours waits for rows, and a pipeline that is to
-end first gives that thread a last row.
+Therefore a row is never an exception but may contain the text of one, a thread of this module waits for rows, and a
+pipeline that must end first gives that thread a last row.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ MEGABYTE = 2**20
 
 
 class Batch(NamedTuple):
-    """A micro-batch: images uint8 N,H,W,3, labels uint8 N,H,W, dropout masks bool N,channels; files passed over."""
+    """A micro-batch: images uint8 N,H,W,3, labels uint8 N,H,W, dropout masks bool N,channels, skipped files' errors."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -56,10 +57,20 @@ Row = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def batches(stream: TrainStream, cfg: Config, *, world: World, step: int) -> Generator[Batch, None, None]:
-    """Return a generator of micro-batches from ``step`` on, whose ``close`` ends its workers.
+    """Return a generator of micro-batches from ``step`` on; its ``close`` ends the workers.
 
-    An unreadable file raises the `OcrnetError` that names it, also where a worker met it. One that says which value
-    is needed is raised at once where a sample takes more memory than ``max_rowsize``.
+    Args:
+        stream: The training stream.
+        cfg: The configuration.
+        world: This process's rank and the number of ranks.
+        step: The first step.
+
+    Returns:
+        The generator. It raises the `OcrnetError` that names an unreadable file, also if a worker reads the file.
+
+    Raises:
+        OcrnetError: A sample needs more memory than ``max_rowsize``; the message contains the required value. Raised
+            by this call, only with workers.
     """
     rows = Rows(stream, cfg, world, step)
     made = _from_workers(rows) if cfg.num_workers else (rows.batch(number) for number in range(len(rows)))
@@ -68,7 +79,7 @@ def batches(stream: TrainStream, cfg: Config, *, world: World, step: int) -> Gen
 
 
 class Rows:
-    """The micro-batches of this rank from ``step`` on, as rows of arrays: what the workers are asked for."""
+    """The micro-batches of this rank from ``step`` on, as rows of arrays that the workers compute by index."""
 
     def __init__(self, stream: TrainStream, cfg: Config, world: World, step: int) -> None:
         self.stream, self.numbers = stream, StepBatchSampler(cfg, world, step)
@@ -81,13 +92,13 @@ class Rows:
         return len(self.numbers)
 
     def batch(self, number: int) -> Batch:
-        """Return micro-batch ``number``; an unreadable file raises `OcrnetError`."""
+        """Return micro-batch ``number``; raise `OcrnetError` if a file is unreadable."""
         samples = [self.stream[sample] for sample in self.numbers[number]]
         images, labels, keeps = (np.stack([sample[i] for sample in samples]) for i in range(3))
         return Batch(images, labels, keeps, tuple(error for sample in samples for error in sample.unreadable))
 
     def __getitem__(self, number: int) -> Row:
-        """Return micro-batch ``number`` as a row, in a worker; whatever it raises is a row too."""
+        """Return micro-batch ``number`` as a row, in a worker; return an exception as a row too."""
         if not self.begun:
             begin_worker()
             threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
@@ -102,9 +113,9 @@ class Rows:
 
 
 def _row_megabytes(cfg: Config, channels: int) -> int:
-    """Return the MB of shared memory that a row takes; raise where a sample exceeds ``max_rowsize``.
+    """Return the shared memory of a row in MB; raise `OcrnetError` if a sample exceeds ``max_rowsize``.
 
-    Each worker has ``prefetch_size`` + 2 such pieces of memory from the start, so they are no larger than needed.
+    Each worker allocates ``prefetch_size`` + 2 blocks of this size at its start, so the size is no larger than needed.
     """
     height, width = cfg.data.crop_size
     sample = height * width * 4 + channels
@@ -128,14 +139,14 @@ def _note(**notes: str) -> Row:
 
 
 def _end_with(parent: int) -> None:
-    """End a worker whose run was killed, which could end it no more."""
+    """End this worker process when process ``parent`` is gone: a killed run cannot end its workers."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 class Workers(SamplerFn):
-    """The worker processes of a dataset; `process` gives their rows in order until ``closed`` is set."""
+    """The worker processes of a dataset; `process` yields their rows in order until ``closed`` is set."""
 
     def __init__(self, rows: Rows) -> None:
         super().__init__(rows, rows.num_workers, True, rows.megabytes)
@@ -143,7 +154,7 @@ class Workers(SamplerFn):
         self.failure = ""
 
     def launch(self, op_id: int = -1) -> None:
-        """Start the processes; what goes wrong is kept, as MindSpore ends the run for some texts of an error."""
+        """Start the processes; store an error's text in ``failure``, as MindSpore ends the run for some error texts."""
         try:
             with (
                 _settings(prefetch_size=self._queue_size(), multiprocessing_start_method="fork"),
@@ -154,19 +165,19 @@ class Workers(SamplerFn):
             self.failure = str(error) or repr(error)
             raise RuntimeError("the workers did not start") from None
         finally:
-            self.need_join = False  # its own end of the workers waits for those that hang
+            self.need_join = False  # MindSpore's own shutdown waits for workers that hang
         for worker in self.workers:
-            worker.res_queue._writer.close()  # else a message that a dead worker began is waited for forever
+            worker.res_queue._writer.close()  # otherwise a read waits forever for the rest of a dead worker's message
 
     def _queue_size(self) -> int:
-        """Return the prefetch size by which each worker's queues hold ``prefetch_size`` rows, however many workers."""
+        """Return the setting with which each worker's queues hold ``prefetch_size`` rows, for any number of workers."""
         return math.ceil(self.dataset.prefetch_size * max(self.num_worker, 4) / 4)
 
     def _launch_monitor(self) -> None:
-        """Start no process that sends the workers SIGTERM when the run has ended: they see that themselves."""
+        """Do not start the process that sends the workers SIGTERM after the run: they detect its end themselves."""
 
     def process(self, indices: np.ndarray) -> Iterator[Row]:
-        """Yield the rows of ``indices``; after a failure, or once closed, a last row again and again."""
+        """Yield the rows of ``indices``; after a failure or once closed, yield a last row repeatedly."""
         try:
             yield from self._rows(indices)
         except Exception:
@@ -188,13 +199,13 @@ class Workers(SamplerFn):
 
 
 class Pipeline(mindspore.dataset.GeneratorDataset):
-    """The GeneratorDataset of `Rows`, with `Workers` in the place of MindSpore's own, also for one."""
+    """The GeneratorDataset of `Rows`, with `Workers` instead of MindSpore's own workers, also for a single worker."""
 
     def __init__(self, rows: Rows) -> None:
-        super().__init__(rows, COLUMNS, shuffle=False)  # it refuses more workers than there are cores
+        super().__init__(rows, COLUMNS, shuffle=False)  # worker count not passed: MindSpore rejects more than cores
 
     def prepare_multiprocessing(self) -> None:
-        """Give MindSpore the workers and the rows that come from them."""
+        """Set the workers and the source of rows that MindSpore uses."""
         self.sample_fn = Workers(self.source)
         self.prepared_source = self.sample_fn.process
 
@@ -202,7 +213,7 @@ class Pipeline(mindspore.dataset.GeneratorDataset):
 def _from_workers(rows: Rows) -> Generator[Batch, None, None]:
     if not len(rows):
         return
-    with _settings(prefetch_size=1):  # what is ready waits with the workers
+    with _settings(prefetch_size=1):  # rows that are ready wait in the workers' queues
         iterator = Pipeline(rows).create_tuple_iterator(num_epochs=1, output_numpy=True)
     workers: Workers = iterator.dataset.sample_fn
     ready: queue.Queue[list[np.ndarray]] = queue.Queue(1)
@@ -219,9 +230,9 @@ def _from_workers(rows: Rows) -> Generator[Batch, None, None]:
 
 
 def _feed(iterator: Iterator[list[np.ndarray]], workers: Workers, ready: queue.Queue[list[np.ndarray]]) -> None:
-    """Hand rows on until closed; the thread that waits in MindSpore, and from which the workers are forked.
+    """Put rows into ``ready`` until closed, in the thread that waits in MindSpore and forks the workers.
 
-    The signals that stop a run are held in it, and so in each worker until `begin_worker` lifts the hold.
+    The signals that stop a run are blocked in this thread, and so in each worker until `begin_worker` unblocks them.
     """
     try:
         with block_signals():
@@ -266,24 +277,24 @@ def _raise_deaths(workers: Workers) -> None:
 
 
 def _close(iterator: Any, workers: Workers, feeder: threading.Thread) -> None:
-    """End the workers, the feeder and the pipeline, in this order: see the module's beginning."""
+    """End the workers, the feeder and the pipeline, in this order; the module docstring gives the reason."""
     workers.closed.set()
     end = time.monotonic() + 30
     while feeder.is_alive() and time.monotonic() < end:
         for worker in list(workers.workers):
-            worker.kill()  # also one that hangs in a read; the feeder may wait for the rest of its message
+            worker.kill()  # also if it hangs in a read; the feeder may wait for the rest of its message
         feeder.join(timeout=0.05)
     for worker in workers.workers:
         worker.kill()
         worker.join()
-    workers.workers.clear()  # a queue's thread ends with it; a traceback may keep what this was called with
+    workers.workers.clear()  # frees the queues, which ends their threads; a traceback may keep ``workers``
     if not feeder.is_alive():
         iterator.stop()
 
 
 @contextlib.contextmanager
 def _settings(**chosen: Any) -> Iterator[None]:
-    """Set MindSpore's process-wide dataset settings for as long as this pipeline needs them."""
+    """Set MindSpore's process-wide dataset settings and restore them on exit."""
     config = mindspore.dataset.config
     before = {name: getattr(config, f"get_{name}")() for name in chosen}
     try:
@@ -297,7 +308,7 @@ def _settings(**chosen: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _start_method_kept() -> Iterator[None]:
-    """Undo that MindSpore sets Python's way to start processes, for everybody."""
+    """Restore Python's multiprocessing start method on exit: MindSpore changes it for the whole process."""
     before = multiprocessing.get_start_method(allow_none=True)
     try:
         yield
@@ -306,8 +317,8 @@ def _start_method_kept() -> Iterator[None]:
 
 
 def _handlers_restored() -> None:
-    """Put Python's handlers back where MindSpore set its own, of which `signal.getsignal` knows nothing."""
-    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
+    """Restore Python's signal handlers: MindSpore sets its own, which `signal.getsignal` does not report."""
+    if threading.current_thread() is not threading.main_thread():  # in Python only the main thread can set handlers
         return
     for number in (*SIGNALS, signal.SIGCHLD):
         handler = signal.getsignal(number)

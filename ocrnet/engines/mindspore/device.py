@@ -1,4 +1,4 @@
-"""What to compute on and in which precision, chosen once, with the reason."""
+"""Choose the device and the precision once, with the reason for each choice."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ MISSING = {
 
 @dataclass(frozen=True)
 class Precision:
-    """The AMP level to compute at, whether the loss needs a scale, and why."""
+    """The AMP level, whether the loss is scaled, and a text for the log that gives the reason."""
 
     level: str
     scaled: bool
@@ -37,7 +37,10 @@ class Precision:
 
 
 def choose_device(target: str | None) -> tuple[str, str]:
-    """Return MindSpore's name of the device for ``--device_target``, and the sentence that says why."""
+    """Return MindSpore's name of the device for ``--device_target`` and a text that gives the reason.
+
+    Raise `OcrnetError` if MindSpore cannot use the requested device.
+    """
     if target is None:
         found = next((name for name in ("Ascend", "GPU") if _available(name)), "CPU")
         return found, found if found != "CPU" else "CPU, because MindSpore sees neither Ascend nor GPU"
@@ -48,12 +51,12 @@ def choose_device(target: str | None) -> tuple[str, str]:
 
 def _available(name: str) -> bool:
     asked = os.environ["GLOG_v"] < "3"  # noqa: SIM112 - MindSpore spells it so
-    with contextlib.nullcontext() if asked else stderr_dropped():  # it tells of each library that it does not find
+    with contextlib.nullcontext() if asked else stderr_dropped():  # MindSpore logs each library that it does not find
         return bool(ms.hal.is_available(name))
 
 
 def choose_precision(target: str, cfg: Config) -> Precision:
-    """Return what ``--mix`` means here: float16 with a scaled loss, and batch norms, softmax and loss in float32."""
+    """Return the precision for ``--mix``: float16 with a scaled loss; batch norms, softmax and loss in float32."""
     level = ("O2" if cfg.amp_level == "auto" else cfg.amp_level) if cfg.mix else "O0"
     if level == "O0":
         return Precision(level, False, "float32" + (", because amp_level is O0" if cfg.mix else ""))
@@ -71,7 +74,7 @@ def choose_precision(target: str, cfg: Config) -> Precision:
 
 @contextlib.contextmanager
 def translate_oom(remedy: str) -> Iterator[None]:
-    """Turn what MindSpore and NumPy raise where memory ends into an `OcrnetError` with what helps."""
+    """Convert out-of-memory errors of MindSpore and NumPy into an `OcrnetError` that ends with ``remedy``."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -83,7 +86,7 @@ def translate_oom(remedy: str) -> Iterator[None]:
 
 
 def configure(target: str, cfg: Config) -> None:
-    """Set MindSpore's switches for a run."""
+    """Set MindSpore's execution mode, device and determinism for a run."""
     mode = ms.GRAPH_MODE if cfg.ms_mode == "graph" else ms.PYNATIVE_MODE
     ms.set_context(mode=mode, device_target=target)
     if cfg.deterministic:
@@ -91,13 +94,24 @@ def configure(target: str, cfg: Config) -> None:
 
 
 def _threads() -> int:
-    """Return how many threads compute: MindSpore's own number, but no more than the cores that this process may use."""
+    """Return the number of compute threads: MindSpore's setting, limited to the cores that this process may use."""
     most = int(ms.get_context("runtime_num_threads"))
     return min(most, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else most
 
 
 def describe(target: str, why: str, precision: Precision, cfg: Config, *, training: bool) -> tuple[list[str], dict]:
-    """Return the banner's lines, and the versions for the checkpoint."""
+    """Describe the device, the precision and the settings.
+
+    Args:
+        target: MindSpore's name of the device.
+        why: The reason for the device, from `choose_device`.
+        precision: The precision, from `choose_precision`.
+        cfg: The configuration.
+        training: Whether to include the lines that concern only training.
+
+    Returns:
+        The lines of the startup banner, and the versions for the checkpoint.
+    """
     threads = _threads()
     versions = {"mindspore": ms.__version__, "threads": str(threads)}
     mode = "graph mode" if cfg.ms_mode == "graph" else "PyNative mode"

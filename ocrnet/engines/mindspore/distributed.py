@@ -1,12 +1,14 @@
-"""How a process joins the others on MindSpore: `prepare` before MindSpore is imported, then `join`, and `leave`.
+"""Join the ranks of a MindSpore run: `prepare` before MindSpore is imported, then `join`, and finally `leave`.
 
-On CPU MindSpore knows one way to meet: a scheduler process, told of by variables that its own launcher msrun sets.
-Under mpirun and srun `prepare` sets them, and rank 0 starts the scheduler. Under msrun the script itself is started
-once more as the scheduler, and `prepare` does not return. Either way a second small process watches over the scheduler:
-it must outlive the ranks, which end themselves by SIGTERM without it, even on their way out; but not by much.
+On CPU, MindSpore supports only one rendezvous: a scheduler process, found by environment variables that MindSpore's own
+launcher msrun sets. Under mpirun and srun, `prepare` sets these variables and rank 0 starts the scheduler. Under msrun,
+the script itself is started once more as the scheduler, and `prepare` does not return. In both cases a second small
+process monitors the scheduler. The scheduler must outlive the ranks, because ranks without a scheduler end themselves
+by SIGTERM, even while they exit. It must not outlive them by much.
 
-On Ascend and GPU the variables stay as the launcher set them (msrun's, mpirun's with or without RANK_TABLE_FILE) and
-`mindspore.communication.init` takes them, for HCCL or NCCL. That could only be read in MindSpore's sources, not run.
+On Ascend and GPU, the variables stay as the launcher set them (msrun's, or mpirun's with or without RANK_TABLE_FILE),
+and `mindspore.communication.init` uses them for HCCL or NCCL. This is known only from MindSpore's sources; it has not
+been run.
 """
 
 import atexit
@@ -36,43 +38,43 @@ from ocrnet.engines.mindspore.stderr import stderr_dropped
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import SIGNALS, Stopped, set_parent_death_signal
 
-JOINING = "MS_TOPO_TIMEOUT"  # seconds until a rank that never comes is an error
+JOINING = "MS_TOPO_TIMEOUT"  # seconds to wait for a missing rank
 EXCHANGE = (
-    "MS_CPU_COMM_OP_TIMEOUT"  # seconds of a collective on CPU; MindSpore's own 30 are too few while others compile
+    "MS_CPU_COMM_OP_TIMEOUT"  # seconds for a collective on CPU; the default of 30 is too short while others compile
 )
 COLLECTIVES = ("AllReduce", "AllGather")
 MPI_VARIABLES = ("OMPI_", "PMIX_", "PMI_")
 PROGRAM = (
     "import sys; sys.path[0] = sys.argv[1]; from ocrnet.engines.mindspore import distributed as d; d.{}(*sys.argv[2:])"
 )
-GRACE = 15.0  # seconds that the scheduler lives on when the ranks of its machine are gone, while others may run
+GRACE = 15.0  # seconds that the scheduler outlives the ranks of its machine, as ranks elsewhere may still run
 TAIL = 2000
 
 
 @dataclass
 class Scheduler:
-    """The process by which the ranks find each other, and the one that watches over it."""
+    """The guard process, which starts and monitors the scheduler by which the ranks find each other."""
 
     process: subprocess.Popen
-    line: IO[bytes]  # to its stdin
+    line: IO[bytes]  # stdin of the guard
     errors: IO[bytes]
-    board: Path | None = None  # where its port was left
+    board: Path | None = None  # the file that contains the scheduler's port
     watched: bool = False
 
     def tail(self) -> str:
-        """Return the end of what it wrote to stderr."""
+        """Return the end of the scheduler's stderr as the end of an error message; empty if there is none."""
         end = os.fstat(self.errors.fileno()).st_size
         text = os.pread(self.errors.fileno(), TAIL, max(0, end - TAIL)).decode(errors="replace").strip()
         return f"; its last words: {text}" if text else ""
 
     def watch(self, pids: list[int], grace: float) -> None:
-        """Let it live until ``grace`` seconds after the last of these processes."""
+        """Keep the scheduler alive until ``grace`` seconds after the last of these processes has ended."""
         self.watched = True
         with contextlib.suppress(BrokenPipeError), self.line:
             self.line.write(f"{grace} {' '.join(map(str, pids))}\n".encode())
 
     def end(self) -> None:
-        """Kill it, unless it has ranks to outlive."""
+        """Kill the guard, and so the scheduler, unless it watches ranks; remove the board."""
         if not self.watched:
             self.process.kill()
             self.process.wait()
@@ -80,14 +82,26 @@ class Scheduler:
             self.board.unlink(missing_ok=True)
 
 
-_scheduler: Scheduler | None = None  # rank 0's
-_lent = False  # whether `prepare` stood in for msrun
+_scheduler: Scheduler | None = None  # set only on rank 0
+_lent = False  # whether `prepare` replaced msrun
 _joined = False
 _left = False
 
 
 def prepare(world: World, device_target: str | None, rank_timeout: float) -> None:
-    """Set what MindSpore reads at its import and when it joins; as msrun's scheduler, serve and exit."""
+    """Set the variables that MindSpore reads when it is imported and when it joins; serve as msrun's scheduler.
+
+    In a process that msrun started as the scheduler, this function runs the scheduler and exits the process.
+
+    Args:
+        world: This process's rank and the number of ranks.
+        device_target: ``--device_target``; None for MindSpore's choice.
+        rank_timeout: Timeout of a collective on CPU in seconds, rounded up; a value in the environment has priority.
+
+    Raises:
+        OcrnetError: The launcher is not supported, the scheduler's address is missing, incomplete or unusable, or
+            rank 0's port is not available.
+    """
     os.environ.setdefault(JOINING, "300")
     os.environ.setdefault(EXCHANGE, str(math.ceil(rank_timeout)))
     role = os.environ.get("MS_ROLE")
@@ -96,7 +110,7 @@ def prepare(world: World, device_target: str | None, rank_timeout: float) -> Non
     ascend = device_target == "Ascend" or (device_target is None and Path("/dev/davinci_manager").exists())
     if world.size == 1 or ascend or device_target == "GPU":
         return
-    atexit.register(_at_exit)  # before MindSpore's import, so that it comes after what that registers
+    atexit.register(_at_exit)  # before MindSpore's import, so that it runs after MindSpore's exit handlers
     if role:
         return
     if world.launcher not in ("mpirun", "srun"):
@@ -125,7 +139,7 @@ def _stand_in_for_msrun(world: World) -> None:
         RANK_SIZE=str(world.size),
         DEVICE_ID=str(world.local),
     )
-    os.environ.setdefault("MS_NODE_TIMEOUT", "600")  # the launcher sees sooner that a rank is gone than the scheduler
+    os.environ.setdefault("MS_NODE_TIMEOUT", "600")  # the launcher detects a lost rank before the scheduler
     _lent = True
     os.environ["MS_SCHED_HOST"] = _address(os.environ["MS_SCHED_HOST"]) if given else "127.0.0.1"
     if world.rank == 0:
@@ -136,7 +150,7 @@ def _stand_in_for_msrun(world: World) -> None:
 
 
 def _address(host: str) -> str:
-    """Return the IPv4 address that MindSpore wants in place of a name."""
+    """Return the IPv4 address of ``host``: MindSpore does not accept host names."""
     try:
         return socket.gethostbyname(host)
     except OSError as error:
@@ -144,13 +158,13 @@ def _address(host: str) -> str:
 
 
 def _lend_scheduler(board: Path | None) -> None:
-    """Start the scheduler at the host and port that the user gave, or at a free port that goes onto the board."""
+    """Start the scheduler at the user's host and port, or at a free port that is written to ``board``."""
     global _scheduler
     host = os.environ["MS_SCHED_HOST"]
     port = int(os.environ["MS_SCHED_PORT"]) if board is None else 0
     with socket.socket() as held:
         if port:
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the run before may have just left it
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the previous run may have just released it
         try:
             held.bind((host, port))
         except OSError as error:
@@ -166,7 +180,7 @@ def _lend_scheduler(board: Path | None) -> None:
 
 
 def _start(held: socket.socket) -> Scheduler:
-    """Start the scheduler and its guard; until it listens, the port is held by the socket that they are handed."""
+    """Start the guard and the scheduler; they inherit a socket that reserves the port until the scheduler listens."""
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this process
     process = _spawn("guard", held.fileno(), stdin=subprocess.PIPE, stderr=errors)
     assert process.stdin is not None
@@ -174,7 +188,7 @@ def _start(held: socket.socket) -> Scheduler:
 
 
 def _spawn(function: str, held: int | None = None, **options: Any) -> subprocess.Popen:
-    """Run a function of this module in a process of its own, telling it this process and the held port."""
+    """Run a function of this module in a new process; its arguments are this process's ID and the held socket."""
     handed = () if held is None else (held,)
     env = {name: value for name, value in os.environ.items() if name not in ("MS_NODE_ID", "RANK_ID", "DEVICE_ID")}
     return subprocess.Popen(
@@ -183,13 +197,13 @@ def _spawn(function: str, held: int | None = None, **options: Any) -> subprocess
         env=env | {"MS_ROLE": "MS_SCHED", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         pass_fds=handed,
-        start_new_session=True,  # out of the reach of what a terminal or a launcher sends to all
+        start_new_session=True,  # not reached by the signals that a terminal or a launcher sends to all processes
         **options,
     )  # fmt: skip
 
 
 def serve(parent: str, held: str | None = None) -> None:
-    """Be the scheduler until all ranks have left or the process ``parent`` is dead."""
+    """Run the scheduler until all ranks have left or the process ``parent`` has died."""
     _ignore_signals()
     set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != int(parent):
@@ -199,11 +213,11 @@ def serve(parent: str, held: str | None = None) -> None:
     mindspore.set_context(device_target="CPU")
     if held is not None:
         os.close(int(held))
-    mindspore.communication.init()  # returns, or ends the process, when all have left; no thread runs meanwhile
+    mindspore.communication.init()  # returns or exits when all ranks have left; no Python thread runs meanwhile
 
 
 def guard(parent: str, held: str) -> None:
-    """Start the scheduler for rank 0, the process ``parent``, and end it when the ranks that it names are gone."""
+    """Start the scheduler for rank 0, the process ``parent``; end it after the ranks that rank 0 names have ended."""
     _ignore_signals()
     first = _process(int(parent))
     scheduler = _spawn("serve", int(held), stdin=subprocess.DEVNULL)
@@ -221,7 +235,7 @@ def guard(parent: str, held: str) -> None:
 
 
 def _ignore_signals() -> None:
-    """The ranks decide what a signal means, and go on needing the scheduler while they save."""
+    """Ignore the stop signals: the ranks handle them and need the scheduler while they save."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -237,7 +251,7 @@ def _running(ranks: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def _end_within(scheduler: subprocess.Popen, grace: float) -> int:
-    """Return the status of a scheduler whose ranks are gone; kill it where it does not see that itself."""
+    """Return the exit status of a scheduler without ranks; kill it if it does not exit within ``grace`` seconds."""
     try:
         return scheduler.wait(grace)
     except subprocess.TimeoutExpired:
@@ -246,7 +260,10 @@ def _end_within(scheduler: subprocess.Popen, grace: float) -> int:
 
 
 def join(world: World) -> None:
-    """Meet the other ranks; return once all have come."""
+    """Join the other ranks; return when all have joined.
+
+    Raise `OcrnetError` if not all join in time, or if MindSpore's rank and size differ from ``world``.
+    """
     global _joined
     from mindspore import communication
 
@@ -271,7 +288,7 @@ def join(world: World) -> None:
 
 
 def _have_watched(world: World) -> None:
-    """Tell the scheduler's guard whom to watch: the ranks on rank 0's machine."""
+    """Send the guard the process IDs of the ranks on rank 0's machine, which it watches."""
     machine = int.from_bytes(hashlib.sha256(socket.gethostname().encode()).digest()[:6], "big")
     everyone = np.zeros((world.size, 2), np.int64)
     everyone[world.rank] = machine, os.getpid()
@@ -282,7 +299,7 @@ def _have_watched(world: World) -> None:
 
 
 def _await_scheduler() -> None:
-    """Wait until the scheduler listens: MindSpore's own first try that fails can cost it a minute."""
+    """Wait until the scheduler listens: a failed first connection attempt by MindSpore can take a minute."""
     where = os.environ.get("MS_SCHED_HOST", ""), int(os.environ.get("MS_SCHED_PORT") or 0)
     patience = float(os.environ[JOINING])
     end = time.monotonic() + patience
@@ -299,7 +316,7 @@ def _await_scheduler() -> None:
 def _why_not(world: World, error: RuntimeError) -> str:
     first = next((line for line in str(error).splitlines() if line.strip(" -")), "no reason given")
     patience = os.environ[JOINING]
-    name = "msrun's --cluster_time_out" if world.launcher == "msrun" else JOINING  # which msrun overwrites
+    name = "msrun's --cluster_time_out" if world.launcher == "msrun" else JOINING  # msrun overwrites the latter
     words = _scheduler.tail() if _scheduler is not None else ""
     return (
         f"rank {world.rank} of {world.size} ({world.launcher}) could not join the others: MindSpore says {first!r}; "
@@ -314,7 +331,7 @@ def _end_scheduler() -> None:
 
 @contextlib.contextmanager
 def translate_lost_peer() -> Iterator[None]:
-    """Turn what MindSpore raises where a collective fails, which names a kernel alone, into an `OcrnetError`."""
+    """Convert MindSpore's error for a failed collective, which names only a kernel, into an `OcrnetError`."""
     try:
         yield
     except RuntimeError as error:
@@ -328,10 +345,10 @@ def translate_lost_peer() -> Iterator[None]:
 
 @translate_lost_peer()
 def all_sum(array: np.ndarray) -> np.ndarray:
-    """Return the sum over the ranks, added up by NumPy in the order of the ranks, in the type that `np.sum` has.
+    """Return the sum over the ranks, computed by NumPy in rank order with the result dtype of `np.sum`.
 
-    It is therefore exact for integers, counts True, and is bit for bit the same on all ranks. All ranks give the same
-    shape and type.
+    The sum is therefore exact for integers, counts True values, and is bit-identical on all ranks. All ranks must pass
+    the same shape and dtype.
     """
     parts = _gather(array)
     total = parts[0].astype(np.sum(np.zeros(0, array.dtype)).dtype)
@@ -341,7 +358,10 @@ def all_sum(array: np.ndarray) -> np.ndarray:
 
 
 def _gather(array: np.ndarray) -> list[np.ndarray]:
-    """Return each rank's array. The bits travel as int32: on CPU, MindSpore garbles 64 bit types and refuses 8 bit."""
+    """Return the array of every rank, in rank order.
+
+    The bytes are sent as int32: on CPU, MindSpore corrupts 64-bit types and rejects 8-bit types.
+    """
     from mindspore import Tensor, communication, ops
 
     size = communication.get_group_size()
@@ -354,10 +374,10 @@ def _gather(array: np.ndarray) -> list[np.ndarray]:
 
 
 def leave() -> None:
-    """Leave the others in good order; while an exception is on its way, at once.
+    """Leave the run together with the other ranks, or at once while an exception other than `Stopped` is active.
 
-    In good order means together: a rank that ends while another still receives makes that one fail. A rank in trouble
-    must not wait for the others, which wait for it elsewhere; the launcher ends them.
+    A rank that ends while another rank still receives makes that rank fail, so the ranks leave together. A failing rank
+    must not wait for the others, because they wait for it in another collective; the launcher ends them.
     """
     global _joined, _left
     if not _joined:
@@ -370,19 +390,19 @@ def leave() -> None:
     if communication.GlobalComm.BACKEND != "mccl":
         return  # HCCL and NCCL end with the process
     together = error is None or isinstance(error, Stopped)
-    with stderr_dropped():  # it tells of every connection that it closes, whatever the log level
+    with stderr_dropped():  # MindSpore logs every connection that it closes, at any log level
         if together:
-            with contextlib.suppress(RuntimeError):  # a faster one has left already, having heard all it needs
+            with contextlib.suppress(RuntimeError):  # a faster rank has received all data and left
                 all_sum(np.zeros(1, np.int32))
-            time.sleep(0.5)  # for what it sends: a busy machine has it still in hand, and others would wait for it
+            time.sleep(0.5)  # until the data is sent: a busy machine may delay it, and other ranks would wait for it
             _finalize_collective()
-            time.sleep(0.2)  # for its threads, which speak last
-    if _lent or not together:  # else it signs off, which once in some hundred times is a segmentation fault
+            time.sleep(0.2)  # for MindSpore's threads, which write the last messages
+    if _lent or not together:  # otherwise MindSpore unregisters, which segfaults about once in some hundred runs
         set_cluster_exit_with_exception()
 
 
 def _at_exit() -> None:
-    """End what is left of an attempt to join; after `leave`, drop what MindSpore's threads say as they end."""
+    """End the scheduler of an incomplete join; after `leave`, discard what MindSpore's threads write to stderr."""
     _end_scheduler()
     if _left:
         sys.stderr.flush()
@@ -390,9 +410,9 @@ def _at_exit() -> None:
 
 
 def _serve_msrun() -> None:
-    """Serve as msrun's scheduler, then exit.
+    """Run msrun's scheduler, then exit.
 
-    MindSpore's own would wait minutes for ranks that ended before they joined, and msrun for it.
+    MindSpore's own scheduler would wait minutes for ranks that ended before they joined, and msrun would wait for it.
     """
     _ignore_signals()
     seen = _is_msrun(os.getppid())
@@ -417,7 +437,7 @@ def _is_msrun(pid: int) -> bool:
 
 
 def _ranks_here() -> list[psutil.Process]:
-    """Return the ranks on this machine that belong to this scheduler."""
+    """Return the running ranks on this machine that belong to this scheduler."""
     sought = {"MS_ROLE": "MS_WORKER"} | {name: os.environ.get(name, "") for name in ("MS_SCHED_HOST", "MS_SCHED_PORT")}
     found = []
     for process in psutil.process_iter():

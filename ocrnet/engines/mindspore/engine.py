@@ -1,4 +1,4 @@
-"""The MindSpore engine: compiled optimizer attempts that skip where not finite, and prediction by passes."""
+"""MindSpore engine: compiled optimizer steps that are skipped if not finite, and multi-pass prediction."""
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -38,7 +38,7 @@ MOMENTUM = "momentum/"
 
 
 class MindSporeEngine:
-    """OCRNet on Ascend, CPU or GPU by MindSpore; see `ocrnet.engines.base.Engine` for what each method means."""
+    """OCRNet on Ascend, CPU or GPU with MindSpore; `ocrnet.engines.base.Engine` documents the methods."""
 
     def __init__(
         self, cfg: Config, arch: architecture.Arch, *, world: World, stream: TrainStream | None = None
@@ -104,7 +104,7 @@ class MindSporeEngine:
             cell.set_train(True)
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
-        """Take up to ``steps`` optimizer attempts; their losses are copied from the device after the last."""
+        """Run up to ``steps`` optimizer steps; copy the losses from the device after the last one."""
         if self.stream is None:
             raise OcrnetError("this engine was opened without a training stream")
         if self._failure is not None:
@@ -140,7 +140,7 @@ class MindSporeEngine:
         )
 
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Take one optimizer attempt; return the two heads' losses and whether it was finite, both on the device."""
+        """Run one optimizer step; return the two heads' losses and whether it was finite, both on the device."""
         weight = sum(label_weight(batch.labels, self.weight_table) for batch in micro_batches)
         denominator = Tensor(np.array([weight], np.float32))
         lr = Tensor(self.lr[self.step])
@@ -166,7 +166,19 @@ class MindSporeEngine:
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
     ) -> dict[str, np.ndarray]:
-        """Average the softmax over ``passes``; a single pass's labels need no softmax."""
+        """Average the softmax over ``passes``; labels of a single pass are computed without softmax.
+
+        Args:
+            images: uint8 N,H,W,3, RGB.
+            passes: The forward passes to average over.
+            outputs: Names from `ocrnet.engines.base.OUTPUTS` and `ocrnet.engines.base.ATTENTION`.
+
+        Returns:
+            The requested outputs by name, with the shapes and dtypes of `ocrnet.engines.base.Engine.predict`.
+
+        Raises:
+            OcrnetError: An output is unknown or unavailable for these passes, or memory is exhausted.
+        """
         check_outputs(outputs, passes)
         self.network.set_train(False)
         self.predictor.expect({(height, width) for one in passes for _, _, height, width in one.windows})
@@ -179,7 +191,7 @@ class MindSporeEngine:
             logits = self._logits_for_pass(x, one, size)
             probabilities = probabilities + ops.softmax(logits, 1)
         probabilities = probabilities / len(passes)
-        decides = logits if len(passes) == 1 else probabilities  # the softmax's rounding makes ties
+        decides = logits if len(passes) == 1 else probabilities  # rounding in the softmax creates ties
         found = {
             "labels": lambda: decides.argmax(1).asnumpy().astype(np.uint8),
             "confidence": lambda: ops.amax(probabilities, 1).asnumpy(),
@@ -191,7 +203,7 @@ class MindSporeEngine:
         return {name: found[name]() for name in outputs}
 
     def _logits_for_pass(self, x: Tensor, one: Pass, size: Size) -> Tensor:
-        """Return the OCR head's logits float32 N,num_classes,H,W at the image's own size, seen through one pass."""
+        """Return the OCR head's logits of one pass, float32 N,num_classes,H,W, resized to ``size``."""
         x = resize(x, one.size, align_corners=False)
         if one.flip:
             x = ops.flip(x, (3,))
@@ -212,7 +224,7 @@ class MindSporeEngine:
 
     @defer_interrupts()
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Run the network once on normalised float32 N,3,H,W."""
+        """Run one forward pass on normalized float32 N,3,H,W."""
         self.network.set_train(False)
         self.predictor.expect({(x.shape[2], x.shape[3])})
         aux, ocr = self.predictor.both(Tensor(x))
@@ -227,7 +239,7 @@ class MindSporeEngine:
         return state
 
     def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
-        """Copy a state into place; momentum that it does not hold begins as zeros."""
+        """Copy a state into the existing parameters; momentum missing from the state is set to zero."""
         for name, parameter in self.tensors.items():
             _put(parameter, state[name])
         if self.stream is not None:
@@ -240,17 +252,17 @@ class MindSporeEngine:
         self._failure = None
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """Return the sum over the ranks; NumPy adds up, so that it is exact for int64."""
+        """Return the sum over the ranks, which is exact for int64 because NumPy computes it."""
         return array if self.world.size == 1 else distributed.all_sum(array)
 
     def close_loader(self) -> None:
-        """Stop the loader's workers."""
+        """Stop the data loader's workers."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
 
     def close(self) -> None:
-        """Stop the loader's workers and leave the other ranks."""
+        """Stop the data loader's workers and leave the other ranks."""
         self.close_loader()
         if self.world.size > 1:
             distributed.leave()
@@ -262,9 +274,9 @@ class MindSporeEngine:
 
 
 class Predictor:
-    """The network in evaluation: compiled for one size, and from the second size on once more for any size.
+    """The network in evaluation mode: compiled for the first size and, if a second size occurs, once more for any size.
 
-    A graph of fixed shapes is the fastest, but each takes its own minute of compiling.
+    A graph with fixed shapes is the fastest, but each one takes about a minute to compile.
     """
 
     def __init__(self, network: OCRNet) -> None:
@@ -274,52 +286,55 @@ class Predictor:
         self.many = False
 
     def expect(self, sizes: set[Size]) -> None:
-        """Say which sizes are to come."""
+        """Register the sizes (height, width) of the next inputs."""
         self.many = self.many or len(sizes | ({self.size} if self.size else set())) > 1
         if not self.many:
             (self.size,) = sizes
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised."""
+        """Return logits (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalized x N,3,H,W."""
         cell = self.any if self.many and x.shape[2:] != self.size else self.fixed
         cell.set_train(False)
         return cell(x)
 
     def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(regions, relation), each float32 N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised."""
+        """Return (regions, relation), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalized x N,3,H,W."""
         return self.seen.set_train(False)(x)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The OCR head's logits alone."""
+        """Return only the OCR head's logits."""
         return self.both(x)[1]
 
 
 class Attention(nn.Cell):
-    """What the head attends to, in float32."""
+    """The attention maps of the OCR head in float32."""
 
     def __init__(self, network: OCRNet) -> None:
         super().__init__()
         self.network = network
 
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised."""
+        """Return (regions, relation), each N,num_classes,ceil(H/4),ceil(W/4), for normalized x N,3,H,W."""
         regions, relation = self.network.attention(x)
         return regions.astype("float32"), relation.astype("float32")
 
 
 class Logits(nn.Cell):
-    """The network's answers in float32."""
+    """The logits of both heads in float32."""
 
     def __init__(self, network: OCRNet) -> None:
         super().__init__()
         self.network = network
 
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (aux, ocr), each N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised."""
+        """Return logits (aux, ocr), each N,num_classes,ceil(H/4),ceil(W/4), for normalized x N,3,H,W."""
         aux, ocr = self.network(x, None)
         return aux.astype("float32"), ocr.astype("float32")
 
 
 def _put(parameter: ms.Parameter, array: np.ndarray) -> None:
-    """Copy into the parameter's own memory; `set_data` would give it another, where no graph that has run writes."""
+    """Copy ``array`` into the parameter's existing memory.
+
+    `set_data` would replace the memory, and graphs that have already run would not write to the new memory.
+    """
     ops.assign(parameter, Tensor(np.ascontiguousarray(array, np.float32)))

@@ -1,4 +1,4 @@
-"""A trained network as a MINDIR file."""
+"""Export of a trained network to a MINDIR file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,17 @@ from ocrnet.weights.mindspore import canonical_name
 @defer_interrupts()
 @translate_oom("give a smaller --size")
 def write(arch: architecture.Arch, tensors: Mapping[str, np.ndarray], path: Path, size: tuple[int, int]) -> None:
-    """Write normalised float32 1,3,H,W -> (aux, ocr) logits as MINDIR."""
+    """Write the network from normalized float32 1,3,H,W to (aux, ocr) logits as MINDIR.
+
+    Args:
+        arch: The architecture of the network.
+        tensors: The weights and batch-norm statistics under canonical names.
+        path: The file to write.
+        size: Height and width of the input.
+
+    Raises:
+        OcrnetError: Memory is exhausted.
+    """
     ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
     network = OCRNet(arch)
     for parameter in network.get_parameters():

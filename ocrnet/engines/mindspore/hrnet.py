@@ -1,7 +1,8 @@
 """HRNet (Wang et al., TPAMI 2020) in MindSpore: a stem, a bottleneck stage, and three stages of parallel branches.
 
-Attribute names give the authors' parameter names (batch norms by ``ocrnet.weights.mindspore``), so ``nn.Identity``
-stands where their lists hold None. What a step should know at compile time (sizes, rules) is a Python value.
+Attribute names produce the authors' parameter names (for batch norms, through ``ocrnet.weights.mindspore``). Therefore
+``nn.Identity`` replaces the None entries of the authors' lists. Values that must be known at compile time (sizes,
+rules) are Python values.
 """
 
 import numpy as np
@@ -14,19 +15,37 @@ Size = tuple[int, int]
 
 
 def resize(x: Tensor, size: Size, align_corners: bool) -> Tensor:
-    """Bilinear resize of N,C,H,W to ``size`` (height, width)."""
+    """Resize feature maps or images bilinearly.
+
+    Args:
+        x: N,C,H,W.
+        size: Target height and width.
+        align_corners: Whether the corner pixels' centers are aligned.
+
+    Returns:
+        The resized tensor; ``x`` itself if it already has this size.
+    """
     if x.shape[-2:] == size:
         return x
     return ops.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def parameter(shape: tuple[int, ...], value: float, *, trained: bool = True) -> Parameter:
-    """A float32 parameter full of ``value`` until weights are loaded; nothing is drawn at random."""
+    """Create a float32 parameter filled with ``value``, without random initialization.
+
+    Args:
+        shape: The shape.
+        value: The value of every element until weights are loaded.
+        trained: Whether the parameter has a gradient.
+
+    Returns:
+        The parameter.
+    """
     return Parameter(Tensor(np.full(shape, value, np.float32)), requires_grad=trained)
 
 
 class Norm(nn.Cell):
-    """Batch norm over N, H and W, in float32 whatever comes in; identity until weights are loaded."""
+    """Batch norm over N, H and W, computed in float32 for any input dtype; identity until weights are loaded."""
 
     def __init__(self, channels: int, eps: float = architecture.BN_EPS) -> None:
         super().__init__()
@@ -38,13 +57,16 @@ class Norm(nn.Cell):
         self.eps, self.ranks = eps, 1
 
     def synchronise(self, ranks: int) -> None:
-        """Normalise by the batches of all ``ranks`` in training. MindSpore's own SyncBatchNorm refuses CPUs."""
+        """Normalize over the batches of all ``ranks`` in training; MindSpore's SyncBatchNorm does not support CPUs."""
         self.ranks = ranks
         if ranks > 1:
             self.sum = ops.AllReduce()
 
     def construct(self, x: Tensor) -> Tensor:
-        """Normalise N,C,H,W: by the batch in training, which updates the moving statistics, else by those."""
+        """Normalize N,C,H,W: by the batch in training, otherwise by the moving statistics.
+
+        Training updates the moving statistics.
+        """
         wide = x.astype("float32")
         if self.training and self.ranks > 1:
             return self.by_all_batches(wide).astype(x.dtype)
@@ -52,7 +74,10 @@ class Norm(nn.Cell):
         return norm(wide, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0].astype(x.dtype)
 
     def by_all_batches(self, x: Tensor) -> Tensor:
-        """Normalise by the mean and variance over the ranks, whose batches are of one size: one exchange a norm."""
+        """Normalize by the mean and variance over all ranks, with one all-reduce per norm.
+
+        The batches of all ranks must have the same size.
+        """
         mean = x.mean((0, 2, 3), True)
         square = ops.square(x - mean).mean((0, 2, 3), True) + ops.square(mean)
         both = self.sum(ops.stack((mean, square))) / self.ranks
@@ -64,16 +89,16 @@ class Norm(nn.Cell):
         return y * self.gamma.reshape(1, -1, 1, 1) + self.beta.reshape(1, -1, 1, 1)
 
     def move(self, statistic: Parameter, seen: Tensor) -> None:
-        """Let a moving statistic follow what a batch showed."""
+        """Update a moving statistic with the value of one batch."""
         seen = ops.stop_gradient(seen).reshape(-1)
         ops.assign(statistic, (1 - architecture.BN_MOMENTUM) * statistic + architecture.BN_MOMENTUM * seen)
 
 
 class Conv(nn.Cell):
-    """A 1x1 or 3x3 convolution that keeps the size (or halves it, stride 2); zero until weights are loaded.
+    """A 1x1 or 3x3 convolution that keeps the size, or halves it with stride 2; zero until weights are loaded.
 
-    ``same_padding`` pads a stride-2 convolution by (0, 1) on even sizes and (1, 1) on odd ones. The computation has the
-    dtype of the input, or float16 if ``half`` is set.
+    ``same_padding`` pads a stride-2 convolution by (0, 1) for even sizes and by (1, 1) for odd sizes. The convolution
+    is computed in the dtype of the input, or in float16 if ``half`` is set.
     """
 
     def __init__(
@@ -95,7 +120,7 @@ class Conv(nn.Cell):
         self.conv2d = ops.Conv2D(out_channels, kernel, stride=stride, **pad)
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,in_channels,H,W -> N,out_channels,ceil(H / stride),ceil(W / stride)."""
+        """Map N,in_channels,H,W to N,out_channels,ceil(H / stride),ceil(W / stride)."""
         inner = x.astype("float16") if self.half else x
         y = self.conv2d(inner, self.weight.astype(inner.dtype))
         if self.has_bias:
@@ -104,21 +129,21 @@ class Conv(nn.Cell):
 
 
 class ConvNorm(nn.SequentialCell):
-    """Convolution and norm, then ReLU where ``relu``; the names are ``0`` and ``1``."""
+    """Convolution and norm, named ``0`` and ``1``, then ReLU if ``relu`` is set."""
 
     def __init__(self, conv: Conv, *, relu: bool = True) -> None:
         super().__init__(conv, Norm(conv.out_channels))
         self.relu = relu
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,in_channels,H,W -> N,out_channels,H',W'."""
+        """Map N,in_channels,H,W to N,out_channels,H',W', where the convolution determines H' and W'."""
         conv, norm = self.cell_list
         x = norm(conv(x))
         return ops.relu(x) if self.relu else x
 
 
 class BasicBlock(nn.Cell):
-    """Two 3x3 convolutions and the identity."""
+    """Residual block of two 3x3 convolutions and the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -126,13 +151,16 @@ class BasicBlock(nn.Cell):
         self.conv2, self.bn2 = Conv(width, width, 3), Norm(width)
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,width,H,W -> the same shape."""
+        """Map N,width,H,W to the same shape."""
         y = ops.relu(self.bn1(self.conv1(x)))
         return ops.relu(self.bn2(self.conv2(y)) + x)
 
 
 class Bottleneck(nn.Cell):
-    """1x1, 3x3, 1x1 convolutions to 256 channels and the identity, projected where ``in_channels`` differs."""
+    """Residual block of 1x1, 3x3, 1x1 convolutions to 256 channels.
+
+    The shortcut is the identity, or a projection if ``in_channels`` is not 256.
+    """
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -143,14 +171,14 @@ class Bottleneck(nn.Cell):
         self.downsample = nn.Identity() if same else ConvNorm(Conv(in_channels, architecture.LAYER1), relu=False)
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,in_channels,H,W -> N,256,H,W."""
+        """Map N,in_channels,H,W to N,256,H,W."""
         y = ops.relu(self.bn1(self.conv1(x)))
         y = ops.relu(self.bn2(self.conv2(y)))
         return ops.relu(self.bn3(self.conv3(y)) + self.downsample(x))
 
 
 class HighResolutionModule(nn.Cell):
-    """One multi-resolution module: residual branches, then every branch becomes the sum of all, at its own size."""
+    """One multi-resolution module: residual branches, then each branch becomes the sum of all, at its own size."""
 
     def __init__(self, widths: tuple[int, ...], blocks: int, rule: Variant) -> None:
         super().__init__()
@@ -163,12 +191,12 @@ class HighResolutionModule(nn.Cell):
         )
 
     def construct(self, maps: list[Tensor]) -> list[Tensor]:
-        """One map a branch, finest first -> the same shapes."""
+        """Map one feature map per branch, finest first, to the same shapes."""
         deep = [self.branches[i](maps[i]) for i in range(len(maps))]
         return [ops.relu(self.fuse(i, deep)) for i in range(len(maps))]
 
     def fuse(self, i: int, maps: list[Tensor]) -> Tensor:
-        """The sum of all maps at branch ``i``'s size and channels."""
+        """Return the sum of all maps with the size and channels of branch ``i``."""
         size = maps[i].shape[-2:]
         total = self.fuse_layers[i][0](maps[0])
         for j in range(1, len(maps)):
@@ -179,7 +207,16 @@ class HighResolutionModule(nn.Cell):
         return total
 
     def upsample(self, x: Tensor, size: Size, factor: int) -> Tensor:
-        """A coarser branch at ``size``, about ``factor`` times its own."""
+        """Resize the map of a coarser branch.
+
+        Args:
+            x: N,C,H,W.
+            size: Target height and width, about ``factor`` times those of ``x``.
+            factor: The ratio of the strides of the two branches.
+
+        Returns:
+            The map N,C,*size.
+        """
         if self.nearest:
             return ops.interpolate(x, size=size, mode="nearest")
         if self.twice:
@@ -188,7 +225,18 @@ class HighResolutionModule(nn.Cell):
 
 
 def fuse_layer(widths: tuple[int, ...], i: int, j: int, same_padding: bool) -> nn.Cell:
-    """The layer from branch ``j`` to branch ``i``, before its resize: 1x1 from coarser, a stride-2 chain from finer."""
+    """Create the layer from branch ``j`` to branch ``i``, without the resize.
+
+    Args:
+        widths: Channels of each branch.
+        i: Target branch.
+        j: Source branch.
+        same_padding: Passed to the stride-2 convolutions, see `Conv`.
+
+    Returns:
+        The identity for the same branch, a 1x1 convolution from a coarser branch, or a chain of stride-2 convolutions
+        from a finer branch.
+    """
     if i == j:
         return nn.Identity()
     if j > i:
@@ -199,7 +247,7 @@ def fuse_layer(widths: tuple[int, ...], i: int, j: int, same_padding: bool) -> n
 
 
 class HRNet(nn.Cell):
-    """The backbone; ``forward_features`` gives the four branches."""
+    """The backbone; ``forward_features`` returns the maps of the four branches."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -226,7 +274,10 @@ class HRNet(nn.Cell):
         self.stage4 = stage(arch, 4)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """N,3,H,W normalised -> four maps: N,width,ceil(H/4),ceil(W/4), then twice the channels at half the size."""
+        """Return four maps for normalized N,3,H,W.
+
+        The first map is N,width,ceil(H/4),ceil(W/4). Each further map has twice the channels and half the size.
+        """
         x = ops.relu(self.bn1(self.conv1(x)))
         x = ops.relu(self.bn2(self.conv2(x)))
         x = self.layer1(x)
@@ -236,12 +287,21 @@ class HRNet(nn.Cell):
 
 
 def stage(arch: Arch, number: int) -> nn.SequentialCell:
-    """The modules of stage 2, 3 or 4."""
+    """Create the modules of stage 2, 3 or 4."""
     modules = range(arch.modules[number - 2])
     return nn.SequentialCell(*[HighResolutionModule(arch.widths[:number], arch.blocks, arch.rule) for _ in modules])
 
 
 def new_branch(arch: Arch, number: int, in_channels: int) -> nn.SequentialCell:
-    """The halving that begins the coarsest branch of a stage."""
+    """Create the stride-2 convolution that starts the coarsest branch of a stage.
+
+    Args:
+        arch: The architecture of the network.
+        number: The stage: 2, 3 or 4.
+        in_channels: Channels of the map from which the branch starts.
+
+    Returns:
+        The layer.
+    """
     conv = Conv(in_channels, arch.widths[number - 1], 3, stride=2, same_padding=arch.rule.same_padding)
     return nn.SequentialCell(ConvNorm(conv))

@@ -1,8 +1,9 @@
-"""Ctrl-C, kept out of MindSpore's reach.
+"""Handling of Ctrl-C that bypasses MindSpore's SIGINT handler.
 
-While it compiles or runs a graph, MindSpore has a SIGINT handler of its own in place, which sends the process SIGTERM:
-a run would end as if a scheduler had ended it, and a prediction without a word. So SIGINT is held in every thread, one
-thread waits for it, and the main thread gets another signal in its place, whose handler calls the one for SIGINT.
+While MindSpore compiles or runs a graph, it installs its own SIGINT handler, which sends SIGTERM to the process. A
+training run would end as if a scheduler had stopped it, and a prediction would end without a message. Therefore SIGINT
+is blocked in every thread, and one thread waits for it. That thread sends the main thread another signal, whose handler
+calls the SIGINT handler.
 """
 
 import contextlib
@@ -13,12 +14,12 @@ from collections.abc import Iterator
 from types import FrameType
 
 _begun = False
-_put_off = 0  # how many `defer_interrupts` are open
-_waiting = False  # whether an interrupt came meanwhile
+_put_off = 0  # the number of active `defer_interrupts` contexts
+_waiting = False  # whether an interrupt arrived in such a context
 
 
 def keep_interrupts() -> None:
-    """Begin, once, before MindSpore starts threads of its own; from the main thread, elsewhere nothing is changed."""
+    """Install the SIGINT handling once, before MindSpore starts threads; do nothing outside the main thread."""
     global _begun
     if _begun or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGRTMIN"):
         return
@@ -33,7 +34,7 @@ def keep_interrupts() -> None:
 
 @contextlib.contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt only at the end: MindSpore's compiler calls Python, and loses what is raised there."""
+    """Defer KeyboardInterrupt to the end: MindSpore's compiler calls Python code and loses exceptions raised in it."""
     global _put_off, _waiting
     _put_off += 1
     try:

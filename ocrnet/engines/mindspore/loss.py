@@ -1,4 +1,4 @@
-"""Class-weighted cross-entropy of the two heads, and the authors' hard-pixel mining (OHEM), in MindSpore."""
+"""Class-weighted cross-entropy of the two heads and the authors' online hard example mining (OHEM), in MindSpore."""
 
 from collections.abc import Sequence
 
@@ -10,24 +10,25 @@ from ocrnet.engines.mindspore.hrnet import resize
 
 
 def weight_table(class_weight: Sequence[float]) -> np.ndarray:
-    """Return the weight of every uint8 label, float32 (256,): the class's, and 0 from ``num_classes`` on."""
+    """Return the weight of every uint8 label, float32 (256,): the class weight, and 0 from ``num_classes`` on."""
     return np.pad(np.asarray(class_weight, np.float32), (0, IGNORE + 1 - len(class_weight)))
 
 
 def label_weight(label: np.ndarray, table: np.ndarray) -> float:
-    """Sum over the valid pixels of uint8 labels N,H,W of their class's weight: the loss's denominator.
+    """Return the sum of the class weights over the valid pixels of uint8 labels N,H,W: the denominator of the loss.
 
-    Ranks and micro-batches add these up before any of them divides.
+    The sums of all ranks and micro-batches are added before the loss is divided.
     """
     return float(np.bincount(label.reshape(-1), minlength=IGNORE + 1) @ table.astype(np.float64))
 
 
 class SegmentationLoss(nn.Cell):
-    """The loss of both heads: ``aux`` times the auxiliary head's plus ``ocr`` times the OCR head's.
+    """The loss of both heads: ``aux`` times the auxiliary head's loss plus ``ocr`` times the OCR head's loss.
 
-    ``ohem``: (threshold, min_kept) of the hard-pixel mining in the OCR head, None for none. What each part is divided
-    by is as in the torch engine: ``denominator``, or with OHEM the number of pixels times ``parts`` (micro-batches and
-    ranks together).
+    ``ohem`` is (threshold, min_kept) for OHEM in the OCR head; None disables OHEM. The divisors are those of the torch
+    engine. Without OHEM, both losses are divided by ``denominator``. With OHEM, the auxiliary loss is divided by the
+    number of pixels, the OCR loss is a mean over the kept pixels, and both are divided by ``parts`` (the number of
+    micro-batches times the number of ranks).
     """
 
     def __init__(
@@ -47,7 +48,17 @@ class SegmentationLoss(nn.Cell):
         self.threshold, self.min_kept = ohem if ohem is not None else (0.0, 0)
 
     def construct(self, aux: Tensor, ocr: Tensor, label: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss to differentiate, and the two heads' own values (2,), of logits N,K,h,w and uint8 labels N,H,W."""
+        """Return the loss to differentiate and the unweighted loss of each head.
+
+        Args:
+            aux: Logits N,K,h,w of the auxiliary head.
+            ocr: Logits N,K,h,w of the OCR head.
+            label: uint8 N,H,W.
+            denominator: float32 (1,), the label weight of the whole step; not used with OHEM.
+
+        Returns:
+            The loss, and the two heads' losses (2,) without gradient.
+        """
         target = label.astype("int32")
         aux_sum = (self.nll(aux, target) * self.weight(target)).sum()
         if self.mined:
@@ -58,11 +69,14 @@ class SegmentationLoss(nn.Cell):
         return self.aux * heads[0] + self.ocr * heads[1], ops.stop_gradient(heads)
 
     def weight(self, target: Tensor) -> Tensor:
-        """The class weight of every pixel, 0 where ignored."""
+        """Return the class weight of every pixel; 0 for ignored pixels."""
         return ops.gather(self.table, target, 0)
 
     def nll(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Negative log-likelihood float32 N,H,W of logits N,K,h,w brought to the labels' size; 0 where ignored."""
+        """Return the negative log-likelihood, float32 N,H,W, of logits N,K,h,w; 0 for ignored pixels.
+
+        The logits are resized to the size of ``target``.
+        """
         logits = resize(logits.astype("float32"), target.shape[-2:], self.align_corners)
         valid = target != IGNORE
         safe = ops.where(valid, target, ops.zeros_like(target))
@@ -70,14 +84,15 @@ class SegmentationLoss(nn.Cell):
         return ops.where(valid, -picked, ops.zeros_like(picked))
 
     def ohem(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean over the kept pixels of their class-weighted loss, 0 where none is kept (the authors' OhemCrossEntropy).
+        """Return the mean class-weighted loss of the kept pixels, 0 if none is kept (the authors' OhemCrossEntropy).
 
-        Kept are the valid pixels whose true class has a probability below the threshold, or below that of rank
-        ``min_kept`` from the lowest, whichever is more.
+        A valid pixel is kept if the probability of its ground-truth class is below a bound. The bound is the maximum
+        of the threshold and the probability at index ``min_kept`` of the valid pixels in ascending order (at the last
+        index if there are fewer).
         """
         nll = self.nll(logits, target)
         valid = target != IGNORE
-        probability = ops.stop_gradient(ops.exp(-nll))  # 1 where ignored, so these sort last
+        probability = ops.stop_gradient(ops.exp(-nll))  # 1 for ignored pixels, so these sort last
         ranked = ops.sort(probability.reshape(-1))[0]
         rank = ops.clamp(valid.astype("int32").sum() - 1, 0, self.min_kept)
         bound = ops.maximum(ops.gather(ranked, rank, 0), self.threshold)

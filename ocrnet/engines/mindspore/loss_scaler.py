@@ -1,4 +1,4 @@
-"""The loss scale that keeps float16 gradients from vanishing."""
+"""Loss scaling, which prevents the underflow of float16 gradients."""
 
 from collections.abc import Mapping
 
@@ -6,11 +6,11 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000
-FIRST = 2.0**10  # fresh weights overflow above it: six of the first steps were skipped from 2**16
+FIRST = 2.0**10  # untrained weights overflow at larger scales: from 2**16, six of the first steps were skipped
 
 
 class LossScaler(nn.Cell):
-    """A loss scale: halved by a step that is not finite, doubled after 2000 that are; or fixed at ``fixed``."""
+    """A loss scale: halved after a non-finite step, doubled after 2000 finite steps in a row; or fixed at ``fixed``."""
 
     def __init__(self, *, dynamic: bool, fixed: float = 1.0) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class LossScaler(nn.Cell):
         self.good_steps = Parameter(Tensor(np.array(0, np.int32)), name="good_steps", requires_grad=False)
 
     def update(self, finite: Tensor) -> None:
-        """Learn from one step, within its graph."""
+        """Update the scale after one step, within its graph."""
         if self.dynamic:
             good = ops.where(finite, self.good_steps + 1, ops.zeros_like(self.good_steps))
             grown = good >= INTERVAL
@@ -29,14 +29,14 @@ class LossScaler(nn.Cell):
             ops.assign(self.good_steps, ops.where(grown, ops.zeros_like(good), good))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return scaler/scale and scaler/good_steps; nothing where the scale is fixed."""
+        """Return scaler/scale and scaler/good_steps; return an empty dict if the scale is fixed."""
         if not self.dynamic:
             return {}
         good_steps = self.good_steps.asnumpy().astype(np.int64)
         return {"scaler/scale": self.scale.asnumpy().copy(), "scaler/good_steps": good_steps}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over a state that has a scale; keep the initial one otherwise."""
+        """Load the scale from a state that contains one; otherwise keep the current scale."""
         if self.dynamic and "scaler/scale" in state:
             ops.assign(self.scale, Tensor(np.asarray(state["scaler/scale"], np.float32)))
             ops.assign(self.good_steps, Tensor(np.asarray(state["scaler/good_steps"], np.int32)))

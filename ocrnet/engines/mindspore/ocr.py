@@ -1,4 +1,4 @@
-"""The OCR head (Yuan et al., ECCV 2020, section 3) on HRNet, in MindSpore."""
+"""OCR head (Yuan et al., ECCV 2020, section 3) on HRNet, in MindSpore."""
 
 from mindspore import Tensor, nn, ops
 
@@ -7,26 +7,26 @@ from ocrnet.engines.mindspore.hrnet import Conv, HRNet, Norm, resize
 
 
 def activate(x: Tensor, slope: float) -> Tensor:
-    """ReLU, or leaky ReLU where ``slope`` is not 0."""
+    """Apply ReLU, or leaky ReLU if ``slope`` is not 0."""
     return ops.leaky_relu(x, slope) if slope else ops.relu(x)
 
 
 class NormAct(nn.SequentialCell):
-    """A head's norm (named ``0``) with its activation."""
+    """Norm (named ``0``) and activation of a head."""
 
     def __init__(self, channels: int, arch: Arch) -> None:
         super().__init__(Norm(channels, arch.rule.head_eps))
         self.slope = arch.rule.head_activation_slope
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,channels,H,W -> the same shape."""
+        """Map N,channels,H,W to the same shape."""
         return activate(self.cell_list[0](x), self.slope)
 
 
 class ConvNormAct(nn.SequentialCell):
-    """A head's convolution, with bias, and its norm and activation; the names are ``0`` and ``1``.
+    """Convolution with bias (named ``0``), norm (named ``1``) and activation of a head.
 
-    Further layers follow under ``3``; ``2`` stands for the authors' ReLU.
+    Further layers follow from ``3`` on. ``2`` is an identity in place of the authors' ReLU.
     """
 
     def __init__(self, conv: Conv, arch: Arch, *then: nn.Cell) -> None:
@@ -34,7 +34,7 @@ class ConvNormAct(nn.SequentialCell):
         self.slope = arch.rule.head_activation_slope
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,in_channels,H,W -> N,out_channels,H,W."""
+        """Map N,in_channels,H,W to N,out_channels,H,W."""
         x = activate(self.cell_list[1](self.cell_list[0](x)), self.slope)
         for layer in self.cell_list[3:]:
             x = layer(x)
@@ -54,13 +54,13 @@ class ObjectContext(nn.Cell):
         self.f_up = nn.SequentialCell(Conv(key, channels), NormAct(channels, arch))
 
     def relation(self, pixels: Tensor, objects: Tensor) -> Tensor:
-        """Pixels N,channels,H,W and objects N,channels,K,1 -> N,HW,K: what each pixel takes from each object."""
+        """Return the attention weights N,HW,K of pixels N,channels,H,W over objects N,channels,K,1."""
         query = flatten(self.f_pixel(pixels)).swapaxes(1, 2)  # N, HW, key
         key = flatten(self.f_object(objects))  # N, key, K
         return softmax(self.scale * ops.bmm(query, key))
 
     def construct(self, pixels: Tensor, objects: Tensor) -> Tensor:
-        """Pixels N,channels,H,W and objects N,channels,K,1 -> the objects' context of every pixel, as pixels."""
+        """Return each pixel's object context N,channels,H,W for pixels N,channels,H,W, objects N,channels,K,1."""
         value = flatten(self.f_down(objects)).swapaxes(1, 2)  # N, K, key
         context = ops.bmm(self.relation(pixels, objects), value)  # N, HW, key
         number, _, height, width = pixels.shape
@@ -68,7 +68,7 @@ class ObjectContext(nn.Cell):
 
 
 class SpatialOCR(nn.Cell):
-    """Pixels and their object context, mixed to the features that the classifier sees, with channel dropout."""
+    """Combine pixels and their object context into the classifier's input features, with channel dropout."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -79,7 +79,16 @@ class SpatialOCR(nn.Cell):
         self.conv_bn_dropout = nn.SequentialCell(conv, NormAct(features, arch))
 
     def construct(self, pixels: Tensor, objects: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
-        """Pixels N,channels,H,W, objects N,channels,K,1, dropout_mask N,features or None -> N,features,H,W."""
+        """Return the classifier's input features.
+
+        Args:
+            pixels: N,channels,H,W.
+            objects: N,channels,K,1.
+            dropout_mask: N,features, the channels that dropout keeps; None disables dropout.
+
+        Returns:
+            The features N,features,H,W.
+        """
         context = self.object_context_block(pixels, objects)
         x = self.conv_bn_dropout(ops.cat((context, pixels), 1))
         if dropout_mask is not None:
@@ -88,27 +97,30 @@ class SpatialOCR(nn.Cell):
 
 
 def flatten(x: Tensor) -> Tensor:
-    """N,C,H,W -> N,C,HW."""
+    """Reshape N,C,H,W to N,C,HW."""
     return x.reshape(x.shape[0], x.shape[1], -1)
 
 
 def softmax(x: Tensor) -> Tensor:
-    """Softmax over the last axis, computed in float32."""
+    """Apply softmax over the last axis, computed in float32; the result has the dtype of ``x``."""
     return ops.softmax(x.astype("float32"), -1).astype(x.dtype)
 
 
 def soft_regions(logits: Tensor) -> Tensor:
-    """Where each class's object region lies: logits N,K,H,W -> N,K,HW, which add up to 1 over the pixels."""
+    """Return each class's spatial distribution N,K,HW, with sum 1 over the pixels, for logits N,K,H,W."""
     return softmax(flatten(logits))
 
 
 def gather_object_regions(pixels: Tensor, logits: Tensor) -> Tensor:
-    """Object regions: pixels N,C,H,W averaged by each class's spatial softmax of logits N,K,H,W -> N,C,K,1."""
+    """Return object representations N,C,K,1: pixels N,C,H,W averaged by each class's spatial softmax of the logits.
+
+    ``logits`` is N,K,H,W.
+    """
     return ops.bmm(soft_regions(logits), flatten(pixels).swapaxes(1, 2)).swapaxes(1, 2).expand_dims(3)
 
 
 class OCRNet(HRNet):
-    """HRNet with the OCR head; names and shapes of its parameters are ``architecture.shapes(arch)``."""
+    """HRNet with the OCR head; ``architecture.shapes(arch)`` gives the names and shapes of the parameters."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__(arch)
@@ -121,22 +133,26 @@ class OCRNet(HRNet):
         self.aux_head = ConvNormAct(Conv(total, total, arch.rule.aux_kernel, bias=True), arch, classifier)
 
     def construct(self, x: Tensor, dropout_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (aux, ocr), each N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised, H and W at least 32.
+        """Return logits (aux, ocr), each N,num_classes,ceil(H/4),ceil(W/4), for normalized x N,3,H,W.
 
-        ``dropout_mask`` N,features marks the channels of the OCR head that dropout keeps; None drops none.
+        H and W must be at least 32. ``dropout_mask`` N,features marks the channels of the OCR head that dropout keeps;
+        None disables dropout.
         """
         aux, pixels = self.heads(x)
         features = self.ocr_distri_head(pixels, gather_object_regions(pixels, aux), dropout_mask)
         return aux, self.cls_head(features)
 
     def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4): see `ocrnet.engines.base.Engine.predict`."""
+        """Return (regions, relation), each N,num_classes,ceil(H/4),ceil(W/4), for normalized x N,3,H,W.
+
+        `ocrnet.engines.base.Engine.predict` defines both.
+        """
         aux, pixels = self.heads(x)
         relation = self.ocr_distri_head.object_context_block.relation(pixels, gather_object_regions(pixels, aux))
         return soft_regions(aux).reshape(aux.shape), relation.swapaxes(1, 2).reshape(aux.shape)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The auxiliary head's logits and the pixel representations of x N,3,H,W."""
+        """Return the auxiliary head's logits and the pixel representations for x N,3,H,W."""
         if self.half:
             x = x.astype("float16")
         maps = self.forward_features(x)
@@ -145,14 +161,14 @@ class OCRNet(HRNet):
         return self.aux_head(x), self.conv3x3_ocr(x)
 
     def compute_at(self, level: str) -> None:
-        """Choose the precision: O0 float32, O1 convolutions in float16, O2 and O3 all but norms and softmax."""
+        """Set the precision: O0 float32; O1 float16 convolutions; O2, O3 float16 except norms and softmax."""
         self.half = level in ("O2", "O3")
         for _, cell in self.cells_and_names():
             if isinstance(cell, Conv):
                 cell.half = level == "O1"
 
     def synchronise(self, ranks: int) -> None:
-        """Let batch norms in training see the batches of all ``ranks``."""
+        """Make every batch norm normalize over the batches of all ``ranks`` in training."""
         for _, cell in self.cells_and_names():
             if isinstance(cell, Norm):
                 cell.synchronise(ranks)

@@ -1,4 +1,4 @@
-"""Keeping MindSpore's C++ side from stderr where it says what nobody asked."""
+"""Suppression of unwanted messages that MindSpore's C++ code writes to stderr."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def stderr_dropped() -> Iterator[None]:
-    """Drop what is written to stderr within, by whatever language."""
+    """Redirect file descriptor 2 to /dev/null, so that output of Python and of C++ code is discarded."""
     sys.stderr.flush()
     before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

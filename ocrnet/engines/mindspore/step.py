@@ -1,4 +1,4 @@
-"""One optimizer attempt as cells that compile whole: gradients, then an update that changes nothing if not finite."""
+"""One optimizer step as fully compiled cells: gradients, then an update that is skipped if they are not finite."""
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
@@ -9,7 +9,7 @@ from ocrnet.engines.mindspore.loss import SegmentationLoss
 from ocrnet.engines.mindspore.loss_scaler import LossScaler
 from ocrnet.engines.mindspore.ocr import OCRNet
 
-# Functions over the tuples of parameters go through HyperMap: a loop over all of them exceeds the compiler's depth.
+# Functions over parameter tuples use HyperMap: a loop over all parameters exceeds the compiler's depth limit.
 _momentum = ops.ApplyMomentum()
 _nesterov = ops.ApplyMomentum(use_nesterov=True)
 _all_reduce = ops.MultitypeFuncGraph("all_reduce")
@@ -66,7 +66,7 @@ def _copy(sources: ParameterTuple, targets: ParameterTuple) -> None:
 
 
 class Forward(nn.Cell):
-    """From the bytes of a micro-batch to its scaled loss."""
+    """The forward pass from a uint8 micro-batch to its scaled loss."""
 
     def __init__(self, network: OCRNet, loss: SegmentationLoss, mean: Tensor, std: Tensor, scaler: LossScaler) -> None:
         super().__init__()
@@ -76,9 +76,16 @@ class Forward(nn.Cell):
     def construct(
         self, images: Tensor, label: Tensor, dropout_mask: Tensor, denominator: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the scaled loss, and the heads' own losses (2,).
+        """Return the scaled loss and the unweighted loss of each head.
 
-        ``images`` N,H,W,3, ``label`` uint8 N,H,W, ``dropout_mask`` N,features.
+        Args:
+            images: N,H,W,3.
+            label: uint8 N,H,W.
+            dropout_mask: N,features.
+            denominator: float32 (1,), the label weight of the whole step.
+
+        Returns:
+            The scaled loss, and the heads' losses (2,).
         """
         x = (images.astype("float32").transpose(0, 3, 1, 2) - self.mean) / self.std
         aux, ocr = self.network(x, dropout_mask)
@@ -87,7 +94,7 @@ class Forward(nn.Cell):
 
 
 class Gradients(nn.Cell):
-    """The heads' losses and the scaled gradient of every weight, of this rank's micro-batch alone."""
+    """The heads' losses and the scaled gradient of every weight, only for this rank's micro-batch."""
 
     def __init__(self, forward: Forward, weights: ParameterTuple, ranks: int) -> None:
         super().__init__()
@@ -97,7 +104,17 @@ class Gradients(nn.Cell):
             self.sum = ops.AllReduce()
 
     def construct(self, images: Tensor, label: Tensor, dropout_mask: Tensor, denominator: Tensor):  # type: ignore[no-untyped-def]
-        """``denominator`` float32 (1,): this rank's label weight in the whole step."""
+        """Compute the losses and the gradients; with several ranks, all-reduce ``denominator`` first.
+
+        Args:
+            images: N,H,W,3.
+            label: uint8 N,H,W.
+            dropout_mask: N,features.
+            denominator: float32 (1,), this rank's label weight of the whole step.
+
+        Returns:
+            The heads' losses (2,), and the scaled gradients.
+        """
         if self.ranks > 1:
             denominator = self.sum(denominator)
         (_, heads), gradients = self.compute(images, label, dropout_mask, denominator)
@@ -105,9 +122,9 @@ class Gradients(nn.Cell):
 
 
 class Update(nn.Cell):
-    """SGD over explicit decay groups; where loss or gradient is not finite, nothing but the loss scale changes.
+    """SGD with an explicit decay per weight; if a loss or gradient is not finite, only the loss scale changes.
 
-    ``kept`` are the batch norms' statistics of before the step: the forward pass has already changed the others.
+    ``kept`` holds the batch-norm statistics from before the step: the forward pass has already changed ``statistics``.
     """
 
     def __init__(
@@ -131,12 +148,21 @@ class Update(nn.Cell):
             self.sum = ops.AllReduce()
 
     def construct(self, heads: Tensor, gradients: tuple[Tensor, ...], lr: Tensor) -> tuple[Tensor, Tensor]:
-        """Heads' losses (2,) over all ranks, and whether the step was taken."""
+        """Apply one step, unless a loss or gradient of any rank is not finite.
+
+        Args:
+            heads: The heads' losses (2,) of this rank.
+            gradients: The scaled gradients of this rank.
+            lr: The learning rate.
+
+        Returns:
+            The heads' losses (2,) summed over all ranks, and whether the step was applied.
+        """
         if self.ranks > 1:
             heads = self.sum(heads)
             gradients = self.map(ops.partial(_all_reduce, self.sum), gradients)
         finite = ops.logical_and(amp.all_finite(gradients), ops.isfinite(heads).all())
-        if self.ranks > 1:  # on the first Ascend 910, all_finite tells of the card's own overflow, not of the gradients
+        if self.ranks > 1:  # on the first Ascend 910, all_finite reports the local device's overflow, not the gradients
             finite = (self.sum(finite.astype("float32").reshape(1)) == self.ranks).reshape(())
         gradients = self.unscaled(gradients)
         if finite:
@@ -149,7 +175,7 @@ class Update(nn.Cell):
         return heads, finite
 
     def unscaled(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The gradients without the loss scale, and no longer than ``clip_grad``."""
+        """Return the gradients without the loss scale, clipped to the norm ``clip_grad``."""
         if self.clip is None and self.scaler.is_one:
             return gradients
         factor = 1.0 / self.scaler.scale
@@ -159,29 +185,40 @@ class Update(nn.Cell):
         return self.map(ops.partial(_times, factor), gradients)
 
     def keep(self) -> None:
-        """Take the statistics as they are for those of before the next step."""
+        """Save the current statistics as those from before the next step."""
         _copy(self.statistics, self.kept)
 
     def undo(self) -> None:
-        """Put the statistics back after a step that failed on its way."""
+        """Restore the statistics after a step that raised an error."""
         _copy(self.kept, self.statistics)
 
 
 class Step(nn.Cell):
-    """A whole attempt of one micro-batch."""
+    """A complete optimizer step of one micro-batch."""
 
     def __init__(self, gradients: Gradients, update: Update) -> None:
         super().__init__()
         self.gradients, self.update = gradients, update
 
     def construct(self, images: Tensor, label: Tensor, dropout_mask: Tensor, denominator: Tensor, lr: Tensor):  # type: ignore[no-untyped-def]
-        """Heads' losses (2,), and whether the step was taken."""
+        """Run the optimizer step.
+
+        Args:
+            images: N,H,W,3.
+            label: uint8 N,H,W.
+            dropout_mask: N,features.
+            denominator: float32 (1,), this rank's label weight of the whole step.
+            lr: The learning rate.
+
+        Returns:
+            The heads' losses (2,), and whether the step was applied.
+        """
         heads, gradients = self.gradients(images, label, dropout_mask, denominator)
         return self.update(heads, gradients, lr)
 
 
 class Accumulate(nn.Cell):
-    """One of several micro-batches: its gradients are added to what the step has so far."""
+    """One of several micro-batches: its losses and gradients are added to those of the step."""
 
     def __init__(self, gradients: Gradients, weights: ParameterTuple) -> None:
         super().__init__()
@@ -191,13 +228,23 @@ class Accumulate(nn.Cell):
         self.map = ops.HyperMap()
 
     def construct(self, images: Tensor, label: Tensor, dropout_mask: Tensor, denominator: Tensor) -> Tensor:
-        """Take the micro-batch in."""
+        """Add the losses and gradients of one micro-batch.
+
+        Args:
+            images: N,H,W,3.
+            label: uint8 N,H,W.
+            dropout_mask: N,features.
+            denominator: float32 (1,), this rank's label weight of the whole step.
+
+        Returns:
+            The heads' losses (2,), summed over the micro-batches so far.
+        """
         heads, gradients = self.gradients(images, label, dropout_mask, denominator)
         self.map(_add, self.total, gradients)
         return ops.assign_add(self.heads, heads)
 
     def clear(self) -> None:
-        """Forget the micro-batches of a step that failed."""
+        """Discard the micro-batches of a step that raised an error."""
         for one in (self.heads, *self.total):
             ops.assign(one, ops.zeros_like(one))
 
@@ -211,7 +258,7 @@ class Finish(nn.Cell):
         self.map = ops.HyperMap()
 
     def construct(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """Heads' losses (2,), and whether the step was taken."""
+        """Return the heads' losses (2,), and whether the step was applied."""
         heads, finite = self.update(self.heads + 0.0, self.total, lr)
         self.map(_clear, self.total)
         ops.assign(self.heads, ops.zeros_like(self.heads))

@@ -1,1 +1,1 @@
-"""The PyTorch engine: CPU and NVIDIA GPUs."""
+"""The PyTorch engine for CPUs and NVIDIA GPUs."""

@@ -1,6 +1,6 @@
-"""Bilinear resizing as it is: along each axis a product with a small matrix.
+"""Bilinear resizing as a product with a small matrix along each axis.
 
-And so a convolution of upsampled maps need not be made where it is dear: see `conv_of_upsampled`.
+This form lets `conv_of_upsampled` apply a convolution before its input is upsampled, where it costs less.
 """
 
 import contextlib
@@ -12,17 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Outputs are made in blocks of so many columns and rows, each from the inputs that it needs: small blocks multiply
-# less, and on a GPU few kernels count for more.
+# Rows and columns of an output block, which is computed from only the inputs it needs. Small blocks take fewer
+# multiplications; on a GPU, fewer kernels matter more.
 BLOCK = {"cpu": 64, "cuda": 256}
 
 
 def conv_of_upsampled(conv: nn.Conv2d, maps: Sequence[Tensor], align_corners: bool) -> Tensor:
-    """Return ``conv`` of all maps N,c,h,w brought bilinearly to the first one's size and concatenated: N,out,H,W.
+    """Apply a convolution to maps that are resized bilinearly to the size of the first and concatenated.
 
-    Upsampling and convolution are both linear, so each tap of a kernel of odd size is applied at a map's own
-    resolution, and its outputs are upsampled, shifted and added, along the width, then along the height. For HRNet's
-    four maps and a 3x3 kernel that takes a quarter of the multiplications, and no tensor of all channels at full size.
+    Upsampling and convolution are both linear. Each tap of the kernel is therefore applied at the resolution of a map,
+    and its outputs are upsampled, shifted and added, first along the width, then along the height. For the four maps of
+    HRNet and a 3x3 kernel this takes a quarter of the multiplications, and no tensor of all channels at full size.
+
+    Args:
+        conv: Convolution with a square kernel of odd size that keeps the size of its input.
+        maps: Tensors N,c,h,w; their channels together are the input channels of ``conv``.
+        align_corners: As in ``F.interpolate``.
+
+    Returns:
+        Tensor N,out,H,W at the size of the first map.
     """
     number, channels, height, width = maps[0].shape
     out, kernel = conv.out_channels, conv.weight.shape[-1]
@@ -51,7 +59,10 @@ def conv_of_upsampled(conv: nn.Conv2d, maps: Sequence[Tensor], align_corners: bo
 
 
 def _upsampled(taps: Tensor, block: slice, width: int, kernel: int, align_corners: bool) -> Tensor:
-    """Upsample, shift and add the taps of rows,w*kernel,out to the columns ``block`` of ``width``: rows,columns,out."""
+    """Upsample, shift and add the taps along the width.
+
+    ``taps`` is rows,w*kernel,out. Return rows,columns,out for the columns ``block`` of ``width``.
+    """
     w = taps.shape[1] // kernel
     first, last = _needed(w, width, kernel, align_corners, block)
     needed = slice(first * kernel, last * kernel)
@@ -60,7 +71,11 @@ def _upsampled(taps: Tensor, block: slice, width: int, kernel: int, align_corner
 
 
 def _added(base: Tensor, wide: Sequence[Tensor], block: slice, height: int, kernel: int, align_corners: bool) -> Tensor:
-    """Add to ``base`` N,rows,columns,out what ``wide``, N,h,columns*out for each map's taps, gives to its rows."""
+    """Upsample, shift and add the taps along the height, and add ``base``.
+
+    ``base`` is N,rows,columns,out for the rows ``block`` of ``height``. ``wide`` has one tensor N,h,columns*out for
+    each kernel row of each map. Return a tensor of the shape of ``base``.
+    """
     matrices, parts = [], []
     for number, one in enumerate(wide):
         h = one.shape[1]
@@ -82,7 +97,10 @@ _holders: list[list[Tensor]] = []
 
 @contextlib.contextmanager
 def matrices_held() -> Iterator[list[Tensor]]:
-    """Give a list that keeps every matrix used within: what is recorded then needs them after the cache drops them."""
+    """Yield a list that keeps a reference to every matrix used in the context.
+
+    A recorded graph still needs these matrices after the cache drops them.
+    """
     held: list[Tensor] = []
     _holders.append(held)
     try:
@@ -94,15 +112,38 @@ def matrices_held() -> Iterator[list[Tensor]]:
 def tap_matrix(
     size: int, target: int, kernel: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Return the matrix target,size*kernel from each tap's values at ``size`` places to a convolution's outputs.
+    """Return the matrix from the values of all taps along one axis to the outputs of a convolution.
 
-    Output i is the sum over taps k of what tap k has at place i + k - kernel // 2 of the target's; 0 beyond its ends.
+    Output i is the sum over taps k of the upsampled value of tap k at position i + k - kernel // 2; values beyond the
+    ends of the target are 0.
+
+    Args:
+        size: Number of positions before upsampling.
+        target: Number of positions after upsampling.
+        kernel: Number of taps.
+        align_corners: As in ``F.interpolate``.
+        dtype: Type of the matrix.
+        device: Device of the matrix.
+
+    Returns:
+        Matrix target,size*kernel. It is cached: do not change it.
     """
     return _held(_tap_matrix(size, target, kernel, align_corners, dtype, device))
 
 
 def bilinear_matrix(size: int, target: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix target,size by which ``F.interpolate`` bilinearly resizes one axis."""
+    """Return the matrix with which ``F.interpolate`` resizes one axis bilinearly.
+
+    Args:
+        size: Number of positions before resizing.
+        target: Number of positions after resizing.
+        align_corners: As in ``F.interpolate``.
+        dtype: Type of the matrix.
+        device: Device of the matrix.
+
+    Returns:
+        Matrix target,size. It is cached: do not change it.
+    """
     return _held(_bilinear_matrix(size, target, align_corners, dtype, device))
 
 
@@ -113,7 +154,7 @@ def _held(matrix: Tensor) -> Tensor:
 
 
 @functools.lru_cache(64)
-@torch.inference_mode(False)  # what prediction makes first, training uses too
+@torch.inference_mode(False)  # training may use a matrix that prediction has cached
 def _tap_matrix(
     size: int, target: int, kernel: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -125,7 +166,17 @@ def _tap_matrix(
 
 
 def source(size: int, target: int, align_corners: bool, index: Tensor | int) -> Any:
-    """Return where in 0 .. size - 1 the pixels ``index`` of ``target`` ones are taken from, as torch has it."""
+    """Return the source coordinates of target pixels along one axis, as PyTorch defines them.
+
+    Args:
+        size: Number of source pixels; their coordinates are 0 .. size - 1.
+        target: Number of target pixels.
+        align_corners: As in ``F.interpolate``.
+        index: Indices of target pixels, a tensor or one number.
+
+    Returns:
+        The coordinates, a tensor or one number like ``index``; none is negative.
+    """
     if align_corners:
         return index * ((size - 1) / (target - 1) if target > 1 else 0.0)
     place = (index + 0.5) * (size / target) - 0.5
@@ -133,7 +184,18 @@ def source(size: int, target: int, align_corners: bool, index: Tensor | int) -> 
 
 
 def source_rows(size: int, target: int, align_corners: bool, start: int, stop: int) -> tuple[int, int]:
-    """Return the range of rows that target rows ``start`` to ``stop`` - 1 are made of."""
+    """Return the range of source rows that a range of target rows depends on.
+
+    Args:
+        size: Number of source rows.
+        target: Number of target rows.
+        align_corners: As in ``F.interpolate``.
+        start: First target row.
+        stop: End of the target rows, exclusive.
+
+    Returns:
+        The first source row and the end of the source rows, exclusive.
+    """
     first = int(source(size, target, align_corners, start))
     last = int(source(size, target, align_corners, stop - 1)) + 2
     return max(0, min(first, size - 1)), min(last, size)

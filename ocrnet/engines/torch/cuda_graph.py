@@ -1,4 +1,4 @@
-"""A whole training step as one CUDA graph: the thousands of kernels of a step are sent to the GPU at once."""
+"""Record a whole training step as one CUDA graph, which sends its thousands of kernels to the GPU at once."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -10,27 +10,27 @@ from ocrnet.engines.torch.bilinear import matrices_held
 from ocrnet.engines.torch.dataloader import Batch
 from ocrnet.utils.errors import OcrnetError
 
-# Steps taken as they are before one is recorded: cuDNN chooses its convolutions in them, and Triton compiles.
+# Steps that run before one is recorded: in these, cuDNN selects its convolutions and Triton compiles.
 WARMUP = 3
-Inputs = list[list[Tensor]]  # of each micro-batch: images, labels and dropout masks, on the device
+Inputs = list[list[Tensor]]  # for each micro-batch: images, labels and dropout masks, on the device
 Step = Callable[[Inputs], tuple[Tensor, Tensor]]
 
 
 class Recorder(Protocol):
-    """What can run work beside, and record it to be run again with the same memory."""
+    """Interface that runs work on a separate stream and records it for replay in the same memory."""
 
     def aside(self, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Do work where recording will take place."""
+        """Run ``work`` on the stream of the recording and return its results."""
 
     def record(self, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
-        """Note what ``work`` would do, without doing it; return its results' tensors, and what does it into them."""
+        """Record ``work`` without running it; return its result tensors and a function that replays it into them."""
 
 
 class StepGraph:
-    """Takes a step by repeating a recorded one: on inputs, weights and results that stay where they are in memory.
+    """Run a training step by replaying a recorded one; inputs, weights and results keep their place in memory.
 
-    ``step`` must ask the device nothing, and take whatever changes from step to step from tensors that are changed in
-    place. The first steps are real ones too, taken as they are.
+    ``step`` must not synchronize the host with the device. It must read each value that changes between steps from a
+    tensor that is updated in place. The first `WARMUP` steps are real training steps that run without a replay.
     """
 
     def __init__(self, step: Step, recorder: Recorder, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class StepGraph:
         self.replay: Callable[[], None] = lambda: None
 
     def __call__(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Take the step on these micro-batches; what it returns is overwritten by the next."""
+        """Run the step on these micro-batches; the next call overwrites the returned tensors."""
         if not self.inputs:
             self.inputs = [[torch.empty_like(part, device=self.device) for part in b[:3]] for b in micro_batches]
         for places, batch in zip(self.inputs, micro_batches, strict=True):
@@ -62,13 +62,13 @@ class StepGraph:
 
 
 class CudaRecorder:
-    """Records with `torch.cuda.graph`, whose rules for warming up these are."""
+    """Recorder that uses `torch.cuda.graph` and follows its rules for the warm-up."""
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
 
     def aside(self, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Do work on the stream of the recording."""
+        """Run ``work`` on the stream of the recording."""
         before = torch.cuda.current_stream()
         self.stream.wait_stream(before)
         with torch.cuda.stream(self.stream):
@@ -77,7 +77,10 @@ class CudaRecorder:
         return results
 
     def record(self, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
-        """Record one graph; other threads, such as the one that pins batches, may go on meanwhile."""
+        """Record one graph; other threads, such as the one that pins batches, may continue during the recording.
+
+        Raise `OcrnetError` if the step cannot be recorded.
+        """
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):

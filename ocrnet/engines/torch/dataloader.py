@@ -1,4 +1,4 @@
-"""The training stream in a torch DataLoader: worker processes read and augment, batches come out in order."""
+"""Load the training stream through a torch DataLoader: workers read and augment, batches arrive in order."""
 
 import contextlib
 import multiprocessing.connection
@@ -22,7 +22,10 @@ from ocrnet.utils.signals import block_signals
 
 
 class Batch(NamedTuple):
-    """A micro-batch: images uint8 N,H,W,3, labels uint8 N,H,W, dropout masks bool N,channels; files passed over."""
+    """A micro-batch: images uint8 N,H,W,3, labels uint8 N,H,W, and dropout masks bool N,channels.
+
+    ``unreadable`` has one message for each skipped file.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -33,10 +36,18 @@ class Batch(NamedTuple):
 def batches(
     stream: TrainStream, cfg: Config, *, world: World, step: int, pinned: bool = False
 ) -> Generator[Batch, None, None]:
-    """Return a generator of micro-batches from ``step`` on, whose ``close`` ends its workers.
+    """Return a generator of micro-batches; its ``close`` ends the workers.
 
-    ``pinned`` memory copies to a GPU without waiting. An unreadable file raises the `OcrnetError` that names it, also
-    where a worker met it.
+    Args:
+        stream: The training stream.
+        cfg: The configuration, with batch size and workers.
+        world: Rank and number of ranks of this process.
+        step: The step of the first micro-batch.
+        pinned: Whether to use pinned memory, which copies to a GPU without waiting.
+
+    Returns:
+        The generator. It raises an `OcrnetError` that names the file if a file is unreadable, in a worker or in this
+        process. It also raises `OcrnetError` if a worker has died.
     """
     made = _make(stream, cfg, world, step, pinned)
     close_at_exit(made)
@@ -46,7 +57,7 @@ def batches(
 def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: bool) -> Generator[Batch, None, None]:
     others = set(multiprocessing.active_children())
     with warnings.catch_warnings(), _without_sigchld_handler(), block_signals():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # said in the banner, once
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # the startup log already has this warning
         loader: DataLoader = DataLoader(
             Guarded(stream),
             batch_sampler=StepBatchSampler(cfg, world, step),
@@ -71,23 +82,24 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
         # mutation: report-dead-worker
         if not told:
             raise
-        ready._shutdown = True  # type: ignore[attr-defined]  # its orderly end may wait for a lock that the dead held
+        ready._shutdown = True  # type: ignore[attr-defined]  # regular shutdown may wait for a lock of the dead worker
         raise OcrnetError(f"{told}; {ADVICE}") from error
     finally:
-        del ready  # ends the workers, also where a traceback keeps this frame
+        del ready  # ends the workers, even if a traceback keeps this frame
         for process in processes:
             # mutation: kill-hanging-worker
-            process.kill()  # one that hangs in a read, or waits for what a dead one held
+            process.kill()  # it may hang in a read, or wait for a lock of a dead worker
             process.join()
 
 
 @contextlib.contextmanager
 def _without_sigchld_handler() -> Iterator[None]:
-    """Undo torch's SIGCHLD handler, which raises a worker's death at whatever the main thread is doing just then.
+    """Restore the previous SIGCHLD handler on exit, because torch replaces it in this context.
 
-    Without it the death is told where the next batch is asked for, at most five seconds later.
+    torch's handler raises the death of a worker at an arbitrary point of the main thread. Without it, the death is
+    reported when the next batch is requested, at most five seconds later.
     """
-    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
+    if threading.current_thread() is not threading.main_thread():  # Python permits only the main thread to set handlers
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)
@@ -99,7 +111,10 @@ def _without_sigchld_handler() -> Iterator[None]:
 
 
 class Guarded(Dataset):
-    """The stream with errors as values, because a DataLoader wraps what a worker raises into a traceback's text."""
+    """Training stream that returns errors as values.
+
+    A DataLoader converts an exception in a worker into the text of its traceback.
+    """
 
     def __init__(self, stream: TrainStream) -> None:
         self.stream = stream
@@ -113,7 +128,7 @@ class Guarded(Dataset):
 
 
 def collate(samples: list[Sample | OcrnetError]) -> Batch | OcrnetError:
-    """Stack samples into the three tensors of a micro-batch; hand an error on."""
+    """Stack samples into the three tensors of a micro-batch; if there is an error, return the first one."""
     good = [sample for sample in samples if isinstance(sample, Sample)]
     if len(good) < len(samples):
         return next(sample for sample in samples if isinstance(sample, OcrnetError))

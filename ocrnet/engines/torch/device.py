@@ -1,4 +1,4 @@
-"""What to compute on and in which precision, chosen once, with the reason."""
+"""Choose the device and the precision of a run once, and record the reason."""
 
 import contextlib
 import importlib.util
@@ -14,7 +14,10 @@ from ocrnet.utils.errors import OcrnetError
 
 @dataclass(frozen=True)
 class Precision:
-    """The convolutions' dtype, the autocast for it (a fresh context each call), if the loss needs a scale, and why."""
+    """The dtype of the convolutions, its autocast, whether the loss needs a scale, and the reason.
+
+    ``autocast`` returns a new context on each call.
+    """
 
     dtype: torch.dtype
     autocast: Callable[[], contextlib.AbstractContextManager]
@@ -23,7 +26,10 @@ class Precision:
 
 
 def choose_device(target: str | None, local: int = 0) -> tuple[torch.device, str]:
-    """Return the device for ``--device_target`` and why; rank ``local`` of a machine has a GPU of its own."""
+    """Return the device for ``--device_target`` and the reason; local rank ``local`` uses GPU ``local``.
+
+    Raise `OcrnetError` if a GPU is requested but PyTorch finds none, or if there are fewer GPUs than local ranks.
+    """
     if target == "GPU" and not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         raise OcrnetError(
@@ -41,7 +47,10 @@ def choose_device(target: str | None, local: int = 0) -> tuple[torch.device, str
 
 
 def choose_precision(device: torch.device, mix: bool) -> Precision:
-    """Return what ``--mix`` means here: bfloat16 where it is native, else float16 with a scaled loss on GPU."""
+    """Return the precision for ``--mix``.
+
+    The result is bfloat16 if it is native, otherwise float16 with a scaled loss on a GPU and float32 on a CPU.
+    """
     if not mix:
         return Precision(torch.float32, contextlib.nullcontext, False, "float32")
     if device.type == "cuda":
@@ -61,7 +70,7 @@ def _mixed(device_type: str, dtype: torch.dtype, text: str) -> Precision:
 
 @contextlib.contextmanager
 def translate_oom(remedy: str) -> Iterator[None]:
-    """Turn what PyTorch and NumPy raise where memory ends into an `OcrnetError` with what helps."""
+    """Convert the out-of-memory errors of PyTorch and NumPy into an `OcrnetError` that includes ``remedy``."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -73,17 +82,26 @@ def translate_oom(remedy: str) -> Iterator[None]:
 
 
 def configure(device: torch.device, *, deterministic: bool) -> None:
-    """Set the framework's switches for a run: bit-equal repeats, or the fastest convolutions for fixed shapes."""
+    """Set the PyTorch switches for bit-identical repeats, or for the fastest convolutions at fixed shapes."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # `use_deterministic_algorithms` does the same, and loads the compiler to tell it.
+    # `use_deterministic_algorithms` has the same effect, but also loads the compiler to configure it.
     torch.set_deterministic_debug_mode("error" if deterministic else "default")
 
 
 def fused_norm_unavailable_reason(device: torch.device, cfg: Config, ranks: int) -> str | None:
-    """Return what keeps ``fused_norm`` from being used, as the end of "no effect ..."; None: nothing."""
+    """Return why fused_norm is unavailable, or None.
+
+    Args:
+        device: The device of this rank.
+        cfg: The configuration, of which ``norm`` is read.
+        ranks: The number of ranks.
+
+    Returns:
+        The end of the log line "fused_norm: no effect ...", or None if fused_norm is available.
+    """
     if device.type != "cuda":
         return "on a CPU"
     if importlib.util.find_spec("triton") is None:
@@ -94,7 +112,7 @@ def fused_norm_unavailable_reason(device: torch.device, cfg: Config, ranks: int)
 
 
 def cuda_graph_unavailable_reason(device: torch.device, ranks: int) -> str | None:
-    """Return what keeps ``cuda_graph`` from being used, as the end of "no effect ..."; None: nothing."""
+    """Return why cuda_graph is unavailable, as the end of "cuda_graph: no effect ...", or None."""
     if device.type != "cuda":
         return "on a CPU"
     return f"on {ranks} ranks" if ranks > 1 else None
@@ -103,7 +121,19 @@ def cuda_graph_unavailable_reason(device: torch.device, ranks: int) -> str | Non
 def describe(
     device: torch.device, why: str, precision: Precision, cfg: Config, *, training: bool, ranks: int
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the banner's lines, and the versions for the checkpoint."""
+    """Return the startup log lines and the versions for the checkpoint.
+
+    Args:
+        device: The device of this rank.
+        why: The reason for the device, from `choose_device`.
+        precision: The chosen precision.
+        cfg: The configuration.
+        training: Whether to include the lines that apply only to training.
+        ranks: The number of ranks.
+
+    Returns:
+        The log lines, and by name: PyTorch version, thread count and, on a GPU, CUDA version and GPU name.
+    """
     versions = {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
     if device.type == "cuda":
         versions |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name(device)}

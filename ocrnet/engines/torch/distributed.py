@@ -1,4 +1,4 @@
-"""How a process joins the others through torch.distributed, and what the ranks add up: counts and gradients."""
+"""Connect the ranks through torch.distributed, and sum counts and gradients over them."""
 
 import contextlib
 import os
@@ -22,11 +22,22 @@ from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel: long enough for the wire, short enough to send during backward
+BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel: large enough for the network, small enough to overlap backward
 
 
 def join(world: World, device: torch.device, patience: float) -> None:
-    """Meet the other ranks; no exchange with them takes longer than ``patience`` seconds, else it is an error."""
+    """Join the process group of all ranks.
+
+    Unless OMP_NUM_THREADS is set, the ranks on one machine share its threads equally.
+
+    Args:
+        world: Rank, number of ranks and launcher of this process.
+        device: The device of this rank; its type selects the backend (Gloo on a CPU, also NCCL on a GPU).
+        patience: Timeout in seconds for joining and for every later collective.
+
+    Raises:
+        OcrnetError: If this rank cannot connect to the others within ``patience`` seconds.
+    """
     timeout = timedelta(seconds=patience)
     if "OMP_NUM_THREADS" not in os.environ and world.local_size > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
@@ -39,7 +50,7 @@ def join(world: World, device: torch.device, patience: float) -> None:
         dist.init_process_group(
             BACKENDS[device.type], store=store, rank=world.rank, world_size=world.size, timeout=timeout
         )
-        all_sum(np.zeros(1, np.int64))  # connects, and so fails here where it must
+        all_sum(np.zeros(1, np.int64))  # the first collective opens the connections, so that a failure occurs here
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise OcrnetError(
@@ -49,7 +60,10 @@ def join(world: World, device: torch.device, patience: float) -> None:
 
 
 def _store(world: World, timeout: timedelta) -> dist.Store:
-    """Return the store in which the ranks find each other: torchrun's own, or one of rank 0."""
+    """Return the store for the rendezvous of the ranks: the store of torchrun, or one that rank 0 hosts.
+
+    Raise `OcrnetError` if only one of MASTER_ADDR and MASTER_PORT is set.
+    """
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if bool(host) != bool(port):
         raise OcrnetError(f"{'MASTER_ADDR' if host else 'MASTER_PORT'} is set alone; set both, or neither")
@@ -69,7 +83,10 @@ def _store(world: World, timeout: timedelta) -> dist.Store:
 
 
 def _by_slurm(world: World) -> tuple[str, str]:
-    """Return the machine of rank 0 and a port of this job's own, from Slurm's variables."""
+    """Return the machine of rank 0 and a port specific to this job, from the Slurm variables.
+
+    Raise `OcrnetError` if the launcher is not srun or if the variables have no node list.
+    """
     machines = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST")
     if world.launcher != "srun" or not machines:
         raise OcrnetError(
@@ -81,12 +98,15 @@ def _by_slurm(world: World) -> tuple[str, str]:
 
 
 def first_machine(machines: str) -> str:
-    """Return the first name of a Slurm list such as ``node[07-09,12],login1``: node07."""
+    """Return the first name of a Slurm node list: node07 for ``node[07-09,12],login1``."""
     return re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^\[]*\])", machines)[0])
 
 
 def _choose_interface(world: World, store: dist.Store) -> None:
-    """Let Gloo listen where rank 0 is reached: it would go by the host's name, which may mean another network."""
+    """Set the network interface of Gloo to the one that reaches rank 0.
+
+    Gloo's default is the interface of the host name, which may belong to another network.
+    """
     if sys.platform != "linux" or "GLOO_SOCKET_IFNAME" in os.environ:
         return
     if world.local_size == world.size:
@@ -94,7 +114,7 @@ def _choose_interface(world: World, store: dist.Store) -> None:
         return
     assert isinstance(store, dist.TCPStore)
     with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
-        probe.connect((store.host, store.port))  # sends nothing, but chooses the way
+        probe.connect((store.host, store.port))  # sends nothing, but selects the route
         mine = probe.getsockname()[0]
         for name, addresses in psutil.net_if_addrs().items():
             if any(address.address == mine for address in addresses):
@@ -102,10 +122,11 @@ def _choose_interface(world: World, store: dist.Store) -> None:
 
 
 def _this_start(store: dist.Store, world: World, patience: float) -> str:
-    """Return a name that only the processes of this start share, once all of them have come.
+    """Return an identifier shared only by the processes of this launch, after all of them have arrived.
 
-    torchrun keeps its store when it starts the ranks anew, and with it what the dead have left there. So every process
-    asks under a name of its own, and only a living rank 0 answers.
+    torchrun keeps its store when it restarts the ranks, including the keys of dead processes. Each process therefore
+    posts a random token of its own, and only a running rank 0 answers it. Raise RuntimeError if a rank is missing
+    after ``patience`` seconds.
     """
     mine, end = secrets.token_hex(8), time.monotonic() + patience
     missing = set(range(1, world.size)) if world.rank == 0 else {0}
@@ -128,17 +149,20 @@ def _this_start(store: dist.Store, world: World, patience: float) -> str:
 
 
 def leave() -> None:
-    """Leave the others together with them; while an exception is on its way, at once."""
+    """Synchronize with the other ranks, then destroy the process group.
+
+    Return immediately if an exception other than `Stopped` is propagating.
+    """
     error = sys.exc_info()[1]
     if dist.is_initialized() and (error is None or isinstance(error, Stopped)):
-        with contextlib.suppress(RuntimeError):  # a faster one has left already, having heard all it needs
+        with contextlib.suppress(RuntimeError):  # a faster rank may have left after receiving its data
             all_sum(np.zeros(1, np.int64))
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def translate_lost_peer(patience: float) -> Iterator[None]:
-    """Turn what torch.distributed raises where another rank is gone, or late, into an `OcrnetError`."""
+    """Convert torch.distributed errors caused by a lost or late rank into an `OcrnetError`."""
     try:
         yield
     except RuntimeError as error:
@@ -153,17 +177,18 @@ def translate_lost_peer(patience: float) -> Iterator[None]:
 
 
 def all_sum(array: np.ndarray) -> np.ndarray:
-    """Return the sum of an array over the ranks, exact for int64; all ranks give the same shape and type."""
-    total = torch.from_numpy(np.array(array))  # a copy
+    """Return the sum of ``array`` over the ranks, exact for int64; shape and dtype must match on all ranks."""
+    total = torch.from_numpy(np.array(array))  # a copy, because all_reduce works in place
     dist.all_reduce(total)
     return total.numpy()
 
 
 class GradientSum:
-    """The gradients of all ranks added up, bucket by bucket, while the backward pass still computes the others.
+    """Sum of the gradients over all ranks, all-reduced in buckets while the backward pass is still running.
 
-    A bucket is one flat tensor that the parameters' ``grad`` are views of. Its place and order never change, so that a
-    resumed run adds up in the same order: DistributedDataParallel forms its buckets anew after the first step.
+    A bucket is one flat tensor; the ``grad`` of its parameters are views of it. The buckets and their order never
+    change, so that a resumed run adds in the same order. DistributedDataParallel rebuilds its buckets after the first
+    step.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -171,7 +196,7 @@ class GradientSum:
         self._bucket_of: dict[nn.Parameter, int] = {}
         self._sizes: list[int] = []
         group: list[nn.Parameter] = []
-        for parameter in reversed(list(parameters)):  # about the order in which backward comes to them
+        for parameter in reversed(list(parameters)):  # approximately the order of the backward pass
             group.append(parameter)
             if sum(p.numel() * p.element_size() for p in group) >= BUCKET_BYTES:
                 self._add_bucket(group)
@@ -195,11 +220,11 @@ class GradientSum:
         self._sizes.append(len(group))
 
     def begin(self) -> None:
-        """Forget the last step's gradients."""
+        """Zero the gradients of the previous step."""
         torch._foreach_zero_(self.buckets)
 
     def expect(self, *, last: bool) -> None:
-        """Say, before a micro-batch, whether it is the step's last: its backward pass then sends."""
+        """Prepare for a micro-batch; if it is the ``last`` of the step, its backward pass starts the all-reduces."""
         self._last, self._left, self._works = last, list(self._sizes), []
 
     def _ready(self, parameter: nn.Parameter) -> None:
@@ -210,13 +235,13 @@ class GradientSum:
             self._send()
 
     def _send(self) -> None:
-        """Send the next bucket; in order, because all ranks must send the same one."""
+        """Start the all-reduce of the next bucket; all ranks must reduce the buckets in the same order."""
         work = dist.all_reduce(self.buckets[len(self._works)], async_op=True)
         assert work is not None
         self._works.append(work)
 
     def finish(self) -> None:
-        """Wait until every gradient is the sum over the ranks (on a GPU its stream waits, not this process)."""
+        """Wait until every gradient is the sum over the ranks; on a GPU the stream waits, not this process."""
         while len(self._works) < len(self.buckets):
             self._send()
         for work in self._works:

@@ -1,4 +1,4 @@
-"""The torch engine: optimizer attempts that the device itself skips where not finite, and prediction by passes."""
+"""PyTorch engine: training steps that skip non-finite updates on the device, and prediction over a list of passes."""
 
 import contextlib
 import time
@@ -42,7 +42,7 @@ MOMENTUM = "momentum/"
 
 
 class TorchEngine:
-    """OCRNet on a CPU or a GPU of this rank's own; see `ocrnet.engines.base.Engine` for what each method means."""
+    """OCRNet on the CPU or on one GPU per rank; `ocrnet.engines.base.Engine` documents the methods."""
 
     def __init__(
         self, cfg: Config, arch: architecture.Arch, *, world: World, stream: TrainStream | None = None
@@ -98,12 +98,17 @@ class TorchEngine:
                 module.fused = fused
 
     def use_graph(self, recorder: Recorder) -> None:
-        """Take the steps from now on by repeating a recorded one."""
+        """Run all later training steps through a `StepGraph`, which records one step and replays it."""
         self.graph = StepGraph(self._attempt, recorder, self.device)
         self.lr_now = torch.zeros((), device=self.device)
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
-        """Take up to ``steps`` optimizer attempts; nothing is copied from the device until the last is under way."""
+        """Run up to ``steps`` optimizer steps; stop early if ``stopped()`` is true after a step.
+
+        No result is copied to the host before the last step is launched. If a step fails, return the steps before it
+        and raise its `OcrnetError` in the next call; if the first step fails, raise at once. Raise `OcrnetError` if the
+        engine has no training stream.
+        """
         if self.stream is None:
             raise OcrnetError("this engine was opened without a training stream")
         if self._failure is not None:
@@ -143,7 +148,7 @@ class TorchEngine:
         )
 
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take one optimizer attempt; return the two heads' losses and whether it was finite, both on the device."""
+        """Run one optimizer step; return the losses of both heads and whether it is finite, both on the device."""
         lr = float(self.lr[self.step])
         if isinstance(self.lr_now, torch.Tensor):
             self.lr_now.fill_(lr)
@@ -157,7 +162,7 @@ class TorchEngine:
             )
 
     def _attempt(self, on_device: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Do what one optimizer attempt does on the device, which is asked nothing."""
+        """Run the device part of one optimizer step without synchronizing the host with the device."""
         before = self.running.clone()
         try:
             with self._translate_lost_peer():
@@ -172,7 +177,10 @@ class TorchEngine:
         return heads, finite
 
     def _gradients(self, on_device: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the gradients of one attempt, summed over the ranks; return the heads' losses and the norm."""
+        """Compute the gradients of one step, summed over the ranks.
+
+        Return the losses of both heads and the gradient norm.
+        """
         denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in on_device]).sum()
         heads = torch.zeros(2, device=self.device)
         if self.gradient_sum is None:
@@ -205,7 +213,10 @@ class TorchEngine:
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / self.scaler.scale
 
     def _update(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
-        """Step the optimizer, or leave weights and momentum as they are; clipping and unscaling are one division."""
+        """Update weights and momentum if ``finite``; otherwise leave them unchanged.
+
+        Gradient clipping and loss unscaling are combined in one division.
+        """
         divisor = self.scaler.scale
         if self.cfg.clip_grad is not None:
             divisor = divisor * (norm / self.cfg.clip_grad).clamp(min=1.0)
@@ -213,7 +224,7 @@ class TorchEngine:
         self.scaler.update(finite)
 
     def _normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 N,H,W,3 into normalised float N,3,H,W in channels-last order (which the bytes already have)."""
+        """Convert uint8 N,H,W,3 to normalized float N,3,H,W in channels-last order, which is the order of the input."""
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
     @translate_oom("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
@@ -221,7 +232,21 @@ class TorchEngine:
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
     ) -> dict[str, np.ndarray]:
-        """Average the softmax over ``passes``; a single pass's labels need no softmax."""
+        """Return predictions from the softmax averaged over ``passes``.
+
+        The labels of a single pass are computed without the softmax.
+
+        Args:
+            images: RGB images uint8 N,H,W,3.
+            passes: The passes to average.
+            outputs: Names from `OUTPUTS` and `ATTENTION` of `ocrnet.engines.base`.
+
+        Returns:
+            One array for each name; `ocrnet.engines.base.Engine.predict` documents shapes and dtypes.
+
+        Raises:
+            OcrnetError: If an output is unknown or not available for these passes, or if memory is exhausted.
+        """
         check_outputs(outputs, passes)
         x = self._normalise(torch.from_numpy(images).to(self.device))
         size = images.shape[1], images.shape[2]
@@ -233,7 +258,7 @@ class TorchEngine:
             probabilities += logits.softmax(1)
         probabilities /= len(passes)
         confidence, labels = probabilities.max(1)
-        if len(passes) == 1:  # as without the softmax, whose rounding makes ties
+        if len(passes) == 1:  # from the logits, as without the softmax, whose rounding creates ties
             labels = logits.argmax(1)
         found = {"labels": labels.to(torch.uint8), "confidence": confidence, "probabilities": probabilities}
         if set(ATTENTION) & set(outputs):
@@ -243,7 +268,7 @@ class TorchEngine:
         return {name: found[name].cpu().numpy() for name in outputs}
 
     def _logits_for_pass(self, x: torch.Tensor, one: Pass, size: Size) -> torch.Tensor:
-        """Return the OCR head's logits float32 N,num_classes,H,W at the image's own size, seen through one pass."""
+        """Return the logits of the OCR head for one pass, float32 N,num_classes,H,W at the image size ``size``."""
         x = self._resized(x, one)
         if one.flip:
             x = x.flip(3)
@@ -270,7 +295,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Run the network once on normalised float32 N,3,H,W."""
+        """Run one forward pass on normalized float32 N,3,H,W; return the (aux, ocr) logits as float32."""
         aux, ocr = self._heads(torch.from_numpy(x).to(self.device))
         return aux.float().cpu().numpy(), ocr.float().cpu().numpy()
 
@@ -279,13 +304,13 @@ class TorchEngine:
             return self._network()(x)
 
     def _network(self) -> OCRNet:
-        """Return the network without norms, made anew where weights have changed."""
+        """Return the network with folded norms; rebuild it if the weights have changed."""
         if self._folded is None:
             self._folded = folded(self.model, self.precision.dtype)
         return self._folded
 
     def state(self) -> dict[str, np.ndarray]:
-        """Copy the state to the host under canonical names."""
+        """Return a copy of the state on the host, with canonical names as keys."""
         state = {name: _to_numpy(tensor) for name, tensor in self.model.state_dict().items()}
         if self.stream is not None:
             state |= {MOMENTUM + name: _to_numpy(buffer) for name, buffer in self.optimizer.momentum.items()}
@@ -294,7 +319,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
-        """Copy a state into place; momentum that it does not hold begins as zeros."""
+        """Load ``state`` and set the stream position to ``step``; momentum missing in ``state`` starts at zero."""
         for name, tensor in self.model.state_dict().items():
             tensor.copy_(torch.from_numpy(state[name]))
         if self.stream is not None:
@@ -310,20 +335,20 @@ class TorchEngine:
         self._failure = None
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """Return the sum over the ranks, exact for int64."""
+        """Return the sum of ``array`` over the ranks, exact for int64."""
         if self.world.size == 1:
             return array
         with self._translate_lost_peer():
             return distributed.all_sum(array)
 
     def close_loader(self) -> None:
-        """Stop the loader's workers."""
+        """Stop the workers of the data loader."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
 
     def close(self) -> None:
-        """Stop the loader's workers and leave the other ranks."""
+        """Stop the workers of the data loader and leave the process group."""
         self.close_loader()
         if self.world.size > 1:
             distributed.leave()
@@ -335,7 +360,10 @@ class TorchEngine:
 
 
 def _flatten_buffers(model: nn.Module) -> torch.Tensor:
-    """Lay all BN statistics into one tensor that the modules hold views of, so that a step can put them all back."""
+    """Move all BN statistics into one flat tensor and return it; the buffers of the modules become views of it.
+
+    One copy of this tensor can restore all statistics after a step.
+    """
     owners = [(module, name) for module in model.modules() for name, _ in module.named_buffers(recurse=False)]
     flat = torch.cat([getattr(module, name).reshape(-1) for module, name in owners])
     start = 0

@@ -1,6 +1,6 @@
-"""A trained network with its normalisation and its answer inside, as ONNX, TorchScript and torch.export files.
+"""Export a trained network with its normalization and postprocessing as ONNX, TorchScript and torch.export files.
 
-ONNX comes from a traced graph: through torch.export it takes ten times as long, and another library.
+ONNX is exported from a traced graph: through torch.export it takes ten times as long and needs another library.
 """
 
 import contextlib
@@ -18,12 +18,16 @@ from ocrnet.engines.torch.device import translate_oom
 from ocrnet.engines.torch.ocr import OCRNet
 
 OPSET = 18
-# Where sizes stay open: an odd size, at which no resize happens to be one to the same size and so is left out.
+# Example N,H,W for dynamic sizes. The sides are odd so that every resize changes the size: a trace omits one that
+# does not.
 ODD = (2, 65, 99)
 
 
 class Portable(nn.Module):
-    """From images to ``outputs``, one tensor each, of labels, probabilities and logits; see docs/export.md."""
+    """Network from images to ``outputs``, one tensor for each name.
+
+    The names are labels, probabilities and logits; see docs/export.md.
+    """
 
     def __init__(
         self, arch: Arch, tensors: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float], given: str
@@ -39,7 +43,10 @@ class Portable(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Images uint8 N,H,W,3 or normalised float32 N,3,H,W -> what ``outputs`` names."""
+        """Return the tensors named by ``outputs``; return a tensor instead of a tuple if there is only one.
+
+        ``images`` is uint8 N,H,W,3 or normalized float32 N,3,H,W, according to ``given``.
+        """
         x = images
         if self.given == "uint8":
             x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
@@ -53,7 +60,7 @@ class Portable(nn.Module):
         return answers if len(answers) > 1 else answers[0]
 
     def example(self, size: tuple[int, int] | None) -> Tensor:
-        """Return an input of ``size``, or one to trace a graph of any size with."""
+        """Return an input of ``size``, or, for None, an input for tracing a graph of any size."""
         number, height, width = (1, *size) if size else ODD
         if self.given == "uint8":
             return torch.zeros(number, height, width, 3, dtype=torch.uint8)
@@ -61,7 +68,16 @@ class Portable(nn.Module):
 
 
 def write_onnx(network: Portable, path: Path, size: tuple[int, int] | None) -> None:
-    """Write ONNX with ``network.outputs``; ``size`` None leaves batch, height and width open."""
+    """Write an ONNX file with the outputs ``network.outputs``.
+
+    Args:
+        network: The network to export.
+        path: The file to write.
+        size: Image (height, width); None keeps batch, height and width dynamic.
+
+    Raises:
+        OcrnetError: If memory is exhausted.
+    """
     names = {"images": (0, 1, 2) if network.given == "uint8" else (0, 2, 3), "logits": (0, 2, 3)}
     names |= {"labels": (0, 1, 2), "probabilities": (0, 2, 3)}
     axes = {name: dict(zip(names[name], ("batch", "height", "width"), strict=True)) for name in network.outputs}
@@ -82,19 +98,46 @@ def write_onnx(network: Portable, path: Path, size: tuple[int, int] | None) -> N
 
 
 def write_torchscript(network: Portable, path: Path, size: tuple[int, int] | None) -> None:
-    """Write TorchScript; ``size`` None leaves batch, height and width open."""
+    """Write a TorchScript file.
+
+    Args:
+        network: The network to export.
+        path: The file to write.
+        size: Image (height, width); None keeps batch, height and width dynamic.
+
+    Raises:
+        OcrnetError: If memory is exhausted.
+    """
     with _quietly():
         torch.jit.trace(network, network.example(size), check_trace=False).save(str(path))
 
 
 def write_torch_export(network: Portable, path: Path, size: tuple[int, int]) -> None:
-    """Write a .pt2 file of torch.export for one size."""
+    """Write a .pt2 file of torch.export for one size.
+
+    Args:
+        network: The network to export.
+        path: The file to write.
+        size: Image (height, width).
+
+    Raises:
+        OcrnetError: If memory is exhausted.
+    """
     with _quietly():
         torch.export.save(torch.export.export(network, (network.example(size),)), str(path))
 
 
 def add(source: Path, path: Path, inside: Mapping[str, str]) -> None:
-    """Write a TorchScript or .pt2 file anew, with files of text inside."""
+    """Copy a TorchScript or .pt2 file and embed text files in the copy.
+
+    Args:
+        source: The file to copy.
+        path: The file to write.
+        inside: Text of each file to embed, by file name.
+
+    Raises:
+        OcrnetError: If memory is exhausted.
+    """
     with _quietly():
         if source.suffix == ".pt2":
             torch.export.save(torch.export.load(str(source)), str(path), extra_files=dict(inside))
@@ -104,7 +147,10 @@ def add(source: Path, path: Path, inside: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Leave out what tracing warns of: that sizes of this very input decide a branch, and that it is deprecated."""
+    """Suppress the tracing warnings that a branch depends on the size of this input and that tracing is deprecated.
+
+    Also convert out-of-memory errors into an `OcrnetError` and disable inference mode.
+    """
     with warnings.catch_warnings(), translate_oom("give a smaller --size"), torch.inference_mode(False):
         warnings.simplefilter("ignore")
         yield

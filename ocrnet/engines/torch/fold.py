@@ -1,4 +1,4 @@
-"""Batch norms taken into the convolutions before them, for prediction: a third fewer passes over the activations."""
+"""Fold batch norms into the preceding convolutions for prediction: a third fewer passes over the activations."""
 
 import copy
 
@@ -11,10 +11,10 @@ from ocrnet.engines.torch.ocr import OCRNet
 
 @torch.no_grad()
 def folded(model: OCRNet, dtype: torch.dtype) -> OCRNet:
-    """Return a copy for evaluation without norms, its weights in ``dtype``; the outputs are those but for rounding.
+    """Return a copy for evaluation without norms, with weights in ``dtype``; the outputs differ only by rounding.
 
-    A norm there is a factor and a shift a channel: gamma (W x + b - mean) / sqrt(var + eps) + beta is again a
-    convolution. Every norm stands behind a convolution whose output nothing else uses. The factors are float64.
+    In evaluation, a norm is a factor and a shift for each channel: gamma (W x + b - mean) / sqrt(var + eps) + beta is
+    again a convolution. Every norm follows a convolution whose output has no other use. The factors are float64.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     before: Conv | None = None

@@ -1,8 +1,9 @@
-"""Upsampling and class-weighted cross-entropy in one, without logits at full resolution.
+"""Upsampling and class-weighted cross-entropy in one operation, without logits at full resolution.
 
-Full-resolution float32 logits of 19 classes are 40 MB an image of 512x1024, and a plain loss has several such tensors a
-head. Here a band of rows at a time is brought to full size, as two small matrix products, and the gradient at low
-resolution is made within the forward pass: what lives is one band, and one gradient as small as the logits.
+Full-resolution float32 logits of 19 classes take 40 MB for an image of 512x1024, and a plain loss keeps several such
+tensors per head. This module upsamples one band of rows at a time with two small matrix products, and computes the
+gradient at low resolution within the forward pass. Only one band and one gradient of the size of the logits are in
+memory.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -14,15 +15,22 @@ from torch import Tensor
 
 from ocrnet.engines.torch.bilinear import bilinear_matrix, source_rows
 
-BAND_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # of one band's logits: a CPU's cache, or few kernels on a GPU
+BAND_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # logits of one band: fit a CPU's cache, need few kernels on a GPU
 
 
 def upsampled_cross_entropy_sum(logits: Tensor, label: Tensor, pixel_weight: Tensor, *, align_corners: bool) -> Tensor:
-    """Sum over all pixels of their weight times their negative log-likelihood, for logits N,K,h,w.
+    """Return the sum over all pixels of their weight times their negative log-likelihood.
 
-    The logits are brought to the size of the uint8 labels N,H,W bilinearly, in float32 at least. ``pixel_weight``
-    N,H,W is 0 where a pixel is ignored, whatever its label. The same number and gradient as interpolating, then
-    ``F.cross_entropy``, but for rounding.
+    Value and gradient equal those of interpolation followed by ``F.cross_entropy``, except for rounding.
+
+    Args:
+        logits: Logits N,K,h,w, resized bilinearly to the size of the labels in at least float32.
+        label: Labels uint8 N,H,W.
+        pixel_weight: Weights N,H,W; 0 ignores a pixel, whatever its label.
+        align_corners: As in ``F.interpolate``.
+
+    Returns:
+        A scalar.
     """
     return _UpsampledCrossEntropy.apply(logits, label, pixel_weight, align_corners)
 
@@ -30,7 +38,7 @@ def upsampled_cross_entropy_sum(logits: Tensor, label: Tensor, pixel_weight: Ten
 class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, label: Tensor, pixel_weight: Tensor, align_corners: bool) -> Tensor:
-        """Sum the loss band by band; the gradient of the sum is ready when it ends."""
+        """Sum the loss band by band and compute the gradient of the sum."""
         dtype = torch.promote_types(logits.dtype, torch.float32)
         low = logits.detach().to(dtype).contiguous()
         gradient = torch.zeros_like(low) if ctx.needs_input_grad[0] else None
@@ -43,13 +51,13 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient that the forward pass made, times what comes from behind."""
+        """Return the gradient from the forward pass times the incoming gradient."""
         (gradient,) = ctx.saved_tensors
         return (gradient * grad).to(ctx.dtype), None, None, None
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Compute in the tensors' own dtype; the meta device has no autocast to turn off."""
+    """Return a context without autocast, so that tensors keep their dtype; the meta device has no autocast."""
     has_autocast = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if has_autocast else nullcontext()
 
@@ -57,7 +65,7 @@ def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
 def _sum_in_bands(
     low: Tensor, label: Tensor, pixel_weight: Tensor, align_corners: bool, gradient: Tensor | None
 ) -> Tensor:
-    """Return the sum; add its gradient to ``gradient``, where there is one."""
+    """Return the sum; add its gradient to ``gradient`` unless that is None."""
     count, classes, h, w = low.shape
     height, width = label.shape[1:]
     rows = bilinear_matrix(h, height, align_corners, low.dtype, low.device)
@@ -79,7 +87,7 @@ def _sum_in_bands(
         nll = partition[:, 0].log() + highest[:, 0] - of_target
         total += (torch.where(weight > 0, nll, 0) * weight).sum()
         if gradient is not None:
-            up.mul_(weight[:, None] / partition)  # the softmax, weighted
+            up.mul_(weight[:, None] / partition)  # the weighted softmax
             up.scatter_add_(1, target, -weight[:, None])
             gradient[:, :, first:last] += F.linear(rows_here.T @ up, columns.T)
     return total

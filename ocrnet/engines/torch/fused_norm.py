@@ -1,14 +1,15 @@
-"""Batch norm by the batch, a sum and ReLU in one, in Triton: fewer passes over the activations on NVIDIA GPUs.
+"""Batch norm by the batch, a sum and ReLU in fused Triton kernels: fewer passes over activations on NVIDIA GPUs.
 
-Apart, they read or write an activation 13 times forward and backward, 16 times with the sum; here 8 and 11 times.
-Neither a normalised input nor a mask is stored: where ReLU is 0 is computed again, or read from the output where there
-is a sum.
+As separate operations, they read or write an activation 13 times in the forward and backward passes, 16 times with the
+sum; the fused kernels do so 8 and 11 times. Neither the normalized input nor a mask is stored: the positions at which
+ReLU is 0 are recomputed, or read from the output if there is a sum.
 
-An activation N,C,H,W in channels-last memory is a matrix of ``rows`` = N H W by ``channels`` = C. A reduction over rows
-is made in ``parts`` by one kernel and ended by a second one, in an order that the shape alone gives: repeats are
-bit-equal. Nothing waits for the device, and grids come from shapes, so that a CUDA graph can hold the launches.
+An activation N,C,H,W in channels-last memory is a matrix of ``rows`` = N H W by ``channels`` = C. One kernel reduces
+the rows to ``parts``, and a second kernel reduces the parts. The order depends only on the shape, so repeats are
+bit-identical. The host never waits for the device, and grids depend only on shapes, so a CUDA graph can record the
+launches.
 
-This module needs Triton: it is imported only where ``device.fused_norm_unavailable_reason`` returns None.
+This module requires Triton. Import it only if ``device.fused_norm_unavailable_reason`` returns None.
 """
 
 from typing import Any, NamedTuple
@@ -19,10 +20,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TILE = 4096  # values that a program holds at a time: 16 a thread, two loads of 16 bytes where a value has 16 bits
+TILE = 4096  # values per program at a time: 16 per thread, which are two 16-byte loads of 16-bit values
 WARPS = 8
-PROGRAMS = 512  # that reduce, at most: enough to fill a GPU, and parts few enough to be ended as one tile
-END_CHANNELS = 8  # of a program that ends a reduction: a sector of 32 bytes
+PROGRAMS = 512  # upper limit for a reduction: enough to fill a GPU, few enough that all parts fit one tile
+END_CHANNELS = 8  # per program of a final reduction: a sector of 32 bytes
 
 
 def batch_norm_relu(
@@ -35,10 +36,26 @@ def batch_norm_relu(
     eps: float,
     add: Tensor | None = None,
 ) -> Tensor:
-    """Normalise N,C,H,W by its mean and variance over N, H and W, then add ``add`` N,C,H,W where given, then ReLU.
+    """Normalize a tensor by its mean and variance over N, H and W, add a tensor if given, and apply ReLU.
 
-    The same as ``F.batch_norm`` in training, a sum and ``F.relu``, but for rounding: between input and output all is
-    float32. The running statistics learn the mean and the unbiased variance. The result is channels-last.
+    The result equals that of ``F.batch_norm`` in training, a sum and ``F.relu``, except for rounding: all intermediate
+    values are float32.
+
+    Args:
+        x: Tensor N,C,H,W.
+        weight: Scale of each channel, (C,).
+        bias: Shift of each channel, (C,).
+        running_mean: Running mean (C,), updated in place with the mean of the batch.
+        running_var: Running variance (C,), updated in place with the unbiased variance of the batch.
+        momentum: Weight of the new value in the running statistics.
+        eps: Value added to the variance.
+        add: Tensor N,C,H,W to add before ReLU, or None.
+
+    Returns:
+        Tensor N,C,H,W in channels-last memory.
+
+    Raises:
+        ValueError: If ``x`` has only one value for each channel, or if ``add`` has another shape than ``x``.
     """
     if x.numel() == x.shape[1]:
         raise ValueError(f"batch norm by the batch needs more than one value a channel; got {tuple(x.shape)}")
@@ -77,7 +94,10 @@ class _BatchNormReLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of ``add`` is ``dy`` behind ReLU, from which the second pass then makes that of ``x``."""
+        """Return the gradients of the inputs.
+
+        The gradient of ``add`` is ``dy`` masked by ReLU; the second pass computes the gradient of ``x`` from it.
+        """
         x, *affine, y = ctx.saved_tensors
         dy, cut, has_add = _channels_last(dy), _cut(x), y is not None
         dadd = torch.empty_like(y) if has_add else None
@@ -95,7 +115,10 @@ class _BatchNormReLU(torch.autograd.Function):
 
 
 class _Cut(NamedTuple):
-    """How rows x channels are shared out: a part is ``tiles`` blocks below each other; three grids, and block sizes."""
+    """Partition of rows x channels into blocks: three launch grids and the block sizes.
+
+    A part is ``tiles`` consecutive blocks of rows.
+    """
 
     rows: int
     channels: int
@@ -116,7 +139,7 @@ def _cut(x: Tensor) -> _Cut:
     block_rows = TILE // block_channels
     columns, all_tiles = triton.cdiv(channels, block_channels), triton.cdiv(rows, block_rows)
     tiles = triton.cdiv(all_tiles, max(1, PROGRAMS // columns))
-    parts = triton.cdiv(all_tiles, tiles)  # none of them is empty
+    parts = triton.cdiv(all_tiles, tiles)  # no part is empty
     return _Cut(
         rows,
         channels,
@@ -151,7 +174,18 @@ def moments(
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """Mean and summed squared deviation of ``x`` rows,channels -> parts,channels, by Welford and then Chan et al."""
+    """Reduce ``x`` to the mean and the summed squared deviation of each part, by Welford and then Chan et al.
+
+    Args:
+        x: Input rows,channels.
+        part_mean: Output parts,channels in float32, the means.
+        part_m2: Output parts,channels in float32, the summed squared deviations.
+        rows: Number of rows.
+        channels: Number of channels.
+        tiles: Blocks of a part.
+        block_rows: Rows of a block.
+        block_channels: Channels of a block.
+    """
     lane = tl.program_id(0) * tiles * block_rows + tl.arange(0, block_rows)
     column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
     mean = tl.zeros((block_rows, block_channels), tl.float32)
@@ -174,9 +208,9 @@ def moments(
 
 @triton.jit
 def _merged(count: tl.tensor, mean: tl.tensor, m2: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Parts of ``count`` K values, with means and squared deviations K,channels, as one (Chan et al., 1979).
+    """Merge parts of ``count`` (K,) values, given as means and squared deviations K,channels (Chan et al., 1979).
 
-    Means are taken relative to the first one, which is not empty: summed as they are, large ones would lose digits.
+    Means are taken relative to that of the first part, which is not empty: a direct sum of large means loses digits.
     """
     first = tl.sum(tl.where(tl.arange(0, mean.shape[0])[:, None] == 0, mean, 0.0), 0)
     offset = tl.where(count[:, None] > 0, mean - first[None, :], 0.0)
@@ -202,7 +236,24 @@ def end_moments(
     block_parts: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """Mean and 1 / standard deviation of each channel; the running statistics learn in place."""
+    """Merge the parts into mean and 1 / standard deviation of each channel; update the running statistics in place.
+
+    Args:
+        part_mean: Means of the parts, parts,channels.
+        part_m2: Summed squared deviations of the parts, parts,channels.
+        mean: Output (channels,), the mean.
+        rstd: Output (channels,), 1 / standard deviation.
+        running_mean: Running mean (channels,), updated in place.
+        running_var: Running unbiased variance (channels,), updated in place.
+        rows: Number of rows.
+        channels: Number of channels.
+        parts: Number of parts.
+        part_rows: Rows of a part; the last one may have fewer.
+        momentum: Weight of the new value in the running statistics.
+        eps: Value added to the variance.
+        block_parts: Parts of a block, at least ``parts``.
+        block_channels: Channels of a block.
+    """
     part = tl.arange(0, block_parts)
     column = tl.program_id(0) * block_channels + tl.arange(0, block_channels)
     known = column < channels
@@ -233,7 +284,22 @@ def apply(
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """ReLU of ``x`` rows,channels, normalised, and ``add``; what is not a number stays so."""
+    """Write ReLU of the sum of the normalized ``x`` and ``add``; NaN stays NaN.
+
+    Args:
+        x: Input rows,channels.
+        add: Tensor rows,channels to add; read only if ``has_add``.
+        mean: Mean (channels,).
+        rstd: 1 / standard deviation (channels,).
+        weight: Scale (channels,).
+        bias: Shift (channels,).
+        y: Output rows,channels.
+        rows: Number of rows.
+        channels: Number of channels.
+        has_add: Whether there is a sum.
+        block_rows: Rows of a block.
+        block_channels: Channels of a block.
+    """
     row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
     inside = (row < rows)[:, None] & (column < channels)[None, :]
@@ -254,7 +320,7 @@ def _normalised(
     column: tl.tensor,
     channels: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """A block of the input, normalised, and with weight and bias, in float32."""
+    """Return a block of the input in float32: normalized, and normalized with weight and bias applied."""
     known = column < channels
     centred = value.to(tl.float32) - tl.load(mean + column, known, 0.0)[None, :]
     normal = centred * tl.load(rstd + column, known, 0.0)[None, :]
@@ -264,7 +330,10 @@ def _normalised(
 
 @triton.jit
 def _rounded(z: tl.tensor, x: tl.tensor) -> tl.tensor:
-    """Float32 values that ``x`` could hold; back in float32, as Triton 3.9's interpreter compares bfloat16 wrongly."""
+    """Round float32 values to the dtype of ``x`` and return them as float32.
+
+    The interpreter of Triton 3.9 compares bfloat16 values incorrectly.
+    """
     return z.to(x.dtype.element_ty).to(tl.float32)
 
 
@@ -287,7 +356,26 @@ def reduce_gradient(
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """The parts of weight's and bias's gradients, parts,channels; with a sum, also the gradient of what is added."""
+    """Reduce the gradients of weight and bias to parts; with a sum, also write the gradient of the added tensor.
+
+    Args:
+        x: Input of the forward pass, rows,channels.
+        dy: Gradient of the output, rows,channels.
+        y: Output of the forward pass, rows,channels; read only if ``has_add``.
+        dadd: Output rows,channels, the gradient of the added tensor; written only if ``has_add``.
+        mean: Mean (channels,).
+        rstd: 1 / standard deviation (channels,).
+        weight: Scale (channels,).
+        bias: Shift (channels,).
+        part_dweight: Output parts,channels, the gradient of weight.
+        part_dbias: Output parts,channels, the gradient of bias.
+        rows: Number of rows.
+        channels: Number of channels.
+        tiles: Blocks of a part.
+        has_add: Whether there is a sum.
+        block_rows: Rows of a block.
+        block_channels: Channels of a block.
+    """
     row = tl.program_id(0) * tiles * block_rows + tl.arange(0, block_rows)
     column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
     dweight = tl.zeros((block_rows, block_channels), tl.float32)
@@ -321,7 +409,18 @@ def end_gradient(
     block_parts: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """The gradients of weight and bias."""
+    """Sum the parts into the gradients of weight and bias.
+
+    Args:
+        part_dweight: Gradient of weight, parts,channels.
+        part_dbias: Gradient of bias, parts,channels.
+        dweight: Output (channels,), the gradient of weight.
+        dbias: Output (channels,), the gradient of bias.
+        channels: Number of channels.
+        parts: Number of parts.
+        block_parts: Parts of a block, at least ``parts``.
+        block_channels: Channels of a block.
+    """
     part = tl.arange(0, block_parts)
     column = tl.program_id(0) * block_channels + tl.arange(0, block_channels)
     at = part[:, None] * channels + column[None, :]
@@ -347,7 +446,24 @@ def apply_gradient(
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """The gradient of ``x`` (Ioffe and Szegedy, 2015) from that of the output; with a sum, from ``dadd``."""
+    """Write the gradient of ``x`` (Ioffe and Szegedy, 2015).
+
+    Args:
+        x: Input of the forward pass, rows,channels.
+        behind: Gradient of the output, rows,channels; with a sum, ``dadd`` of `reduce_gradient`.
+        mean: Mean (channels,).
+        rstd: 1 / standard deviation (channels,).
+        weight: Scale (channels,).
+        bias: Shift (channels,).
+        dweight: Gradient of weight (channels,).
+        dbias: Gradient of bias (channels,).
+        dx: Output rows,channels, the gradient of ``x``.
+        rows: Number of rows.
+        channels: Number of channels.
+        has_add: Whether there is a sum.
+        block_rows: Rows of a block.
+        block_channels: Channels of a block.
+    """
     row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
     known = column < channels

@@ -1,6 +1,6 @@
 """HRNet (Wang et al., TPAMI 2020) in PyTorch: a stem, a bottleneck stage, and three stages of parallel branches.
 
-Module names give the authors' state-dict names, so ``nn.Identity`` stands where their lists hold None.
+Module names match the authors' state-dict names, so ``nn.Identity`` fills the positions of None in their lists.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,16 @@ Size = tuple[int, int]
 
 
 def resize(x: Tensor, size: Size, align_corners: bool) -> Tensor:
-    """Bilinear resize of N,C,H,W to ``size`` (height, width)."""
+    """Resize a tensor bilinearly.
+
+    Args:
+        x: Tensor N,C,H,W.
+        size: Target (height, width).
+        align_corners: As in ``F.interpolate``.
+
+    Returns:
+        Tensor N,C,height,width; ``x`` itself if it has this size.
+    """
     if x.shape[-2:] == size:
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
@@ -26,8 +35,8 @@ def resize(x: Tensor, size: Size, align_corners: bool) -> Tensor:
 class Norm(nn.Module):
     """Batch norm over N, H and W without a step counter; identity until weights are loaded.
 
-    ``sync``: in training, over the batches of all ranks. ``fused``: what computes it in training with the sum and ReLU
-    that follow (``fused_norm.batch_norm_relu``), or None.
+    ``sync`` normalizes over the batches of all ranks in training. ``fused`` is the function that computes the norm in
+    training with the sum and ReLU that follow it (``fused_norm.batch_norm_relu``), or None.
     """
 
     def __init__(self, channels: int, eps: float = architecture.BN_EPS) -> None:
@@ -43,7 +52,10 @@ class Norm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise N,C,H,W: by the batch in training, which updates the running statistics, else by those."""
+        """Normalize N,C,H,W by the batch statistics in training, otherwise by the running statistics.
+
+        Training also updates the running statistics.
+        """
         statistics = self.running_mean, self.running_var
         if self.training and self.sync:
             return sync_batch_norm(x, self.weight, self.bias, *statistics, architecture.BN_MOMENTUM, self.eps)
@@ -51,7 +63,7 @@ class Norm(nn.Module):
 
 
 class Conv(nn.Conv2d):
-    """A 1x1 or 3x3 convolution that keeps the size (or halves it, stride 2); zero until weights are loaded.
+    """A 1x1 or 3x3 convolution that keeps the size, or halves it with stride 2; zero until weights are loaded.
 
     ``same_padding`` pads a stride-2 convolution by (0, 1) on even sizes and (1, 1) on odd ones.
     """
@@ -72,22 +84,34 @@ class Conv(nn.Conv2d):
         self.same_padding = same_padding
 
     def reset_parameters(self) -> None:
-        """Draw nothing: weights come from ``architecture.init`` or a file, never from torch's global generator."""
+        """Set weight and bias to zero without using PyTorch's global random generator.
+
+        Initial values always come from ``architecture.init`` or from a file.
+        """
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N,in_channels,H,W -> N,out_channels,ceil(H / stride),ceil(W / stride)."""
-        if (
-            self.same_padding
-        ):  # padded and cut, because a traced graph keeps the sizes of a cut open, but not those of a padding
+        """Map N,in_channels,H,W to N,out_channels,ceil(H / stride),ceil(W / stride)."""
+        if self.same_padding:
+            # Pad and then slice, because a traced graph keeps the sizes of a slice dynamic, but not those of a padding.
             x = F.pad(x, (1, 1, 1, 1))[..., 1 - x.shape[-2] % 2 :, 1 - x.shape[-1] % 2 :]
         return super().forward(x)
 
 
 def norm_act(norm: nn.Module, x: Tensor, slope: float = 0.0, add: Tensor | None = None) -> Tensor:
-    """Norm, then ``add`` where given, then ReLU (leaky where ``slope`` is not 0): every norm with an activation."""
+    """Apply a norm, add a tensor if given, and apply ReLU; every norm with an activation uses this function.
+
+    Args:
+        norm: The norm, or ``nn.Identity`` after folding.
+        x: Tensor N,C,H,W.
+        slope: Negative slope of the leaky ReLU; 0 selects ReLU.
+        add: Tensor N,C,H,W to add before the activation, or None.
+
+    Returns:
+        Tensor N,C,H,W.
+    """
     if isinstance(norm, Norm) and norm.training and norm.fused is not None and not slope:
         statistics = norm.running_mean, norm.running_var
         return norm.fused(x, norm.weight, norm.bias, *statistics, architecture.BN_MOMENTUM, norm.eps, add)
@@ -98,19 +122,19 @@ def norm_act(norm: nn.Module, x: Tensor, slope: float = 0.0, add: Tensor | None 
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution and norm, then ReLU where ``relu``; the names are ``0`` and ``1``."""
+    """Convolution (state name ``0``) and norm (``1``), followed by ReLU if ``relu``."""
 
     def __init__(self, conv: Conv, *, relu: bool = True) -> None:
         super().__init__(conv, Norm(conv.out_channels))
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        """N,in_channels,H,W -> N,out_channels,H',W'."""
+        """Map N,in_channels,H,W to N,out_channels,H',W'."""
         return norm_act(self[1], self[0](x)) if self.relu else self[1](self[0](x))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the identity."""
+    """Two 3x3 convolutions with an identity shortcut."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -118,13 +142,13 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = Conv(width, width, 3), Norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N,width,H,W -> the same shape."""
+        """Apply the block to N,width,H,W and keep the shape."""
         y = norm_act(self.bn1, self.conv1(x))
         return norm_act(self.bn2, self.conv2(y), add=x)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions to 256 channels and the identity, projected where ``in_channels`` differs."""
+    """1x1, 3x3 and 1x1 convolutions to 256 channels with a shortcut, which is projected if ``in_channels`` differs."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -135,14 +159,17 @@ class Bottleneck(nn.Module):
         self.downsample = nn.Identity() if same else ConvNorm(Conv(in_channels, architecture.LAYER1), relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N,in_channels,H,W -> N,256,H,W."""
+        """Map N,in_channels,H,W to N,256,H,W."""
         y = norm_act(self.bn1, self.conv1(x))
         y = norm_act(self.bn2, self.conv2(y))
         return norm_act(self.bn3, self.conv3(y), add=self.downsample(x))
 
 
 class HighResolutionModule(nn.Module):
-    """One multi-resolution module: residual branches, then every branch becomes the sum of all, at its own size."""
+    """One multi-resolution module: residual branches, followed by fusion.
+
+    In the fusion, every branch becomes the sum of all branches at its own size.
+    """
 
     def __init__(self, widths: tuple[int, ...], blocks: int, rule: Variant) -> None:
         super().__init__()
@@ -154,12 +181,12 @@ class HighResolutionModule(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """One map a branch, finest first -> the same shapes."""
+        """Return the fused maps, one for each branch, finest first; the shapes do not change."""
         maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
         return [F.relu(self.fuse(i, maps)) for i in range(len(maps))]
 
     def fuse(self, i: int, maps: list[Tensor]) -> Tensor:
-        """The sum of all maps at branch ``i``'s size and channels."""
+        """Return the sum of all maps at the size and with the channels of branch ``i``."""
         height, width = maps[i].shape[-2:]
         layers = self.fuse_layers[i]
         assert isinstance(layers, nn.ModuleList)
@@ -170,7 +197,16 @@ class HighResolutionModule(nn.Module):
         return total
 
     def upsample(self, x: Tensor, size: Size, factor: int) -> Tensor:
-        """A coarser branch at ``size``, about ``factor`` times its own."""
+        """Upsample the map of a coarser branch.
+
+        Args:
+            x: Tensor N,C,h,w.
+            size: Target (height, width).
+            factor: The approximate ratio of ``size`` to (h, w).
+
+        Returns:
+            Tensor N,C,height,width.
+        """
         if self.rule.fuse_resize == "nearest":
             return F.interpolate(x, size, mode="nearest")
         if self.rule.double_resize:
@@ -179,7 +215,18 @@ class HighResolutionModule(nn.Module):
 
 
 def fuse_layer(widths: tuple[int, ...], i: int, j: int, same_padding: bool) -> nn.Module:
-    """The layer from branch ``j`` to branch ``i``, before its resize: 1x1 from coarser, a stride-2 chain from finer."""
+    """Return the layer from branch ``j`` to branch ``i``, without its resize.
+
+    Args:
+        widths: Channels of each branch.
+        i: Target branch.
+        j: Source branch.
+        same_padding: As in `Conv`.
+
+    Returns:
+        The identity from the same branch, a 1x1 convolution from a coarser branch, or a chain of stride-2 convolutions
+        from a finer branch.
+    """
     if i == j:
         return nn.Identity()
     if j > i:
@@ -190,7 +237,7 @@ def fuse_layer(widths: tuple[int, ...], i: int, j: int, same_padding: bool) -> n
 
 
 class HRNet(nn.Module):
-    """The backbone; ``forward_features`` gives the four branches."""
+    """The backbone; ``forward_features`` returns the maps of the four branches."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -226,12 +273,15 @@ class HRNet(nn.Module):
         return nn.Sequential(ConvNorm(conv))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """N,3,H,W normalised -> four maps: N,width,ceil(H/4),ceil(W/4), then twice the channels at half the size."""
+        """Return the maps of the four branches for normalized images N,3,H,W.
+
+        The first map is N,width,ceil(H/4),ceil(W/4). Each further map has twice the channels at half the size.
+        """
         x = norm_act(self.bn1, self.conv1(x))
         x = norm_act(self.bn2, self.conv2(x))
         x = self.layer1(x)
         maps = self.stage2([transition(x) for transition in self.transition1])
         for transitions, stage in ((self.transition2, self.stage3), (self.transition3, self.stage4)):
-            inputs = [*maps, maps[-1]]  # the new branch starts from the coarsest one
+            inputs = [*maps, maps[-1]]  # the new branch starts from the coarsest map
             maps = stage([transition(x) for transition, x in zip(transitions, inputs, strict=True)])
         return maps

@@ -12,17 +12,25 @@ from ocrnet.engines.torch.hrnet import resize
 
 
 def label_weight(label: Tensor, class_weight: Tensor) -> Tensor:
-    """Sum over the valid pixels of uint8 labels N,H,W of their class's weight (num_classes,): the loss's denominator.
+    """Return the denominator of the loss: the sum of class weights over the valid pixels.
 
-    255 has no weight. Ranks and micro-batches add these up before any of them divides.
+    ``label`` is uint8 N,H,W; ``class_weight`` is (num_classes,). Label 255 has weight 0. Ranks and micro-batches add up
+    their sums before the division.
     """
     return _pixel_weight(label, class_weight).sum()
 
 
 def cross_entropy_sum(logits: Tensor, label: Tensor, class_weight: Tensor, *, align_corners: bool) -> Tensor:
-    """Sum over the valid pixels of class weight times negative log-likelihood.
+    """Return the sum over the valid pixels of class weight times negative log-likelihood.
 
-    Logits N,K,h,w are brought to the size of the uint8 labels N,H,W, in float32 at least; 255 is ignored.
+    Args:
+        logits: Logits N,K,h,w, resized to the size of the labels in at least float32.
+        label: Labels uint8 N,H,W; 255 is ignored.
+        class_weight: Weights (K,).
+        align_corners: As in ``F.interpolate``.
+
+    Returns:
+        A scalar.
     """
     weight = _pixel_weight(label, class_weight)
     return upsampled_cross_entropy_sum(logits, label, weight, align_corners=align_corners)
@@ -31,18 +39,29 @@ def cross_entropy_sum(logits: Tensor, label: Tensor, class_weight: Tensor, *, al
 def ohem(
     logits: Tensor, label: Tensor, class_weight: Tensor, *, threshold: float, min_kept: int, align_corners: bool
 ) -> Tensor:
-    """Mean over the kept pixels of their class-weighted loss, 0 where none is kept (the authors' OhemCrossEntropy).
+    """Return the mean class-weighted loss over the kept pixels (the authors' OhemCrossEntropy).
 
-    Kept are the valid pixels whose true class has a probability below ``threshold``, or below that of rank
-    ``min_kept`` from the lowest, whichever is more. Arguments as for ``cross_entropy_sum``; nothing waits for the
-    device.
+    A valid pixel is kept if the probability of its ground-truth class is below a bound. The bound is ``threshold`` or
+    the probability at index ``min_kept`` in ascending order, whichever keeps more pixels. The host does not wait for
+    the device.
+
+    Args:
+        logits: Logits N,K,h,w, resized to the size of the labels in at least float32.
+        label: Labels uint8 N,H,W; 255 is ignored.
+        class_weight: Weights (K,).
+        threshold: The smallest value of the bound, a probability.
+        min_kept: Index of the probability that can raise the bound.
+        align_corners: As in ``F.interpolate``.
+
+    Returns:
+        A scalar; 0 if no pixel is kept.
     """
     logits = _full_size(logits, label, align_corners)
     target = label.long()
     nll = F.nll_loss(F.log_softmax(logits, 1), target, ignore_index=IGNORE, reduction="none")
     weighted = nll * _pixel_weight(label, class_weight.to(logits.dtype))
     valid = target != IGNORE
-    probability = torch.exp(-nll.detach())  # 1 where ignored, so these sort last
+    probability = torch.exp(-nll.detach())  # 1 for ignored pixels, so that they sort last
     ranked = probability.flatten().sort().values
     rank = (valid.sum() - 1).clamp(0, min_kept)
     bound = ranked.gather(0, rank[None]).clamp_min(threshold)
@@ -52,9 +71,9 @@ def ohem(
 
 @dataclass(frozen=True, eq=False)
 class SegmentationLoss:
-    """The loss of both heads: ``aux`` times the auxiliary head's plus ``ocr`` times the OCR head's.
+    """Loss of both heads: ``aux`` times that of the auxiliary head plus ``ocr`` times that of the OCR head.
 
-    ``ohem``: (threshold, min_kept) of the hard-pixel mining in the OCR head, None for none.
+    ``ohem`` is (threshold, min_kept) for the hard-pixel mining in the OCR head; None disables mining.
     """
 
     class_weight: Tensor
@@ -66,12 +85,20 @@ class SegmentationLoss:
     def __call__(
         self, outputs: tuple[Tensor, Tensor], label: Tensor, denominator: Tensor, *, parts: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Loss to differentiate, and the two heads' own values (2,), detached, of (aux, ocr) logits and uint8 labels.
+        """Return the loss to differentiate, and the loss of each head.
 
-        Each head's weighted sum is divided by ``denominator``, the ``label_weight`` of all micro-batches and ranks (0
-        gives 0), so that the parts of a step add up to its loss. With ``ohem`` they are local means divided by
-        ``parts``, the number of micro-batches of all ranks: over the kept pixels in the OCR head, in the auxiliary head
-        over all pixels, ignored ones counting as zero, as the authors have it.
+        Without ``ohem``, the weighted sum of each head is divided by ``denominator``, so that the parts of a step add
+        up to its loss. With ``ohem``, the heads are local means divided by ``parts``: in the OCR head over the kept
+        pixels, in the auxiliary head over all pixels, with ignored pixels counted as zero, as in the authors' code.
+
+        Args:
+            outputs: The (aux, ocr) logits, each N,K,h,w.
+            label: Labels uint8 N,H,W.
+            denominator: Scalar, the sum of `label_weight` over all micro-batches and ranks; 0 gives a loss of 0.
+            parts: Number of micro-batches of all ranks.
+
+        Returns:
+            The scalar loss, and the losses of both heads (2,), detached and not weighted by ``aux`` and ``ocr``.
         """
         aux, ocr = outputs
         aux_head = cross_entropy_sum(aux, label, self.class_weight, align_corners=self.align_corners)

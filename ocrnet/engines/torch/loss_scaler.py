@@ -1,4 +1,4 @@
-"""The loss scale that keeps float16 gradients from vanishing."""
+"""Loss scale that keeps float16 gradients from underflowing."""
 
 from collections.abc import Mapping
 
@@ -9,9 +9,9 @@ GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000
 
 
 class LossScaler:
-    """A loss scale on the device: halved by a step that is not finite, doubled after 2000 that are; or fixed at 1.
+    """Loss scale on the device: halved by a non-finite step, doubled after 2000 finite ones in a row; or fixed at 1.
 
-    Both tensors are changed in place, so that a recorded step finds them.
+    Both tensors are updated in place, because a recorded step reads them at a fixed address.
     """
 
     def __init__(self, device: torch.device, *, dynamic: bool) -> None:
@@ -20,11 +20,11 @@ class LossScaler:
         self.good_steps = torch.zeros((), dtype=torch.int64, device=device)
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
-        """Return the loss to call backward on."""
+        """Return the loss times the scale, for the backward pass."""
         return loss * self.scale if self.dynamic else loss
 
     def update(self, finite: torch.Tensor) -> None:
-        """Learn from one step, without asking the device."""
+        """Update the scale after one step, without synchronizing the host with the device."""
         if not self.dynamic:
             return
         good_steps = torch.where(finite, self.good_steps + 1, 0)
@@ -33,13 +33,13 @@ class LossScaler:
         self.good_steps.copy_(torch.where(grown, 0, good_steps))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return scaler/scale and scaler/good_steps; nothing where the scale is fixed."""
+        """Return scaler/scale and scaler/good_steps; return an empty dict if the scale is fixed."""
         if not self.dynamic:
             return {}
         return {"scaler/scale": self.scale.cpu().numpy(), "scaler/good_steps": self.good_steps.cpu().numpy()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over a state that has a scale; keep the initial one otherwise."""
+        """Load the scale from ``state`` if it has one; otherwise keep the initial scale."""
         if self.dynamic and "scaler/scale" in state:
             self.scale.copy_(torch.as_tensor(state["scaler/scale"]))
             self.good_steps.copy_(torch.as_tensor(state["scaler/good_steps"]))

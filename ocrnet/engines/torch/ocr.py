@@ -7,26 +7,26 @@ from ocrnet.architecture import Arch, head_channels
 from ocrnet.engines.torch.bilinear import conv_of_upsampled
 from ocrnet.engines.torch.hrnet import Conv, HRNet, Norm, norm_act, resize
 
-# The matrices of `conv_of_upsampled` grow with the square of a side: 25 MB at this many rows or columns.
+# The size of the matrices of `conv_of_upsampled` is quadratic in a side: 25 MB for this number of rows or columns.
 LONGEST = 2048
 
 
 class NormAct(nn.Sequential):
-    """A head's norm (named ``0``) with its activation."""
+    """Norm of the head (state name ``0``) with its activation."""
 
     def __init__(self, channels: int, arch: Arch) -> None:
         super().__init__(Norm(channels, arch.rule.head_eps))
         self.slope = arch.rule.head_activation_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        """N,channels,H,W -> the same shape."""
+        """Apply norm and activation to N,channels,H,W and keep the shape."""
         return norm_act(self[0], x, self.slope)
 
 
 class ConvNormAct(nn.Sequential):
-    """A head's convolution, with bias, and its norm and activation; the names are ``0`` and ``1``.
+    """Convolution of the head with bias (state name ``0``), its norm (``1``) and activation.
 
-    Further layers follow under ``3``; ``2`` stands for the authors' ReLU.
+    Further layers start at name ``3``; ``2`` is the position of the authors' ReLU.
     """
 
     def __init__(self, conv: Conv, arch: Arch, *then: nn.Module) -> None:
@@ -34,11 +34,11 @@ class ConvNormAct(nn.Sequential):
         self.slope = arch.rule.head_activation_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        """N,in_channels,H,W -> N,out_channels,H,W."""
+        """Map N,in_channels,H,W to N,out_channels,H,W."""
         return self._after_conv(self[0](x))
 
     def of_upsampled(self, maps: list[Tensor], align_corners: bool) -> Tensor:
-        """What `forward` gives for the maps brought to the first one's size and concatenated."""
+        """Return `forward` of the maps after they are resized to the size of the first and concatenated."""
         conv = self[0]
         assert isinstance(conv, Conv)
         return self._after_conv(conv_of_upsampled(conv, maps, align_corners))
@@ -65,16 +65,23 @@ class ObjectContext(nn.Module):
         self.f_up = nn.Sequential(Conv(key, channels), NormAct(channels, arch))
 
     def relation(self, pixels: Tensor, objects: Tensor) -> Tensor:
-        """Pixels N,channels,H,W and objects N,channels,K,1 -> N,HW,K: what each pixel takes from each object."""
+        """Return the attention of each pixel to each object, N,HW,K, which sums to 1 over the objects.
+
+        ``pixels`` is N,channels,H,W; ``objects`` is N,channels,K,1.
+        """
         query = self.f_pixel(pixels).flatten(2).transpose(1, 2)  # N, HW, key
         key = self.f_object(objects).flatten(2)  # N, key, K
         return torch.softmax(self.scale * (query @ key), dim=-1)
 
     def forward(self, pixels: Tensor, objects: Tensor) -> Tensor:
-        """Pixels N,channels,H,W and objects N,channels,K,1 -> the objects' context of every pixel, as pixels."""
+        """Return the object context of every pixel, N,channels,H,W.
+
+        ``pixels`` is N,channels,H,W; ``objects`` is N,channels,K,1.
+        """
         conv, norm = self.f_up
         value = self.f_down(objects)  # N, key, K, 1
-        if self.low_resolution:  # what is linear on K regions, not on HW pixels; a pixel's relations add up to 1
+        # Apply the linear layer to K regions instead of HW pixels; equivalent, because a pixel's relations sum to 1.
+        if self.low_resolution:
             value = conv(value)
         context = self.relation(pixels, objects) @ value.flatten(2).transpose(1, 2)  # N, HW, key or channels
         context = context.transpose(1, 2).unflatten(2, pixels.shape[-2:])
@@ -82,7 +89,7 @@ class ObjectContext(nn.Module):
 
 
 class SpatialOCR(nn.Module):
-    """Pixels and their object context, mixed to the features that the classifier sees, with channel dropout."""
+    """Mix pixels and their object context into the features for the classifier, with channel dropout."""
 
     def __init__(self, arch: Arch, low_resolution: bool) -> None:
         super().__init__()
@@ -93,7 +100,16 @@ class SpatialOCR(nn.Module):
         self.conv_bn_dropout = nn.Sequential(conv, NormAct(features, arch))
 
     def forward(self, pixels: Tensor, objects: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
-        """Pixels N,channels,H,W, objects N,channels,K,1, dropout_mask N,features or None -> N,features,H,W."""
+        """Return the features for the classifier.
+
+        Args:
+            pixels: Pixel representations N,channels,H,W.
+            objects: Object regions N,channels,K,1.
+            dropout_mask: N,features, true for the channels to keep; None keeps all.
+
+        Returns:
+            Tensor N,features,H,W.
+        """
         context = self.object_context_block(pixels, objects)
         x = self.conv_bn_dropout(torch.cat([context, pixels], 1))
         if dropout_mask is not None:
@@ -102,21 +118,24 @@ class SpatialOCR(nn.Module):
 
 
 def soft_regions(logits: Tensor) -> Tensor:
-    """Where each class's object region lies: logits N,K,H,W -> N,K,HW, which add up to 1 over the pixels."""
+    """Return the object region of each class, N,K,HW, from logits N,K,H,W; it sums to 1 over the pixels."""
     return torch.softmax(logits.flatten(2), dim=2)
 
 
 def gather_object_regions(pixels: Tensor, logits: Tensor) -> Tensor:
-    """Object regions: pixels N,C,H,W averaged by each class's spatial softmax of logits N,K,H,W -> N,C,K,1."""
+    """Return the object regions N,C,K,1.
+
+    They are the pixels N,C,H,W averaged by the spatial softmax of the logits N,K,H,W of each class.
+    """
     return (soft_regions(logits) @ pixels.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)
 
 
 class OCRNet(HRNet):
-    """HRNet with the OCR head; names and shapes of its state are ``architecture.shapes(arch)``.
+    """HRNet with the OCR head; ``architecture.shapes(arch)`` gives the names and shapes of its state.
 
-    ``low_resolution``: the head's linear layers are computed where they cost least, which saves W48 a quarter of its
-    operations and differs by rounding alone, for images of sides up to 4 `LONGEST`; False: where the paper has them, as
-    graphs of any size need.
+    ``low_resolution``: True computes the linear layers of the head where they cost least. This saves a quarter of the
+    operations of W48 and differs only by rounding; it applies to images with sides up to 4 `LONGEST`. False computes
+    the layers where the paper has them, which graphs of any size require.
     """
 
     def __init__(self, arch: Arch, *, low_resolution: bool = True) -> None:
@@ -130,9 +149,10 @@ class OCRNet(HRNet):
         self.aux_head = ConvNormAct(Conv(total, total, self.rule.aux_kernel, bias=True), arch, classifier)
 
     def forward(self, x: Tensor, dropout_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (aux, ocr), each N,num_classes,ceil(H/4),ceil(W/4), of x N,3,H,W normalised, H and W at least 32.
+        """Return logits (aux, ocr), each N,num_classes,ceil(H/4),ceil(W/4).
 
-        ``dropout_mask`` N,features marks the channels of the OCR head that dropout keeps; None drops none.
+        ``x`` is normalized N,3,H,W with H and W at least 32. ``dropout_mask`` N,features marks the channels of the OCR
+        head that dropout keeps; None disables dropout.
         """
         maps = self.forward_features(x)
         aux, pixels = self._heads(maps)
@@ -140,13 +160,16 @@ class OCRNet(HRNet):
         return aux, self.cls_head(features)
 
     def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(regions, relation), each N,num_classes,ceil(H/4),ceil(W/4): see `ocrnet.engines.base.Engine.predict`."""
+        """Return (regions, relation), each N,num_classes,ceil(H/4),ceil(W/4), for normalized N,3,H,W.
+
+        `ocrnet.engines.base.Engine.predict` describes both.
+        """
         aux, pixels = self._heads(self.forward_features(x))
         relation = self.ocr_distri_head.object_context_block.relation(pixels, gather_object_regions(pixels, aux))
         return soft_regions(aux).view_as(aux), relation.transpose(1, 2).reshape(aux.shape)
 
     def _heads(self, maps: list[Tensor]) -> list[Tensor]:
-        """The auxiliary head's logits and the pixel representations, from the four maps."""
+        """Return the logits of the auxiliary head and the pixel representations from the four maps."""
         heads, align_corners = (self.aux_head, self.conv3x3_ocr), self.rule.align_corners
         height, width = maps[0].shape[-2:]
         if self.low_resolution and max(height, width) <= LONGEST:

@@ -1,4 +1,4 @@
-"""SGD with momentum, which leaves everything as it is after a step that was not finite."""
+"""SGD with momentum that leaves everything unchanged after a non-finite step."""
 
 from collections.abc import Mapping
 
@@ -10,9 +10,10 @@ from ocrnet import architecture, config
 
 
 class SGD:
-    """PyTorch's SGD, called as a function: making its class loads the compiler, a third of a short run's time.
+    """SGD through PyTorch's functional interface.
 
-    Momentum, by parameter name, begins as zeros, as the state of a file would; it is empty where there is none.
+    Creating an object of PyTorch's class loads the compiler, which takes a third of the time of a short run. Momentum,
+    keyed by parameter name, starts at zero, like the state from a file; it is empty if momentum is disabled.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer_cfg: config.Optimizer) -> None:
@@ -27,13 +28,19 @@ class SGD:
         ]
 
     def forget_gradients(self) -> None:
-        """Free the gradients; the next backward makes its own."""
+        """Free the gradients; the next backward pass allocates new ones."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
     @torch.no_grad()
     def step(self, lr: float | Tensor, divisor: Tensor, finite: Tensor) -> None:
-        """Take a step with the gradients over ``divisor`` (float32 scalar) if ``finite`` (bool scalar)."""
+        """Update the parameters with their gradients divided by ``divisor``, if ``finite`` is true.
+
+        Args:
+            lr: The learning rate, a number or a scalar tensor.
+            divisor: The divisor of the gradients, a float32 scalar.
+            finite: Bool scalar; False leaves parameters and momentum unchanged.
+        """
         # mutation: keep-weights-of-nonfinite-step
         found_inf = (~finite).float()
         for weight_decay, names in self._groups:

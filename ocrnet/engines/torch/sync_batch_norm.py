@@ -1,4 +1,7 @@
-"""Batch norm over the batches of all ranks. nn.SyncBatchNorm refuses CPU tensors, and makes the host wait on GPUs."""
+"""Batch norm over the batches of all ranks.
+
+nn.SyncBatchNorm rejects CPU tensors, and makes the host wait for the GPU.
+"""
 
 from typing import Any
 
@@ -11,10 +14,23 @@ from torch import Tensor
 def sync_batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
 ) -> Tensor:
-    """Normalise N,C,H,W by the mean and variance over N, H and W of all ranks, whose shapes are the same.
+    """Normalize a tensor by its mean and variance over N, H and W of all ranks.
 
-    The running statistics learn the mean and the unbiased variance, n / (n - 1) of the whole batch's. Statistics are
-    float32 at least. A collective, and so is its backward pass; the gradients of weight and bias are this rank's part.
+    This function and its backward pass are collectives. Statistics have at least float32 precision. The gradients of
+    ``weight`` and ``bias`` are the part of this rank.
+
+    Args:
+        x: Tensor N,C,H,W of the same shape on all ranks.
+        weight: Scale of each channel, (C,).
+        bias: Shift of each channel, (C,).
+        running_mean: Running mean (C,), updated in place with the mean of the whole batch.
+        running_var: Running variance (C,), updated in place with the unbiased variance, n / (n - 1) times that of
+            the whole batch.
+        momentum: Weight of the new value in the running statistics.
+        eps: Value added to the variance.
+
+    Returns:
+        Tensor N,C,H,W.
     """
     return _SyncBatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
 
@@ -43,7 +59,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         else:
             own_var, own_mean = torch.var_mean(_wide(x), (0, 2, 3), correction=0)
             means, variances = _gather(torch.cat([own_mean, own_var]), ranks).chunk(2, dim=1)
-            # Chan et al. (1979) for parts of equal size: the mean variance, and the variance of the means.
+            # Chan et al. (1979) for parts of equal size: the mean of the variances plus the variance of the means.
             mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
             total = count * ranks
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -55,7 +71,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of Ioffe and Szegedy (2015), with the two sums over the batch taken over all ranks."""
+        """Return the gradient of Ioffe and Szegedy (2015), with both sums over the batch taken over all ranks."""
         x, weight, mean, invstd = ctx.saved_tensors
         ranks, count = dist.get_world_size(), x.numel() // x.shape[1]
         if x.is_cuda:
@@ -81,7 +97,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
 
 def _gather(own: Tensor, ranks: int) -> Tensor:
-    """Return everyone's flat tensor as rows, in the order of the ranks."""
+    """Return the flat tensors of all ranks as rows, in rank order."""
     rows = own.new_empty(ranks, own.numel())
     dist.all_gather(list(rows.unbind()), own)
     return rows

@@ -1,4 +1,4 @@
-"""Exported files in the runtimes of those who use them: one file a runtime, each with a `Session`."""
+"""Run exported files in their runtimes: one module per runtime, each with a `Session`."""
 
 import os
 from pathlib import Path
@@ -8,12 +8,21 @@ from ocrnet.utils.errors import OcrnetError
 
 
 def open_session(kind: Format, path: Path, *, mix: bool = False) -> Session:
-    """Open an exported file; `OcrnetError` where its runtime is missing or refuses it."""
+    """Open an exported file in its runtime.
+
+    Args:
+        kind: The format of the file.
+        path: The file.
+        mix: Use bfloat16 if the format is OpenVINO and the CPU supports it.
+
+    Raises:
+        OcrnetError: The runtime is not installed or rejects the file.
+    """
     try:
         return _open(kind, path, mix)
     except OcrnetError:
         raise
-    except Exception as error:  # each runtime has its own kinds, most of them bare RuntimeErrors
+    except Exception as error:  # each runtime raises its own types, mostly plain RuntimeError
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise OcrnetError(f"{path} is damaged or no {kind} file of a kind that is known here: {first}") from error
 
@@ -45,7 +54,7 @@ def _open(kind: Format, path: Path, mix: bool) -> Session:
 
 
 def threads() -> int:
-    """Return how many threads to compute with: OMP_NUM_THREADS, which PyTorch obeys too, else this process's cores."""
+    """Return the number of compute threads: OMP_NUM_THREADS, as in PyTorch, or else the cores of this process."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit() and int(given):
         return int(given)

@@ -1,4 +1,4 @@
-"""An exported file as an engine: prediction by passes, in NumPy around what the file's graph computes."""
+"""Engine for exported files: multi-pass prediction in NumPy around the graph of the file."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +16,7 @@ Size = tuple[int, int]
 
 
 class RuntimeEngine:
-    """Predicts with an exported file; see `ocrnet.engines.base.Engine` for what each method means. It cannot train."""
+    """Predicts with an exported file, but cannot train; `ocrnet.engines.base.Engine` documents each method."""
 
     def __init__(self, cfg: Config, found: Exported, *, world: World) -> None:
         if world.size > 1:
@@ -36,7 +36,21 @@ class RuntimeEngine:
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
     ) -> dict[str, np.ndarray]:
-        """Average over ``passes`` where the file answers probabilities or logits; labels allow a single look."""
+        """Predict a batch of images, averaged over ``passes`` if the file outputs probabilities or logits.
+
+        A file that outputs labels allows only a single pass at the image's size, not mirrored.
+
+        Args:
+            images: uint8 N,H,W,3 RGB.
+            passes: The passes over each image.
+            outputs: Names of the outputs to return: labels, confidence or probabilities.
+
+        Returns:
+            The outputs by name, as `Engine.predict` defines them.
+
+        Raises:
+            OcrnetError: The file cannot provide an output, cannot run these passes, or fails in its runtime.
+        """
         check_outputs(outputs, passes)
         if asked := sorted(set(ATTENTION) & set(outputs)):
             raise OcrnetError(f"{self.path}: an exported file has no {' and no '.join(asked)}; give its checkpoint")
@@ -61,7 +75,10 @@ class RuntimeEngine:
         )
 
     def _labels(self, image: np.ndarray, passes: Sequence[Pass]) -> np.ndarray:
-        """Look once; of overlapping windows, a pixel is taken from the one in which it lies further inside."""
+        """Return class indices uint8 H,W from a single pass.
+
+        In overlapping windows, take each pixel from the window in which it is farther from the border.
+        """
         one, size = passes[0], image.shape[:2]
         if len(passes) > 1 or one.flip or one.size != size:
             raise self._labels_alone("an average over scales or the mirrored image")
@@ -75,7 +92,10 @@ class RuntimeEngine:
         return labels
 
     def _probabilities(self, image: np.ndarray, one: Pass) -> np.ndarray:
-        """Return what one pass sees, float32 num_classes,H,W; overlapping windows are averaged as the file answers."""
+        """Return the probabilities of one pass, float32 num_classes,H,W.
+
+        Overlapping windows are averaged as probabilities or as logits, depending on what the file outputs.
+        """
         size: Size = (image.shape[0], image.shape[1])
         x = image if one.size == size else cv2.resize(image.astype(np.float32), one.size[::-1])
         x = x[:, ::-1] if one.flip else x
@@ -95,7 +115,7 @@ class RuntimeEngine:
         return resize(x, size, align_corners=self.metadata.align_corners)
 
     def _run(self, image: np.ndarray) -> np.ndarray:
-        """Run the graph on one image H,W,3 of values 0 to 255; the answer has no batch axis."""
+        """Run the graph on one image H,W,3 of values 0 to 255; return its output without the batch axis."""
         size, wanted = image.shape[:2], self.metadata.size
         if wanted not in (None, size):
             height, width = wanted
@@ -107,7 +127,7 @@ class RuntimeEngine:
         x = as_input(image, self.metadata.input, self.metadata.mean, self.metadata.std)
         try:
             answer = self.session.run(x)[0]
-        except Exception as error:  # each runtime has errors of its own
+        except Exception as error:  # each runtime raises its own types
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OcrnetError(f"{self.path} cannot be run in {self.session.runtime}: {first}") from error
         if (
@@ -122,22 +142,22 @@ class RuntimeEngine:
         return answer
 
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Refuse: an exported file has no auxiliary head, and may not take normalised input."""
+        """Raise `OcrnetError`: an exported file has no auxiliary head and may not accept normalized input."""
         raise OcrnetError(f"{self.path}: an exported file has no logits(); give its checkpoint")
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
-        """Refuse."""
+        """Raise `OcrnetError`: an exported file cannot be trained."""
         raise OcrnetError(f"{self.path}: an exported file cannot be trained")
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return nothing: the weights stay in the file."""
+        """Return an empty state dict: the weights stay in the file."""
         return {}
 
     def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
         """Do nothing: the weights are in the file."""
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """Return the array: there is one process."""
+        """Return ``array`` unchanged: there is only one process."""
         return array
 
     def close(self) -> None:
@@ -145,7 +165,17 @@ class RuntimeEngine:
 
 
 def as_input(image: np.ndarray, kind: str, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Return an image H,W,3 of values 0 to 255 as a file takes it, a batch of one: uint8, or normalised 1,3,H,W."""
+    """Convert an image to the input of an exported file, a batch of one.
+
+    Args:
+        image: H,W,3 RGB with values from 0 to 255.
+        kind: The input format, ``"uint8"`` or ``"normalised"``.
+        mean: Mean of R, G and B in the range 0 to 1; unused for ``"uint8"``.
+        std: Standard deviation of R, G and B in the range 0 to 1; unused for ``"uint8"``.
+
+    Returns:
+        uint8 1,H,W,3, or normalized float32 1,3,H,W.
+    """
     if kind == "uint8":
         return np.ascontiguousarray(image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8))[None]
     scaled = (image.astype(np.float32) - 255 * np.array(mean, np.float32)) / (255 * np.array(std, np.float32))
@@ -159,7 +189,16 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def resize(x: np.ndarray, size: Size, *, align_corners: bool) -> np.ndarray:
-    """Resize float32 C,H,W bilinearly, as PyTorch's interpolate does."""
+    """Resize an array bilinearly, as PyTorch's interpolate does.
+
+    Args:
+        x: float32 C,H,W.
+        size: The new height and width.
+        align_corners: As in PyTorch's interpolate.
+
+    Returns:
+        float32 C,height,width; ``x`` itself if it already has that size.
+    """
     if x.shape[-2:] == size:
         return x
     for axis, length in ((1, size[0]), (2, size[1])):
@@ -172,7 +211,10 @@ def resize(x: np.ndarray, size: Size, *, align_corners: bool) -> np.ndarray:
 
 
 def _places(length: int, size: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, for ``size`` places along an axis of ``length``, the ones before and behind, and the latter's share."""
+    """Return the lower and upper index, and the float32 weight of the upper one, for each interpolated position.
+
+    An axis of ``length`` is resized to ``size`` positions.
+    """
     if align_corners:
         at = np.arange(size) * ((length - 1) / (size - 1) if size > 1 else 0.0)
     else:

@@ -1,4 +1,4 @@
-"""MINDIR files in MindSpore, on a CPU; what they say of themselves lies beside, in NAME.mindir.json."""
+"""Run MINDIR files in MindSpore on a CPU; their metadata is in NAME.mindir.json in the same folder."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ class MindIRSession:
     """See `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path) -> None:
-        from ocrnet.engines.mindspore.interrupts import defer_interrupts  # before MindSpore itself is imported
+        from ocrnet.engines.mindspore.interrupts import defer_interrupts  # must precede the import of MindSpore
 
         ms = need("mindspore", f"running {path}")
         ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")

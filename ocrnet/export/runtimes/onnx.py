@@ -1,4 +1,4 @@
-"""ONNX files in ONNX Runtime, on a CPU."""
+"""Run ONNX files in ONNX Runtime on a CPU."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ class OnnxSession:
     def __init__(self, path: Path) -> None:
         runtime = need("onnxruntime", f"running {path}")
         options = runtime.SessionOptions()
-        options.log_severity_level = 3  # errors alone
+        options.log_severity_level = 3  # errors only
         options.intra_op_num_threads = threads()
         self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         text = self.session.get_modelmeta().custom_metadata_map.get(DOCUMENT)

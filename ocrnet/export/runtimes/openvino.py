@@ -1,4 +1,4 @@
-"""OpenVINO's .xml and .bin, on a CPU; float32 unless bfloat16 is asked for and the CPU has it."""
+"""Run OpenVINO .xml and .bin files on a CPU: in float32, or in bfloat16 if requested and supported by the CPU."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ class OpenVinoSession:
         text = model.get_rt_info(DOCUMENT).value if model.has_rt_info(DOCUMENT) else None
         self.document = json.loads(text) if text else None
         half = mix and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        # Left to itself, OpenVINO takes bfloat16 where the CPU has it, without a word.
+        # By default, OpenVINO silently uses bfloat16 if the CPU supports it.
         how = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32", "INFERENCE_NUM_THREADS": threads()}
         self.compiled = core.compile_model(model, "CPU", how)
         self.runtime = f"openvino {ov.__version__.partition('-')[0]}"

@@ -1,4 +1,7 @@
-"""TensorRT's plans on an NVIDIA GPU, with PyTorch for the device's memory. It has not run yet: no GPU was at hand."""
+"""Run TensorRT plans on an NVIDIA GPU, with PyTorch for the device memory.
+
+This code has never run, because no GPU was available.
+"""
 
 import json
 from pathlib import Path

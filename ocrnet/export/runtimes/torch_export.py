@@ -1,4 +1,4 @@
-"""Files of torch.export (.pt2) in PyTorch, on a CPU."""
+"""Run torch.export files (.pt2) in PyTorch on a CPU."""
 
 import io
 import json
@@ -33,7 +33,7 @@ class TorchExportSession:
 
 
 def _refuse_pickles(path: Path, torch: Any) -> None:
-    """Raise where opening the file would unpickle objects, and so could run code: ours hold tensors alone."""
+    """Raise if opening the file would unpickle objects and could run code; our exports hold only tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():

@@ -1,4 +1,4 @@
-"""TorchScript files in PyTorch, on a CPU."""
+"""Run TorchScript files in PyTorch on a CPU."""
 
 import json
 import warnings
@@ -17,7 +17,7 @@ class TorchScriptSession:
         self.torch = torch = need("torch", f"running {path}")
         inside = {f"{DOCUMENT}.json": ""}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is deprecated
+            warnings.simplefilter("ignore")  # hides the deprecation warning of TorchScript
             self.module = torch.jit.load(str(path), map_location="cpu", _extra_files=inside).eval()
         text = inside[f"{DOCUMENT}.json"]
         self.document = json.loads(text) if text else None

@@ -1,1 +1,1 @@
-"""Weights & Biases and MLflow, each in a process of its own."""
+"""The tracking services Weights & Biases and MLflow, each in a separate process."""

@@ -1,4 +1,4 @@
-"""The services, each with the same five names. Only the process that speaks to one imports its library."""
+"""The services behind one interface; only the process that serves one imports its library."""
 
 import os
 import secrets
@@ -7,32 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-# What MLflow takes in one request, and of one parameter.
+# MLflow's limits: parameters per request, and characters per parameter value.
 PARAMS_AT_ONCE, PARAM_LENGTH = 100, 500
 
 
 class Service(Protocol):
-    """A run there: begun, or, where its ``known`` id is given, gone on with. Errors are the library's own."""
+    """A run at a service: created, or continued if its ``known`` id is given; errors are the library's own."""
 
     id: str
-    where: str  # what to tell the user: where it is to be seen
+    where: str  # text for the user: where to find the run
 
     def __init__(
         self, folder: Path, project: str, run_name: str, settings: Mapping[str, Any], known: str | None
     ) -> None: ...
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Add a point to each of these curves."""
+        """Add a point to each curve in ``values``."""
 
     def picture(self, path: Path, step: int) -> None:
-        """Add a picture, a PNG file."""
+        """Add a picture from a PNG file."""
 
     def close(self, ending: str) -> None:
-        """Send what is left, and say how the run ended: finished, stopped or failed."""
+        """Send the remaining data and the run's ending: finished, stopped or failed."""
 
 
 class Wandb:
-    """Weights & Biases: project and run; offline files lie in the run's folder, below ``wandb/``."""
+    """A Weights & Biases run in a project; offline files are in ``wandb/`` in the run's folder."""
 
     def __init__(
         self, folder: Path, project: str, run_name: str, settings: Mapping[str, Any], known: str | None
@@ -48,7 +48,7 @@ class Wandb:
             resume="allow",
             dir=os.environ.get("WANDB_DIR") or str(folder),
             config=dict(settings),
-            # Nothing of the screen, no code; the load that it draws is the training process's.
+            # Record neither screen output nor code; measure the system load of the training process.
             settings=wandb.Settings(console="off", disable_code=True, x_stats_pid=os.getppid()),
         )
         offline = self._run.offline
@@ -56,20 +56,20 @@ class Wandb:
         self.where = self.where or f"run {self._run.url}"
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Add a point to each of these curves."""
+        """Add a point to each curve in ``values``."""
         self._run.log(dict(values), step=step)
 
     def picture(self, path: Path, step: int) -> None:
-        """Add a picture, a PNG file."""
+        """Add a picture from a PNG file."""
         self._run.log({f"samples/{path.stem}": self._wandb.Image(str(path))}, step=step)
 
     def close(self, ending: str) -> None:
-        """Send what is left, and say how the run ended."""
+        """Send the remaining data and the run's ending."""
         self._run.finish(exit_code=int(ending == "failed"))
 
 
 class Mlflow:
-    """MLflow: experiment and run, at MLFLOW_TRACKING_URI."""
+    """An MLflow run in an experiment, at MLFLOW_TRACKING_URI."""
 
     def __init__(
         self, folder: Path, project: str, run_name: str, settings: Mapping[str, Any], known: str | None
@@ -84,7 +84,7 @@ class Mlflow:
             try:
                 self._client.update_run(known, status="RUNNING")
                 self.id = known
-            except MlflowException as error:  # another server, or it was removed there: begin anew
+            except MlflowException as error:  # another server, or the run was removed there: create a new run
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
         if not self.id:
@@ -98,17 +98,17 @@ class Mlflow:
         self.where = f"run {self.id} of experiment {project} at {self._client.tracking_uri}"
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Add a point to each of these curves."""
+        """Add a point to each curve in ``values``."""
         now = round(time.time() * 1000)
         metrics = [self._metric(name, value, now, step) for name, value in values.items()]
         self._client.log_batch(self.id, metrics=metrics)
 
     def picture(self, path: Path, step: int) -> None:
-        """Add a picture, a PNG file."""
+        """Add a picture from a PNG file."""
         self._client.log_artifact(self.id, str(path), f"samples/step_{step}")
 
     def close(self, ending: str) -> None:
-        """Say how the run ended; everything is sent already."""
+        """Send the run's ending; all other data are already sent."""
         states = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
         self._client.set_terminated(self.id, status=states[ending])
 

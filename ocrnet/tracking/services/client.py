@@ -1,7 +1,7 @@
 """The run's side of a tracking service, Weights & Biases or MLflow.
 
-Each service runs in a process of its own (`ocrnet.tracking.services.process`), so that whatever its library does (wait
-for a server, use memory, crash, not exit) neither blocks nor ends the run.
+Each service runs in a separate process (`ocrnet.tracking.services.process`). Whatever its library does (wait for a
+server, use memory, crash, not exit), it neither blocks nor ends the run.
 """
 
 import contextlib
@@ -20,32 +20,32 @@ from typing import Any
 from ocrnet.utils import urls
 from ocrnet.utils.errors import OcrnetError
 
-# What each needs, and the command that brings it.
+# The package that each service needs, and the command that installs it.
 PACKAGES = {"wandb": "pip install wandb", "mlflow": "pip install mlflow"}
 
-# What may stand in the environment and must not come into a message, a log or a service.
+# Environment variables whose values must not appear in a message, a log or a service.
 SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN")
 
-# Seconds: how long the first start waits for a service, how long one may be silent while it has something to do, and
-# how long a run waits at its end.
+# Time limits in seconds: for a service to become ready at the first start, for a reply while messages are pending, and
+# for the wait at the end of a run.
 START_SECONDS, SILENT_SECONDS, FINISH_SECONDS = 60.0, 300.0, 30.0
 
 
 def check(names: Sequence[str]) -> None:
-    """Raise `OcrnetError` where the package of a chosen service is not installed; nothing is imported."""
+    """Raise `OcrnetError` if the package of a chosen service is not installed; do not import it."""
     for name in names:
         found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:  # a folder that happens to have its name is not the package
+        if found is None or found.origin is None:  # a folder that only has the name is not the package
             raise OcrnetError(f"trackers: {name} is not installed: {PACKAGES[name]}; or leave it out of trackers")
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return what of a row of metrics.jsonl is a curve: its floats, as ``kind/name``."""
+    """Return the curve values of a row of metrics.jsonl: its floats, named ``kind/name``."""
     return {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, float)}
 
 
 def scrub(text: str) -> str:
-    """Return a message without the keys that the environment holds."""
+    """Return the text with the secrets from the environment and credentials in urls replaced."""
     for secret in filter(None, map(os.environ.get, SECRETS)):
         if len(secret) >= 4:
             # mutation: scrub-tracker-messages
@@ -54,10 +54,10 @@ def scrub(text: str) -> str:
 
 
 class ServiceClient:
-    """One service, as the run sees it: nothing here waits, except the first start and, so long and no longer, the end.
+    """The run's client of one service; only `wait_until_ready` and `close` block, each with a time limit.
 
-    ``folder`` is the run's, whose config.yml is sent; ``say`` gets what there is to tell, at once. A service that fails
-    or is silent is told of once, and from then on left alone.
+    ``folder`` is the run's folder, whose config.yml is sent. ``say`` receives the lines to log at once. A service that
+    fails or does not respond is reported once and then switched off.
     """
 
     def __init__(self, name: str, folder: Path, *, project: str, run_name: str, say: Callable[[str], None]) -> None:
@@ -66,7 +66,7 @@ class ServiceClient:
         self._waits_since = time.monotonic()
         self._ready, self._ended, self._rest, self._trouble = False, False, b"", ""
         log = folder / "logs" / f"{name}.log"
-        root = str(Path(__file__).parents[3])  # the process has to find this very package
+        root = str(Path(__file__).parents[3])  # the process must import this same package
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         with log.open("a", encoding="utf-8") as file:
             self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
@@ -75,7 +75,7 @@ class ServiceClient:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 env=os.environ | {"PYTHONPATH": path},
-                start_new_session=True,  # a terminal's Ctrl-C is the run's; and all of it can be ended together
+                start_new_session=True,  # Ctrl-C reaches only the run; the process group can be killed as a whole
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -85,7 +85,10 @@ class ServiceClient:
         os.set_blocking(self._from, False)
 
     def wait_until_ready(self) -> None:
-        """Wait for the service; raise `OcrnetError` where it cannot begin: before the first step nothing is lost."""
+        """Wait until the service is ready; raise `OcrnetError` if it cannot begin.
+
+        An error is acceptable here, because nothing is lost before the first step.
+        """
         end = time.monotonic() + START_SECONDS
         while not self._ready and self._listen(end - time.monotonic()):
             pass
@@ -101,11 +104,11 @@ class ServiceClient:
         self._send({"kind": row["kind"], "step": row["step"], "scalars": scalars(row)})
 
     def picture(self, path: Path, step: int) -> None:
-        """Send a picture, a file of the run's folder."""
+        """Send the path of a picture in the run's folder."""
         self._send({"kind": "picture", "step": step, "path": str(path)})
 
     def close(self, ending: str) -> None:
-        """Tell how the run ended (finished, stopped or failed), and wait until all is sent, but not for ever."""
+        """Send the run's ending (finished, stopped or failed); wait up to `FINISH_SECONDS` until all is sent."""
         self._send({"kind": "end", "ending": ending})
         end = time.monotonic() + FINISH_SECONDS
         while self._process is not None and self._listen(end - time.monotonic()):
@@ -144,7 +147,7 @@ class ServiceClient:
         self._say(f"{self.name}: {scrub(self._trouble)}; switched off, metrics.jsonl has everything")
 
     def _listen(self, seconds: float) -> bool:
-        """Take what the process says, waiting at most so long for it; False: there was nothing, or it has ended."""
+        """Read replies, waiting at most ``seconds``; return False if there are none or the process has ended."""
         if seconds < 0 or not select.select([self._from], [], [], seconds)[0]:
             return False
         some = os.read(self._from, 65536)
@@ -165,7 +168,7 @@ class ServiceClient:
         self._trouble = self._trouble or answer.get("error", "")
 
     def _end(self) -> None:
-        """End the process and all that it started."""
+        """Kill the process and all processes in its group."""
         if self._process is None:
             return
         process, self._process = self._process, None

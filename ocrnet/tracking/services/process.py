@@ -1,4 +1,7 @@
-"""The process that speaks to one service: messages of the run come in as JSON lines, one answer goes out for each."""
+"""The process that serves one tracking service.
+
+It receives the run's messages as JSON lines and replies to each with one JSON line.
+"""
 
 import contextlib
 import json
@@ -22,29 +25,29 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# How often to look whether the run's process still lives, in seconds: workers of its loader may hold the pipe open.
+# Seconds between checks that the run's process is alive: its data loader workers may keep the pipe open.
 LOOK_SECONDS = 2.0
 
 
 def main() -> int:
-    """Serve one run until it ends, however it ends."""
+    """Serve one run until it ends, however it ends; return the exit status."""
     name, folder, project, run_name = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
     answers = os.dup(1)
-    os.dup2(2, 1)  # what the library prints belongs into the log
+    os.dup2(2, 1)  # the library's output goes to the log
     messages = os.dup(0)
     nowhere = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nowhere, 0)  # and what it asks is answered by nobody
+    os.dup2(nowhere, 0)  # the library cannot prompt for input
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # the run hears them too, and then says how it ends
+        signal.signal(number, signal.SIG_IGN)  # the run also gets them, and then sends its ending
 
     def answer(**what: object) -> None:
         # mutation: tracker-survives-killed-run
-        with contextlib.suppress(BrokenPipeError):  # the run is gone: what it told still goes to the service
+        with contextlib.suppress(BrokenPipeError):  # the run is gone: messages already read still go to the service
             os.write(answers, json.dumps(what).encode() + b"\n")
 
     try:
         _serve(name, folder, (project, run_name), messages, answer)
-    except Exception as error:  # whatever a service may raise is told to the run, and ends nothing but this
+    except Exception as error:  # of any type: the run gets it, and only this process ends
         print(scrub(traceback.format_exc()), file=sys.stderr, flush=True)
         answer(error=" ".join(f"{type(error).__name__}: {error}".split())[:500])
         return 1
@@ -52,10 +55,10 @@ def main() -> int:
 
 
 def _serve(name: str, folder: Path, names: tuple[str, str], messages: int, answer: Any) -> None:
-    place = folder / "logs" / f"{name}.json"  # the run's name there, and the last steps that it has been told
+    place = folder / "logs" / f"{name}.json"  # the run's id at the service, and the last steps that were sent
     lock = (folder / "logs" / f".{name}.lock").open("a")
     if fcntl is not None:
-        fcntl.lockf(lock, fcntl.LOCK_EX)  # what an interrupted run has started may still be sending
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # the process of an interrupted run may still be sending
     known: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
     settings = dict(flat(yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))))
     service = SERVICES[name](folder, names[0], names[1], settings, known.get("id"))
@@ -86,7 +89,7 @@ def _serve(name: str, folder: Path, names: tuple[str, str], messages: int, answe
 
 
 def _messages(source: int) -> Iterator[dict[str, Any]]:
-    """Yield the run's messages, until it closes the pipe or its process is gone."""
+    """Yield the run's messages until the run closes the pipe or its process is gone."""
     run, rest = os.getppid(), b""
     while os.getppid() == run:
         if not select.select([source], [], [], LOOK_SECONDS)[0]:

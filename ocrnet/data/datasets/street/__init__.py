@@ -1,1 +1,1 @@
-"""Procedural street scenes: a camera, a canvas that draws image and label as one, and what stands in a street."""
+"""Procedural street scenes: a camera, a canvas that draws image and label together, and the objects in a street."""

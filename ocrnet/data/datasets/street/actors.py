@@ -1,4 +1,4 @@
-"""Who and what stands or moves in a street: vehicles, people, cycles, poles with lights and signs."""
+"""Objects in a street: vehicles, people, cycles, and poles with lights and signs."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ GLASS, TYRE, CHROME = np.array((44, 54, 64)), np.array((26, 26, 28)), np.array((
 
 @dataclass(frozen=True)
 class Box:
-    """The space of a vehicle: its middle x, its near end z, its width, height and length in metres."""
+    """Bounding box of a vehicle: its center x, near z, width, height and length in meters."""
 
     x: float
     z: float
@@ -29,7 +29,7 @@ class Box:
 
     @property
     def seen(self) -> float:
-        """The x of the long side that the camera sees."""
+        """The x of the long side that faces the camera."""
         return self.sides[0] if self.x > 0 else self.sides[1]
 
     @property
@@ -39,7 +39,7 @@ class Box:
 
 
 def shadow(canvas: Canvas, box: Box) -> None:
-    """Darken the ground under a vehicle in the image; the label stays ground."""
+    """Darken the ground under a vehicle in the image; the label is unchanged."""
     brush, (left, right), (near, far) = canvas.brush("road", box.z), box.sides, box.ends
     corners = [(left - 0.1, 0, near), (right + 0.1, 0, near), (right + 0.1, 0, far), (left - 0.1, 0, far)]
     below = canvas.label.copy()
@@ -48,7 +48,14 @@ def shadow(canvas: Canvas, box: Box) -> None:
 
 
 def car(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Park or drive a car: lower body, cabin, windows, wheels, lights, plate."""
+    """Draw a parked or moving car: lower body, cabin, windows, wheels, lights, plate.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+    """
     box = Box(x, z, rng.uniform(1.7, 1.85), rng.uniform(1.42, 1.62), rng.uniform(3.9, 4.6))
     shadow(canvas, box)
     brush, paint = canvas.brush("car", z), rng.choice(PAINT) * rng.uniform(0.85, 1.15)
@@ -71,7 +78,14 @@ def car(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
 
 
 def truck(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Place a truck: a tall plain box behind a coloured cab, dark frame and wheels."""
+    """Draw a truck: a tall plain box behind a colored cab, dark frame and wheels.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+    """
     box = Box(x, z, 2.5, rng.uniform(3.2, 3.8), rng.uniform(7, 9))
     shadow(canvas, box)
     brush, cab = canvas.brush("truck", z), rng.choice(PAINT[:3]) * 1.0
@@ -91,14 +105,28 @@ def truck(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
 
 
 def bus(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Place a city bus: one colour, a long band of windows, a destination sign."""
+    """Draw a city bus: one color, a long band of windows, a destination sign.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+    """
     box = Box(x, z, 2.5, 3.0, rng.uniform(9, 12))
     paint = rng.choice([(204, 40, 36), (220, 160, 30), (198, 60, 90)]) * rng.uniform(0.9, 1.08)
     _coach(canvas.brush("bus", z), canvas, box, (paint, paint * 0.86))
 
 
 def train(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Place a tram: two tones, very long, pantograph on the roof."""
+    """Draw a tram: two tones, very long, pantograph on the roof.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+    """
     box = Box(x, z, 2.5, 3.5, rng.uniform(20, 30))
     brush = canvas.brush("train", z)
     paint = rng.choice([(40, 122, 84), (36, 96, 142), (86, 150, 150)]) * rng.uniform(0.9, 1.08)
@@ -136,7 +164,14 @@ def _wheels(brush: Brush, box: Box, radius: float) -> None:
 
 
 def person(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Let someone stand or walk: legs, torso, arms, head, hair."""
+    """Draw a standing or walking person: legs, torso, arms, head, hair.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+    """
     brush, tall = canvas.brush("person", z), rng.uniform(1.5, 1.9)
     trousers, coat = rng.choice(CLOTHES) * 0.8, rng.choice(CLOTHES) * 1.1
     stride, hip, neck = rng.uniform(0.05, 0.32), tall * 0.48, tall * 0.84
@@ -157,14 +192,29 @@ def _head(brush: Brush, rng: np.random.Generator, where: tuple[float, float, flo
 
 
 def cyclist(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Let someone ride a bicycle, seen from the side or nearly from behind."""
+    """Draw a person on a bicycle, seen from the side or nearly from behind.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+    """
     across = rng.uniform(0.45, 1.0) * rng.choice([-1.0, 1.0])
     bicycle(canvas, rng, x, z, across=across)
     _rider(canvas, rng, (x, z), across, rng.uniform((196, 60, 30), (250, 200, 90)))
 
 
 def bicycle(canvas: Canvas, rng: np.random.Generator, x: float, z: float, *, across: float | None = None) -> None:
-    """Put a bicycle: two wheels with spokes, a frame, handlebars; ``across`` is the part of its length that shows."""
+    """Draw a bicycle: two wheels with spokes, a frame, handlebars.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+        across: Visible share of its length, negative if mirrored; None: random.
+    """
     across = rng.uniform(0.5, 1.0) if across is None else across
     brush, paint = canvas.brush("bicycle", z), rng.choice(PAINT) * 1.2
     for hub in (-0.52, 0.52):
@@ -179,7 +229,14 @@ def bicycle(canvas: Canvas, rng: np.random.Generator, x: float, z: float, *, acr
 
 
 def motorcyclist(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Place a motorcycle, ridden or parked: fat wheels, tank, seat, lamp."""
+    """Draw a motorcycle, with a rider or parked: wide wheels, tank, seat, lamp.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+    """
     across = rng.uniform(0.5, 1.0) * rng.choice([-1.0, 1.0])
     brush, paint = canvas.brush("motorcycle", z), rng.choice(PAINT[:2]) * 1.2
     for hub in (-0.7, 0.7):
@@ -207,7 +264,14 @@ def _rider(canvas: Canvas, rng: np.random.Generator, where: tuple[float, float],
 
 
 def lamp_post(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Put up a street lamp that reaches over the road."""
+    """Draw a street lamp that extends over the road.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+    """
     brush, metal, tall = canvas.brush("pole", z), rng.uniform(92, 136) + np.array((0, 2, 4)), rng.uniform(5, 7)
     over = -np.sign(x) * 1.4
     brush.plate((x - 0.08, x + 0.08), (0, tall), z, metal)
@@ -217,7 +281,14 @@ def lamp_post(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> N
 
 
 def traffic_light(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Put up a traffic light with one of three lamps on."""
+    """Draw a traffic light with one of three lamps lit.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+    """
     canvas.brush("pole", z).plate((x - 0.07, x + 0.07), (0, 2.5), z, (84, 86, 88))
     brush, lit = canvas.brush("traffic light", z), int(rng.integers(3))
     brush.plate((x - 0.22, x + 0.22), (2.3, 3.4), z, (28, 32, 30))
@@ -226,7 +297,14 @@ def traffic_light(canvas: Canvas, rng: np.random.Generator, x: float, z: float) 
 
 
 def sign(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Put up a traffic sign: round, triangular, square or octagonal."""
+    """Draw a traffic sign: round, triangular, square or octagonal.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+    """
     top = rng.uniform(2.3, 2.9)
     canvas.brush("pole", z).plate((x - 0.04, x + 0.04), (0, top), z, (140, 142, 144))
     brush, sides, size = canvas.brush("traffic sign", z), int(rng.choice([3, 4, 8, 30])), rng.uniform(0.38, 0.5)

@@ -1,4 +1,4 @@
-"""Image and label drawn as one: every shape is filled in both, without antialiasing, so they agree to the pixel."""
+"""Canvas that fills every shape in image and label, without antialiasing, so that they agree to the pixel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from ocrnet.data.datasets.cityscapes import LABELS
 ID = {label.name: label.id for label in LABELS}
 
 Colour = Sequence[float] | np.ndarray  # R, G, B, 0 to 255
-Points = Sequence[Sequence[float]] | np.ndarray  # metres: x to the right, y up from the road, z ahead
+Points = Sequence[Sequence[float]] | np.ndarray  # meters: x to the right, y up from the road, z ahead
 
 _HAZE_METRES = 160.0
-_FAR = 30_000  # pixels; cv2 draws with 16 bits before the point
+_FAR = 30_000  # pixels; the integer part of cv2 coordinates has 16 bits
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera over the road: pixel = centre + focal * (x + bend z^2, height - y) / z."""
+    """Pinhole camera above the road: pixel = center + focal * (x + bend z^2, height - y) / z."""
 
     focal: float  # pixels
     centre: tuple[float, float]  # row of the horizon, column of the vanishing point
-    height: float = 1.5  # metres
-    bend: float = 0.0  # 1/metres: curves the street
+    height: float = 1.5  # meters
+    bend: float = 0.0  # 1/meters: curves the street
 
     def project(self, points: Points) -> np.ndarray:
-        """Project metres N,3 to int32 N,2 pixels, column first as OpenCV has them."""
+        """Project points N,3 in meters to int32 N,2 pixels, column first as in OpenCV."""
         x, y, z = np.asarray(points, np.float64).T
         column = self.centre[1] + self.focal * (x + self.bend * z * z) / z
         row = self.centre[0] + self.focal * (self.height - y) / z
@@ -35,42 +35,70 @@ class Camera:
 
 
 class Canvas:
-    """The picture under construction: ``image`` uint8 H,W,3 RGB and ``label`` uint8 H,W of Cityscapes ids."""
+    """Scene in progress: ``image`` uint8 H,W,3 RGB and ``label`` uint8 H,W of Cityscapes ids."""
 
     def __init__(self, size: tuple[int, int], camera: Camera, haze: Colour) -> None:
         self.image, self.label = np.zeros((*size, 3), np.uint8), np.full(size, ID["sky"], np.uint8)
         self.camera, self.haze = camera, np.asarray(haze, np.float64)
 
     def brush(self, name: str, metres: float) -> "Brush":
-        """Return what draws things of one class at one distance."""
+        """Return the brush for one class at one distance in meters."""
         return Brush(self, ID[name], metres)
 
 
 class Brush:
-    """Draws one class: shapes given in metres, colours fading into the haze with distance."""
+    """Draws one class: shapes are given in meters, and colors fade into the haze with distance."""
 
     def __init__(self, canvas: Canvas, label: int, metres: float) -> None:
         self.canvas, self.label = canvas, label
         self.fade = 1 - float(np.exp(-metres / _HAZE_METRES))
 
     def polygon(self, points: Points, colour: Colour) -> None:
-        """Fill a polygon of metres N,3."""
+        """Fill a polygon N,3 given in meters."""
         self.fill(self.canvas.camera.project(points), colour)
 
     def upright(self, x: Sequence[float], y: Sequence[float], z: float, colour: Colour) -> None:
-        """Fill a polygon that faces the camera at distance ``z``."""
+        """Fill a polygon that faces the camera.
+
+        Args:
+            x: Lateral positions of the corners in meters.
+            y: Heights of the corners in meters.
+            z: Distance in meters.
+            colour: RGB color.
+        """
         self.polygon(np.stack([x, y, np.full(len(x), z)], 1), colour)
 
     def panel(self, x: float, y: tuple[float, float], z: tuple[float, float], colour: Colour) -> None:
-        """Fill a rectangle that runs along the street at ``x``."""
+        """Fill a rectangle that runs along the street.
+
+        Args:
+            x: Lateral position in meters.
+            y: Lower and upper height in meters.
+            z: Near and far distance in meters.
+            colour: RGB color.
+        """
         self.polygon([(x, y[0], z[0]), (x, y[1], z[0]), (x, y[1], z[1]), (x, y[0], z[1])], colour)
 
     def plate(self, x: tuple[float, float], y: tuple[float, float], z: float, colour: Colour) -> None:
-        """Fill a rectangle that faces the camera, at least a pixel wide."""
+        """Fill a rectangle that faces the camera, at least one pixel wide.
+
+        Args:
+            x: Two lateral positions in meters.
+            y: Lower and upper height in meters.
+            z: Distance in meters.
+            colour: RGB color.
+        """
         self.upright([x[0], x[1], x[1], x[0]], [y[0], y[0], y[1], y[1]], z, colour)
 
     def disc(self, centre: tuple[float, float, float], radius: float, colour: Colour, *, squeeze: float = 1.0) -> None:
-        """Fill a disc that faces the camera; ``squeeze`` narrows it."""
+        """Fill a disc that faces the camera.
+
+        Args:
+            centre: Position x, y, z in meters.
+            radius: Radius in meters.
+            colour: RGB color.
+            squeeze: Factor on the horizontal radius.
+        """
         pixels = self.canvas.camera.focal * radius / centre[2]
         middle = self.canvas.camera.project([centre])[0]
         axes = (max(round(pixels * squeeze), 1), max(round(pixels), 1))
@@ -78,7 +106,13 @@ class Brush:
             cv2.ellipse(layer, middle.tolist(), axes, 0, 0, 360, value, cv2.FILLED, cv2.LINE_8)
 
     def stroke(self, points: Points, width: float, colour: Colour) -> None:
-        """Draw a line through metres N,3, ``width`` metres thick at its first point and at least a pixel."""
+        """Draw a line.
+
+        Args:
+            points: Points N,3 in meters.
+            width: Thickness at the first point in meters; at least one pixel is drawn.
+            colour: RGB color.
+        """
         pixels = max(round(self.canvas.camera.focal * width / points[0][2]), 1)
         line = self.canvas.camera.project(points)
         for layer, value in self._layers(colour):

@@ -1,4 +1,4 @@
-"""One street scene: chosen, drawn from far to near, lit and given the grain of its materials."""
+"""Street scenes: choose the content, draw it from far to near, add light and material grain."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from ocrnet.data.datasets.street import actors
 from ocrnet.data.datasets.street.canvas import ID, Camera, Canvas
 from ocrnet.data.datasets.street.surroundings import Street, ground, row, sky, skyline, street_tree
 
-Actor = tuple[float, float, Callable]  # x, z, what draws it
+Actor = tuple[float, float, Callable]  # x, z, drawing function
 
 LARGE = (actors.truck, actors.bus, actors.train, actors.motorcyclist)
 
-# Strength of fine and of coarse grain by class, in grey levels.
+# Strength of fine and coarse grain by class, in gray levels.
 GRAIN = {
     "road": (7, 5), "sidewalk": (8, 6), "building": (4, 5), "wall": (10, 9), "fence": (6, 5), "vegetation": (14, 16),
     "terrain": (13, 14), "sky": (1, 0), "car": (2, 4), "truck": (2, 3), "bus": (2, 3), "train": (2, 3),
@@ -21,9 +21,15 @@ GRAIN = {
 
 
 def draw(size: tuple[int, int], rng: np.random.Generator, *, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one scene: uint8 H,W,3 RGB and uint8 H,W Cityscapes ids.
+    """Draw one scene.
 
-    ``index`` only turns through the rare vehicles, so that any four scenes in a row hold them all.
+    Args:
+        size: Height and width in pixels.
+        rng: Random generator of the scene.
+        index: Selects only the rare vehicle; any four consecutive scenes contain all of them.
+
+    Returns:
+        Image, uint8 H,W,3 RGB, and label, uint8 H,W Cityscapes ids.
     """
     height, width = size
     camera = Camera(
@@ -46,7 +52,7 @@ def draw(size: tuple[int, int], rng: np.random.Generator, *, index: int) -> tupl
 
 
 def _weather(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return the colours of the zenith and the haze: clear, grey or evening."""
+    """Return the colors of the zenith and the haze: clear, gray or evening."""
     clear, grey = ((72, 122, 190), (206, 220, 232)), ((158, 166, 176), (214, 216, 218))
     evening = (84, 96, 150), (240, 204, 170)
     zenith, haze = (clear, grey, evening)[rng.choice(3, p=(0.5, 0.35, 0.15))]
@@ -62,7 +68,7 @@ def _street(rng: np.random.Generator, *, with_tracks: bool) -> Street:
 
 
 def _cast(rng: np.random.Generator, street: Street, index: int) -> list[Actor]:
-    """Choose who is there and where, in metres."""
+    """Choose the actors and their positions in meters."""
     (left, right), cast = street.road, []
     rare = LARGE[index % 4]
     lane = (left + right) / 4
@@ -102,7 +108,7 @@ def _walkers(rng: np.random.Generator, street: Street) -> list[Actor]:
     for _ in range(int(rng.integers(1, 4))):
         x = rng.choice([street.road[0] + 2.6, street.road[1] - 2.4]) + rng.uniform(-0.3, 0.3)
         cast.append((x, rng.uniform(8, 20), actors.cyclist))
-    if rng.random() < 0.3:  # someone crosses
+    if rng.random() < 0.3:  # a person crosses
         cast.append((rng.uniform(-2, 2), rng.uniform(12, 25), actors.person))
     return cast
 
@@ -120,7 +126,7 @@ def _posts(rng: np.random.Generator, street: Street) -> list[Actor]:
 
 
 def _own_car(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Show the bonnet of one's own car, and give most scenes the frame that rectified pictures have."""
+    """Draw the hood of the ego vehicle and, in most scenes, the border of rectified images."""
     height, width = canvas.label.shape
     top, x = height * rng.uniform(0.90, 0.94), np.linspace(0, width, 32)
     edge = top + (height - top) * (2 * np.abs(x / width - 0.5)) ** 3 * 0.9
@@ -137,7 +143,7 @@ def _own_car(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _light(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Add the grain of materials, light, and what a lens and a sensor do."""
+    """Add material grain, lighting, and the effects of lens and sensor."""
     height, width = size = canvas.label.shape
     strength = np.full((2, 256), 3, np.float32)
     for name, pair in GRAIN.items():

@@ -1,4 +1,4 @@
-"""What lines a street: sky, ground, houses, greenery, walls and fences, drawn from far to near."""
+"""Surroundings of a street: sky, ground, houses, greenery, walls and fences, drawn from far to near."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from ocrnet.data.datasets.street.canvas import Brush, Canvas, Colour
 
-NEAR, FAR = 1.2, 170.0  # metres
+NEAR, FAR = 1.2, 170.0  # meters
 
 FACADES = ((168, 84, 66), (196, 176, 148), (150, 142, 136), (214, 204, 186), (176, 128, 94), (140, 96, 84))
 ROOFS = ((120, 62, 48), (92, 84, 82), (138, 80, 58))
@@ -16,20 +16,26 @@ LEAVES = ((62, 98, 44), (78, 112, 50), (52, 86, 50), (92, 116, 48))
 
 @dataclass(frozen=True)
 class Street:
-    """The cross-section of a street, in metres to the right of the camera's path."""
+    """Cross-section of a street, in meters to the right of the camera's path."""
 
     road: tuple[float, float]
     walk: tuple[float, float]  # outer edges of the two sidewalks
-    line: tuple[float, float]  # where fences and walls stand; houses are a little behind
-    tracks: tuple[float, float] | None  # the strip of road with rails
+    line: tuple[float, float]  # position of fences and walls; houses are slightly behind
+    tracks: tuple[float, float] | None  # strip of the road with rails
 
     def edges(self, side: int) -> tuple[float, float, float]:
-        """Return the inner and outer edge of the sidewalk and the line of walls; side 0 is left, 1 right."""
+        """Return the inner and outer edge of the sidewalk and the line of walls; side 0 is left, 1 is right."""
         return self.road[side], self.walk[side], self.line[side]
 
 
 def sky(canvas: Canvas, rng: np.random.Generator, zenith: Colour) -> None:
-    """Fill the image with a gradient from ``zenith`` to the haze, and clouds; the label is sky already."""
+    """Fill the image with a gradient from ``zenith`` to the haze, and clouds; the label is already sky.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        zenith: RGB color at the top.
+    """
     height, width = canvas.label.shape
     part = (np.arange(height) / max(canvas.camera.centre[0], 1)).clip(0, 1)[:, None, None]
     base = np.asarray(zenith) * (1 - part) + canvas.haze * part
@@ -40,7 +46,13 @@ def sky(canvas: Canvas, rng: np.random.Generator, zenith: Colour) -> None:
 
 
 def ground(canvas: Canvas, rng: np.random.Generator, street: Street) -> None:
-    """Lay grass, sidewalks, road, rails and lane markings."""
+    """Draw grass, sidewalks, road, rails and lane markings.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        street: Cross-section of the street.
+    """
     grass = rng.uniform((96, 108, 48), (142, 138, 76))
     asphalt = rng.uniform(84, 116) + np.array((0, 0, 4))
     paving = rng.uniform(138, 172) + np.array((6, 2, -6))
@@ -76,7 +88,7 @@ def _markings(canvas: Canvas, rng: np.random.Generator, street: Street) -> None:
 def _strip(
     canvas: Canvas, name: str, x: tuple[float, float], colour: Colour, z: tuple[float, float] = (NEAR, FAR)
 ) -> None:
-    """Fill the ground between two x, in pieces that follow the bend and fade with distance."""
+    """Fill the ground between two x, in segments that follow the bend and fade with distance."""
     cuts = np.geomspace(*z, max(int(np.log(z[1] / z[0]) * 5), 1) + 1)
     for near, far in zip(cuts[-2::-1], cuts[:0:-1], strict=True):
         corners = [(x[0], 0, near), (x[1], 0, near), (x[1], 0, far), (x[0], 0, far)]
@@ -84,7 +96,7 @@ def _strip(
 
 
 def skyline(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Close the street with distant trees and houses."""
+    """Draw distant trees and houses at the end of the street."""
     z = FAR
     for x in np.arange(-150, 150, 14):
         if rng.random() < 0.5:
@@ -94,7 +106,14 @@ def skyline(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def row(canvas: Canvas, rng: np.random.Generator, street: Street, side: int) -> None:
-    """Line one side with houses and trees, then put walls, fences and hedges before them."""
+    """Draw houses and trees along one side, then walls, fences and hedges in front of them.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        street: Cross-section of the street.
+        side: 0 is left, 1 is right.
+    """
     line, out = street.line[side], 1 if side else -1
     z = FAR
     while z > NEAR:
@@ -112,7 +131,14 @@ def row(canvas: Canvas, rng: np.random.Generator, street: Street, side: int) -> 
 
 
 def house(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, float]) -> None:
-    """Build a house along the street from z[0] to z[1]: gable end, facade, roof, windows."""
+    """Draw a house along the street: gable end, facade, roof, windows.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position of the facade in meters.
+        z: Near and far end in meters.
+    """
     brush, facade = canvas.brush("building", z[0]), rng.choice(FACADES) * rng.uniform(0.85, 1.1)
     floors, out = int(rng.integers(2, 6)), np.sign(x)
     top = 3.1 * floors + rng.uniform(0.6, 1.2)
@@ -145,7 +171,14 @@ def _windows(
 
 
 def barrier(canvas: Canvas, rng: np.random.Generator, kind: str, where: tuple[float, float, float]) -> None:
-    """Put up a wall, a fence or a hedge at x, from one z to another; all given in ``where``."""
+    """Draw a wall, a fence or a hedge along the street.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        kind: ``wall``, ``fence`` or ``hedge``.
+        where: Lateral position, near end and far end in meters.
+    """
     x, near, far = where
     names = {"wall": "wall", "fence": "fence", "hedge": "vegetation"}
     brush, z, top = canvas.brush(names[kind], near), (near, far), rng.uniform(1.3, 2.2)
@@ -169,7 +202,14 @@ def barrier(canvas: Canvas, rng: np.random.Generator, kind: str, where: tuple[fl
 
 
 def tree(canvas: Canvas, rng: np.random.Generator, where: tuple[float, float], height: float) -> None:
-    """Plant a tree at (x, z): trunk and crown, both vegetation as in Cityscapes."""
+    """Draw a tree: trunk and crown, both vegetation as in Cityscapes.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        where: Position x, z in meters.
+        height: Height in meters.
+    """
     x, z = where
     brush, leaf = canvas.brush("vegetation", z), rng.choice(LEAVES) * rng.uniform(0.85, 1.15)
     brush.plate((x - 0.14, x + 0.14), (0, height * 0.5), z, (84, 66, 50))
@@ -182,5 +222,12 @@ def tree(canvas: Canvas, rng: np.random.Generator, where: tuple[float, float], h
 
 
 def street_tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Plant a tree of the size that streets have."""
+    """Draw a tree of the size that is typical of streets.
+
+    Args:
+        canvas: Canvas to draw on.
+        rng: Random generator of the scene.
+        x: Lateral position in meters, positive to the right.
+        z: Distance in meters.
+    """
     tree(canvas, rng, (x, z), rng.uniform(4.5, 7.5))
