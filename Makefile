@@ -46,9 +46,9 @@ test-long: .venv/both
 	$(BIN)/python -m pytest tests/core -n 3 --dist worksteal
 	$(MAKE) engine
 
-# Breaks each marked safety mechanism in a copy and requires that its test fails: about two hours, results in docs/reliability.md.
+# Breaks each marked safety mechanism in a copy and requires that its test fails: about an hour, results in docs/reliability.md.
 mutations: .venv/both
-	$(BIN)/python tests/mutations.py --table
+	$(BIN)/python tests/mutations.py --jobs 2 --table
 
 fix: .venv/ready
 	$(BIN)/ruff format .

@@ -200,7 +200,7 @@ def infer(found: Mapping[str, Shape], *, variant: str = "hrnet", align_corners: 
     modules = tuple(_count(found, rf"stage{stage}\.(\d+)\.") for stage in (2, 3, 4))
     missing += [f"stage{stage}.0" for stage, number in zip((2, 3, 4), modules, strict=True) if not number]
     if missing:
-        raise OcrnetError(f"these weights are not an OCRNet's (HRNet and OCR head): missing {_some(missing)}")
+        raise OcrnetError(f"these weights are not from an OCRNet (HRNet and OCR head); missing: {_some(missing)}")
     sizes: dict[str, Any] = {key: int(found[name][0]) for key, name in wanted.items()}
     sizes |= {"modules": modules, "blocks": _count(found, r"stage2\.0\.branches\.0\.(\d+)\.")}
     return Arch(**sizes, variant=variant, align_corners=align_corners)
@@ -220,14 +220,14 @@ def check(found: Mapping[str, Shape], arch: Arch, source: str) -> None:
     """
     table = shapes(arch)
     differing = [
-        f"{name} {tuple(found[name])} for {shape}"
+        f"{name} {tuple(found[name])}, expected {shape}"
         for name, shape in table.items()
         if name in found and tuple(found[name]) != shape
     ]
     problems = {
         "missing": [name for name in table if name not in found],
         "unexpected": [name for name in found if name not in table],
-        "of another shape": differing,
+        "with another shape": differing,
     }
     said = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
     if said:
@@ -235,7 +235,7 @@ def check(found: Mapping[str, Shape], arch: Arch, source: str) -> None:
             f"{source}: does not fit the network (width {arch.width}, {arch.blocks} blocks, modules {arch.modules}, "
             f"{arch.num_classes} classes, head {arch.channels}/{arch.key_channels}, variant {arch.variant}): "
             + "; ".join(said)
-            + ". Give the weights of this network, or set backbone, ocr_head and num_classes to the file's."
+            + ". Give the weights of this network, or set backbone, ocr_head and num_classes to those of the file."
         )
 
 

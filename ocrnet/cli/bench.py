@@ -57,11 +57,11 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str]) -> int:
     """Print the prediction time, peak memory and label differences of checkpoints and exported files."""
     parser = _Parser(prog="ocrnet bench", description=main.__doc__, allow_abbrev=False)
-    what = "checkpoints, run folders, exported files; the others are compared with the first"
+    what = "checkpoints, run folders or exported files; each is compared with the first"
     parser.add_argument("--checkpoint_path", "--ckpt_path", nargs="+", required=True, metavar="FILE", help=what)
-    parser.add_argument("--size", metavar="H,W", help="height and width; default: a fixed-size file's, else 512,1024")
-    parser.add_argument("--images", metavar="FOLDER", help="images to look at; default: synthetic street scenes")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, in which the files take turns")
+    parser.add_argument("--size", metavar="H,W", help="height and width; default: of a fixed-size file, else 512,1024")
+    parser.add_argument("--images", metavar="FOLDER", help="images to predict; default: synthetic street scenes")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, in which each file predicts once; default 5")
     args = parser.parse_args(list(argv))
     if args.rounds < 1:
         raise OcrnetError(f"--rounds is {args.rounds}, but must be at least 1")
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
             workers.open(path)
         size = size or workers.size() or Data.crop_size
         images = _images(args.images, size)
-        print(f"measuring {len(workers.rows)} at {size[0]}x{size[1]}, {args.rounds} rounds, in turn", flush=True)
+        print(f"measuring {len(workers.rows)} at {size[0]}x{size[1]}, {args.rounds} rounds, interleaved", flush=True)
         for round_ in range(WARMUPS + args.rounds):
             for worker in workers.all:
                 worker.predict(images[round_ % len(images)], keep=round_ < len(images), measured=round_ >= WARMUPS)
@@ -138,8 +138,8 @@ class _Worker:
         except EOFError:
             self.process.join()
             raise OcrnetError(
-                f"{self.row.path}: its process ended with status {self.process.exitcode}; out of memory? "
-                "Give a smaller --size"
+                f"{self.row.path}: the process exited with status {self.process.exitcode}, possibly out of memory; "
+                "give a smaller --size"
             ) from None
         if "error" in answer:
             raise OcrnetError(answer["error"])
@@ -221,7 +221,7 @@ def peak_bytes() -> int:
 
 def table(rows: Sequence[Row]) -> str:
     """Format the rows as a text table."""
-    head = ("file", "computed by", "ms", "images/s", "peak GiB", "unlike the first")
+    head = ("file", "computed by", "ms", "images/s", "peak GiB", "labels differing")
     cells = [
         (
             row.path.name,
@@ -246,10 +246,10 @@ def recommendation(rows: Sequence[Row]) -> str:
     fastest = min(rows, key=lambda row: row.median)
     same = min((row for row in rows if row.unlike(rows[0]) <= 1 - SAME), key=lambda row: row.median)
     times = f"{rows[0].median / same.median:.2f} times as fast as the first"
-    said = f"recommended: {same.path.name} ({same.what}), {times}, with at least {100 * SAME:.0f} % of its labels"
+    said = f"recommended: {same.path.name} ({same.what}), {times}, with at least {100 * SAME:.0f} % equal labels"
     if fastest is same:
         return said
     return (
-        f"{said}\nfaster still: {fastest.path.name} ({fastest.what}), {rows[0].median / fastest.median:.2f} times, but "
-        f"{100 * fastest.unlike(rows[0]):.1f} % of an image's labels are others: score it with ocrnet eval"
+        f"{said}\nfastest: {fastest.path.name} ({fastest.what}), {rows[0].median / fastest.median:.2f} times as "
+        f"fast, but up to {100 * fastest.unlike(rows[0]):.1f} % of an image's labels differ: run ocrnet eval on it"
     )

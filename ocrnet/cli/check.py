@@ -26,14 +26,14 @@ def main(argv: Sequence[str]) -> int:
             if split == "train" and "data.dataset_dir" in str(error):
                 raise
             again = str(error) in told
-            print("the same problem\n" if again else f"problem: {error}\n")
+            print("same problem as above\n" if again else f"problem: {error}\n")
             told.add(str(error))
             wrong += not again
             continue
         report = statistics.inspect(
             dataset, range(len(dataset)), workers=cfg.num_workers, say=lambda line: print(line, flush=True)
         )
-        print(f"{report.read} of {len(dataset)} images are sound\n{statistics.text(report, dataset.classes)}\n")
+        print(f"{report.read} of {len(dataset)} images are valid\n{statistics.text(report, dataset.classes)}\n")
         wrong += len(report.problems)
     print(f"{wrong} problem{'s' if wrong > 1 else ''}" if wrong else "no problems")
     return int(wrong > 0)

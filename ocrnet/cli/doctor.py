@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     for finding in examine():
         print(text(finding), flush=True)
         ill = ill or finding.ok is False
-    print("something needs mending: see !! above" if ill else "all is well")
+    print("Some checks failed; see the lines marked !!" if ill else "All checks passed")
     return int(ill)
 
 
@@ -71,7 +71,7 @@ def versions() -> Iterator[Finding]:
     """Yield the versions of Python and of the packages, and any incompatibilities between them."""
     python = sys.version_info[:2]
     fits = PYTHONS[0] <= python <= PYTHONS[1]
-    remedy = "" if fits else "install Python 3.11, make a new environment with it: python3.11 -m venv .venv"
+    remedy = "" if fits else "install Python 3.11 and create a new environment: python3.11 -m venv .venv"
     yield Finding("Python", fits, platform.python_version(), remedy)
     for package, version in core_versions().items():
         if package != "python":
@@ -83,7 +83,7 @@ def versions() -> Iterator[Finding]:
         yield Finding("framework", False, "neither torch nor mindspore is installed", "pip install -r requirements.txt")
     if found["mindspore"] and not np.__version__.startswith("1."):
         mend = "pip install 'numpy<2' 'opencv-python-headless<5'"
-        yield Finding("mindspore", False, f"it needs NumPy below 2, {np.__version__} is installed", mend)
+        yield Finding("mindspore", False, f"needs NumPy below 2, but {np.__version__} is installed", mend)
     twice = [name for name in ("opencv-python", "opencv-python-headless") if _version(name)]
     if len(twice) > 1:
         mend = "pip uninstall -y opencv-python opencv-python-headless; pip install opencv-python-headless"
@@ -101,7 +101,7 @@ def shared_memory(folder: Path) -> Iterator[Finding]:
 def disk(folder: str) -> Finding:
     """Return the free disk space for runs: a W48 checkpoint with its momentum takes 0.6 GB, and six are kept."""
     free = shutil.disk_usage(folder).free / GIB
-    remedy = "" if free >= 5 else "make room, give --save_dir on another disk, or --set keep_checkpoint=1"
+    remedy = "" if free >= 5 else "free some space, give --save_dir on another disk, or --set keep_checkpoint=1"
     return Finding("disk", free >= 5, f"{free:.1f} GiB free at {Path(folder).resolve()}", remedy)
 
 
@@ -112,7 +112,7 @@ def step(device: str, mix: bool) -> Iterator[Finding]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=STEP_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        yield Finding(title, False, f"no step within {STEP_SECONDS} s", "restart the machine or its GPU driver")
+        yield Finding(title, False, f"no result within {STEP_SECONDS} s", "restart the machine or its GPU driver")
         return
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     if done.returncode == 0:
@@ -124,7 +124,7 @@ def step(device: str, mix: bool) -> Iterator[Finding]:
         mend = (
             "install the PyTorch build for your driver's CUDA version (the selector on pytorch.org gives the command)"
         )
-        yield Finding(title, False, f"there is an NVIDIA GPU, but: {last}", mend)
+        yield Finding(title, False, f"an NVIDIA GPU is present, but the step failed: {last}", mend)
     else:
         mend = "reinstall the framework: pip install --force-reinstall torch"
         yield Finding(title, False, f"exit status {done.returncode}: {last}", mend)
@@ -134,7 +134,7 @@ def text(finding: Finding) -> str:
     """Format a finding for the terminal: OK, !! or -- first, and the remedy on a separate line."""
     mark = {True: "OK", False: "!!", None: "--"}[finding.ok]
     line = f"{mark}  {finding.title}: {finding.detail}"
-    return line + (f"\n      mend: {finding.remedy}" if finding.remedy else "")
+    return line + (f"\n      remedy: {finding.remedy}" if finding.remedy else "")
 
 
 def _version(package: str) -> str | None:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     notes += said
     if found.arch.num_classes != len(dataset.classes):
         raise OcrnetError(
-            f"{path} answers {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
+            f"{path} predicts {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
             f"{len(dataset.classes)}; give the dataset it was trained for"
         )
     sets, room = cache.prepare(cfg.data.cache_dir, {VAL: dataset})
@@ -87,7 +87,7 @@ def _check_expectation(cfg: Config, scores: Scores, dataset: Dataset, run: Run) 
     """Log the scores; return 1 as the exit status if mIoU is below `min_miou` or is not a number, else 0."""
     run.say(table(scores))
     answer, mean_iou = constant_answer(scores)
-    run.say(f"for comparison: always answering '{dataset.classes.names[answer]}' has mIoU {100 * mean_iou:.2f}")
+    run.say(f"baseline: always predicting '{dataset.classes.names[answer]}' has mIoU {100 * mean_iou:.2f}")
     if cfg.min_miou is None:
         return 0
     verdict = "reached" if scores.mean_iou >= cfg.min_miou else "NOT reached"

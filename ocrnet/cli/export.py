@@ -32,5 +32,5 @@ def main(argv: Sequence[str]) -> int:
         print(line, flush=True)
     write = triton.export_repository if export_options.format == triton.FORMAT else export
     figures = write(export_options, labelled, lambda line: print(line, flush=True))
-    print(f"wrote {export_options.output} and its card: {figures.text()}")
+    print(f"wrote {export_options.output} and its model card: {figures.text()}")
     return 0

@@ -27,11 +27,11 @@ MODELARTS = (
 
 # The positional argument of a command: its name and help.
 POSITIONAL = {
-    "predict": ("source", "an image, a video, a folder, a pattern in quotes, or the http(s) url of an image"),
+    "predict": ("source", "an image, a video, a folder, a quoted glob pattern, or the http(s) URL of an image"),
 }
 
 # The positional argument that a command accepts one or more times: its name and help.
-SEVERAL = {"report": ("run", "the folder of a run, or of an evaluation; several are compared")}
+SEVERAL = {"report": ("run", "the folder of a run or of an evaluation; several folders are compared")}
 
 
 @dataclass(frozen=True)
@@ -55,85 +55,135 @@ FLAGS = (
         "config",
         (*RUN, "check", "submit", "export"),
         None,
-        "YAML file of the run, for example config/ocrnet/config_ocrnet_hrw48_16k.yml",
+        "YAML file whose values replace the defaults, for example config/ocrnet/config_ocrnet_hrw48_16k.yml",
     ),
-    Flag("device_target", ENGINE, "device_target", "CPU, GPU or Ascend; default: what is there"),
-    Flag("engine", ENGINE, "engine", "auto, torch or mindspore"),
-    Flag("mix", ENGINE, "mix", "mixed precision, True or False"),
-    Flag("amp_level", RUN, "amp_level", "mindspore engine: what mix means, auto, O0, O1, O2 or O3"),
-    Flag("ms_mode", RUN, "ms_mode", "mindspore engine: graph (compiled) or pynative (op by op)"),
-    Flag("save_dir", RUN, "save_dir", "folder of the run"),
+    Flag("device_target", ENGINE, "device_target", "CPU, GPU or Ascend; default: Ascend or GPU if available, else CPU"),
+    Flag("engine", ENGINE, "engine", "auto, torch or mindspore; default auto"),
+    Flag("mix", ENGINE, "mix", "use mixed precision, True or False; default False"),
+    Flag(
+        "amp_level",
+        RUN,
+        "amp_level",
+        "level of --mix in the mindspore engine: auto, O0, O1, O2 or O3; default auto",
+    ),
+    Flag(
+        "ms_mode",
+        RUN,
+        "ms_mode",
+        "mindspore engine: graph (compiled) or pynative (op by op); default graph",
+    ),
+    Flag("save_dir", RUN, "save_dir", "folder of the run; default output"),
     Flag(
         "checkpoint_path",
         ("eval", "predict", "submit", "export", "report", "serve"),
         None,
-        "checkpoint file, or a folder: its newest valid one; eval, predict, submit, serve: an exported file too",
+        "checkpoint file, or a folder, which means its newest valid checkpoint; eval, predict, submit and serve also "
+        "accept an exported file; report: default the best checkpoint of the run",
         "ckpt_path",
     ),
-    Flag("input", ("convert",), None, "weights of any implementation, or a checkpoint of ours"),
+    Flag("input", ("convert",), None, "weights of another implementation, or an ocrnet checkpoint"),
     Flag(
         "output",
         ("predict", "submit", "export", "convert", "report"),
         None,
-        "where the results go (predict: a folder, submit: a .zip, else a file; report: RUN/report.html without it)",
+        "where to write; predict: a folder, default predictions; submit: a .zip; export, convert: a file; "
+        "report: a file, default RUN/report.html",
     ),
     Flag(
         "save",
         ("predict",),
         None,
-        "which results, with commas between: overlay, indices, labelIds, color, side, confidence, json",
+        "results to write, separated by commas: overlay, indices, labelIds, color, side, confidence, json; "
+        "default overlay,indices,color,json, for videos overlay,json",
     ),
-    Flag("offline", ("predict",), None, "download nothing: a url is an error", bare=True),
-    Flag("split", ("submit",), None, "test or val; default test"),
-    Flag("verify", ("submit",), None, "a .zip to look through instead of writing one"),
-    Flag("to", ("convert",), None, "another implementation's names, instead of ours: hrnet, mmseg or mindspore"),
-    Flag("allow_partial", ("convert",), None, "take what fits, and fresh values for what is missing", bare=True),
-    Flag("size", ("export",), None, "height and width that the network is exported for, as [1024, 2048]"),
+    Flag("offline", ("predict",), None, "download nothing and reject a URL; default False", bare=True),
+    Flag("split", ("submit",), None, "split to submit, test or val; default test"),
+    Flag("verify", ("submit",), None, "validate this .zip instead of writing one"),
+    Flag(
+        "to",
+        ("convert",),
+        None,
+        "format to convert to: hrnet, mmseg or mindspore; default: an ocrnet checkpoint",
+    ),
+    Flag(
+        "allow_partial",
+        ("convert",),
+        None,
+        "convert what fits, initialize what is missing; default False",
+        bare=True,
+    ),
+    Flag(
+        "size",
+        ("export",),
+        None,
+        "height and width of the network, as [1024, 2048]; default [512, 1024]",
+    ),
     Flag(
         "format",
         ("export",),
         None,
-        "onnx, openvino, torchscript, torch_export, mindir, tensorrt or triton (a folder); default: --output's",
+        "onnx, openvino, torchscript, torch_export, mindir, tensorrt or triton (a folder); default: by the suffix of "
+        "--output",
     ),
-    Flag("dynamic", ("export",), None, "True: any batch, height and width", bare=True),
-    Flag("input", ("export",), None, "uint8 (images as they are) or normalised (float32 N,3,H,W)"),
-    Flag("outputs", ("export",), None, "labels, probabilities, or logits at a quarter of the size"),
-    Flag("precision", ("export",), None, "float32, float16 (openvino) or int8 (onnx, openvino)"),
-    Flag("calibration", ("export",), None, "int8: a folder of images like those the network will see"),
-    Flag("images", ("export",), None, "a folder of images to compare on; default: synthetic street scenes"),
-    Flag("images", ("report",), None, "how many validation images to look at, evenly spread, 0: all; default 0"),
-    Flag("curves_only", ("report",), None, "True: without looking at the validation images", bare=True),
-    Flag("watch", ("report",), None, "write the curves anew every few seconds, until the run is done", bare=True),
-    Flag("num_images", ("export",), None, "how many images to compare on, 0: all; default 8"),
-    Flag("tolerance", ("export",), None, "how far the logits may be apart, of the largest; default by precision"),
+    Flag("dynamic", ("export",), None, "accept any batch size, height and width; default False", bare=True),
+    Flag("input", ("export",), None, "uint8 (unprocessed images) or normalised (float32 N,3,H,W); default by format"),
+    Flag("outputs", ("export",), None, "labels, probabilities, or logits at a quarter of the size; default by format"),
+    Flag("precision", ("export",), None, "float32, float16 (openvino) or int8 (onnx, openvino); default float32"),
+    Flag("calibration", ("export",), None, "folder of representative images, required for --precision int8"),
+    Flag("images", ("export",), None, "folder of images for the comparison; default: synthetic street scenes"),
+    Flag("images", ("report",), None, "number of validation images to evaluate, evenly spaced; 0 means all; default 0"),
+    Flag("curves_only", ("report",), None, "do not evaluate the validation images; default False", bare=True),
+    Flag("watch", ("report",), None, "update the curves until the run ends; default False", bare=True),
+    Flag("num_images", ("export",), None, "number of images for the comparison; 0 means all; default 8"),
+    Flag(
+        "tolerance",
+        ("export",),
+        None,
+        "largest relative difference of the logits; default by precision",
+    ),
     Flag(
         "multi_scale",
         ("eval", "predict", "submit"),
         "eval.scales",
-        "True: average over scales 0.5 0.75 1 1.25 1.5 1.75",
+        "average over the scales 0.5 0.75 1 1.25 1.5 1.75; default False",
     ),
-    Flag("flip", ("eval", "predict", "submit"), "eval.flip", "True: average with the mirrored image"),
-    Flag("visualize", ("eval",), None, "True: write overlays beside the truth to SAVE_DIR/visualize"),
-    Flag("resume_ckpt", ("train",), None, "checkpoint to go on from, or auto: the newest valid one in save_dir"),
-    Flag("batch_size", ("train",), "batch_size", "crops per card"),
-    Flag("seed", ("train",), "seed", "seed of weights, order and augmentation"),
-    Flag("log_interval", ("train",), "log_interval", "steps between log lines"),
-    Flag("run_eval", ("train",), "run_eval", "evaluate while training, True or False"),
-    Flag("lr_init", ("train",), "lr_init", "highest learning rate"),
-    Flag("enable_modelarts", RUN, "enable_modelarts", "True on ModelArts: the flags that it adds are passed over"),
-    Flag("data_url", RUN, "data_url", "where the dataset is: obs://, s3://, file://, or a path"),
-    Flag("train_url", RUN, "train_url", "where results are pushed: obs://, s3://, file://, or a path"),
-    Flag("ckpt_url", RUN, "ckpt_url", "where the weights to begin from, or to score, are"),
-    Flag("host", ("serve",), None, "address to serve at; default 127.0.0.1, which this machine alone reaches"),
-    Flag("port", ("serve",), None, "port, 0: one that is free; default 8000"),
-    Flag("max_batch", ("serve",), None, "images that are looked at together; default 8, on a CPU 1"),
-    Flag("batch_wait", ("serve",), None, "seconds that an image waits for others of its size; default 0.005"),
-    Flag("max_requests", ("serve",), None, "requests in work at a time, more are told to try again; default 64"),
-    Flag("timeout", ("serve",), None, "seconds until a request is given up; default 60"),
-    Flag("max_megabytes", ("serve",), None, "MB that an image file may have; default 20"),
-    Flag("max_megapixels", ("serve",), None, "megapixels that an image may have; default 16"),
-    Flag("token_file", ("serve",), None, "file with the token that requests must bring; or OCRNET_SERVE_TOKEN"),
-    Flag("dry_run", ("train",), None, "say what would be done, at what cost, check the data, and stop", bare=True),
+    Flag("flip", ("eval", "predict", "submit"), "eval.flip", "average with the mirrored image; default False"),
+    Flag(
+        "visualize",
+        ("eval",),
+        None,
+        "write overlays and ground truth to SAVE_DIR/visualize; default False",
+    ),
+    Flag("resume_ckpt", ("train",), None, "checkpoint to resume from, or auto for the newest valid one in save_dir"),
+    Flag("batch_size", ("train",), "batch_size", "crops per rank; default 2"),
+    Flag("seed", ("train",), "seed", "seed of the weights, the sample order and the augmentation; default 1234"),
+    Flag("log_interval", ("train",), "log_interval", "steps between log lines; default 100"),
+    Flag("run_eval", ("train",), "run_eval", "evaluate during training, True or False; default True"),
+    Flag("lr_init", ("train",), "lr_init", "highest learning rate; default 0.01"),
+    Flag("enable_modelarts", RUN, "enable_modelarts", "ignore the flags that ModelArts adds; default False"),
+    Flag("data_url", RUN, "data_url", "location of the dataset: obs://, s3://, file://, or a path"),
+    Flag("train_url", RUN, "train_url", "where to upload the results: obs://, s3://, file://, or a path"),
+    Flag("ckpt_url", RUN, "ckpt_url", "weights to start from or to evaluate: obs://, s3://, file://, or a path"),
+    Flag("host", ("serve",), None, "address to listen on; default 127.0.0.1, which only this machine can reach"),
+    Flag("port", ("serve",), None, "port to listen on; 0 means any free port; default 8000"),
+    Flag("max_batch", ("serve",), None, "largest number of images in a batch; default 8, on a CPU 1"),
+    Flag("batch_wait", ("serve",), None, "seconds that an image waits for others of the same size; default 0.005"),
+    Flag(
+        "max_requests",
+        ("serve",),
+        None,
+        "largest number of simultaneous requests; default 64",
+    ),
+    Flag("timeout", ("serve",), None, "seconds until a request times out; default 60"),
+    Flag("max_megabytes", ("serve",), None, "largest image file, in MB; default 20"),
+    Flag("max_megapixels", ("serve",), None, "largest image, in megapixels; default 16"),
+    Flag(
+        "token_file",
+        ("serve",),
+        None,
+        "file with the token of the requests; default: OCRNET_SERVE_TOKEN, else none",
+    ),
+    Flag("dry_run", ("train",), None, "check the data, print the plan and its cost, stop; default False", bare=True),
 )
 
 
@@ -166,8 +216,8 @@ def parse(command: str, argv: Sequence[str]) -> Args:
     if unknown:
         stray = unknown[0]
         hint = nearest(stray.split("=")[0].lstrip("-"), names).replace("'", "'--", 1) if stray.startswith("-") else ""
-        if (name := stray.split("=")[0].lstrip("-")) in KEYS and stray.startswith("--"):
-            hint = f"; {name} is a config key: --set {name}=VALUE"
+        if (name := stray.split("=")[0].lstrip("-")) in {*KEYS, *loader.OLD_KEYS} and stray.startswith("--"):
+            hint = f"; {name} is a config key; use --set {loader.OLD_KEYS.get(name, name)}=VALUE"
         what = "unknown flag" if stray.startswith("-") else "unexpected argument"
         if stray.endswith("]"):
             hint = "; a value with spaces needs quotes: --set 'data.crop_size=[512, 1024]'"
@@ -186,7 +236,7 @@ def parse(command: str, argv: Sequence[str]) -> Args:
     for name in {"checkpoint_path", "resume_ckpt"} & options.keys():
         if "://" in options[name]:
             raise OcrnetError(
-                f"--{name} {options[name]}: must be a path on this machine; train and eval take a url as --ckpt_url"
+                f"--{name} {options[name]}: must be a path on this machine; train and eval accept a URL as --ckpt_url"
             )
     if command in POSITIONAL:
         name = POSITIONAL[command][0]
@@ -197,7 +247,7 @@ def parse(command: str, argv: Sequence[str]) -> Args:
 
 
 def _parser(command: str, flags: Sequence[Flag]) -> _Parser:
-    parser = _Parser(prog=f"ocrnet {command}", allow_abbrev=False, epilog="--debug: show the traceback of an error")
+    parser = _Parser(prog=f"ocrnet {command}", allow_abbrev=False, epilog="--debug shows the traceback of an error.")
     if command in POSITIONAL:
         name, text = POSITIONAL[command]
         parser.add_argument(name, help=text, metavar=name.upper())
@@ -296,7 +346,7 @@ def load_config(args: Args) -> tuple[Config, list[str]]:
     notes += _of_modelarts(cfg, args.added)
     for name in ("eval_interval", "save_interval", "log_interval"):
         if getattr(cfg, name) > cfg.total_step:
-            notes.append(f"{name}: {getattr(cfg, name)} is longer than the run, so: at its end")
+            notes.append(f"{name}: {getattr(cfg, name)} exceeds the length of the run; it applies at its end")
     return cfg, notes
 
 
@@ -308,8 +358,8 @@ def _warn_of_old_keys(given: Mapping[str, SourcedValue]) -> None:
     for name, item in given.items():
         if item.old_key:
             print(
-                f"warning: {item.source}: key '{item.old_key}' is now called '{name}'; the old name is an error from "
-                "version 0.3 on",
+                f"warning: {item.source}: key '{item.old_key}' is renamed to '{name}'; the old name is an error in "
+                "version 0.3 and later",
                 file=sys.stderr,
             )
 
@@ -317,10 +367,8 @@ def _warn_of_old_keys(given: Mapping[str, SourcedValue]) -> None:
 def _of_modelarts(cfg: Config, added: Sequence[str]) -> list[str]:
     """Return messages about ignored ModelArts flags; raise `OcrnetError` for them if `enable_modelarts` is off."""
     if added and not cfg.enable_modelarts:
-        raise OcrnetError(
-            f"unknown flag '--{added[0]}'; where ModelArts adds it, set enable_modelarts: True, and it is passed over"
-        )
-    notes = [f"enable_modelarts: passed over: {', '.join(f'--{name}' for name in added)}"] if added else []
+        raise OcrnetError(f"unknown flag '--{added[0]}'; if ModelArts adds it, set enable_modelarts: True to ignore it")
+    notes = [f"enable_modelarts: ignored: {', '.join(f'--{name}' for name in added)}"] if added else []
     if cfg.enable_modelarts and not (cfg.data_url or cfg.train_url):
         notes.append("enable_modelarts: no effect without data_url or train_url; results stay in save_dir")
     return notes
@@ -346,7 +394,7 @@ def _spread_sets(argv: Sequence[str]) -> list[str]:
         inside = inside and "=" in token and not token.startswith("--")
         spread += [f"--set={token}"] if inside else [token]
     if argv and argv[-1] == "--set":
-        raise OcrnetError("--set needs KEY=VALUE after it")
+        raise OcrnetError("--set needs KEY=VALUE")
     return spread
 
 

@@ -31,21 +31,21 @@ USAGE = """usage: ocrnet COMMAND [FLAGS]
 
 commands:
   train      train a network             ocrnet train --config config/ocrnet/config_ocrnet_hrw48_16k.yml --mix True
-  eval       score a checkpoint          ocrnet eval --config CONFIG --checkpoint_path output
+  eval       evaluate a checkpoint       ocrnet eval --config CONFIG --checkpoint_path output
   predict    segment images and videos   ocrnet predict photo.jpg --checkpoint_path output
   submit     zip for Cityscapes' server  ocrnet submit --config CONFIG --checkpoint_path output --output test.zip
-  serve      a web page and an HTTP API  ocrnet serve --checkpoint_path output
-  export     write it for a runtime      ocrnet export --checkpoint_path output --output ocrnet.onnx
-  convert    weights from or to others   ocrnet convert --input model.pdparams --output model.safetensors
+  serve      serve over HTTP             ocrnet serve --checkpoint_path output
+  export     export for a runtime        ocrnet export --checkpoint_path output --output ocrnet.onnx
+  convert    convert weights             ocrnet convert --input model.pdparams --output model.safetensors
   bench      time checkpoints and files  ocrnet bench --checkpoint_path output ocrnet.onnx
-  report     a run as a page             ocrnet report output
-  check      look through a dataset      ocrnet check --config CONFIG --set data.dataset_dir=FOLDER
-  doctor     look at this machine        ocrnet doctor
-  synthetic  write a made-up Cityscapes  ocrnet synthetic scenes
-  completion flags by TAB in your shell  ocrnet completion bash
+  report     write a report on a run     ocrnet report output
+  check      validate a dataset          ocrnet check --config CONFIG --set data.dataset_dir=FOLDER
+  doctor     check this machine          ocrnet doctor
+  synthetic  write synthetic scenes      ocrnet synthetic scenes
+  completion print shell completion      ocrnet completion bash
 
 ocrnet COMMAND --help lists the flags of a command. --debug shows the traceback of an error.
-ocrnet --version says which one this is."""
+ocrnet --version prints the version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,12 +38,12 @@ def main(argv: Sequence[str]) -> int:
         if stop():
             raise Stopped(stop())
 
-    with StopRequest(what="stopping; what is done stays") as stop:
+    with StopRequest(what="stopping; finished results are kept") as stop:
         report = predict(Job(model, output, cfg.eval, save, _say, check), sources)
     print(text(report))
-    _say(f"{report.written} predicted into {output}: {_kinds(save, {source.kind for source in sources})}")
+    _say(f"{report.written} predicted, written to {output}: {_kinds(save, {source.kind for source in sources})}")
     if report.problems:
-        print(f"{len(report.problems)} not readable:", *map(printable, report.problems), sep="\n  ", file=sys.stderr)
+        print(f"{len(report.problems)} unreadable:", *map(printable, report.problems), sep="\n  ", file=sys.stderr)
     return int(bool(report.problems))
 
 

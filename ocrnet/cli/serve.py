@@ -29,13 +29,13 @@ def main(argv: Sequence[str]) -> int:
     config.check(cfg)
     without = [name for name in args.given if name not in ("device_target", "engine", "mix")]
     if without:
-        raise OcrnetError(f"--set {without[0]}: no effect on serve; each request says how it is looked at")
+        raise OcrnetError(f"--set {without[0]}: no effect on serve; each request sets its own options")
     for library in ("fastapi", "uvicorn"):
         installed.check_installed(library, "ocrnet serve")
     path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
     chosen = settings_from_flags(args, max_batch=MAX_BATCH_ELSEWHERE)
     sock = server.bind(chosen.host, chosen.port)  # report a port in use before the weights are read
-    with sock, StopRequest(what="finishing what is in work") as stop:
+    with sock, StopRequest(what="finishing the requests in progress") as stop:
         from ocrnet.serve.app import Service
         from ocrnet.serve.metrics import Metrics
         from ocrnet.serve.network import Network
@@ -77,11 +77,11 @@ def settings_from_flags(args: flags.Args, *, max_batch: int) -> Settings:
     }
     for name in numbers.keys() - {"port", "batch_wait"}:
         if numbers[name] == 0:
-            raise OcrnetError(f"--{name} is 0, so nothing could be answered; give more")
+            raise OcrnetError(f"--{name} is 0, but must be at least 1")
     if numbers["max_megapixels"] > MOST_MEGAPIXELS:
-        raise OcrnetError(f"--max_megapixels is {numbers['max_megapixels']}, but at most {MOST_MEGAPIXELS} are served")
+        raise OcrnetError(f"--max_megapixels is {numbers['max_megapixels']}, but must be at most {MOST_MEGAPIXELS}")
     if numbers["port"] > 65535:
-        raise OcrnetError(f"--port is {numbers['port']}, but ports end at 65535; 0 takes a free one")
+        raise OcrnetError(f"--port is {numbers['port']}, but must be at most 65535; 0 selects a free port")
     return Settings(
         host=args.options.get("host", defaults.host), token=_token(args.options.get("token_file")), **numbers
     )
@@ -102,8 +102,8 @@ def _token(path: str | None) -> str | None:
     token, source = given.strip(), f"--token_file {path}" if path else TOKEN_VARIABLE
     if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise OcrnetError(
-            f"{source}: a token is one line of at least {SHORTEST_TOKEN} letters, digits and signs without spaces; "
-            "python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
+            f"{source}: a token is one line of at least {SHORTEST_TOKEN} letters, digits and symbols without spaces; "
+            "generate one with python -c 'import secrets; print(secrets.token_urlsafe())'"
         )
     return token
 
@@ -115,10 +115,10 @@ def _say_limits(chosen: Settings) -> None:
         f"{chosen.max_requests} requests at a time; {batch}"
     )
     if chosen.max_batch > 1:
-        print("a batch is rounded otherwise than its images alone: labels may differ where two classes are equal")
-    print("token: asked for" if chosen.token else f"token: none; {TOKEN_VARIABLE} or --token_file sets one")
+        print("rounding differs between a batch and a single image: labels may differ where two classes tie")
+    print("token: required" if chosen.token else f"token: none; {TOKEN_VARIABLE} or --token_file sets one")
     if not chosen.loopback and not chosen.token:
-        print(f"warning: whoever reaches {chosen.host} may use this network, without a token", file=sys.stderr)
+        print(f"warning: anyone who can reach {chosen.host} can use this network without a token", file=sys.stderr)
 
 
 def _log(error: BaseException) -> None:

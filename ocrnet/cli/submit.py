@@ -89,8 +89,8 @@ def main(argv: Sequence[str]) -> int:
         engine.close()
     _say(_text(checked))
     for size in sorted(checked.sizes - {SIZE}):
-        _say(f"note: images are {size[0]}x{size[1]}; the server takes {SIZE[0]}x{SIZE[1]} alone")
-    _say(f"wrote {output}, {output.stat().st_size / 2**20:.1f} MiB, and read it back: nothing is wrong with it")
+        _say(f"note: images are {size[0]}x{size[1]}; the server accepts only {SIZE[0]}x{SIZE[1]}")
+    _say(f"wrote {output}, {output.stat().st_size / 2**20:.1f} MiB, and validated it: no problems")
     return 0
 
 
@@ -113,7 +113,7 @@ def write(engine: Engine, dataset: Dataset, cfg: Config, output: Path) -> Checke
         Stopped: A signal asked to stop.
     """
     wanted = _wanted(dataset)
-    with StopRequest(what="stopping; nothing is written") as stop, replaced(output) as file:
+    with StopRequest(what="stopping; no file is written") as stop, replaced(output) as file:
         with Progress(len(dataset), _say) as progress, zipfile.ZipFile(file, "w") as archive:
             for index, image in prefetch_map(range(len(dataset)), dataset.image, cfg.num_workers):
                 if stop():
@@ -129,7 +129,7 @@ def write(engine: Engine, dataset: Dataset, cfg: Config, output: Path) -> Checke
         checked = inspect(file.name, wanted)
         # mutation: validate-written-zip
         if checked.problems:
-            raise OcrnetError(f"what was written to {output} is not what it should be:\n{_listed(checked.problems)}")
+            raise OcrnetError(f"the zip written for {output} is invalid and was removed:\n{_listed(checked.problems)}")
     return checked
 
 
@@ -141,7 +141,7 @@ def _look_through(args: flags.Args, split: str) -> int:
     path = args.options["verify"]
     for name in args.options:
         if name not in ("verify", "split", "config"):
-            raise OcrnetError(f"--{name} has no effect with --verify, which looks through a zip; leave one of them out")
+            raise OcrnetError(f"--{name} has no effect with --verify, which validates a zip; leave one of them out")
     wanted = None
     if "config" in args.options:
         wanted = _wanted(_open(flags.load_config(args)[0], split))
@@ -150,15 +150,15 @@ def _look_through(args: flags.Args, split: str) -> int:
     checked = inspect(path, wanted, split)
     _say(_text(checked))
     if checked.problems:
-        print(f"{printable(path)}: {len(checked.problems)} wrong:\n{_listed(checked.problems)}", file=sys.stderr)
+        print(f"{printable(path)}: {len(checked.problems)} problems:\n{_listed(checked.problems)}", file=sys.stderr)
         return 1
-    _say(f"{printable(path)}: nothing is wrong with it")
+    _say(f"{printable(path)}: no problems")
     return 0
 
 
 def _open(cfg: Config, split: str) -> Dataset:
     if cfg.data.name != "cityscapes":
-        raise OcrnetError(f"data.name is {cfg.data.name}, but submit is for Cityscapes; its test server takes no other")
+        raise OcrnetError(f"data.name is {cfg.data.name}, but submit supports only cityscapes; give its config")
     return open_dataset(cfg.data.name, cfg.data.dataset_dir, split, labels=False, ignore_label=cfg.data.ignore_label)
 
 
@@ -168,7 +168,9 @@ def _wanted(dataset: Dataset) -> dict[str, tuple[int, int]]:
     for index in range(len(dataset)):
         name = dataset.name(index).rpartition("/")[2]
         if not _RESULT.fullmatch(name + ".png"):
-            raise OcrnetError(f"{dataset.path(index)}: the server knows names like berlin_000000_000019 alone")
+            raise OcrnetError(
+                f"{dataset.path(index)}: rename it; the server accepts only names like berlin_000000_000019"
+            )
         wanted[name] = image_size(dataset.path(index))
     return wanted
 
@@ -177,7 +179,7 @@ def _check_classes(found: Weights, path: Path) -> None:
     names = cityscapes.classes().names
     has = found.meta.get("classes", {}).get("names")
     if found.arch.num_classes != len(names) or (has is not None and tuple(has) != names):
-        raise OcrnetError(f"{path} answers {found.arch.num_classes} classes that are not the 19 of Cityscapes")
+        raise OcrnetError(f"{path} predicts {found.arch.num_classes} classes, but must predict the 19 of Cityscapes")
 
 
 def inspect(path: str | Path, wanted: Mapping[str, tuple[int, int]] | None = None, split: str = "test") -> Checked:
@@ -202,10 +204,10 @@ def inspect(path: str | Path, wanted: Mapping[str, tuple[int, int]] | None = Non
     except FileNotFoundError:
         raise OcrnetError(f"{path} does not exist") from None
     except Exception as error:  # zipfile passes on all errors of its parts, from UnicodeDecodeError to struct.error
-        raise OcrnetError(f"{path} is damaged or no zip ({error})") from None
+        raise OcrnetError(f"{path} is damaged or not a zip ({error})") from None
     often = Counter(seen)
     checked.problems += [
-        f"{name[:_LONGEST]} has {count} results, not one" for name, count in often.items() if count > 1
+        f"{name[:_LONGEST]} has {count} results, expected 1" for name, count in often.items() if count > 1
     ]
     checked.problems += _missing(often, wanted, split)
     checked.problems += _odd_ids(checked.ids)
@@ -225,10 +227,10 @@ def _entry(
         return None
     name = named[1]
     if wanted is not None and name not in wanted:
-        checked.problems.append(f"{shown} is the result of no image of the split")
+        checked.problems.append(f"{shown} does not match any image of the split")
         return None
     if entry.file_size > _LARGEST:
-        checked.problems.append(f"{shown} unpacks to {entry.file_size:,} bytes")
+        checked.problems.append(f"{shown} decompresses to {entry.file_size:,} bytes; the limit is {_LARGEST:,}")
         return name
     size = SIZE if wanted is None else wanted[name]
     try:
@@ -257,19 +259,19 @@ def _missing(seen: Mapping[str, int], wanted: Mapping[str, object] | None, split
     there = Counter(name.partition("_")[0] for name in seen)
     for city, count in CITIES[split].items():
         if there[city] != count:
-            yield f"{city} has {there[city]} results; the {split} split has {count} images of it"
-    yield from (f"{city[:_LONGEST]} is no city of the {split} split" for city in there if city not in CITIES[split])
+            yield f"{city} has {there[city]} results; the {split} split has {count} images of this city"
+    yield from (f"{city[:_LONGEST]} is not a city of the {split} split" for city in there if city not in CITIES[split])
 
 
 def _odd_ids(pixels: np.ndarray) -> Iterator[str]:
     found = [int(id_) for id_ in np.flatnonzero(pixels)]
     unknown = [id_ for id_ in found if id_ not in _IDS]
     if unknown:
-        yield f"ids that the table of Cityscapes has not: {', '.join(map(str, unknown))}"
+        yield f"ids that Cityscapes does not define: {', '.join(map(str, unknown))}"
     elif found and found[0] < _LOWEST_ID and found[-1] <= _HIGHEST_TRAIN_ID:
         yield (
-            f"ids from {found[0]} to {found[-1]} alone look like class indices (trainIds); the server takes labelIds, "
-            f"{_LOWEST_ID} to {max(_IDS)} for the 19 classes"
+            f"all ids are from {found[0]} to {found[-1]} and look like class indices (trainIds); the server expects "
+            f"labelIds, {_LOWEST_ID} to {max(_IDS)} for the 19 classes"
         )
 
 

@@ -9,9 +9,9 @@ from ocrnet.data.datasets import synthetic
 def main(argv: Sequence[str]) -> int:
     """Write procedural street scenes in the layout of Cityscapes."""
     parser = Parser(prog="ocrnet synthetic", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("folder", metavar="DIR", help="where to write; must be empty or new")
+    parser.add_argument("folder", metavar="DIR", help="output folder, which must be empty or new")
     for split, count in (("train", 16), ("val", 4), ("test", 2)):
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"scenes in {split} (default {count})")
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"number of scenes in {split}; default {count}")
     parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

@@ -78,12 +78,12 @@ class Cache:
 
     def _tell_of_other(self) -> None:
         if is_first(self.say):
-            self.say(f"{self.url}: another process of this machine pulls it: {self._progress_of_other()}")
+            self.say(f"{self.url}: another process on this machine is downloading it: {self._progress_of_other()}")
 
     def _progress_of_other(self) -> str:
         with contextlib.suppress(OSError):
             return self._progress.read_text(encoding="utf-8")
-        return "it has just begun"
+        return "just started"
 
     def _known(self) -> dict[str, Item]:
         found: dict[str, Item] = {}
@@ -98,7 +98,9 @@ class Cache:
     def target(self, name: str) -> Path:
         """Return the local path of an object; raise `OcrnetError` for a name that is no path inside the folder."""
         if name.startswith("/") or "\0" in name or {"", ".", ".."} & set(name.split("/")):
-            raise OcrnetError(f"{self.url} has an object named '{name}', which is no file name; rename it there")
+            raise OcrnetError(
+                f"{self.url} has an object named '{name}', which is not a valid file name; rename the object"
+            )
         return self.place / name
 
     def bring(self, store: Store, items: Sequence[Item], sums: dict[str, str]) -> list[str]:
@@ -122,24 +124,24 @@ class Cache:
         missing = [item for item in items if known.get(item.name) != item or not self.has_file(item)]
         total = sum(item.size for item in missing)
         if not missing:
-            return [f"{self.url}: all {len(items)} files are here from before, in {self.place}"]
+            return [f"{self.url}: all {len(items)} files are already in {self.place}"]
         with _wrap_os_error(self.place):
             self.place.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.place).free
         # mutation: check-disk-space-for-download
         if total > free:
             raise OcrnetError(
-                f"{self.url} needs {size_text(total)} in {self.place}, where {size_text(free)} are free; make room, or "
-                "set cloud.cache_dir"
+                f"{self.url} needs {size_text(total)} in {self.place}, but only {size_text(free)} are free; make room, "
+                "or set cloud.cache_dir"
             )
         begun = time.monotonic()
         compared = self._bring_all(store, missing, sums, total)
         seconds = time.monotonic() - begun
-        lines = [f"{self.url}: {len(missing)} of {len(items)} files, {size_text(total)}, pulled in {seconds:.0f} s"]
+        lines = [f"{self.url}: {len(missing)} of {len(items)} files, {size_text(total)}, downloaded in {seconds:.0f} s"]
         if by_size := compared.count("size"):
             lines.append(
-                f"{self.url}: {by_size} files could be compared by size alone, as the store tells no MD5 of them; "
-                f"a file {SUMS} beside them would be used"
+                f"{self.url}: {by_size} files were verified by size only, because the store has no MD5 of them; "
+                f"to verify their content, add a file {SUMS} to the folder"
             )
         for line in lines if not is_first(self.say) else ():
             self.say(line)
@@ -257,7 +259,7 @@ def fetch(
 
     def read(start: int, length: int) -> bytes:
         if pulled.stop.is_set():
-            raise StoreError("given up, because another file failed", final=True)
+            raise StoreError("canceled, because another file failed", final=True)
         return retry(lambda: store.read(item.name, start, length), what, retries=cloud.retries, say=say)
 
     def attempt() -> None:
@@ -269,8 +271,8 @@ def fetch(
             # mutation: verify-downloaded-digest
             if digest and found[kind] != digest:
                 part.unlink()
-                hint = "; where the bucket's encryption is the reason: cloud.checksum: False" if kind == "md5" else ""
-                raise StoreError(f"what came has the {kind.upper()} {found[kind]}, not {digest}{hint}")
+                hint = "; if the bucket's encryption is the reason, set cloud.checksum: False" if kind == "md5" else ""
+                raise StoreError(f"the download has the {kind.upper()} {found[kind]}, expected {digest}{hint}")
 
     with _wrap_os_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -283,8 +285,8 @@ def _ask_again(store: Store, item: Item) -> None:
     """Compare the listed size with the object's own size; without a checksum nothing else reveals a wrong size."""
     own = store.stat(item.name)
     if own is None or own.size != item.size:
-        says = f"{own.size:,} bytes" if own else "no such object"
-        raise StoreError(f"the store lists {item.size:,} bytes, but asked for the object it says {says}")
+        says = f"the object has {own.size:,} bytes" if own else "the object does not exist"
+        raise StoreError(f"the store lists {item.size:,} bytes, but {says}")
 
 
 def _collect(read: Callable[[int, int], bytes], size: int, part: Path, pulled: Pulled) -> dict[str, str]:
@@ -334,7 +336,7 @@ def read_sums(store: Store, cloud: Cloud, say: Say, item: Item | None) -> dict[s
         digest, _, name = line.strip().partition(" ")
         name = name.strip().lstrip("*").removeprefix("./")
         if not re.fullmatch(r"[0-9a-fA-F]{64}", digest) or not name:
-            raise OcrnetError(f"{item.name} has the line '{line}', but must hold lines as sha256sum writes them")
+            raise OcrnetError(f"{item.name}: invalid line '{line}'; expected the output format of sha256sum")
         found[name] = digest.lower()
     return found
 
@@ -355,6 +357,6 @@ def _wrap_os_error(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OcrnetError(
-            f"{error.filename or path} cannot be written: {error.strerror}; make room there, or give another place "
+            f"{error.filename or path} cannot be written: {error.strerror}; make room there, or set another folder "
             "(cloud.cache_dir, save_dir)"
         ) from error

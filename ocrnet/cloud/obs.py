@@ -32,13 +32,13 @@ class ObsStore:
             from obs import ObsClient, PutObjectHeader
         except ImportError:
             raise OcrnetError(
-                f"{url} needs esdk-obs-python, which is not installed (ModelArts' own moxing is not here either): "
+                f"{url} needs esdk-obs-python, which is not installed (nor is ModelArts' moxing): "
                 "pip install 'ocrnet[obs]'"
             ) from None
         endpoint = cloud.endpoint or os.environ.get("OBS_ENDPOINT", "")
         if not endpoint:
             raise OcrnetError(
-                f"{url} needs to know its server: set cloud.endpoint, or OBS_ENDPOINT in the environment, to "
+                f"{url} needs the address of its server: set cloud.endpoint, or OBS_ENDPOINT in the environment, to "
                 "https://obs.REGION.myhuaweicloud.com"
             )
         key, secret, token = _keys(url)
@@ -124,7 +124,7 @@ def _keys(url: Url) -> tuple[str, str, str | None]:
         if key and secret:
             return key, secret, token
     wanted = " or ".join(f"{key} and {secret}" for key, secret, _ in OBS_KEYS)
-    raise OcrnetError(f"{url} needs keys: set {wanted} in the environment (and the token that belongs to them, if any)")
+    raise OcrnetError(f"{url} needs keys: set {wanted} in the environment (and their token, if any)")
 
 
 def _call_sdk(call: Callable[[], Any], *, allowed: tuple[int, ...] = ()) -> Any:

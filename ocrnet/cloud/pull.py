@@ -33,7 +33,7 @@ def dataset(cfg: Config, say: Say) -> tuple[Config, list[str]]:
         return cfg, []
     url = urls.parse("data_url", cfg.data_url)
     if not url.scheme and Path(url.path).is_dir() and not _only_tars(Path(url.path)):
-        folder, lines = Path(url.path), [f"data_url: {url.path} is a folder of this machine and is used where it is"]
+        folder, lines = Path(url.path), [f"data_url: {url.path} is a local folder and is used in place"]
     else:
         folder, lines = _pull(url, cfg.cloud, say)
     folder, line = _root_of_data(folder, cfg.data.dataset_dir)
@@ -49,13 +49,13 @@ def _root_of_data(folder: Path, asked: str) -> tuple[Path, list[str]]:
     """Return the folder to read from; as in the public MindSpore scripts, dataset_dir may be a subfolder."""
     below = folder / asked
     if asked != Data.dataset_dir and not Path(asked).is_absolute() and below.is_dir():
-        return below, [f"data.dataset_dir: {asked} below data_url"]
+        return below, [f"data.dataset_dir: {asked}, a subfolder of data_url"]
     lines = []
     if asked != Data.dataset_dir and Path(asked) != folder:
-        lines = [f"data.dataset_dir: {asked} is passed over, the data are those of data_url"]
+        lines = [f"data.dataset_dir: {asked} is ignored; the data come from data_url"]
     inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
     if len(inside) == 1 and inside[0].is_dir() and inside[0].name not in ("leftImg8bit", "images"):
-        return inside[0], [*lines, f"data.dataset_dir: {inside[0]}, the one folder in data_url"]
+        return inside[0], [*lines, f"data.dataset_dir: {inside[0]}, the only folder in data_url"]
     return folder, lines
 
 
@@ -68,9 +68,7 @@ def _pull(url: Url, cloud: Cloud, say: Say) -> tuple[Path, list[str]]:
         files = [item for item in items if item.name != SUMS]
         sums = cache.read_sums(store, cloud, say, listed)
         if unknown := sums.keys() - {item.name for item in files} if not url.is_archive else set():
-            raise OcrnetError(
-                f"{url}: {SUMS} names '{min(unknown)}', which is not there; the upload may not be complete"
-            )
+            raise OcrnetError(f"{url}: {SUMS} names '{min(unknown)}', which is missing; the upload may be incomplete")
         if all(item.name.endswith(urls.ARCHIVES) for item in files):
             return kept.place, _unpacked(kept, store, files, sums)
         lines = kept.bring(store, files, sums)
@@ -88,13 +86,13 @@ def _contents(store: Store, url: Url, cloud: Cloud, say: Say) -> list[Item]:
         found = ask(url.name)
         if found is None:
             retry(lambda: store.list(url.name), f"data_url {url}", retries=cloud.retries, say=say)  # checks the bucket
-            raise OcrnetError(f"data_url {url}: there is no such object; check the name, and that the upload is done")
+            raise OcrnetError(f"data_url {url}: object not found; check the name, and that the upload is complete")
         return [item for item in (found, ask(SUMS)) if item]
     items = retry(store.list, f"data_url {url}", retries=cloud.retries, say=say)
     if not items:
         missing = isinstance(store, FolderStore) and not store.folder.exists()
-        what = "this folder does not exist" if missing else "there is nothing in this folder"
-        raise OcrnetError(f"data_url {url}: {what}; check the name, or give one {', '.join(urls.ARCHIVES)}")
+        what = "the folder does not exist" if missing else "the folder is empty"
+        raise OcrnetError(f"data_url {url}: {what}; check the name, or give an archive ({', '.join(urls.ARCHIVES)})")
     return items
 
 
@@ -108,7 +106,7 @@ def _unpacked(kept: Cache, store: Store, archives: Sequence[Item], sums: dict[st
     wanted = json.dumps([[item.name, item.size, item.etag] for item in archives])
     with contextlib.suppress(OSError):
         if marker.read_text(encoding="utf-8") == wanted and place.is_dir():
-            return [f"{kept.url}: unpacked in {place} from before"]
+            return [f"{kept.url}: already unpacked in {place}"]
     drafts, unpacking = place.with_name(f"{place.name}.tars"), place.with_name(f"{place.name}.unpacking")
     kept.place = drafts
     lines = kept.bring(store, archives, sums)
@@ -139,7 +137,7 @@ def _extract(archive: Path, folder: Path) -> None:
             # mutation: extract-tar-safely
             tar.extractall(folder, filter="data")
     except (tarfile.TarError, EOFError) as error:
-        raise OcrnetError(f"{archive} cannot be unpacked: {error}; make the tar again") from error
+        raise OcrnetError(f"{archive} cannot be unpacked: {error}; create the tar again") from error
 
 
 def begin_from(cfg: Config, resume: str | None, say: Say) -> tuple[Config, Path | None, list[str]]:
@@ -179,7 +177,7 @@ def begin_from(cfg: Config, resume: str | None, say: Say) -> tuple[Config, Path 
         return dataclasses.replace(cfg, backbone=backbone), None, [*lines, f"ckpt_url: backbone weights {found}"]
     if resume not in (None, "auto"):
         raise OcrnetError(f"--resume_ckpt {resume} and ckpt_url {cfg.ckpt_url} both name a checkpoint; keep one")
-    return cfg, found, [*lines, f"ckpt_url: {found} is a checkpoint, from which a run without one of its own begins"]
+    return cfg, found, [*lines, f"ckpt_url: {found} is a checkpoint; a run that has none begins from it"]
 
 
 def weights_file(cfg: Config, say: Say) -> Path | None:
@@ -202,7 +200,7 @@ def weights_file(cfg: Config, say: Say) -> Path | None:
         else:
             found = retry(lambda: store.stat(url.name), f"ckpt_url {url}", retries=cfg.cloud.retries, say=say)
             if found is None:
-                raise OcrnetError(f"ckpt_url {url}: there is no such object; check the name")
+                raise OcrnetError(f"ckpt_url {url}: object not found; check the name")
             item = found
         for line in kept.bring(store, [item], {}):
             say(line)
@@ -220,5 +218,5 @@ def _chosen(url: Url, items: Sequence[Item]) -> Item:
         return max(numbered, key=lambda pair: pair[0])[1]
     if len(files) != 1:
         names = ", ".join(item.name for item in files[:5]) or "none"
-        raise OcrnetError(f"ckpt_url {url}: which file of weights is meant? There are: {names}; give its full url")
+        raise OcrnetError(f"ckpt_url {url}: expected one weights file, found: {names}; give the full url of one")
     return files[0]

@@ -148,7 +148,7 @@ class Push:
             left = len(self._todo) + (self._doing is not None)
             self._work.notify_all()
         if left:
-            say(f"push: {left} files are still to be pushed to {self.store.url}; waiting at most {seconds:.0f} s")
+            say(f"upload: {left} files are not yet uploaded to {self.store.url}; waiting at most {seconds:.0f} s")
         end = time.monotonic() + seconds
         # mutation: bound-wait-for-uploads
         while self._thread.is_alive() and time.monotonic() < end:
@@ -162,10 +162,10 @@ class Push:
             objects, size = self._pushed
             trouble = self._trouble
         if not names:
-            failures = f"; {self._failures} tries failed on the way" if self._failures else ""
-            say(f"push: {objects} files, {size_text(size)}, went to {self.store.url}{failures}")
+            failures = f"; {self._failures} tries failed" if self._failures else ""
+            say(f"upload: {objects} files, {size_text(size)}, uploaded to {self.store.url}{failures}")
             return []
-        return [*names, trouble or "there was not enough time"]
+        return [*names, trouble or "timeout"]
 
     def _run(self) -> None:
         while (found := self._next()) is not None:
@@ -197,12 +197,12 @@ class Push:
         found = retry(lambda: self.store.stat(name), name, retries=CONFIRMING, say=self._count_failure)
         # mutation: confirm-upload
         if found is None or found.size != size:
-            says = f"{found.size:,} bytes" if found else "nothing"
-            raise StoreError(f"{size:,} bytes were pushed, but the store says that it has {says}")
+            says = f"has {found.size:,} bytes" if found else "does not exist"
+            raise StoreError(f"{size:,} bytes were uploaded, but the object in the store {says}")
         if found.md5 and self._cloud.checksum and found.md5 != md5_of(source).hex():
             raise StoreError(
-                f"what the store has, has the MD5 {found.md5}, not that of the file; where the bucket's encryption is "
-                "the reason: cloud.checksum: False"
+                f"the object in the store has the MD5 {found.md5}, not that of the file; if the bucket's encryption is "
+                "the reason, set cloud.checksum: False"
             )
         return size
 
@@ -229,7 +229,7 @@ class Push:
             if time.monotonic() - self._said > SAID_AGAIN_AFTER:
                 self._said, self._said_trouble = time.monotonic(), True
                 self._news.append(
-                    f"push: {self._trouble}; it stays here, and is tried again in {seconds:.1f} s "
+                    f"upload: {self._trouble}; the file is kept, retrying in {seconds:.1f} s "
                     f"(failures so far: {self._failures})"
                 )
             if not self._ending:
@@ -241,14 +241,14 @@ class Push:
         step = checkpoint.step_of(name)
         with self._work:
             if self._said_trouble:
-                self._news.append(f"push: {self.store.url} takes files again")
+                self._news.append(f"upload: {self.store.url} accepts files again")
             self._trouble, self._said_trouble = "", False
             self._tries.pop(name, None)
             self._doing = None
             if size:
                 self._pushed = [self._pushed[0] + 1, self._pushed[1] + size]
             if size and name.startswith(CHECKPOINTS):
-                self._news.append(f"pushed {self.store.url}/{name} ({size_text(size)})")
+                self._news.append(f"uploaded {self.store.url}/{name} ({size_text(size)})")
                 self._remote.add(name)
             if size and step is not None:
                 self._confirmed_step = max(self._confirmed_step, step)
@@ -270,7 +270,7 @@ class Push:
                 try:
                     retry(
                         lambda twin=twin: self.store.delete(twin),  # type: ignore[misc]
-                        f"push: removing {self.store.url}/{twin}",
+                        f"upload: removing {self.store.url}/{twin}",
                         retries=self._cloud.retries,
                         say=self._count_failure,
                     )
@@ -329,7 +329,7 @@ class Pushing:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._push is None:
             return
-        with StopRequest(what="still pushing what is left") as stopped:
+        with StopRequest(what="uploading the remaining files") as stopped:
             stopped.number = error.status - 128 if isinstance(error, Stopped) else None
             self._push.files()
             # mutation: wait-for-uploads-at-end
@@ -340,9 +340,9 @@ class Pushing:
         *names, trouble = left
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         message = (
-            f"not pushed to {self._push.store.url} within {self.seconds} s (cloud.push_timeout): {listed}; the last "
-            f"reason: {trouble}; all of it is in {self._push.folder}: the same command with --resume_ckpt auto "
-            "pushes it"
+            f"not uploaded to {self._push.store.url} within {self.seconds} s (cloud.push_timeout): {listed}; last "
+            f"failure: {trouble}; all files are kept in {self._push.folder}; "
+            "run the same command with --resume_ckpt auto to upload them"
         )
         if error is None or isinstance(error, (OcrnetError, Stopped)):
             first = f"{error}; moreover, " if isinstance(error, OcrnetError) else ""

@@ -68,7 +68,7 @@ def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str 
         return store, resume, [*lines, *brought]
     if resume is None and numbered(cfg, store, say):
         raise OcrnetError(
-            f"train_url {cfg.train_url} holds checkpoints of an earlier run; go on from them with --resume_ckpt auto, "
+            f"train_url {cfg.train_url} holds checkpoints of an earlier run; resume from them with --resume_ckpt auto, "
             "or give another --train_url"
         )
     return store, resume, lines
@@ -103,14 +103,14 @@ def download(cfg: Config, store: Store, say: Say) -> list[str]:
                 why = _fetched(store, remote[step], folder, cfg.cloud, say)
                 if not why:
                     size = size_text(remote[step].size)
-                    return [*lines, f"resume: {store.url}/{remote[step].name} ({size}) is brought to {folder}"]
-                lines.append(f"resume: passed over: {store.url}/{remote[step].name}: {why}")
+                    return [*lines, f"resume: {store.url}/{remote[step].name} ({size}) is downloaded to {folder}"]
+                lines.append(f"resume: skipped: {store.url}/{remote[step].name}: {why}")
     return lines
 
 
 def _tell_of_other(say: Say) -> None:
     if is_first(say):
-        say("resume: another process of this machine looks in train_url")
+        say("resume: another process on this machine is searching train_url")
 
 
 def bring_results(cfg: Config, store: Store, say: Say) -> None:

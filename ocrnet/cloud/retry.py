@@ -39,10 +39,10 @@ def retry(call: Callable[[], Result], what: str, *, retries: int, say: Callable[
                 times = f" ({tries} tries)" if tries > 1 else ""
                 raise OcrnetError(f"{what}: {error}{times}") from error
             seconds = pause(tries)
-            say(f"{what}: {error}; trying again in {seconds:.1f} s ({tries} of {retries})")
+            say(f"{what}: {error}; retrying in {seconds:.1f} s ({tries} of {retries})")
         time.sleep(seconds)
 
 
 def pause(tries: int) -> float:
     """Return the seconds to wait after ``tries`` failed tries: exponential backoff with random jitter."""
-    return min(LONGEST_PAUSE, 0.5 * 2 ** (tries - 1)) * random.uniform(0.5, 1)
+    return min(LONGEST_PAUSE, 0.5 * 2.0 ** min(tries - 1, 30)) * random.uniform(0.5, 1)

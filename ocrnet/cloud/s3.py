@@ -114,6 +114,6 @@ def _call_sdk(call: Callable[[], Any]) -> Any:
         if isinstance(error, (PermissionError, botocore.exceptions.NoCredentialsError)):
             text += (
                 "; keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from the profile of AWS_PROFILE: "
-                "check them, what they may do in this bucket, and this machine's clock"
+                "check the keys, their permissions in this bucket, and this machine's clock"
             )
         raise StoreError(text, final=isinstance(error, no_use)) from error

@@ -86,5 +86,5 @@ def md5_of(source: Path | bytes) -> bytes:
 def check_length(content: bytes, length: int) -> bytes:
     """Return ``content``; raise `StoreError` if it does not have ``length`` bytes."""
     if len(content) != length:
-        raise StoreError(f"{len(content):,} bytes came where {length:,} were asked for")
+        raise StoreError(f"expected {length:,} bytes, got {len(content):,}")
     return content

@@ -34,11 +34,11 @@ RENAMED = {
     "fcn_head": "ocr_head.variant",
     "in_channels": "backbone.width",
     "ocr_channels": "ocr_head.key_channels",
-    "net": "nothing: there is one network",
+    "net": "none, there is only one network",
     "ckpt_dir": "save_dir",
     "data_dir": "cloud.cache_dir",
-    "force_update": "nothing: a step that is not finite is always skipped, and counted",
-    "ms_loss_scaler": "nothing: the loss scale is chosen by precision",
+    "force_update": "none, a step with a non-finite loss or gradient is always skipped and counted",
+    "ms_loss_scaler": "none, the loss scale depends on the precision",
 }
 
 # Renamed keys: the old name is accepted with a warning up to version 0.2 and is an error from version 0.3.
@@ -108,7 +108,7 @@ def read_yaml(path: str | Path) -> dict[str, SourcedValue]:
 
 def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, SourcedValue]:
     if path.resolve() in parents:
-        raise OcrnetError(f"{path}: its {BASE} leads back to itself; break the circle")
+        raise OcrnetError(f"{path}: circular {BASE}: the file includes itself; remove one of the entries")
     tree = load_yaml(path, like=".yml")
     bases = tree.pop(BASE, [])
     bases = [bases] if isinstance(bases, str) else bases
@@ -193,9 +193,11 @@ def current_key(name: str, source: str) -> tuple[str, str | None]:
         return OLD_KEYS[name], name
     last = name.split(".")[-1]
     if last in RENAMED:
-        raise OcrnetError(f"{source}: key '{name}' is called {RENAMED[last]} here")
-    elsewhere = [full for full in KEYS if full.split(".")[-1] == last]
-    hint = f"; did you mean '{elsewhere[0]}'?" if elsewhere else nearest(name, [*KEYS, *GROUPS])
+        raise OcrnetError(f"{source}: key '{name}' is not supported; equivalent: {RENAMED[last]}")
+    known = [*KEYS, *OLD_KEYS, *GROUPS]
+    close = [full for full in (*KEYS, *OLD_KEYS) if full.split(".")[-1] == last]
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"; did you mean '{OLD_KEYS.get(close[0], close[0])}'?" if close else ""
     raise OcrnetError(f"{source}: unknown key '{name}'{hint}")
 
 

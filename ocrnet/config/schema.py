@@ -53,23 +53,23 @@ class Data:
     name: Literal["cityscapes", "camvid", "folder"] = key("cityscapes", "layout of the dataset")
     dataset_dir: str = key("your cityscapes", "folder of the dataset")
     cache_dir: str | None = key(
-        None, "folder of this machine that keeps every image and label decoded, for faster reading; none: no such thing"
+        None, "local folder that caches the decoded images and labels, for faster reading; none: no cache"
     )
     crop_size: tuple[int, int] = key((512, 1024), "height and width of a training crop", low=32)
     base_size: tuple[int, int] | None = key(
         None,
-        "height and width to which every image is resized first, in training and evaluation; none keeps it",
+        "height and width to which every image is resized first, in training and evaluation; none: no resizing",
         low=32,
     )
     scale_range: tuple[float, float] = key((0.5, 2.0), "range of the random scale", low=0.05, high=20)
     flip: bool = key(True, "flip half of the crops left to right")
     color: bool = key(True, "vary brightness, contrast, saturation and hue")
     ignore_label: int = key(
-        255, "an id in label files that is left out, beside those that the layout leaves out itself", low=0, high=255
+        255, "an additional id in label files to ignore, besides those that the layout ignores", low=0, high=255
     )
-    class_weights: tuple[float, ...] | None = key(None, "weight of each class in the loss; none: all equal", low=0)
+    class_weights: tuple[float, ...] | None = key(None, "weight of each class in the loss; none: equal weights", low=0)
     on_error: Literal["fail", "skip"] = key(
-        "fail", "an unreadable training file ends the run, or another takes its place, counted, at most 1 in 100"
+        "fail", "unreadable training file: end the run, or use another image and count it, for at most 1 in 100 images"
     )
     mean: tuple[float, float, float] = key((0.485, 0.456, 0.406), "mean of R, G, B in 0..1")
     std: tuple[float, float, float] = key((0.229, 0.224, 0.225), "standard deviation of R, G, B in 0..1", low=1e-6)
@@ -84,7 +84,7 @@ class Backbone:
     modules: tuple[int, int, int] = key((1, 4, 3), "number of modules in stages 2, 3, 4", low=1)
     initializer: Literal["kaiming", "normal"] = key("kaiming", "initial weights; normal: the authors' N(0, 0.001)")
     pretrained: bool = key(False, "start from the ImageNet weights in backbone_ckpt")
-    backbone_ckpt: str = key("", "file with HRNet weights for ImageNet: see docs/weights.md")
+    backbone_ckpt: str = key("", "file with HRNet weights for ImageNet; see docs/weights.md")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +95,9 @@ class OcrHead:
     key_channels: int = key(256, "channels of query, key and value", low=1)
     dropout: float = key(0.05, "share of channels dropped before the classifier", low=0, high=0.95)
     variant: Literal["hrnet", "openseg", "openseg_inplace", "nvidia", "mmseg", "paddleseg", "mindspore"] = key(
-        "hrnet", "whose resize rule, padding and head: see docs/weights.md"
+        "hrnet", "implementation whose resize rule, padding and head are used; see docs/weights.md"
     )
-    align_corners: bool | None = key(None, "resize rule; none: the variant's own")
+    align_corners: bool | None = key(None, "align_corners of every bilinear resize; none: that of the variant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,22 +106,22 @@ class Loss:
 
     aux: float = key(0.4, "weight of the auxiliary head's loss", low=0)
     ocr: float = key(1.0, "weight of the OCR head's loss", low=0)
-    ohem: bool = key(False, "mine hard pixels in the OCR head (per card, by definition)")
+    ohem: bool = key(False, "online hard example mining in the OCR head, on each rank separately")
     ohem_threshold: float = key(
-        0.9, "pixels whose true class has at least this probability are left out", low=0, high=1
+        0.9, "pixels whose correct class has at least this probability are excluded", low=0, high=1
     )
-    ohem_min_kept: int = key(131072, "but never fewer pixels than this are kept", low=1)
+    ohem_min_kept: int = key(131072, "minimum number of pixels that are kept", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """Stochastic gradient descent."""
 
-    type: Literal["sgd"] = key("sgd", "the optimizer")
+    type: Literal["sgd"] = key("sgd", "optimizer")
     momentum: float = key(0.9, "momentum", low=0, high=1)
     weight_decay: float = key(4e-4, "weight decay", low=0)
     nesterov: bool = key(False, "Nesterov momentum")
-    decay: Literal["all", "no_norm", "weights_only"] = key("all", "parameters that decay")
+    decay: Literal["all", "no_norm", "weights_only"] = key("all", "parameters with weight decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class Eval:
         None, "height and width of sliding windows, which overlap by a third; none: whole image", low=32
     )
     max_memory: float = key(
-        4.0, "GiB that `ocrnet predict` may use for one image; a larger one is cut into overlapping tiles", low=0.1
+        4.0, "GiB that `ocrnet predict` may use for one image; a larger image is split into overlapping tiles", low=0.1
     )
 
 
@@ -142,82 +142,89 @@ class Eval:
 class Cloud:
     """Access to object stores; credentials come from the environment and are never stored here."""
 
-    endpoint: str = key("", "address of the obs:// or s3:// server; empty: OBS_ENDPOINT, or what the AWS tools use")
+    endpoint: str = key("", "address of the obs:// or s3:// server; empty: OBS_ENDPOINT, or that of the AWS tools")
     cache_dir: str = key(
-        "", "folder of this machine for what data_url and ckpt_url name; empty: /cache, or ~/.cache/ocrnet"
+        "", "local folder for downloads from data_url and ckpt_url; empty: /cache/ocrnet, or ~/.cache/ocrnet"
     )
-    timeout: int = key(60, "seconds without an answer after which a request is given up", low=1)
-    retries: int = key(8, "how often a failed request for data or a checkpoint is made again", low=0)
-    push_timeout: int = key(600, "seconds to wait at the end of a run for uploads that are not complete", low=0)
-    checksum: bool = key(True, "compare MD5 with the ETag; False where a bucket's encryption makes it something else")
+    timeout: int = key(60, "seconds without a response after which a request fails", low=1)
+    retries: int = key(8, "number of retries of a failed request for data or a checkpoint", low=0)
+    push_timeout: int = key(600, "seconds to wait at the end of a run for incomplete uploads", low=0)
+    checksum: bool = key(True, "compare the MD5 with the ETag; set False if the bucket's encryption changes the ETag")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Complete configuration of a run, as stored in `config.yml` in the run's folder and in checkpoint metadata."""
 
-    device_target: Literal["CPU", "GPU", "Ascend"] | None = key(None, "where to compute; none: what is there")
-    engine: Literal["auto", "torch", "mindspore"] = key("auto", "the framework that computes")
+    device_target: Literal["CPU", "GPU", "Ascend"] | None = key(None, "device to compute on; none: the available one")
+    engine: Literal["auto", "torch", "mindspore"] = key("auto", "framework that runs the network")
     mix: bool = key(False, "mixed precision")
     amp_level: Literal["auto", "O0", "O1", "O2", "O3"] = key(
-        "auto", "what mix means on the mindspore engine: O1 convolutions in float16, O2 and O3 all but batch norms"
+        "auto", "effect of mix on the mindspore engine: O1 convolutions in float16, O2 and O3 all except batch norms"
     )
-    ms_mode: Literal["graph", "pynative"] = key("graph", "how the mindspore engine runs: compiled, or op by op")
+    ms_mode: Literal["graph", "pynative"] = key("graph", "execution of the mindspore engine: compiled, or op by op")
     loss_scale: float | None = key(
-        None, "a fixed loss scale where mix computes in float16; none: one that adapts", low=1, high=2**31
+        None, "fixed loss scale if mix computes in float16; none: dynamic loss scale", low=1, high=2**31
     )
-    norm: Literal["sync", "local"] = key("sync", "batch norm over all cards, or each card's own")
+    norm: Literal["sync", "local"] = key("sync", "batch norm statistics over all ranks, or of each rank separately")
     fused_norm: bool = key(
-        False, "batch norm, sum and ReLU as one Triton kernel on NVIDIA GPUs, in training; not yet run on one"
+        False, "in training, run batch norm, sum and ReLU as one Triton kernel on NVIDIA GPUs; not yet run on a GPU"
     )
     cuda_graph: bool = key(
-        False, "each training step as one CUDA graph, where one NVIDIA GPU trains; not yet run on one"
+        False, "run each training step as one CUDA graph, on a single NVIDIA GPU; not yet run on a GPU"
     )
-    rank_timeout: float = key(600.0, "seconds that a rank waits for the others before it gives up", low=1)
-    deterministic: bool = key(False, "bit-equal repeats on GPU, at the price of speed")
+    rank_timeout: float = key(600.0, "seconds that a rank waits for the other ranks before it fails", low=1)
+    deterministic: bool = key(False, "bit-identical repeats on GPU, at lower speed")
     save_dir: str = key("output", "folder of the run")
-    seed: int = key(1234, "seed of weights, order and augmentation", low=0)
-    num_classes: int | None = key(None, "number of classes; none: the dataset's", low=2, high=255)
-    batch_size: int = key(2, "crops per card and micro-batch", low=1)
+    seed: int = key(1234, "seed of initial weights, sample order and augmentation", low=0)
+    num_classes: int | None = key(None, "number of classes; none: that of the dataset", low=2, high=255)
+    batch_size: int = key(2, "crops per rank and micro-batch", low=1)
     accumulate_steps: int = key(1, "micro-batches per optimizer step", low=1)
     total_step: int = key(160_000, "optimizer steps of the run", low=1)
-    lr_init: float = key(0.01, "highest learning rate", low=0)
-    end_lr: float = key(1e-6, "learning rate at the end, and where warmup begins", low=0)
+    lr_init: float = key(0.01, "highest learning rate, reached after warmup", low=0)
+    end_lr: float = key(1e-6, "learning rate at the end of the run, and at the start of warmup", low=0)
     warmup_step: int = key(500, "steps of linear warmup", low=0)
-    schedule: Literal["linear", "poly"] = key("linear", "course of the learning rate after warmup")
+    schedule: Literal["linear", "poly"] = key("linear", "learning rate schedule after warmup")
     power: float = key(0.9, "exponent of the poly schedule", low=0)
-    base_batch_size: int | None = key(None, "crops a step, over all cards, that lr_init is meant for", low=1)
+    base_batch_size: int | None = key(None, "crops per step, over all ranks, for which lr_init is tuned", low=1)
     lr_scale: Literal["none", "linear"] = key(
-        "none", "linear: multiply the learning rate by the crops of a step over base_batch_size"
+        "none", "linear: multiply the learning rate by crops per step / base_batch_size"
     )
-    clip_grad: float | None = key(None, "largest norm of the gradient; none: not clipped", low=0)
-    max_skipped: int = key(20, "stop after so many steps in a row with a loss or gradient that is not finite", low=1)
+    clip_grad: float | None = key(None, "maximum norm of the gradient; none: no clipping", low=0)
+    max_skipped: int = key(20, "stop after this many consecutive steps with a non-finite loss or gradient", low=1)
     log_interval: int = key(100, "steps between log lines", low=1)
-    run_eval: bool = key(True, "evaluate while training")
+    run_eval: bool = key(True, "evaluate during training")
     eval_interval: int = key(4000, "steps between evaluations", low=1)
-    eval_samples: int = key(3, "validation images drawn into samples/ at every evaluation; 0: none", low=0)
+    eval_samples: int = key(
+        3, "validation images whose predictions are written to samples/ at each evaluation; 0: none", low=0
+    )
     save_interval: int = key(2000, "steps between checkpoints", low=1)
-    keep_checkpoint: int = key(5, "numbered checkpoints kept; 0: all", low=0)
+    keep_checkpoint: int = key(5, "numbered checkpoints to keep; 0: all", low=0)
     save_mindspore_ckpt: bool | None = key(
-        None, "also write each checkpoint's weights as MindSpore's .ckpt; none: with the mindspore engine alone"
+        None, "also write the weights of each checkpoint as a MindSpore .ckpt; none: only with the mindspore engine"
     )
     tensorboard: bool = key(True, "write TensorBoard files to SAVE_DIR/tensorboard")
     trackers: tuple[Literal["wandb", "mlflow"], ...] = key((), "services that also receive the metrics of a run")
-    project: str = key("ocrnet", "of trackers: the project (W&B), the experiment (MLflow)")
-    run_name: str = key("", "of trackers: the name of the run; empty: that of save_dir")
-    min_miou: float | None = key(None, "mIoU that `eval` must reach, or it exits with 1; none: any", low=0, high=1)
-    num_workers: int = key(4, "processes that read and augment; 0: the training process itself", low=0)
+    project: str = key("ocrnet", "project (W&B) or experiment (MLflow) of the trackers")
+    run_name: str = key("", "name of the run in the trackers; empty: that of save_dir")
+    min_miou: float | None = key(
+        None, "mIoU that `eval` must reach, otherwise it exits with 1; none: no minimum", low=0, high=1
+    )
+    num_workers: int = key(4, "processes that read and augment samples; 0: the training process", low=0)
     prefetch_size: int = key(2, "batches that each worker prepares ahead", low=1)
-    max_rowsize: int = key(16, "memory of one sample in MB (mindspore engine only)", low=1)
+    max_rowsize: int = key(16, "memory per sample in MB (mindspore engine only)", low=1)
     enable_modelarts: bool = key(
-        False, "on ModelArts: its own flags are passed over; with train_url, runs go on by themselves"
+        False, "run on ModelArts: its own flags are ignored; with train_url, runs resume automatically"
     )
     data_url: str = key(
-        "", "where the dataset is, a folder or a .tar: obs://, s3:// or file:// is pulled, a path is used where it is"
+        "",
+        "location of the dataset, a folder or a .tar: obs://, s3:// or file:// is downloaded, a path is used in place",
     )
-    train_url: str = key("", "where results are pushed and looked for by --resume_ckpt auto: obs://, s3:// or a folder")
+    train_url: str = key(
+        "", "upload target of the results, also searched by --resume_ckpt auto: obs://, s3:// or a folder"
+    )
     ckpt_url: str = key(
-        "", "train: ImageNet weights of the backbone, or a checkpoint to begin from; eval: the checkpoint or its folder"
+        "", "train: ImageNet weights of the backbone, or a checkpoint to start from; eval: the checkpoint or its folder"
     )
     loss: Loss = Loss()
     data: Data = Data()
@@ -255,31 +262,31 @@ def _contradictions(cfg: Config) -> Iterator[str]:
     if cfg.warmup_step > cfg.total_step:
         yield f"warmup_step {cfg.warmup_step} is more than total_step {cfg.total_step}; lower one or raise the other"
     if cfg.amp_level not in ("auto", "O0") and not cfg.mix:
-        yield f"amp_level {cfg.amp_level} has no effect without mixed precision; add --mix True, or leave it out"
+        yield f"amp_level {cfg.amp_level} has no effect without mixed precision; add --mix True, or remove amp_level"
     if cfg.end_lr > cfg.lr_init:
-        yield f"end_lr {cfg.end_lr} is above lr_init {cfg.lr_init}; the learning rate falls from lr_init to end_lr"
+        yield f"end_lr {cfg.end_lr} is above lr_init {cfg.lr_init}; lower end_lr or raise lr_init"
     if cfg.lr_scale == "linear" and cfg.base_batch_size is None:
-        yield "lr_scale linear needs base_batch_size, the crops a step that lr_init is meant for; set it"
+        yield "lr_scale linear needs base_batch_size; set it to the crops per step for which lr_init is tuned"
     if cfg.data.scale_range[0] > cfg.data.scale_range[1]:
         yield f"data.scale_range {list(cfg.data.scale_range)} must be [low, high] with low <= high"
     if cfg.loss.aux == cfg.loss.ocr == 0:
-        yield "loss.aux and loss.ocr are both 0; nothing would be trained"
+        yield "loss.aux and loss.ocr are both 0, so nothing is trained; raise one of them"
     if not cfg.eval.scales:
-        yield "eval.scales is empty; use [1.0] for the image as it is"
+        yield "eval.scales is empty; use [1.0] for the original size"
     if cfg.optimizer.nesterov and cfg.optimizer.momentum == 0:
-        yield "optimizer.nesterov needs optimizer.momentum above 0"
+        yield "optimizer.nesterov needs optimizer.momentum above 0; raise it"
     if cfg.clip_grad == 0:
-        yield "clip_grad 0 would stop every step; leave it out (none) for no clipping"
+        yield "clip_grad 0 sets every gradient to 0; use none for no clipping"
     if cfg.backbone.pretrained and not cfg.backbone.backbone_ckpt:
         yield (
             "backbone.pretrained is True but backbone.backbone_ckpt is empty; download HRNet ImageNet weights of this "
-            "width from the authors' HRNet-Image-Classification page and give the file as backbone.backbone_ckpt"
+            "width from the authors' HRNet-Image-Classification page and set backbone.backbone_ckpt to the file"
         )
     height, width = cfg.data.crop_size
     if cfg.batch_size * math.ceil(height / 32) * math.ceil(width / 32) == 1:
         yield (
-            f"data.crop_size [{height}, {width}] with batch_size 1 leaves batch norm a single value a channel at the "
-            "coarsest branch, a 32nd of the size; raise one of them"
+            f"data.crop_size [{height}, {width}] with batch_size 1 leaves batch norm one value per channel in the "
+            "coarsest branch, at 1/32 of the size; raise one of them"
         )
     yield from _class_weight_problems(cfg)
     given = {name: text for name in URLS if (text := getattr(cfg, name))}
@@ -287,10 +294,10 @@ def _contradictions(cfg: Config) -> Iterator[str]:
     if cfg.train_url and "://" not in cfg.train_url.removeprefix("file://"):
         there = Path(cfg.train_url.removeprefix("file://")).resolve()
         if there.is_relative_to(Path(cfg.save_dir).resolve()):
-            yield f"train_url {cfg.train_url} lies in save_dir {cfg.save_dir}, which is pushed there; give another"
+            yield f"train_url {cfg.train_url} is inside save_dir {cfg.save_dir}, which is uploaded to it; give another"
     for name, instead in LOCAL.items():
         if "://" in (value(cfg, name) or ""):
-            yield f"{name} is a path on this machine and cannot be a url; give a url as {instead}"
+            yield f"{name} must be a local path, not a URL; give the URL as {instead}"
 
 
 def _class_weight_problems(cfg: Config) -> Iterator[str]:
@@ -303,7 +310,7 @@ def _class_weight_problems(cfg: Config) -> Iterator[str]:
             "give one weight per class, or none for equal weights"
         )
     if not any(weights):
-        yield "data.class_weights are all 0; nothing would be trained"
+        yield "data.class_weights are all 0, so nothing is trained; raise at least one"
 
 
 def with_classes(cfg: Config, num_classes: int, source: str) -> Config:

@@ -35,8 +35,8 @@ DRAFT_NAME = 40
 _CHUNK = 2**20  # bytes of a PNG chunk: libpng warns above 8 million
 # Pixels per strip in operations for which a second full array would take too much memory.
 STRIP_PIXELS = 2**22
-_LABELS = "a label is a PNG of one channel, 8 bits a pixel, whose values are the class ids"
-_DAMAGED = "is damaged or no image; write it again or leave it out"
+_LABELS = "a label is a one-channel PNG with 8 bits per pixel, whose values are class ids"
+_DAMAGED = "is damaged or not an image; replace or remove it"
 
 _RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # since OpenCV 4.11; otherwise BGR is converted after decoding
 _COLOURS = cv2.IMREAD_COLOR if _RGB is None else _RGB
@@ -130,9 +130,9 @@ def decode_label(data: bytes, path: str | Path) -> np.ndarray:
     except _UNDECODABLE as why:
         raise OcrnetError(f"{path} {_DAMAGED} ({why})") from None
     if kind == "JPEG":
-        raise OcrnetError(f"{path} is a JPEG, which changes ids; {_LABELS}: write it again from its source")
+        raise OcrnetError(f"{path} is a JPEG, which changes ids; {_LABELS}: export it again from its source")
     if mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
-        raise OcrnetError(f"{path} has mode {mode}; {_LABELS}, not colours: convert it")
+        raise OcrnetError(f"{path} has mode {mode}; {_LABELS}, not colors: convert it")
     if ids.max(initial=0) > 255 or ids.min(initial=0) < 0:
         raise OcrnetError(f"{path} holds values from {ids.min()} to {ids.max()}; {_LABELS}, 0 to 255")
     ids = ids.astype(np.uint8)
@@ -265,12 +265,12 @@ def _read(path: str | Path) -> bytes:
 def _check_whole(path: str | Path, data: bytes) -> None:
     """Raise `OcrnetError` unless a file's bytes end where its format requires; not all decoders check this."""
     if not data:
-        raise OcrnetError(f"{path} is empty; write it again or leave it out")
+        raise OcrnetError(f"{path} is empty; replace or remove it")
     if data.startswith(_PNG):
         _check_png(path, data)
     # An end-of-image marker must follow the last scan; data that cameras append after it is allowed.
     elif data.startswith(_JPEG) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise OcrnetError(f"{path} is truncated: the JPEG has no end; write it again or leave it out")
+        raise OcrnetError(f"{path} is truncated: the JPEG has no end marker; replace or remove it")
 
 
 def _webp_orientation(data: bytes) -> int:
@@ -298,11 +298,11 @@ def _check_png(path: str | Path, data: bytes) -> None:
     position, kind = len(_PNG), b""
     while kind != b"IEND":
         if position + 12 > len(data):
-            raise OcrnetError(f"{path} is truncated: the PNG has no end; write it again or leave it out")
+            raise OcrnetError(f"{path} is truncated: the PNG has no IEND chunk; replace or remove it")
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         if end + 4 > len(data):
-            raise OcrnetError(f"{path} is truncated in a PNG chunk; write it again or leave it out")
+            raise OcrnetError(f"{path} is truncated in a PNG chunk; replace or remove it")
         if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise OcrnetError(f"{path} is damaged: a PNG chunk fails its checksum; write it again")
+            raise OcrnetError(f"{path} is damaged: a PNG chunk fails its checksum; replace or remove it")
         position = end + 4

@@ -71,7 +71,7 @@ def inspect(
         if say is not None and done % 250 == 0:
             say(f"checked {done}/{len(indices)} images")
     if not report.problems and not report.pixels.any():
-        report.problems.append(f"no pixel of the {report.read} images is labelled; every one is left out")
+        report.problems.append(f"no pixel of the {report.read} images is labeled; all pixels are ignored")
     return report
 
 
@@ -116,15 +116,15 @@ def text(report: Report, classes: ClassTable) -> str:
     more = f" and {len(report.sizes) - 8} more sizes" if len(report.sizes) > 8 else ""
     weights = ", ".join(f"{weight:.4f}" for weight in report.class_weights)
     lines += [
-        f"left out (ignored): {100 * report.ignored / everything:.2f} % of all pixels",
+        f"ignored: {100 * report.ignored / everything:.2f} % of all pixels",
         f"images (height x width): {sizes or 'none'}{more}",
         f"class_weights: [{weights}]",
     ]
     absent = [name for name, images in zip(classes.names, report.images, strict=True) if not images]
-    lines += [f"warning: no pixel of {', '.join(absent)}"] if absent else []
+    lines += [f"warning: no pixels of {', '.join(absent)}"] if absent else []
     if absent and report.ignored and len(absent) == len(classes.names) - 1:
-        lines.append("warning: one class alone; 255 is left out, so a mask of 0 and 255 needs 1 in place of 255")
-    lines += [f"warning: {name} has no labelled pixel" for name in report.unlabelled[:SHOWN]]
+        lines.append("warning: only one class occurs; 255 is ignored, so a mask of 0 and 255 needs 1 instead of 255")
+    lines += [f"warning: {name} has no labeled pixels" for name in report.unlabelled[:SHOWN]]
     return "\n".join(lines + _problems(report))
 
 

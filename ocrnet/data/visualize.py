@@ -33,13 +33,13 @@ def overlay(image: np.ndarray, indices: np.ndarray, palette: Palette, *, alpha: 
     if image.shape != (*indices.shape, 3) or image.dtype != np.uint8 or indices.dtype != np.uint8:
         raise ValueError(
             f"image {image.dtype} {image.shape} and indices {indices.dtype} {indices.shape}: "
-            "they are uint8 H,W,3 and uint8 H,W"
+            "expected uint8 H,W,3 and uint8 H,W"
         )
     colours = np.asarray(palette, dtype=np.uint8)
     known = indices != IGNORE
     highest = int(indices[known].max(initial=0))
     if highest >= len(colours):
-        raise ValueError(f"class index {highest} has no colour: the palette has {len(colours)}")
+        raise ValueError(f"class index {highest} has no color: the palette has {len(colours)} colors")
     by_index = np.zeros((256, 3), np.uint8)
     by_index[: len(colours)] = colours
     blended = cv2.addWeighted(image, 1 - alpha, by_index[indices], alpha, 0)
@@ -80,7 +80,7 @@ def side_by_side(
     """
     panels = [("image", image)]
     if truth is not None:
-        panels.append(("truth", overlay(image, truth, palette)))
+        panels.append(("ground truth", overlay(image, truth, palette)))
     panels.append(("prediction", overlay(image, prediction, palette)))
     size = max(image.shape[0] / 720, 0.4)  # font scale: readable at full size
     gap = np.full((image.shape[0], max(round(8 * size), 2), 3), _BACKGROUND, np.uint8)

@@ -11,7 +11,7 @@ import cv2
 
 from ocrnet.utils.signals import SIGNALS
 
-ADVICE = "where memory or /dev/shm is short, lower num_workers or prefetch_size (without workers: --set num_workers=0)"
+ADVICE = "if memory or /dev/shm is short, lower num_workers or prefetch_size (without workers: --set num_workers=0)"
 
 _OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
 
@@ -56,6 +56,6 @@ def describe_dead_workers(processes: Sequence[multiprocessing.process.BaseProces
             process.join(timeout=5)  # pipes close shortly before the exit status is available
         code = process.exitcode
         if code is not None:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
             told.append(f"loader worker {process.pid} {how}")
     return ", ".join(told)

@@ -48,14 +48,14 @@ def read_world(env: Mapping[str, str] = os.environ) -> World:
         size = _number(env, "MS_WORKER_NUM")
         return World(0, size, 0, SCHEDULER)
     if role == "MS_WORKER" and "MS_NODE_ID" not in env:
-        raise OcrnetError("MS_NODE_ID is not set; where msrun starts ranks on several machines, give it --node_rank")
+        raise OcrnetError("MS_NODE_ID is not set; if msrun starts ranks on several machines, give msrun --node_rank")
     for launcher, rank, size_name, local, local_size in LAUNCHERS:
         if rank in env and size_name in env:
             numbers = _number(env, rank), _number(env, size_name), _number(env, local, "0")
             world = World(*numbers, launcher, _local_size(env, local_size))
             if not 0 <= world.rank < world.size:
                 raise OcrnetError(
-                    f"{launcher} says {rank}={world.rank} and {size_name}={world.size}; a rank is below the size"
+                    f"{launcher} sets {rank}={world.rank} and {size_name}={world.size}; the rank must be below the size"
                 )
             return world
     return World()

@@ -37,7 +37,7 @@ def leave_port(board: Path, port: int) -> None:
         os.replace(name, board)
     except OSError as error:
         os.unlink(name)
-        raise OcrnetError(f"{board}: rank 0 cannot leave its port there ({error.strerror})") from error
+        raise OcrnetError(f"{board}: rank 0 cannot write its port to this file ({error.strerror})") from error
 
 
 def read_port(board: Path, patience: float) -> int:
@@ -47,7 +47,7 @@ def read_port(board: Path, patience: float) -> int:
         if (port := _left_by_the_living(board)) is not None:
             return port
         time.sleep(0.05)
-    raise OcrnetError(f"{board}: rank 0 has left no port there within {patience:g} s; has it started?")
+    raise OcrnetError(f"{board}: rank 0 has not written its port within {patience:g} s; check that rank 0 has started")
 
 
 def _clean(board: Path) -> None:

@@ -95,4 +95,6 @@ def check_outputs(outputs: Sequence[str], passes: Sequence[Pass]) -> None:
         raise OcrnetError(f"predict has no output {unknown}; it has {', '.join(known)}")
     asked = [name for name in outputs if name in ATTENTION]
     if asked and (len(passes) > 1 or passes[0].flip or len(passes[0].windows) > 1):
-        raise OcrnetError(f"{' and '.join(asked)}: of one look at whole images alone; leave out scales, flip and slide")
+        raise OcrnetError(
+            f"{' and '.join(asked)}: requires a single pass over whole images; leave out scales, flip and slide"
+        )

@@ -56,8 +56,8 @@ def check_same(engine: Engine, seen: Mapping[str, str]) -> None:
         if len(ranks_of) > 1:
             views = "; ".join(f"{_names(ranks)}: {text}" for text, ranks in ranks_of.items())
             raise OcrnetError(
-                f"the ranks do not have the same {subject} ({views}); all of them need the same command and the same "
-                "files: a file system that they share, and a moment for what was just written to reach each of them"
+                f"the ranks do not have the same {subject} ({views}); run the same command with the same files on all "
+                "ranks: use a shared file system, and wait until new files are visible to every rank"
             )
 
 
@@ -79,7 +79,7 @@ def propagate_errors(engine: Engine) -> Iterator[None]:
         raise
     failed = [rank for rank, flag in enumerate(all_gather(engine, 0)) if flag]
     if failed:
-        raise OcrnetError(f"{_names(failed)} failed; the reason stands in the message of that rank")
+        raise OcrnetError(f"{_names(failed)} failed; see the error message of that rank")
 
 
 def _names(ranks: Sequence[int]) -> str:

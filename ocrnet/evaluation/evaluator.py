@@ -59,7 +59,7 @@ def evaluate(
     assert counts is not None
     total = engine.sum(counts)
     if not total.any():
-        raise OcrnetError(f"no pixel of the validation images at {dataset.root} is labelled; see ocrnet check")
+        raise OcrnetError(f"no pixel of the validation images at {dataset.root} is labeled; see ocrnet check")
     return metrics.scores(total, dataset.classes.names, dataset.classes.categories)
 
 
@@ -76,7 +76,7 @@ def _count(
     num_classes, world = len(dataset.classes), engine.world
     total = np.zeros((num_classes, num_classes), np.int64)
     share = len(range(world.rank, len(dataset), world.size))
-    whose = f" of rank {world.rank}'s" if world.size > 1 else ""
+    whose = f" on rank {world.rank}" if world.size > 1 else ""
     begun = said = time.monotonic()
     for done, (index, image, label) in enumerate(val_stream(dataset, world, cfg.num_workers), 1):
         passes = make_passes(eval_cfg, (image.shape[0], image.shape[1]), cfg.data.base_size)

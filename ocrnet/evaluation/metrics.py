@@ -48,9 +48,11 @@ def confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np
     """
     assert 1 <= num_classes <= IGNORE, f"num_classes is {num_classes}, not 1 to 255"
     if prediction.dtype != np.uint8 or truth.dtype != np.uint8:
-        raise ValueError(f"class indices are uint8, not {prediction.dtype} (prediction) and {truth.dtype} (truth)")
+        raise ValueError(
+            f"class indices must be uint8, got {prediction.dtype} (prediction) and {truth.dtype} (ground truth)"
+        )
     if prediction.shape != truth.shape:
-        raise ValueError(f"the prediction has shape {prediction.shape}, the truth {truth.shape}")
+        raise ValueError(f"the prediction has shape {prediction.shape}, the ground truth {truth.shape}")
     pairs = np.left_shift(truth, 8, dtype=np.uint16)
     pairs |= prediction
     # Count all 256 x 256 pairs and validate them afterwards: this is faster than masking and validating each pixel.
@@ -58,11 +60,12 @@ def confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np
     wrong = np.flatnonzero(counts[num_classes:IGNORE].any(axis=1)) + num_classes
     if wrong.size:
         raise OcrnetError(
-            f"the truth holds class index {_some(wrong)}; allowed are 0 to {num_classes - 1} and {IGNORE} (ignored)"
+            f"the ground truth has class index {_some(wrong)}; "
+            f"allowed are 0 to {num_classes - 1} and {IGNORE} (ignored)"
         )
     wrong = np.flatnonzero(counts[:num_classes, num_classes:].any(axis=0)) + num_classes
     if wrong.size:
-        raise ValueError(f"the prediction holds class index {_some(wrong)}; allowed are 0 to {num_classes - 1}")
+        raise ValueError(f"the prediction has class index {_some(wrong)}; allowed are 0 to {num_classes - 1}")
     return counts[:num_classes, :num_classes].copy()
 
 
@@ -128,7 +131,7 @@ def table(scores: Scores) -> str:
     for title, rows in (("category", scores.category_iou), ("", means)):
         lines += [rule, *([f"{title:<{width}}   IoU %", rule] if title and rows else [])] if rows else []
         lines += [f"{name:<{width}}  {_percent(value)}" for name, value in rows.items()]
-    lines += [rule, f"over {scores.pixels:,} labelled pixels; - : no pixel decides it"]
+    lines += [rule, f"over {scores.pixels:,} labeled pixels; -: undefined, no pixel contributes"]
     return "\n".join(lines)
 
 

@@ -141,11 +141,11 @@ class Exporter:
         network = builder.create_network(0)
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(source)):
-            raise OcrnetError(f"TensorRT {trt.__version__} does not take the network: {parser.get_error(0)}")
+            raise OcrnetError(f"TensorRT {trt.__version__} does not support the network: {parser.get_error(0)}")
         config = builder.create_builder_config()
         if self.spec.precision == "float16":
             config.set_flag(trt.BuilderFlag.FP16)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise OcrnetError(f"TensorRT {trt.__version__} could not build the network; its messages stand above")
+            raise OcrnetError(f"TensorRT {trt.__version__} could not build the network; see its messages above")
         path.write_bytes(bytes(plan))

@@ -6,7 +6,7 @@ from ocrnet.export.compare import Figures
 from ocrnet.export.formats import ExportMetadata
 
 INPUTS = {
-    "uint8": "uint8 N,H,W,3: RGB as it is read from a file, 0 to 255; normalised inside",
+    "uint8": "uint8 N,H,W,3: RGB as read from a file, 0 to 255; normalized inside the network",
     "normalised": "float32 N,3,H,W: RGB, (value / 255 - mean) / std",
 }
 OUTPUTS = {
@@ -14,7 +14,9 @@ OUTPUTS = {
     "probabilities": "float32 N,C,H,W: the softmax over the classes, at the image's size",
     "logits": "float32 N,C,ceil(H/4),ceil(W/4): before resizing (bilinear, align_corners {align_corners}) and argmax",
 }
-MINDIR = "two of float32 N,C,ceil(H/4),ceil(W/4): the auxiliary head's logits, and the OCR head's, which are the answer"
+MINDIR = (
+    "two of float32 N,C,ceil(H/4),ceil(W/4): the auxiliary head's logits, and the OCR head's, which are the prediction"
+)
 
 
 def card(metadata: ExportMetadata, figures: Figures, name: str) -> str:

@@ -132,8 +132,8 @@ def check(figures: Figures, precision: Precision, tolerance: float | None, outpu
     if figures.logits_apart < most and figures.labels_equal >= limit.labels:
         return
     raise OcrnetError(
-        f"the exported {precision} network is too far from the checkpoint: {figures.text()}; the limits are {most:g} "
-        f"(--tolerance) and {100 * limit.labels:g} %; {output} was not written"
+        f"the exported {precision} network differs too much from the checkpoint: {figures.text()}; the limits are "
+        f"{most:g} (--tolerance) and {100 * limit.labels:g} %; {output} was not written"
     )
 
 
@@ -157,7 +157,7 @@ def files(folder: str, flag: str, number: int) -> list[Path]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise OcrnetError(f"{flag} '{folder}' is no folder; give one of images ({' '.join(IMAGES)})")
+        raise OcrnetError(f"{flag} '{folder}' is not a folder; give a folder of images ({' '.join(IMAGES)})")
     found = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
     if not found:
         raise OcrnetError(f"{flag} '{folder}' holds no images ({' '.join(IMAGES)})")

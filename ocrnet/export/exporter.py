@@ -92,11 +92,11 @@ def export(options: ExportOptions, labelled: Dataset | None, say: Callable[[str]
     check_writable(options.output)
     beside = options.output.with_suffix(".bin")
     if kind == "openvino" and beside.exists() and not options.output.exists():
-        raise OcrnetError(f"--output {options.output}: {beside} exists without it; give another --output")
+        raise OcrnetError(f"--output {options.output}: {beside} exists, but its .xml does not; give another --output")
     for library in WRITERS[kind]:
         check_installed(library, f"--format {kind}")
     if format_of(options.checkpoint):
-        raise OcrnetError(f"{options.checkpoint} is an exported file already; export its checkpoint")
+        raise OcrnetError(f"{options.checkpoint} is already an exported file; export its checkpoint")
     found = weights.read(options.checkpoint)
     for line in found.notes:
         say(line)
@@ -128,12 +128,12 @@ def _format(options: ExportOptions) -> Format:
     if options.format is None:
         if implied is None:
             endings = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
-            raise OcrnetError(f"--output {options.output}: its ending names no format: {endings}; or give --format")
+            raise OcrnetError(f"--output {options.output}: unknown suffix; use {endings}, or give --format")
         return implied
     for name in FORMATS:
         if options.format == name:
             if implied != name:
-                raise OcrnetError(f"--output {options.output}: --format {name} ends in {SUFFIXES[name]}")
+                raise OcrnetError(f"--output {options.output}: --format {name} needs the suffix {SUFFIXES[name]}")
             return name
     raise OcrnetError(f"--format is '{options.format}', but must be one of {', '.join(FORMATS)}, triton"
                       f"{nearest(options.format, FORMATS)}")  # fmt: skip
@@ -149,12 +149,12 @@ def _check_choices(options: ExportOptions, kind: Format) -> None:
         value = getattr(options, name)
         if value is not None and value not in choices:
             raise OcrnetError(
-                f"--{name} is '{value}', but {kind} has {', '.join(choices)}{nearest(str(value), choices)}"
+                f"--{name} is '{value}', but {kind} supports {', '.join(choices)}{nearest(str(value), choices)}"
             )
     if options.dynamic and kind not in ANY_SIZE:
-        raise OcrnetError(f"--dynamic True: {kind} files are of one size; {', '.join(ANY_SIZE)} can leave it open")
+        raise OcrnetError(f"--dynamic True: {kind} files have a fixed size; {', '.join(ANY_SIZE)} support any size")
     if options.precision == "int8" and options.calibration is None:
-        raise OcrnetError("--precision int8 needs --calibration: a folder of images like those the network will see")
+        raise OcrnetError("--precision int8 needs --calibration: a folder of representative images")
     if options.calibration is not None and options.precision != "int8":
         raise OcrnetError("--calibration has no effect without --precision int8")
 
@@ -166,9 +166,9 @@ def check_writable(output: Path) -> None:
         folder = folder.parent
     try:
         if output.is_dir():
-            raise IsADirectoryError(0, "it is a folder; give a file's name")
+            raise IsADirectoryError(0, "it is a folder; give a file name")
         if not folder.is_dir():
-            raise NotADirectoryError(0, f"{folder} is no folder")
+            raise NotADirectoryError(0, f"{folder} is not a folder")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -200,15 +200,15 @@ def _check_memory(found: Weights, size: tuple[int, int]) -> None:
     needed, there = flops.predict_bytes(found.arch, size), psutil.virtual_memory().total
     if needed > there:
         raise OcrnetError(
-            f"out of memory: --size {size[0]}x{size[1]} takes about {needed / 2**30:,.0f} GiB, this machine has "
-            f"{there / 2**30:,.0f}; give a smaller --size, and look at large images through windows (eval.slide)"
+            f"out of memory: --size {size[0]}x{size[1]} needs about {needed / 2**30:,.0f} GiB, this machine has "
+            f"{there / 2**30:,.0f}; give a smaller --size, and predict large images in windows (eval.slide)"
         )
 
 
 def _check_labels(found: Weights, labelled: Dataset | None) -> None:
     if labelled is not None and len(labelled.classes) != found.arch.num_classes:
         raise OcrnetError(
-            f"{found.path} answers {found.arch.num_classes} classes, but the dataset at {labelled.root} has "
+            f"{found.path} predicts {found.arch.num_classes} classes, but the dataset at {labelled.root} has "
             f"{len(labelled.classes)}; give the dataset it was trained for"
         )
 
@@ -231,7 +231,7 @@ def _samples(options: ExportOptions, spec: ExportSpec, labelled: Dataset | None)
         number = min(options.num_images or 2, 2)
         shape = size or options.size or Data.crop_size
         images, on = (compare.draw(shape, index) for index in range(number)), f"{number} synthetic street scenes"
-    return _with_odd(images, also=size is None), on + ("" if size else ", each of an odd size too")
+    return _with_odd(images, also=size is None), on + ("" if size else ", each also at an odd size")
 
 
 def _with_odd(images: Iterator[np.ndarray], *, also: bool) -> Iterator[Sample]:
@@ -273,7 +273,7 @@ def _check_same(kind: Format, path: Path, compared: compare.Session, spec: Expor
     x = as_input(image, spec.input, spec.mean, spec.std)
     last = open_session(kind, path)
     if last.document is None or not np.array_equal(last.run(x), compared.run(x)):
-        raise OcrnetError(f"the {kind} file with its metadata answers otherwise than without; it was not written")
+        raise OcrnetError(f"the {kind} file predicts differently with its metadata than without; it was not written")
 
 
 def _publish(files: list[Path], output: Path, text: str) -> None:

@@ -71,10 +71,10 @@ class ExportMetadata:
         palette, size = tuple(tuple(colour) for colour in tree["palette"]), tree["size"]
         found = cls(**tree | lists | {"arch": arch, "palette": palette, "size": size and tuple(size)})
         if len(found.names) != arch.num_classes or len(palette) != arch.num_classes:
-            raise ValueError(f"{len(found.names)} names and {len(palette)} colours for {arch.num_classes} classes")
+            raise ValueError(f"{len(found.names)} names and {len(palette)} colors for {arch.num_classes} classes")
         numbers = (*found.mean, *found.std, *(found.size or (1, 1)), found.source["step"])
         if len(numbers) != 9 or not all(isinstance(number, int | float) for number in numbers):
-            raise ValueError("mean, std, size and step are no numbers")
+            raise ValueError("mean, std, size and step must be numbers")
         if found.input not in get_args(Input) or found.outputs not in get_args(Outputs):
             raise ValueError(f"input {found.input!r}, outputs {found.outputs!r}")
         return found

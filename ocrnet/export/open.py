@@ -20,16 +20,16 @@ def read(path: Path, cfg: Config) -> Weights | Exported:
     if kind is None:
         return weights.read(path)
     if cfg.device_target not in (None, "GPU" if kind == "tensorrt" else "CPU"):
-        raise OcrnetError(f"{path}: exported {kind} files are not run on {cfg.device_target} here; "
+        raise OcrnetError(f"{path}: exported {kind} files do not run on {cfg.device_target}; "
                           "leave --device_target out")  # fmt: skip
     session = open_session(kind, path, mix=cfg.mix)
     if session.document is None:
-        raise OcrnetError(f"{path} was not written by ocrnet export: it does not say what it takes and answers")
+        raise OcrnetError(f"{path} was not written by ocrnet export: its metadata is missing")
     try:
         metadata = ExportMetadata.from_dict(session.document)
     except (TypeError, KeyError, ValueError, AttributeError, OcrnetError) as error:
         raise OcrnetError(
-            f"{path}: what it says of itself is damaged ({type(error).__name__}: {error}); export it again"
+            f"{path}: its metadata is invalid ({type(error).__name__}: {error}); export it again"
         ) from None
     return Exported(path, metadata, session)
 

@@ -37,7 +37,7 @@ def export_repository(options: ExportOptions, labelled: Dataset | None, say: Cal
     """
     folder, config = options.output, options.output / "config.pbtxt"
     if folder.exists() and not (folder.is_dir() and (config.is_file() or not any(folder.iterdir()))):
-        raise OcrnetError(f"--output {folder} exists and is no model of a Triton repository; give a new folder")
+        raise OcrnetError(f"--output {folder} exists and is not a model of a Triton repository; give a new folder")
     onnx = need("onnx", "--format triton")
     model = folder / "1" / "model.onnx"
     dynamic = options.dynamic or options.size is None

@@ -32,7 +32,7 @@ def check_url(url: str, *, offline: bool) -> None:
     if parts.scheme not in SCHEMES:
         raise OcrnetError(f"'{urls.scrub(url)}' must begin with http:// or https://, or be a path")
     if not parts.hostname:
-        raise OcrnetError(f"'{urls.scrub(url)}' names no host")
+        raise OcrnetError(f"'{urls.scrub(url)}' has no host")
     if offline:
         raise OcrnetError(f"--offline: '{urls.scrub(url)}' is not downloaded; give a file, or leave --offline out")
 
@@ -56,11 +56,11 @@ def image(url: str) -> bytes:
             with Image.open(io.BytesIO(data)) as header:
                 width, height = header.size
     except UnidentifiedImageError:
-        raise OcrnetError(f"{urls.scrub(url)} is no image: it begins with {data[:16]!r}") from None
+        raise OcrnetError(f"{urls.scrub(url)} is not an image: it begins with {data[:16]!r}") from None
     except Image.DecompressionBombError:
         raise OcrnetError(f"{urls.scrub(url)} has more than {MOST_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow raises many types for damaged headers
-        raise OcrnetError(f"{urls.scrub(url)} is damaged or no image ({error})") from None
+        raise OcrnetError(f"{urls.scrub(url)} is damaged or not an image ({error})") from None
     # mutation: bound-url-image-pixels
     if width * height > MOST_PIXELS:
         raise OcrnetError(
@@ -84,7 +84,7 @@ def _fetch(url: str) -> bytes:
         except OcrnetError as error:
             found["error"] = error
         except urllib.error.HTTPError as error:
-            found["error"] = OcrnetError(f"{urls.scrub(url)}: the server says {error.code} {error.reason}")
+            found["error"] = OcrnetError(f"{urls.scrub(url)}: the server returned {error.code} {error.reason}")
         except (OSError, HTTPException, ValueError) as error:
             why = getattr(error, "reason", None) or error
             found["error"] = OcrnetError(f"{urls.scrub(url)} cannot be read: {why or type(why).__name__}")
@@ -96,7 +96,9 @@ def _fetch(url: str) -> bytes:
     thread.join(MOST_SECONDS)
     given_up.set()
     if not found:
-        raise OcrnetError(f"{urls.scrub(url)} was not there after {MOST_SECONDS:g} seconds; save it, and give the file")
+        raise OcrnetError(
+            f"{urls.scrub(url)} was not downloaded within {MOST_SECONDS:g} seconds; save it, and give the file"
+        )
     if "error" in found:
         raise found["error"]
     return found["data"]
@@ -122,7 +124,7 @@ def _read(url: str, given_up: threading.Event) -> bytes:
                 raise _too_large(url)
     # mutation: check-url-download-length
     if promised > len(data):
-        raise OcrnetError(f"{urls.scrub(url)} broke off after {len(data):,} of {promised:,} bytes")
+        raise OcrnetError(f"{urls.scrub(url)} is incomplete: got {len(data):,} of {promised:,} bytes")
     return bytes(data)
 
 
@@ -132,7 +134,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
         # mutation: redirect-to-http-only
         if _parts(newurl).scheme not in SCHEMES:
-            raise OcrnetError(f"{urls.scrub(req.full_url)} leads to {urls.scrub(newurl)}, which is no http(s) url")
+            raise OcrnetError(
+                f"{urls.scrub(req.full_url)} redirects to {urls.scrub(newurl)}, which is not an http(s) URL"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -156,4 +160,4 @@ def _parts(url: str) -> urllib.parse.SplitResult:
     try:
         return urllib.parse.urlsplit(url)
     except ValueError as error:
-        raise OcrnetError(f"'{urls.scrub(url)}' is no url: {error}") from None
+        raise OcrnetError(f"'{urls.scrub(url)}' is not a URL: {error}") from None

@@ -73,7 +73,7 @@ def predict(job: Job, sources: Sequence[Source]) -> Report:
                     if len(sources) == 1:
                         raise
                     report.problems.append(str(error))
-                    job.say(f"{where} passed over: {error}")
+                    job.say(f"{where} skipped: {error}")
                 progress.done()
         whole = True
     finally:
@@ -104,7 +104,7 @@ def _image(job: Job, painter: Painter, source: Source, report: Report, progress:
     if tile != size:
         job.say(
             f"{source.shown}: {height}x{width} would take more than eval.max_memory ({job.eval_cfg.max_memory:g} GiB), "
-            f"so it is seen in overlapping tiles of {tile[0]}x{tile[1]}"
+            f"so it is predicted in overlapping tiles of {tile[0]}x{tile[1]}"
         )
 
     def step(done: int, total: int) -> None:

@@ -70,7 +70,7 @@ def find(source: str, output: str | Path, *, offline: bool = False) -> list[Sour
         return [Source(path.stem, source, _kind(path))]
     if path.is_dir():
         if path.resolve() == Path(output).resolve():
-            raise OcrnetError(f"--output '{output}' is the folder of the images themselves; give another one")
+            raise OcrnetError(f"--output '{output}' is the folder of the images; give another --output")
         found = _below(path, path.rglob("*"), output)
         if not found:
             raise OcrnetError(
@@ -79,7 +79,7 @@ def find(source: str, output: str | Path, *, offline: bool = False) -> list[Sour
             )
         return _named(path, found)
     if not glob.has_magic(source):
-        raise OcrnetError(f"'{source}' does not exist; give an image, a video, a folder, a quoted pattern, or a url")
+        raise OcrnetError(f"'{source}' does not exist; give an image, a video, a folder, a quoted pattern, or a URL")
     root = Path(re.split(r"[^/]*[*?\[]", source, maxsplit=1)[0])
     found = _below(root, map(Path, glob.glob(source, recursive=True)), output)
     if not found:
@@ -114,7 +114,7 @@ def _named(root: Path, paths: Sequence[Path]) -> list[Source]:
     if _alike(names, kinds):  # "a.jpg" and "a.png" keep their suffixes, and "a.jpg.png" without its own collides
         names = whole
         if alike := _alike(names, kinds):
-            raise OcrnetError(f"results of '{paths[min(alike)]}' and of another would be one file; rename one of them")
+            raise OcrnetError(f"'{paths[min(alike)]}' and another source would write the same file; rename one of them")
     return [Source(name, str(path), kind) for name, path, kind in zip(names, paths, kinds, strict=True)]
 
 

@@ -89,12 +89,12 @@ class Reader:
         found, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not found or self._first is None:
             self._capture.release()
-            raise OcrnetError(f"{path} is damaged or no video that OpenCV reads; write it again, for example as mp4")
+            raise OcrnetError(f"{path} is damaged or not a video that OpenCV can read; convert it, for example to mp4")
         self.size = self._first.shape[0], self._first.shape[1]
         rate, promised = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.rate = rate if math.isfinite(rate) and 0 < rate <= 1000 else FALLBACK_RATE
         if self.rate != rate:
-            self.notes.append(f"{path} does not say its frame rate; {FALLBACK_RATE:g} a second is taken")
+            self.notes.append(f"{path} has no frame rate; {FALLBACK_RATE:g} frames per second are assumed")
         self.promised = int(promised) if math.isfinite(promised) and promised > 0 else 0
 
     def __enter__(self) -> "Reader":
@@ -110,7 +110,7 @@ class Reader:
             if frame.shape[:2] != self.size:
                 raise OcrnetError(
                     f"{self.path} changes its size from {self.size[0]}x{self.size[1]} to {frame.shape[0]}x"
-                    f"{frame.shape[1]} at frame {self.frames}; cut it there"
+                    f"{frame.shape[1]} at frame {self.frames}; split it there"
                 )
             self.frames += 1
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
@@ -176,7 +176,7 @@ class Writer:
         # mutation: count-written-frames
         if there != self._frames:
             raise OcrnetError(
-                f"{self.path} cannot be written: {there} of {self._frames} frames arrived; is the disk full?"
+                f"{self.path} cannot be written: {there} of {self._frames} frames were written; is the disk full?"
             )
         try:
             os.replace(self._draft, self.path)

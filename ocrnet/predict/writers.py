@@ -19,10 +19,10 @@ from ocrnet.utils.errors import OcrnetError, nearest
 
 # Content of each kind of picture; the kind "json" is not a picture.
 PICTURES = {
-    "overlay": "the classes' colours over the image",
+    "overlay": "the classes' colors over the image",
     "indices": "the class of each pixel",
     "labelIds": "the Cityscapes id of each pixel",
-    "color": "the classes' colours",
+    "color": "the classes' colors",
     "side": "image and overlay side by side",
     "confidence": "the probability of each pixel's class, 255 for 1",
 }
@@ -41,7 +41,9 @@ def parse_save(text: str | None) -> tuple[str, ...] | None:
     kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for kind in kinds:
         if kind not in KINDS:
-            raise OcrnetError(f"--save is '{text}', but '{kind}' is none of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+            raise OcrnetError(
+                f"--save is '{text}', but '{kind}' is not one of {', '.join(KINDS)}{nearest(kind, KINDS)}"
+            )
     if not kinds:
         raise OcrnetError(f"--save is '{text}'; name some of {', '.join(KINDS)}, separated by commas")
     return kinds
@@ -83,7 +85,7 @@ class Painter:
         if kind == "side":
             return np.concatenate([image, overlay(image, labels, self.palette)], axis=1)
         assert kind == "confidence", kind
-        assert confidence is not None, "look() was not asked for confidence"
+        assert confidence is not None, "predict_tiled() did not compute confidence"
         return confidence
 
     def write(self, path: Path, kind: str, image: np.ndarray, seen: Prediction) -> None:

@@ -44,7 +44,7 @@ def make(options: ReportOptions, say: Say) -> list[Path]:
     _check(options)
     if options.curves_only and options.report_filter != ReportFilter():
         raise OcrnetError(
-            "--curves_only looks at no images: --images, --checkpoint_path and --set have no effect with it"
+            "--curves_only does not evaluate images: --images, --checkpoint_path and --set have no effect with it"
         )
     runs = _read(options.runs)
     found: list[Figures | None] = []
@@ -56,7 +56,7 @@ def make(options: ReportOptions, say: Say) -> list[Path]:
             missing.append(run.name)
     output = _output(options)
     note = "" if options.curves_only or not missing else _without(missing, len(runs))
-    note = "Curves only: the validation images were not looked at." if options.curves_only else note
+    note = "Curves only: the validation images were not evaluated." if options.curves_only else note
     if len(runs) > 1:
         return [_write(output, compare.page(runs, found, note=note))]
     written = [_write(output, page.page(runs[0], found[0], note=note))]
@@ -80,11 +80,9 @@ def watch(options: ReportOptions, say: Say, *, interval: float = INTERVAL) -> Pa
     """
     _check(options)
     if options.report_filter != ReportFilter():
-        raise OcrnetError(
-            "--watch shows the curves alone: --images, --checkpoint_path and --set have no effect with it"
-        )
+        raise OcrnetError("--watch shows only the curves: --images, --checkpoint_path and --set have no effect with it")
     output = _output(options)
-    with StopRequest(what="the page is written a last time") as stopped:
+    with StopRequest(what="writing the final page") as stopped:
         while True:
             began = time.monotonic()
             runs = _read(options.runs)
@@ -106,10 +104,10 @@ def _check(options: ReportOptions) -> None:
     for name, item in options.report_filter.given.items():
         if not any(name == known or (known[-1] == "." and name.startswith(known)) for known in SETTABLE):
             raise OcrnetError(
-                f"{item.source} {name}: no effect on report; it takes {', '.join(SETTABLE[:-1])} and eval.*"
+                f"{item.source} {name}: no effect on report; supported keys: {', '.join(SETTABLE[:-1])}, eval.*"
             )
     if options.report_filter.checkpoint and len(options.runs) > 1:
-        raise OcrnetError("--checkpoint_path names one checkpoint, but several runs are given; leave it out")
+        raise OcrnetError("--checkpoint_path names one checkpoint, but several runs are given; omit it")
     output = _output(options)
     if output.is_dir() or output.suffix not in (".html", ".htm"):
         raise OcrnetError(f"--output {output}: must be an HTML file, for example report.html")
@@ -130,15 +128,15 @@ def _figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures | No
     except OcrnetError as error:
         if report_filter.checkpoint or report_filter.given or report_filter.images:
             raise  # an explicit request must not result in a page that lacks it
-        say(f"{printable(run.name)}: without images, confusion, boundaries and calibration: {error}")
+        say(f"{printable(run.name)}: images, confusion, boundaries and calibration are omitted: {error}")
         return None
 
 
 def _without(missing: Sequence[str], runs: int) -> str:
     of = f" of {', '.join(missing)}" if runs > 1 else ""
     return (
-        f"The validation images{of} could not be looked at here, so confusion, boundaries, calibration and pictures "
-        "are left out. Where they are: ocrnet report RUN --set data.dataset_dir=FOLDER"
+        f"The validation images{of} could not be evaluated, so confusion, boundaries, calibration and pictures "
+        "are omitted. To include them: ocrnet report RUN --set data.dataset_dir=FOLDER"
     )
 
 

@@ -29,23 +29,23 @@ def card(run: Source, figures: Figures | None) -> str:
     rows = {
         "network": found.network,
         "checkpoint": f"{facts['checkpoint']}, after {facts['step']:,} steps" if facts else "",
-        "sha256 of its tensors": facts.get("key", {}).get("checkpoint", ""),
+        "SHA-256 of its tensors": facts.get("key", {}).get("checkpoint", ""),
         "trained on": f"{found.dataset}, training split" if found.dataset and run.train else found.dataset,
         "steps of the run": f"{found.step:,}" + (f" of {found.total_step:,}" if found.total_step else ""),
-        "begun": made,
+        "started": made,
         "commit": next((str(row["commit"]) for row in reversed(run.starts) if row.get("commit")), ""),
         "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
     }
     text = f"# {_plain(run.name)}\n\n" + _table(("", ""), [(k, _plain(v)) for k, v in rows.items() if v])
-    text += "\n## What it reaches\n\n" + _scores(found)
+    text += "\n## Results\n\n" + _scores(found)
     if settings := [(f"`{name}`", _plain(shown(run.config[name]))) for name in _SETTINGS if name in run.config]:
-        text += "\n## How it was trained\n\n" + _table(("key", "value"), settings)
+        text += "\n## Training\n\n" + _table(("key", "value"), settings)
     return text + (
         "\n## Use\n\n"
-        "It answers each pixel of a photo with one of the classes above, and with nothing else: what is none of them "
-        "gets one of them too. The scores hold for images like those of the validation split; on others, and at "
-        "other sizes, measure first. It was not examined for use where a mistake harms somebody. Weights inherit the "
-        "limits of the dataset that they were trained on: read its licence.\n\n"
+        "The network assigns one of the classes above to every pixel of a photo, including pixels that belong to none "
+        "of them. The scores hold for images like those of the validation split; for other images or sizes, evaluate "
+        "first. The network was not examined for uses where an error can cause harm. Weights inherit the limits of "
+        "the dataset that they were trained on: read its license.\n\n"
         "```python\nimport ocrnet\n\n"
         "labels = ocrnet.load(CHECKPOINT).predict(image)  # uint8 H,W,3 RGB -> uint8 H,W\n```\n"
     )
@@ -56,7 +56,7 @@ def write(path: Path, text: str) -> Path:
     # mutation: keep-edited-model-card
     if path.exists() and not _is_ours(path):
         path = path.with_name(f"{path.stem}.new{path.suffix}")
-    made = f"<!-- ocrnet report {_digest(text)}: written anew by the next report, unless it is changed -->\n"
+    made = f"<!-- ocrnet report {_digest(text)}: replaced by the next report, unless it is edited -->\n"
     return files.write(path, (made + text).encode())
 
 
@@ -75,7 +75,7 @@ def _digest(text: str) -> str:
 
 def _scores(found: Summary) -> str:
     if found.mean_iou is None:
-        return "It was not evaluated.\n"
+        return "Not evaluated.\n"
     means: dict[str, Number] = {
         "mean IoU": found.mean_iou,
         "pixel accuracy": found.pixel_accuracy,
@@ -84,9 +84,9 @@ def _scores(found: Summary) -> str:
         "expected calibration error": found.calibration,
     }
     text = (
-        f"On {_plain(found.origin)}; in per cent.\n\n"
+        f"On {_plain(found.origin)}; in percent.\n\n"
         if found.boundary is not None
-        else f"By {_plain(found.origin)}; in per cent.\n\n"
+        else f"Source: {_plain(found.origin)}; in percent.\n\n"
     )
     text += _table(("", "%"), [(name, percent(value)) for name, value in means.items() if value is not None])
     rows = [

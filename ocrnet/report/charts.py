@@ -52,7 +52,7 @@ def line(
     points = [[(x, y) for x, y in zip(one.x, one.y, strict=True) if y is not None and _known(y)] for one in series]
     values = [y for some in points for _, y in some]
     if not values:
-        return _figure(title, "", '<p class="none">nothing on record yet</p>')
+        return _figure(title, "", '<p class="none">no data yet</p>')
     bottom, top = min([*values, *_given(low)]), max([*values, *_given(high)])
     ticks = nice(bottom, top)
     bottom, top = min(bottom, ticks[0]), max(top, ticks[-1])
@@ -191,7 +191,7 @@ def heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
                 continue
             where = f'x="{left + column * cell}" y="{top + row * cell}" width="{cell - 2}" height="{cell - 2}" rx="3"'
             kind = "right" if row == column else "wrong"
-            said = f"{escape(name)} answered as {escape(names[column])}: {100 * share:.2f} % ({pixels:,} pixels)"
+            said = f"{escape(name)} predicted as {escape(names[column])}: {100 * share:.2f} % ({pixels:,} pixels)"
             # The square root makes rare confusions visible: 1 % gets a tenth of the opacity.
             parts.append(
                 f'<rect class="{kind}" fill-opacity="{math.sqrt(share):.3f}" {where}><title>{said}</title></rect>'
@@ -203,7 +203,7 @@ def heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     return (
         f'<div class="scroll"><svg class="heat" style="min-width:{width}px;max-width:{round(1.4 * width)}px" '
         f'viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="confusion matrix: rows are the truth, columns the answer">{"".join(parts)}</svg></div>'
+        f'aria-label="confusion matrix: rows are the ground truth, columns the prediction">{"".join(parts)}</svg></div>'
     )
 
 
@@ -235,7 +235,7 @@ def reliability(series: Sequence[tuple[str, dict]]) -> str:
     parts.append(f'<text x="{x(0.5)}" y="{height - 3}" text-anchor="middle">confidence, %</text>')
     return (
         f'<svg class="square" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="reliability diagram: share of right pixels over confidence">{"".join(parts)}</svg>'
+        f'aria-label="reliability diagram: accuracy over confidence">{"".join(parts)}</svg>'
     )
 
 
@@ -252,7 +252,7 @@ def _bins(calibration: dict, number: int, *, alone: bool, x: Callable, y: Callab
             drawn.append(
                 f'<rect class="right" {at} y="{gap[1]:.1f}" height="{y(0) - gap[1]:.1f}"/>'
                 f'<rect class="{kind}" {at} y="{gap[0]:.1f}" height="{gap[1] - gap[0]:.1f}">'
-                f"<title>confidence {100 * sure:.1f} %, right {100 * right:.1f} %, {many:,} pixels</title></rect>"
+                f"<title>confidence {100 * sure:.1f} %, accuracy {100 * right:.1f} %, {many:,} pixels</title></rect>"
             )
     if not alone and spots:
         drawn.append(f'<path class="curve s{number % 6 + 1}" d="M{"L".join(spots)}"/>')

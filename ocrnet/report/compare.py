@@ -39,7 +39,7 @@ def page(
     found = [summary(run, some) for run, some in zip(runs, figures, strict=True)]
     names = [one.name for one in found]
     title = " and ".join(names) if len(names) == 2 else f"{len(names)} runs"
-    text = f"<header><h1>{escape(title)}</h1><p>Side by side; changes are against {escape(names[0])}.</p></header>"
+    text = f"<header><h1>{escape(title)}</h1><p>Comparison; changes are relative to {escape(names[0])}.</p></header>"
     text += f'<p class="note">{escape(note)}</p>' if note else ""
     parts = [text, _numbers(found), curves(runs), _classes(found), _calibration(found, figures)]
     parts += [_images(found, figures), _settings(runs)]
@@ -57,7 +57,7 @@ def _numbers(found: Sequence[Summary]) -> str:
         row("mean accuracy, %", [one.mean_accuracy for one in found]),
         row("boundary F, %", [one.boundary for one in found]),
         row("calibration error, %", [one.calibration for one in found], less=True),
-        ["<td>images a second</td>", *(f"<td>{_plain(one.images_per_second)}</td>" for one in found)],
+        ["<td>images per second</td>", *(f"<td>{_plain(one.images_per_second)}</td>" for one in found)],
         ["<td>steps</td>", *(f"<td>{one.step:,}</td>" for one in found)],
     ]
     head = ["", *(escape(one.name) for one in found)]
@@ -65,7 +65,7 @@ def _numbers(found: Sequence[Summary]) -> str:
         f"{escape(one.name)}: {escape(one.network)}; {escape(one.origin or 'not evaluated')}." for one in found
     )
     content = f'<div class="panel">{table(head, rows)}</div><p class="soft" style="margin-top:12px">{origins}</p>'
-    return section("numbers", "In numbers", content)
+    return section("numbers", "Scores and speed", content)
 
 
 def _classes(found: Sequence[Summary]) -> str:
@@ -93,8 +93,8 @@ def _classes(found: Sequence[Summary]) -> str:
             ]
         )
     head = ["IoU, %", *(escape(one.name) for one in found), '<span class="maybe"></span>']
-    lead = "Those that moved most come first."
-    return section("classes", "The classes that moved", f'<div class="panel">{table(head, rows)}</div>', lead)
+    lead = "Classes with the largest change come first."
+    return section("classes", "Changes by class", f'<div class="panel">{table(head, rows)}</div>', lead)
 
 
 def _calibration(found: Sequence[Summary], figures: Sequence[Figures | None]) -> str:
@@ -107,7 +107,7 @@ def _calibration(found: Sequence[Summary], figures: Sequence[Figures | None]) ->
     )
     drawing = charts.reliability(known if len(known) > 1 else [("", known[0][1])])
     content = f'<div class="panel"><p class="legend">{legend}</p>{drawing}</div>'
-    lead = "How often an interval of confidence is right; beside each name the expected calibration error."
+    lead = "Accuracy of each confidence interval; the expected calibration error follows each name."
     return section("calibration", "Calibration", content, lead)
 
 
@@ -120,9 +120,9 @@ def _settings(runs: Sequence[Source]) -> str:
 
     found = [*rows([run.config for run in runs]), *rows([run.versions for run in runs])]
     if not found:
-        return section("setup", "What differs", '<p class="soft">Config and versions are the same.</p>')
+        return section("setup", "Differences", '<p class="soft">Config and versions are the same.</p>')
     content = table(["", *(escape(run.name) for run in runs)], found, "plain")
-    return section("setup", "What differs", f'<div class="panel">{content}</div>', "Of config and versions.")
+    return section("setup", "Differences", f'<div class="panel">{content}</div>', "Config and versions.")
 
 
 def _bars(values: Sequence[Number]) -> str:
@@ -142,7 +142,7 @@ def _images(found: Sequence[Summary], figures: Sequence[Figures | None]) -> str:
             continue
         first, where = known[0][1], places[0][image]
         panels = [("image", jpeg(first.arrays[f"{where}_image"]))]
-        panels.append(("truth", indexed(first.arrays[f"{where}_truth"], first.facts["palette"])))
+        panels.append(("ground truth", indexed(first.arrays[f"{where}_truth"], first.facts["palette"])))
         for (name, some), by_name in zip(known, places, strict=True):
             answer = some.arrays[f"{by_name[image]}_prediction"]
             score = some.facts["samples"][by_name[image]]["mean_iou"]
@@ -152,7 +152,7 @@ def _images(found: Sequence[Summary], figures: Sequence[Figures | None]) -> str:
             f'<figure class="panel sample"><figcaption><b>{escape(image)}</b></figcaption>'
             f'<div class="many">{cells}</div></figure>'
         )
-    return section("images", "The same images", "".join(parts), "With the mean IoU of the image.") if parts else ""
+    return section("images", "Same images", "".join(parts), "In percent: mean IoU of the image.") if parts else ""
 
 
 def _iou(line: ClassLine | None) -> Number:

@@ -87,7 +87,7 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
     """
     path = report_filter.checkpoint or source.best_checkpoint(run)
     if path is None:
-        raise OcrnetError(f"'{run.folder}' has no checkpoint to look at; give one with --checkpoint_path")
+        raise OcrnetError(f"'{run.folder}' has no checkpoint to evaluate; give one with --checkpoint_path")
     given = read(path, Config())
     found = as_weights(given)
     flat = run.config or dict(_flat(found))
@@ -107,21 +107,21 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
         dataset = open_split(cfg, "val")
     except OcrnetError as error:
         if kept is None:
-            raise OcrnetError(f"{error}\nor make the report without: --curves_only True") from None
-        say("the validation images are not here: the figures are those that were kept beside the run")
+            raise OcrnetError(f"{error}\nor make the report without images: --curves_only True") from None
+        say("the validation images are missing: using the figures stored in the run's folder")
         return kept
     if kept and kept.facts["identity"] == dataset.identity:
-        say(f"{path.name} was looked at before: the figures are those that were kept beside the run")
+        say(f"{path.name} is already evaluated: using the figures stored in the run's folder")
         return kept
     if found.arch.num_classes != len(dataset.classes):
         raise OcrnetError(
-            f"{path} answers {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
-            f"{len(dataset.classes)}; give the dataset it was trained for with --set data.dataset_dir=FOLDER"
+            f"{path} predicts {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
+            f"{len(dataset.classes)}; give the dataset it was trained on with --set data.dataset_dir=FOLDER"
         )
     engine = open_engine(cfg, given, world=World())
     try:
         engine.restore(found.tensors, found.meta.get("step", 0))
-        say(f"looking at {report_filter.images or len(dataset)} of {len(dataset)} validation images with {path.name}")
+        say(f"evaluating {report_filter.images or len(dataset)} of {len(dataset)} validation images with {path.name}")
         made = look(engine, cfg, dataset, report_filter.images, say)
     finally:
         engine.close()
@@ -168,9 +168,9 @@ def look(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -
         reach.add(tolerance(*truth.shape))
         if time.monotonic() - said > 10:
             said = time.monotonic()
-            say(f"looked at {index + 1}/{count} images, {(index + 1) / (said - begun):.2f} img/s")
+            say(f"evaluated {index + 1}/{count} images, {(index + 1) / (said - begun):.2f} img/s")
     if not tally.confusion.any():
-        raise OcrnetError(f"no pixel of the validation images at {dataset.root} is labelled; see ocrnet check")
+        raise OcrnetError(f"no pixel of the validation images at {dataset.root} is labeled; see ocrnet check")
     order = ranked(tally.images)
     shown = [("best", i) for i in reversed(order[-SHOWN:])]
     shown += [("worst", i) for i in order[:SHOWN] if i not in order[-SHOWN:]]
@@ -222,7 +222,7 @@ def _what_ocr_saw(
     try:
         answer = engine.predict(image[None], passes, ("labels", "regions", "relation"))
     except OcrnetError as error:
-        say(f"without what OCR saw: {error}")
+        say(f"the object regions are omitted: {error}")
         return None
     regions, relation = answer["regions"][0], answer["relation"][0]  # float32 num_classes,h,w
     highest = regions.max(axis=(1, 2), keepdims=True)
@@ -279,4 +279,4 @@ def _keep(run: Source, made: Figures, say: Say) -> None:
         files.write(run.folder / "report" / "figures.npz", packed.getvalue())
         files.write(run.folder / "report" / "figures.json", text.encode())
     except OcrnetError as error:
-        say(f"the figures are not kept for the next report: {error}")
+        say(f"the figures are not stored for the next report: {error}")

@@ -19,6 +19,6 @@ def write(path: Path, data: bytes) -> Path:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise OcrnetError(
-            f"cannot write {path}: {error.strerror}; make room there, or give another --output"
+            f"cannot write {path}: {error.strerror}; free disk space, or give another --output"
         ) from error
     return path

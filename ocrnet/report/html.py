@@ -40,7 +40,7 @@ def document(title: str, body: str, *, refresh: int | None = None) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">{again}'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head>"
-        f"<body><main>{body}<footer>Made by {escape(made)}. This file holds everything it shows.</footer></main>"
+        f"<body><main>{body}<footer>Made by {escape(made)}. This file is self-contained.</footer></main>"
         f"<script>{SCRIPT}</script></body></html>\n"
     )
 

@@ -49,17 +49,17 @@ def _head(found: Summary, note: str, *, live: bool) -> str:
     running = f'<p><span class="live">● live</span> after {escape(done)}</p>' if live else ""
     text = f"<header><h1>{escape(found.name)}</h1><p>{escape(', '.join([*about, done]))}</p>{running}</header>"
     entries = [
-        ("mean IoU", percent(found.mean_iou), "% over the classes"),
-        ("pixel accuracy", percent(found.pixel_accuracy), "% of labelled pixels"),
+        ("mean IoU", percent(found.mean_iou), "%, mean over the classes"),
+        ("pixel accuracy", percent(found.pixel_accuracy), "% of labeled pixels"),
     ]
     if found.boundary is not None:
-        entries.append(("boundary F", percent(found.boundary), "% over the classes"))
+        entries.append(("boundary F", percent(found.boundary), "%, mean over the classes"))
     if found.calibration is not None:
-        entries.append(("calibration error", percent(found.calibration), "% off, expected"))
+        entries.append(("calibration error", percent(found.calibration), "%, expected"))
     if found.images_per_second is not None:
-        entries.append(("training speed", f"{found.images_per_second:.3g}", "images a second"))
+        entries.append(("training speed", f"{found.images_per_second:.3g}", "images per second"))
     if found.memory_bytes is not None:
-        entries.append(("memory", f"{found.memory_bytes / 2**30:.2f}", "GiB at most"))
+        entries.append(("memory", f"{found.memory_bytes / 2**30:.2f}", "GiB, peak"))
     scored = found.mean_iou is not None
     text += tiles(entries if scored else entries[2:])
     origin = f"Scores: {found.origin}." if scored else "Not evaluated yet."
@@ -95,11 +95,11 @@ def curves(runs: Sequence[Source]) -> str:
         charts.line("training loss", losses, low=0),
         charts.line("validation", scores, unit=" %"),
         charts.line("learning rate", over("learning_rate", "learning rate"), low=0),
-        charts.line("images a second", over("images_per_second", "img/s"), low=0),
+        charts.line("images per second", over("images_per_second", "img/s"), low=0),
         charts.line("memory, GiB", over("memory_bytes", "memory", factor=2**-30), low=0),
         charts.line("waiting for data", waits, low=0, high=5, unit=" %"),
     ]
-    lead = "Over the steps; beside each name the newest value, or that of the step pointed at."
+    lead = "Values over the steps. The number after each name is the newest value, or the value at the pointer's step."
     return section("curves", "Curves", f'<div class="charts">{"".join(drawn)}</div>', lead)
 
 
@@ -118,11 +118,11 @@ def _classes(found: Summary) -> str:
         ]
         for line in order
     ]
-    lead = "Accuracy is the share of a class’s own pixels that are found. A dash: no pixel decides it."
+    lead = "Accuracy is the share of a class’s pixels that are predicted correctly. A dash: no pixel determines it."
     if edges:
         lead += (
-            " Boundary F: precision and recall of the class’s outline, where 0.75 % of the image’s diagonal counts "
-            "as hit (Csurka et al., 2013)."
+            " Boundary F combines precision and recall of the class’s boundary pixels, with a tolerance of 0.75 % of "
+            "the image’s diagonal (Csurka et al., 2013)."
         )
     return section("classes", "Classes", f'<div class="panel">{table(head, rows)}</div>', lead)
 
@@ -136,15 +136,15 @@ def _confusion(figures: Figures) -> str:
                 pairs.append((many, many / sum(pixels), names[row], names[column]))
     wrong = sum(pair[0] for pair in pairs) or 1
     rows = "".join(
-        f"<li><span>{escape(truth)} answered as {escape(answer)} "
-        f'<span class="soft">({percent(share, 1)} % of it)</span></span><b>{percent(many / wrong, 1)} %</b></li>'
+        f"<li><span>{escape(truth)} predicted as {escape(answer)} "
+        f'<span class="soft">({percent(share, 1)} % of the class)</span></span><b>{percent(many / wrong, 1)} %</b></li>'
         for many, share, truth, answer in sorted(pairs, reverse=True)[:MOST_PAIRS]
     )
     content = (
         f'<div class="two"><div class="panel">{charts.heat(counts, names)}</div><div class="panel">'
-        f'<h3 style="margin-top:0">Where the wrong pixels are</h3><ol class="pairs">{rows}</ol></div></div>'
+        f'<h3 style="margin-top:0">Largest shares of the wrong pixels</h3><ol class="pairs">{rows}</ol></div></div>'
     )
-    lead = "A row is a true class, a column the answer; per cent of the row’s pixels. Colours go by the square root."
+    lead = "Rows are the ground truth, columns the prediction; percent of the row’s pixels. Color scale: square root."
     return section("confusion", "Confusion", content, lead)
 
 
@@ -153,16 +153,16 @@ def _calibration(figures: Figures) -> str:
     total = sum(found["pixels"]) or 1
     sure = sum((c or 0) * n for c, n in zip(found["confidence"], found["pixels"], strict=True)) / total
     right = sum((a or 0) * n for a, n in zip(found["accuracy"], found["pixels"], strict=True)) / total
-    lean = "too sure of itself" if sure > right else "too modest"
-    lean = "as sure as it is right" if abs(sure - right) < 0.005 else lean
+    lean = "overconfident" if sure > right else "underconfident"
+    lean = "neither overconfident nor underconfident" if abs(sure - right) < 0.005 else lean
     text = (
-        f"<p>The expected calibration error is <b>{percent(found['error'])} %</b>: so far apart are, on average over "
-        f"{total:,} pixels, how sure the network is and how often it is right.</p>"
-        f"<p>Its mean confidence is {percent(sure)} %, and {percent(right)} % of the pixels are right: on the whole it "
-        f"is {lean}.</p>"
-        '<p class="soft">An interval of confidence is right as often as its bar is blue and green; red is what it '
-        "claims beyond that, green what it has beyond its claim. Grey, below: how many pixels it has. 15 intervals "
-        "(Guo et al., 2017).</p>"
+        f"<p>The expected calibration error is <b>{percent(found['error'])} %</b>: the mean gap between "
+        f"confidence and accuracy over {total:,} pixels.</p>"
+        f"<p>Its mean confidence is {percent(sure)} %, and {percent(right)} % of the pixels are correct: on average, "
+        f"the network is {lean}.</p>"
+        '<p class="soft">Each bar is one of 15 confidence intervals (Guo et al., 2017). Blue plus green is its '
+        "accuracy. Red is confidence above the accuracy (overconfident), green is accuracy above the confidence "
+        "(underconfident). Gray, below: the number of pixels.</p>"
     )
     content = (
         f'<div class="two narrow"><div class="panel">{charts.reliability([("", found)])}</div><div>{text}</div></div>'
@@ -178,7 +178,7 @@ def _samples(figures: Figures) -> str:
         image, truth, answer = (figures.arrays[f"{place}_{name}"] for name in ("image", "truth", "prediction"))
         panels = (
             ("image", jpeg(image)),
-            ("truth", indexed(truth, facts["palette"])),
+            ("ground truth", indexed(truth, facts["palette"])),
             ("prediction", indexed(answer, facts["palette"])),
             ("errors", jpeg(errors(image, answer, truth))),
         )
@@ -194,8 +194,8 @@ def _samples(figures: Figures) -> str:
         for index, (name, colour) in enumerate(zip(facts["names"], facts["palette"], strict=True))
         if index in seen
     )
-    ignored = f"<span>{swatch((40, 40, 40))}left out</span>"
-    lead = "By the mean IoU of the image alone. Errors: wrong pixels are red."
+    ignored = f"<span>{swatch((40, 40, 40))}ignored</span>"
+    lead = "Ranked by the mean IoU of the image. Errors: wrong pixels are red."
     return section(
         "images", "Best and worst images", f'{"".join(parts)}<div class="classes">{legend}{ignored}</div>', lead
     )
@@ -228,31 +228,31 @@ def _what_ocr_saw(figures: Figures) -> str:
     image, labels = arrays["ocr_image"], arrays["ocr_labels"]
     pin = f'<i class="pin" style="left:{100 * (x + 0.5) / width:.2f}%;top:{100 * (y + 0.5) / height:.2f}%"></i>'
     stage = (
-        f'<div class="stage" tabindex="0" role="application" aria-label="the image; arrow keys move the pixel">'
+        f'<div class="stage" tabindex="0" role="application" aria-label="Image. Arrow keys move the selected pixel">'
         f"{picture(jpeg(image), 'the image')}{pin}</div>"
     )
     top = (
         f'<div class="two"><figure class="panel sample" style="margin:0"><figcaption><b>{escape(facts["ocr"]["name"])}'
         f"</b><span>point at a pixel, or tap it</span></figcaption>{stage}</figure>"
-        f'<div class="panel"><h3 style="margin-top:0">What this pixel takes in from each region, %</h3>'
+        f'<div class="panel"><h3 style="margin-top:0">Relation of this pixel to each region, %</h3>'
         f'<div class="relation">{rows}</div></div></div>'
     )
     areas = np.bincount(labels.ravel(), minlength=count)[:count]
     order = [int(index) for index in np.argsort(-areas, kind="stable") if areas[index]][:MOST_REGIONS]
     regions = "".join(
-        f'<figure class="region">{picture(jpeg(glow(_smaller(image), arrays["ocr_regions"][index])), "a soft region")}'
-        f"<figcaption>{named(names[index], palette[index])}<small>{percent(facts['ocr']['own'][index], 0)} % of it on "
-        "pixels answered so</small></figcaption></figure>"
+        f'<figure class="region">{picture(jpeg(glow(_smaller(image), arrays["ocr_regions"][index])), "soft region")}'
+        f"<figcaption>{named(names[index], palette[index])}<small>{percent(facts['ocr']['own'][index], 0)} % on "
+        "pixels predicted as this class</small></figcaption></figure>"
         for index in order
     )
     script = f'<script type="application/json" id="relation">{json.dumps(data)}</script>'
     lead = (
-        "Object-contextual representations: the network first gathers a soft region for each class (below: where the "
-        "region’s weight lies), then each pixel takes in the regions by how closely it is related to them. Nothing in "
-        "training makes that its own class’s region: what helps is what is learned."
+        "Object-contextual representations: the network first computes a soft region for each class (below: where the "
+        "region’s weight lies), then weights the regions for each pixel by its relation to them. Training does not "
+        "force a pixel to prefer the region of its own class."
     )
-    heading = "<h3>The soft object regions</h3>"
-    return section("ocr", "What OCR saw", f'{top}{heading}<div class="regions">{regions}</div>{script}', lead)
+    heading = "<h3>Soft object regions</h3>"
+    return section("ocr", "Object regions (OCR)", f'{top}{heading}<div class="regions">{regions}</div>{script}', lead)
 
 
 def _smaller(image: np.ndarray) -> np.ndarray:
@@ -271,7 +271,9 @@ def _scored(run: Source) -> str:
     if not rows:
         return ""
     content = table(["checkpoint", "scales", "mIoU, %", "pixel accuracy, %"], rows)
-    return section("evaluations", "Evaluations", f'<div class="panel">{content}</div>', "By ocrnet eval, oldest first.")
+    return section(
+        "evaluations", "Evaluations", f'<div class="panel">{content}</div>', "From ocrnet eval, oldest first."
+    )
 
 
 def _setup(run: Source, figures: Figures | None) -> str:
@@ -295,7 +297,7 @@ def _setup(run: Source, figures: Figures | None) -> str:
     if run.starts:
         rows = [[f"<td>{escape(str(row.get('time', '')))}</td><td>{_start(row)}</td>"] for row in run.starts]
         parts.append(_details(f"Starts: {len(rows)}", table((), rows, "plain")))
-    return section("setup", "How it was made", "".join(parts)) if parts else ""
+    return section("setup", "Config, versions and starts", "".join(parts)) if parts else ""
 
 
 def _start(row: Row) -> str:

@@ -73,7 +73,7 @@ def read(folder: str | Path) -> Source:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise OcrnetError(f"'{folder}' is no folder; give the save_dir of ocrnet train or ocrnet eval")
+        raise OcrnetError(f"'{folder}' is not a folder; give the save_dir of ocrnet train or ocrnet eval")
     rows = _rows(folder / "metrics.jsonl")
     found = Source(
         folder=folder,
@@ -86,7 +86,7 @@ def read(folder: str | Path) -> Source:
     )
     if not (found.config or rows or found.scored or _checkpoints(folder)):
         raise OcrnetError(
-            f"'{folder}' is no run's folder: it has no config.yml, metrics.jsonl, eval.jsonl or checkpoint/; "
+            f"'{folder}' is not a run folder: it has no config.yml, metrics.jsonl, eval.jsonl or checkpoint/; "
             "give the save_dir of ocrnet train or ocrnet eval"
         )
     return found

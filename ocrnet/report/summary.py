@@ -110,19 +110,19 @@ def _best(run: Source) -> tuple[Row, str]:
         row = run.scored[-1]
         checkpoint = str(row.get("checkpoint", "")).rsplit("/", 1)[-1]
         scales = {"scales": row.get("scales", [1.0]), "flip": row.get("flip", False), "slide": row.get("slide")}
-        return row, f"ocrnet eval, {checkpoint or 'a checkpoint'}, {_how({'eval': scales})}"
+        return row, f"ocrnet eval, {checkpoint or 'unknown checkpoint'}, {_how({'eval': scales})}"
     rows = [row for row in run.evals if number(row.get("mean_iou")) is not None]
     if not rows:
         return {}, ""
     best = max(rows, key=lambda row: row["mean_iou"])
-    return best, f"the best evaluation while training, after step {best['step']:,}"
+    return best, f"the best evaluation during training, after step {best['step']:,}"
 
 
 def _how(facts: dict[str, Any]) -> str:
     how = facts["eval"]
     scales = how["scales"] if isinstance(how["scales"], list) else [how["scales"]]
     size = "single scale" if scales == [1.0] else "scales " + " ".join(f"{scale}" for scale in scales)
-    windows = "" if not how["slide"] else ", windows of {}".format("x".join(map(str, how["slide"])))
+    windows = "" if not how["slide"] else ", sliding windows of {}".format("x".join(map(str, how["slide"])))
     return size + (" with flip" if how["flip"] else "") + windows
 
 

@@ -53,7 +53,7 @@ class Service:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         # mutation: compare-token
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.settings.token.encode()):
-            raise Refused(401, "this server asks for a token", {"WWW-Authenticate": "Bearer"})
+            raise Refused(401, "this server requires a token", {"WWW-Authenticate": "Bearer"})
 
     async def answer(self, request: Any, *, explain: bool, finish: Callable[[Any, Prediction, float], T]) -> T:
         """Read the image of a request, predict it, and return the result of ``finish``.
@@ -72,7 +72,7 @@ class Service:
         self.check_token(request.headers)
         eval_cfg = _eval_cfg(request.query_params, AVERAGING if explain else ("output", *AVERAGING))
         if (len(eval_cfg.scales) > 1 or eval_cfg.flip) and not self.network.averages:
-            raise Refused(400, "this network is a file that answers labels alone, which cannot be averaged")
+            raise Refused(400, "this network outputs only labels: multi_scale and flip must be false")
         # mutation: full-server-reads-no-body
         self.worker.check_room()
         with contextlib.ExitStack() as place:
@@ -97,8 +97,8 @@ class Service:
             if future.done():
                 return future.result()
             if gone.done():
-                raise Refused(499, "the client went away")
-            raise Refused(504, f"the answer took longer than {self.settings.timeout:g} seconds", {"Retry-After": "10"})
+                raise Refused(499, "the client closed the connection")
+            raise Refused(504, f"prediction took longer than {self.settings.timeout:g} seconds", {"Retry-After": "10"})
         finally:
             gone.cancel()
             # mutation: cancel-abandoned-request
@@ -210,16 +210,16 @@ def build(service: Service) -> Any:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, why: ClientDisconnect) -> JSONResponse:
-        return JSONResponse({"error": "the client went away"}, 499)
+        return JSONResponse({"error": "the client closed the connection"}, 499)
 
     @app.exception_handler(404)
     async def unknown(request: Request, why: Exception) -> JSONResponse:
-        return JSONResponse({"error": "there is nothing at this address; /openapi.json lists what there is"}, 404)
+        return JSONResponse({"error": "unknown path; see /openapi.json"}, 404)
 
     @app.exception_handler(405)
     async def wrong_method(request: Request, why: Exception) -> JSONResponse:
         allow = getattr(why, "headers", None)
-        return JSONResponse({"error": "this address does not take this method; see /openapi.json"}, 405, allow)
+        return JSONResponse({"error": "this path does not support this method; see /openapi.json"}, 405, allow)
 
     @app.exception_handler(Exception)
     async def fault(request: Request, why: Exception) -> JSONResponse:  # Guard logs the exception
@@ -233,7 +233,7 @@ def _eval_cfg(query: Any, known: Sequence[str]) -> Eval:
     """Return the evaluation options of a query; raise `Refused` for a name not in ``known`` or an invalid value."""
     for name in query:
         if name not in known:
-            raise Refused(400, f"this address takes no '{name[:40]}', only {', '.join(known)}")
+            raise Refused(400, f"unknown parameter '{name[:40]}'; supported: {', '.join(known)}")
     chosen = {}
     for name in AVERAGING:
         text = query.get(name, "false").lower()

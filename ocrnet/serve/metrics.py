@@ -70,17 +70,21 @@ class Metrics:
         with self._lock:
             requests = [f"ocrnet_requests_total{{{labels}}} {n}" for labels, n in sorted(self._requests.items())]
             parts = [
-                ("ocrnet_requests_total", "counter", "Requests answered.", requests),
+                ("ocrnet_requests_total", "counter", "Completed requests.", requests),
                 *(
                     (name, "histogram", text, histogram.lines(name))
                     for name, text, histogram in (
-                        ("ocrnet_request_seconds", "From a request's headers to its answer.", self._seconds),
-                        ("ocrnet_batch_images", "Images that the network looked at together.", self._batches),
-                        ("ocrnet_network_seconds", "The network's time for a batch.", self._network),
+                        (
+                            "ocrnet_request_seconds",
+                            "From a request's headers to the end of its response.",
+                            self._seconds,
+                        ),
+                        ("ocrnet_batch_images", "Images per batch.", self._batches),
+                        ("ocrnet_network_seconds", "Inference time of a batch.", self._network),
                     )
                 ),
             ]
-        memory = ("Memory that the server holds.", lambda: float(self._process.memory_info().rss))
+        memory = ("Resident memory of the server.", lambda: float(self._process.memory_info().rss))
         for name, (text, value) in {**gauges, "process_resident_memory_bytes": memory}.items():
             parts.append((name, "gauge", text, [f"{name} {value():g}" if value() < 1e6 else f"{name} {value():.0f}"]))
         lines = []

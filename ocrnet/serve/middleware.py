@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from ocrnet.serve.metrics import Metrics
 
 Message = MutableMapping[str, Any]
-FAULT = "the server failed at this request; its log says why"
+FAULT = "internal server error; see the server's log"
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -48,9 +48,9 @@ class Guard:
         try:
             # mutation: refuse-foreign-host-names
             if self._hosts is not None and _without_port(_host(scope)) not in self._hosts:
-                await _answer(sending, 403, "this server is addressed as localhost or 127.0.0.1; others need a token")
+                await _answer(sending, 403, "Host must be localhost or 127.0.0.1; other names need a token")
             elif _from_elsewhere(scope):
-                await _answer(sending, 403, "this request was sent by another site's page")
+                await _answer(sending, 403, "requests from pages of other sites are rejected")
             else:
                 await self._app(scope, receive, sending)
         except Exception:

@@ -31,7 +31,7 @@ class Network:
                 self.model.predict(np.zeros((*size, 3), np.uint8))
         except OcrnetError as error:
             raise OcrnetError(
-                f"{error}\nocrnet serve takes checkpoints, and files exported with --dynamic True"
+                f"{error}\nocrnet serve supports checkpoints and files exported with --dynamic True"
             ) from None
         image = np.zeros((*PROBES[0], 3), np.uint8)
         found = []

@@ -3,21 +3,21 @@
 from typing import Any
 
 ABOUT = (
-    "Semantic segmentation by OCRNet. An image goes in as the body of a POST, or as the field `image` of a form. Where "
-    "a request is refused, `error` says why in one sentence. With a token: `Authorization: Bearer TOKEN`."
+    "Semantic segmentation by OCRNet. Send an image as the body of a POST, or as the field `image` of a form. If a "
+    "request is rejected, `error` gives the reason in one sentence. With a token: `Authorization: Bearer TOKEN`."
 )
 _BYTES = {"type": "string", "format": "binary"}
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 _TEXTS = {
-    400: "a damaged image, an empty body, an unknown parameter",
+    400: "a damaged image, an empty body or an unknown parameter",
     401: "the token is missing or wrong",
-    403: "sent by another site's page, or to a name that is not this server's",
-    408: "the body came too slowly",
+    403: "a request from a page of another site, or a Host that is not this server's",
+    408: "the body arrived too slowly",
     413: "too many bytes or pixels",
-    415: "no JPEG, PNG, WebP or BMP",
-    500: "a fault of the server's, which its log tells",
-    503: "enough to do; Retry-After says when to try again",
-    504: "the answer took too long",
+    415: "not a JPEG, PNG, WebP or BMP",
+    500: "internal server error; see the server's log",
+    503: "the server is busy; Retry-After gives the seconds until the next try",
+    504: "prediction took too long",
 }
 
 
@@ -67,6 +67,6 @@ def predict_answers() -> dict[int | str, dict[str, Any]]:
 
 def explain_answers() -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI responses of /explain."""
-    text = "uint32 (little-endian) length of a JSON text, the text, then the uint8 arrays that its `arrays` names"
+    text = "uint32 (little-endian) length of a JSON text, the text, then the uint8 arrays listed in its `arrays`"
     content = {"application/octet-stream": {"schema": _BYTES}}
     return {200: {"description": text, "content": content}, **_refusals(*_TEXTS)}

@@ -62,7 +62,7 @@ class Reader:
         Raise `Refused` if it is compressed, too long, too slow or empty, or if too many bodies are being read.
         """
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise Refused(415, "a compressed body is not taken; send the image's bytes as they are")
+            raise Refused(415, "compressed bodies are not supported; send the image without Content-Encoding")
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self.max_bytes + FORM_BYTES:
             raise self._too_long()
@@ -110,11 +110,11 @@ class Reader:
         if len(data) > self.max_bytes:
             raise self._too_long()
         if not data:
-            raise Refused(400, "the request holds no image; send one as the body, or as the field 'image' of a form")
+            raise Refused(400, "the request has no image; send one as the body, or as the field 'image' of a form")
         return data
 
     def _too_long(self) -> Refused:
-        return Refused(413, f"the image has more than {self.max_bytes / 1e6:g} MB, which is the most that is taken")
+        return Refused(413, f"the image exceeds the limit of {self.max_bytes / 1e6:g} MB")
 
 
 async def _next(coming: _Coming, chunks: AsyncIterator[bytes]) -> bytes | None:
@@ -127,7 +127,7 @@ async def _next(coming: _Coming, chunks: AsyncIterator[bytes]) -> bytes | None:
         await asyncio.wait(either, timeout=left, return_when="FIRST_COMPLETED")
         if chunk.done() and not coming.ousted.done():
             return chunk.result()
-        raise Refused(408, "the body came too slowly", {"Connection": "close"})
+        raise Refused(408, "the body arrived too slowly", {"Connection": "close"})
     finally:
         chunk.cancel()
 
@@ -141,15 +141,15 @@ def file_in_form(body: bytes, content_type: str) -> bytes:
     parameters = dict(_parameters(content_type))
     boundary = parameters.get("boundary", "").encode()
     if not 0 < len(boundary) <= 70:
-        raise Refused(400, "the form has no boundary; let your HTTP client make the Content-Type header")
+        raise Refused(400, "the form has no boundary; let the HTTP client set the Content-Type header")
     pieces = (b"\r\n" + body).split(b"\r\n--" + boundary, FIELDS + 1)
     if len(pieces) < 3 or not pieces[-1].startswith(b"--"):
-        raise Refused(400, "the form is cut short or damaged")
+        raise Refused(400, "the form is truncated or damaged")
     files = {}
     for piece in pieces[1:-1]:
         head, gap, content = piece.partition(b"\r\n\r\n")
         if not gap:
-            raise Refused(400, "the form is cut short or damaged")
+            raise Refused(400, "the form is truncated or damaged")
         for line in head.decode("utf-8", "replace").split("\r\n"):
             name, _, value = line.partition(":")
             if name.strip().lower() == "content-disposition":
@@ -190,7 +190,7 @@ def look_at(data: bytes, max_pixels: int) -> Head:
     if head.pixels == 0:
         raise Refused(400, "the image is damaged")
     if max(head.size) > LONGEST_SIDE:
-        raise Refused(413, f"the image is more than {LONGEST_SIDE:,} pixels wide or high, which is the most")
+        raise Refused(413, f"the image exceeds the limit of {LONGEST_SIDE:,} pixels in width or height")
     return head
 
 
@@ -210,13 +210,13 @@ def _other_head(data: bytes, max_pixels: int) -> Head:
     except Image.DecompressionBombError:
         raise _too_large(max_pixels) from None
     except UnidentifiedImageError:
-        raise Refused(415, f"this is no image that can be read here: {NAMES}") from None
+        raise Refused(415, f"unsupported image format; supported: {NAMES}") from None
     except Exception:  # Pillow raises many kinds of errors for damaged files
         raise Refused(400, "the image is damaged") from None
 
 
 def _too_large(max_pixels: int) -> Refused:
-    return Refused(413, f"the image has more than {max_pixels / 1e6:g} megapixels, which is the most that is taken")
+    return Refused(413, f"the image exceeds the limit of {max_pixels / 1e6:g} megapixels")
 
 
 def decode(data: bytes, head: Head) -> np.ndarray:
@@ -226,5 +226,5 @@ def decode(data: bytes, head: Head) -> np.ndarray:
     except OcrnetError:
         raise Refused(400, f"the image is damaged: its {KINDS[head.kind]} data cannot be decoded") from None
     if sorted(image.shape[:2]) != sorted(head.size):
-        raise Refused(400, "the image is damaged: its data and its header are of different sizes")
+        raise Refused(400, "the image is damaged: the sizes in its data and its header differ")
     return image

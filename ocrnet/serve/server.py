@@ -36,7 +36,7 @@ def bind(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         raise OcrnetError(
-            f"--host {host} --port {port} cannot be served: {error.strerror or error}; --port 0 takes a free port"
+            f"cannot bind --host {host} --port {port}: {error.strerror or error}; --port 0 selects a free port"
         ) from None
     return sock
 

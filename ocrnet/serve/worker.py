@@ -89,14 +89,14 @@ class Worker:
     def check_room(self) -> None:
         """Raise `Refused` if no further request is accepted; called before the body is read."""
         if self.requests >= self.max_requests:
-            raise busy(f"{self.max_requests} requests are in work, which is the most; try again")
+            raise busy(f"{self.max_requests} requests are in progress, which is the limit; try again")
 
     def enter(self, pixels: int) -> "Place":
         """Return the slot of a request from decoding to its response; raise `Refused` if none is free."""
         self.check_room()
         # mutation: bound-images-in-memory
         if self._bytes and self._bytes + 3 * pixels > IMAGE_BYTES:
-            raise busy("the images in work are as large as memory allows; try again")
+            raise busy("the images in progress reach the memory limit; try again")
         return Place(self, 3 * pixels)
 
     def submit(self, job: Job) -> "Future[Prediction]":
@@ -131,7 +131,7 @@ class Worker:
             except Exception as why:
                 if why is not error:
                     self._log(why)
-                job.future.set_exception(Refused(500, "the network failed at this image; the server's log says why"))
+                job.future.set_exception(Refused(500, "inference failed for this image; see the server's log"))
 
     def _next(self) -> list[Job]:
         """Wait for jobs; return the oldest and those of its kind, or none when the worker is closed."""

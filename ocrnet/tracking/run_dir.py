@@ -68,7 +68,7 @@ class Run:
         except OSError:
             self._lock.seek(0)
             raise OcrnetError(
-                f"save_dir '{self.folder}' is in use by a run that is under way ({self._lock.read().strip()}); "
+                f"save_dir '{self.folder}' is in use by another run ({self._lock.read().strip()}); "
                 "wait for it, stop it, or give another --save_dir"
             ) from None
         self._lock.truncate(0)
@@ -233,7 +233,9 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or error
-        raise OcrnetError(f"'{path}' cannot be written: {why}; make room, then --resume_ckpt auto") from None
+        raise OcrnetError(
+            f"'{path}' cannot be written: {why}; make room, then resume with --resume_ckpt auto"
+        ) from None
 
 
 def core_versions() -> dict[str, str]:

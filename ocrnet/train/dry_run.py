@@ -58,7 +58,7 @@ def dry_run(cfg: Config, *, notes: list[str], world: World) -> list[str]:
             say(lines_of_cost(cfg, engine))
     finally:
         engine.close()
-    say(["dry run: nothing was written" + (", except what was pulled" if cfg.data_url or cfg.ckpt_url else "")])
+    say(["dry run: nothing was written" + (", except the downloaded files" if cfg.data_url or cfg.ckpt_url else "")])
     return problems
 
 
@@ -86,8 +86,8 @@ def lines_of_data(datasets: dict[str, Dataset], cfg: Config) -> tuple[list[str],
         problems += report.problems
         sizes = ", ".join(f"{height}x{width}" for (height, width), _ in report.sizes.most_common(3))
         lines.append(
-            f"{split}: {len(dataset)} images, {report.read} of {count} looked at are sound ({sizes or 'none'}); "
-            "all of them: ocrnet check"
+            f"{split}: {len(dataset)} images, {report.read} of {count} checked are valid ({sizes or 'none'}); "
+            "to check all: ocrnet check"
         )
     return lines, problems
 
@@ -122,6 +122,6 @@ def lines_of_cost(cfg: Config, engine: Engine) -> list[str]:
     total = pace * cfg.total_step
     return [
         f"memory: {stats.memory_bytes / 2**30:.2f} GiB in use after {STEPS} steps",
-        f"time: {pace:.2f} s a step (measured on {STEPS - 1}, after one to warm up), "
-        f"so about {duration(total)} for {cfg.total_step} steps, evaluations left out",
+        f"time: {pace:.2f} s a step (measured on {STEPS - 1} steps after one warm-up step), "
+        f"so about {duration(total)} for {cfg.total_step} steps, without evaluations",
     ]

@@ -83,10 +83,10 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             finally:
                 run.close(ending)
             if number:
-                run.say(f"stopped after step {progress.step}; go on with --resume_ckpt auto")
+                run.say(f"stopped after step {progress.step}; resume with --resume_ckpt auto")
                 raise Stopped(number)
             run.say(
-                f"finished after step {progress.step}; the run as a page: ocrnet report {shlex.quote(cfg.save_dir)}"
+                f"finished after step {progress.step}; to create a report: ocrnet report {shlex.quote(cfg.save_dir)}"
             )
         finally:
             engine.close()
@@ -190,7 +190,8 @@ def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
     """
     configured = arch_of(cfg, arch.num_classes)
     return [
-        f"{name}: the config says {getattr(configured, name)}, {path.name} holds {getattr(arch, name)}; the file wins"
+        f"{name}: the config has {getattr(configured, name)}, {path.name} has {getattr(arch, name)}; "
+        "the file takes precedence"
         for name in ("width", "blocks", "modules", "channels", "key_channels", "variant", "align_corners")
         if getattr(configured, name) != getattr(arch, name)
     ]
@@ -204,7 +205,7 @@ def _after_restart(cfg: Config, resume: str | None) -> tuple[str | None, list[st
         return resume, []
     if made[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # from an earlier launch
         return resume, []
-    return "auto", [f"resume: torchrun started the ranks anew (restart {count}), so --resume_ckpt auto is implied"]
+    return "auto", [f"resume: torchrun restarted the ranks (restart {count}), so --resume_ckpt auto is implied"]
 
 
 def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None) -> tuple[Checkpoint | None, list[str]]:
@@ -229,18 +230,18 @@ def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None)
         if checkpoint.steps(folder):
             raise OcrnetError(
                 f"save_dir '{cfg.save_dir}' holds checkpoints of an earlier run; "
-                "go on from them with --resume_ckpt auto, or give another --save_dir"
+                "resume from them with --resume_ckpt auto, or give another --save_dir"
             )
         if begin_from is None:
             return None, []
         resume = str(begin_from)
     elif resume == "auto" and not checkpoint.steps(folder):
         if begin_from is None:
-            return None, [f"resume: no checkpoint in {folder}{_nor_in(cfg)}, a fresh start"]
+            return None, [f"resume: no checkpoint in {folder}{_nor_in(cfg)}; starting from step 0"]
         resume = str(begin_from)
     if resume == "auto":
         newest = checkpoint.newest_valid(folder)
-        notes = [f"resume: passed over: {why}" for _, why in newest.passed_over]
+        notes = [f"resume: skipped: {why}" for _, why in newest.passed_over]
         if newest.checkpoint is None:
             raise OcrnetError(f"no checkpoint in {folder} is valid: {'; '.join(why for _, why in newest.passed_over)}")
         found = newest.checkpoint
@@ -250,20 +251,20 @@ def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None)
         found = checkpoint.load(path)
     if "source" in found.meta:
         raise OcrnetError(
-            f"{found.path} holds converted weights alone, which no run can go on from; begin from its backbone: "
+            f"{found.path} has only converted weights, from which a run cannot resume; begin from its backbone: "
             f"--set backbone.pretrained=True backbone.backbone_ckpt={found.path}"
         )
     step = found.meta["step"]
     if step > cfg.total_step:
         raise OcrnetError(
-            f"{found.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to go on"
+            f"{found.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to continue"
         )
     done = ": the run is complete" if step == cfg.total_step else ""
     return found, [*notes, f"resume: from {found.path}, step {step}{done}", *_changed_keys(cfg, found)]
 
 
 def _nor_in(cfg: Config) -> str:
-    return f" nor in {cfg.train_url}" if cfg.train_url else ""
+    return f" or in {cfg.train_url}" if cfg.train_url else ""
 
 
 def _changed_keys(cfg: Config, found: Checkpoint) -> list[str]:
@@ -289,11 +290,11 @@ def _changed_batch(cfg: Config, found: Checkpoint, world: World) -> list[str]:
     cards = found.meta.get("cards", 1)  # checkpoints without this key are from runs with one rank
     was = cards * old["batch_size"] * old["accumulate_steps"]
     now = world.size * cfg.batch_size * cfg.accumulate_steps
-    lead = f"resume: cards is {world.size}, was {cards}: " if world.size != cards else "resume: "
+    lead = f"resume: the number of ranks is {world.size}, was {cards}: " if world.size != cards else "resume: "
     if now != was:
         return [
-            f"{lead}the global batch changes to {now} crop{'s' if now > 1 else ''} a step, was {was}; after as "
-            "many steps another number of crops will have been seen"
+            f"{lead}the global batch changes to {now} crop{'s' if now > 1 else ''} a step, was {was}; "
+            "the run will see a different number of crops"
         ]
     return [f"{lead}the global batch is the same"] if world.size != cards else []
 
@@ -319,7 +320,7 @@ def starting_state(cfg: Config, arch: Arch, found: Checkpoint | None) -> tuple[d
     state = architecture.init(arch, cfg.seed, cfg.backbone.initializer)
     if not cfg.backbone.pretrained:
         return state, [
-            "backbone: fresh weights; the published figures need ImageNet weights "
+            "backbone: random weights; the published results need ImageNet weights "
             "(backbone.pretrained: True, backbone.backbone_ckpt: FILE)"
         ]
     loaded, report = weights.read_backbone(cfg.backbone.backbone_ckpt, arch)
@@ -347,7 +348,7 @@ def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
         f"data: {images} training images of {cfg.data.name} at {cfg.data.dataset_dir}, "
         f"crops {cfg.data.crop_size[0]}x{cfg.data.crop_size[1]}",
         f"batch: {global_batch} crops a step (batch_size {cfg.batch_size} x accumulate_steps {cfg.accumulate_steps} x "
-        f"{engine.world.size} cards), {cfg.total_step} steps, {global_batch * cfg.total_step / images:.1f} epochs",
+        f"{engine.world.size} ranks), {cfg.total_step} steps, {global_batch * cfg.total_step / images:.1f} epochs",
         *_unlike_recipe(cfg, global_batch),
     ]
 
@@ -357,10 +358,8 @@ def _unlike_recipe(cfg: Config, global_batch: int) -> list[str]:
     base = cfg.base_batch_size
     if base in (None, global_batch):
         return []
-    times = f"{global_batch / base:.4g} times the {base} crops a step that lr_init is meant for (base_batch_size)"
+    times = f"{global_batch / base:.4g} times base_batch_size ({base} crops a step), for which lr_init is set"
     scaled = f"{cfg.lr_init * global_batch / base:.4g}"
     if cfg.lr_scale == "linear":
-        return [f"learning rate: this run has {times}, so its highest is {scaled} (lr_scale linear)"]
-    return [
-        f"learning rate: this run has {times}; --set lr_scale=linear would take {scaled} for lr_init {cfg.lr_init:g}"
-    ]
+        return [f"learning rate: the global batch is {times}; its maximum is {scaled} (lr_scale linear)"]
+    return [f"learning rate: the global batch is {times}; --set lr_scale=linear changes {cfg.lr_init:g} to {scaled}"]

@@ -173,9 +173,9 @@ class Loop:
                     # mutation: save-steps-before-error
                     self._save_once()
             except OcrnetError as second:
-                raise OcrnetError(f"{error}; nor could the steps done be saved: {second}") from error
+                raise OcrnetError(f"{error}; the finished steps cannot be saved either: {second}") from error
             raise OcrnetError(
-                f"{error}; step {self.progress.step} is saved, go on from it with --resume_ckpt auto"
+                f"{error}; step {self.progress.step} is saved; resume from it with --resume_ckpt auto"
             ) from error
 
     def _save_once(self) -> None:
@@ -223,15 +223,15 @@ class Loop:
             first = step + 2 - progress.skipped_in_row
             raise OcrnetError(
                 f"{progress.skipped_in_row} steps in a row had a loss or gradient that is not finite, the last with "
-                f"{names}; go back to a checkpoint from well before step {first}, where it began (--resume_ckpt FILE), "
-                "or begin again in another save_dir, with a lower lr_init, with clip_grad, or with --mix False"
+                f"{names}; resume from a checkpoint well before step {first}, where it began (--resume_ckpt FILE), "
+                "or start again in another save_dir; lower lr_init, set clip_grad, or train with --mix False"
             )
 
     def _note_unreadable(self, error: str) -> None:
         if error in self.progress.unreadable:
             return
         self.progress.unreadable.append(error)
-        self.run.say(f"unreadable, another image takes its place: {error}")
+        self.run.say(f"unreadable, replaced by another image: {error}")
         found, images = len(self.progress.unreadable), len(self.stream.dataset)
         # mutation: cap-unreadable-images
         if found > max(1, UNREADABLE_SHARE * images):
@@ -343,8 +343,9 @@ class Loop:
             # mutation: never-save-nonfinite-state
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise OcrnetError(
-                    f"after step {self.progress.step}, {name} is not finite; nothing is saved, the checkpoints in "
-                    f"{self.run.checkpoints} are from before; lower lr_init, set clip_grad, or train with --mix False"
+                    f"after step {self.progress.step}, {name} is not finite; this step is not saved, the checkpoints "
+                    f"in {self.run.checkpoints} are from earlier steps; lower lr_init, set clip_grad, or train with "
+                    "--mix False"
                 )
         classes = self.stream.dataset.classes
         meta: dict[str, Any] = {

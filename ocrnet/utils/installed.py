@@ -14,7 +14,7 @@ INSTALL = {
     "openvino": "from a clone, pip install -e '.[openvino]'",
     "fastapi": "from a clone, pip install -e '.[serve]'",
     "uvicorn": "from a clone, pip install -e '.[serve]'",
-    "tensorrt": "it comes with NVIDIA's TensorRT, for a machine with an NVIDIA GPU",
+    "tensorrt": "install NVIDIA's TensorRT on a machine with an NVIDIA GPU",
 }
 
 

@@ -56,7 +56,7 @@ class StopRequest:
     them ``speaks``, which means that it prints a message with ``what``.
     """
 
-    def __init__(self, *, speaks: bool = True, what: str = "stopping after this step, with a checkpoint") -> None:
+    def __init__(self, *, speaks: bool = True, what: str = "stopping after this step and saving a checkpoint") -> None:
         self.speaks, self.what = speaks, what
         self.number: int | None = None
         self._asked_at = 0.0
@@ -89,4 +89,4 @@ class StopRequest:
             return
         name = signal.Signals(number).name
         with contextlib.suppress(OSError):  # the terminal may be closed
-            os.write(2, f"{name}: {self.what}; once more to exit at once\n".encode())
+            os.write(2, f"{name}: {self.what}; send it again to exit immediately\n".encode())

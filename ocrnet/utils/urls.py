@@ -62,8 +62,8 @@ def parse(key: str, text: str) -> Url:
         return Url("", "", text)
     if has_credentials(text):
         raise OcrnetError(
-            f"{key} holds a key or a password before an '@'; take it out, change it where others may have seen it, and "
-            f"give keys in the environment: {', '.join((*OBS_KEYS[0], *S3_KEYS))}"
+            f"{key} contains a key or a password before an '@'; remove it, replace it if others may have seen it, and "
+            f"set keys in the environment: {', '.join((*OBS_KEYS[0], *S3_KEYS))}"
         )
     if scheme not in SCHEMES:
         raise OcrnetError(
@@ -71,11 +71,11 @@ def parse(key: str, text: str) -> Url:
         )
     if scheme == "file":
         if not rest.startswith("/"):
-            raise OcrnetError(f"{key} is '{text}', but a file:// url has a full path behind it: file:///mnt/data")
+            raise OcrnetError(f"{key} is '{text}', but a file:// URL needs an absolute path: file:///mnt/data")
         return Url("file", "", rest)
     bucket, _, path = rest.partition("/")
     if not bucket:
-        raise OcrnetError(f"{key} is '{text}', but a bucket must follow: {scheme}://BUCKET/FOLDER")
+        raise OcrnetError(f"{key} is '{text}', but needs a bucket: {scheme}://BUCKET/FOLDER")
     return Url(scheme, bucket, path.strip("/"))
 
 
@@ -105,11 +105,11 @@ def problems(urls: dict[str, str], endpoint: str) -> Iterator[str]:
     if not endpoint:
         return
     if has_credentials(endpoint):
-        yield "cloud.endpoint holds a key or a password before an '@'; take it out, keys come from the environment"
+        yield "cloud.endpoint contains a key or a password before an '@'; remove it and set keys in the environment"
     elif "://" not in endpoint:
-        yield f"cloud.endpoint is '{endpoint}', but must say its protocol: https://{endpoint}"
+        yield f"cloud.endpoint is '{endpoint}', but must include its protocol: https://{endpoint}"
     elif not schemes & {"obs", "s3"}:
-        yield "cloud.endpoint has no effect: no url begins with obs:// or s3://; leave it out"
+        yield "cloud.endpoint has no effect: no URL begins with obs:// or s3://; leave it out"
     elif {"obs", "s3"} <= schemes:
         yield (
             "cloud.endpoint cannot serve both obs:// and s3://; leave it out, and set OBS_ENDPOINT and "

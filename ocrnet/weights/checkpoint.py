@@ -176,7 +176,7 @@ def verify(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> 
     """
     # mutation: verify-checkpoint-digest
     if _digest(tensors) != meta["sha256"]:
-        raise _damaged(path, "its tensors do not have the sha256 that they were saved with")
+        raise _damaged(path, "the sha256 of its tensors does not match")
 
 
 def read_meta(path: AnyPath) -> dict[str, Any]:
@@ -187,8 +187,8 @@ def read_meta(path: AnyPath) -> dict[str, Any]:
     text = stored.get(_KEY) if isinstance(stored, dict) else None
     if not isinstance(text, str):
         raise OcrnetError(
-            f"{path} is a safetensors file, but no checkpoint of ocrnet: its metadata has no '{_KEY}' entry; "
-            "ocrnet convert makes one of other implementations' weights"
+            f"{path} is a safetensors file, but not an ocrnet checkpoint: its metadata has no '{_KEY}' entry; "
+            "convert weights of other implementations with ocrnet convert"
         )
     return opened(path, text)
 
@@ -202,7 +202,7 @@ def opened(path: Path, text: str) -> dict[str, Any]:
     """Return the content of a document, verified; raise OcrnetError, which names the file."""
     sealed = _SEAL.fullmatch(text)
     if not sealed or _text_digest(sealed[1] + "}") != sealed[2]:
-        raise _damaged(path, "its metadata does not have the sha256 that it was saved with")
+        raise _damaged(path, "the sha256 of its metadata does not match")
     meta = json.loads(sealed[1] + "}")
     if meta["format"] != FORMAT:
         raise OcrnetError(
@@ -283,14 +283,12 @@ def resolve(path: AnyPath) -> tuple[Path, str | None]:
         return _resolve_folder(path)
     twin = path.with_suffix(".safetensors")
     if path.suffix == ".ckpt" and twin.is_file():
-        return twin, f"{path} does not exist: {twin.name} beside it is used."
+        return twin, f"{path} does not exist: {twin.name} in its folder is used."
     if not path.parent.is_dir():
         raise OcrnetError(f"checkpoint {path} does not exist, nor does its folder; check the path")
     names = [name for name in _names(path.parent) if Path(name).suffix in WEIGHTS]
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or names
-    raise OcrnetError(
-        f"checkpoint {path} does not exist; in its folder there is {_listing(close or ['no checkpoint'])}"
-    )
+    raise OcrnetError(f"checkpoint {path} does not exist; its folder contains {_listing(close or ['no checkpoint'])}")
 
 
 def resolve_state(path: AnyPath) -> tuple[Path, str | None]:
@@ -305,10 +303,10 @@ def resolve_state(path: AnyPath) -> tuple[Path, str | None]:
     twin = found.with_suffix(".safetensors")
     if not twin.is_file():
         raise OcrnetError(
-            f"{found} holds weights alone, and a run cannot go on without its momentum, step and losses: those are in "
-            f"{twin.name}, which is not beside it; give a .safetensors checkpoint, or the run's folder"
+            f"{found} holds only weights, and resuming also needs the momentum, step and losses: those are in "
+            f"{twin.name}, which is missing; give a .safetensors checkpoint, or the run's folder"
         )
-    return twin, f"{found} holds weights alone: {twin.name} beside it is used."
+    return twin, f"{found} holds only weights: {twin.name} in its folder is used."
 
 
 def _resolve_folder(folder: Path) -> tuple[Path, str]:
@@ -318,11 +316,11 @@ def _resolve_folder(folder: Path) -> tuple[Path, str]:
         passed_over += newest.passed_over
         if newest.checkpoint:
             found = newest.checkpoint.path
-            reasons = "".join(f" Passed over: {reason}." for _, reason in passed_over)
+            reasons = "".join(f" Skipped: {reason}." for _, reason in passed_over)
             return found, f"{folder} is a folder: its newest valid checkpoint {found} is used.{reasons}"
     there = _names(folder) + [f"checkpoint/{name}" for name in _names(folder / "checkpoint")]
     reasons = "".join(f"; {reason}" for _, reason in passed_over)
-    raise OcrnetError(f"folder {folder} has no valid numbered checkpoint{reasons}; in it there is {_listing(there)}")
+    raise OcrnetError(f"folder {folder} has no valid numbered checkpoint{reasons}; it contains {_listing(there)}")
 
 
 def _names(folder: Path) -> list[str]:

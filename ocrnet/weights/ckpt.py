@@ -56,7 +56,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for tag, slices in itertools.groupby(_slices(path), key=lambda one: one.tag):
         if tag in tensors:
-            raise _damaged(path, f"'{tag}' is in it twice")
+            raise _damaged(path, f"'{tag}' occurs twice")
         tensors[tag] = _array(path, list(slices))
     return tensors
 
@@ -68,7 +68,7 @@ def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """
     for name, array in tensors.items():
         if array.dtype.newbyteorder("=") not in _TYPES or not array.size:
-            raise ValueError(f"'{name}' {array.dtype} {array.shape} cannot be in a .ckpt file")
+            raise ValueError(f"'{name}' {array.dtype} {array.shape} cannot be stored in a .ckpt file")
     checkpoint.replace(path, (record for name, array in tensors.items() for record in _records(name, array)))
 
 
@@ -98,7 +98,7 @@ def _slices(path: Path) -> Iterator[_Slice]:
                 length = sum((byte & 127) << 7 * place for place, byte in enumerate(raw))
                 body = file.read(length) if length <= size - file.tell() else b""
                 if len(body) != length:
-                    raise _damaged(path, f"the record at byte {start:,} claims {length:,} bytes and is cut short")
+                    raise _damaged(path, f"the record at byte {start:,} claims {length:,} bytes and is truncated")
                 yield _slice(path, start, body)
                 crc = zlib.crc32(body, zlib.crc32(_RECORD + raw, crc))
     except OSError as error:
@@ -110,7 +110,7 @@ def _check_beginning(path: Path, head: bytes) -> None:
         raise OcrnetError(f"{path} is an encrypted MindSpore checkpoint; save it again without enc_key")
     if not head.startswith(_RECORD):
         raise OcrnetError(
-            f"{path} is {'empty' if not head else 'no MindSpore checkpoint, or its beginning is altered'}; "
+            f"{path} is {'empty' if not head else 'not a MindSpore checkpoint, or its beginning is altered'}; "
             "give another file"
         )
 
@@ -125,14 +125,14 @@ def _length(path: Path, file: BinaryIO) -> bytes:
         raw += byte
         if byte[0] < 128:
             return raw
-    raise _damaged(path, "the length of a record is no number")
+    raise _damaged(path, "the length of a record is not a valid number")
 
 
 def _check_crc(path: Path, tail: bytes, crc: int) -> None:
     if not tail.startswith(_CRC) or len(tail) != len(_CRC) + _CRC_BYTES:
-        raise _damaged(path, "something that is no tensor follows the tensors")
+        raise _damaged(path, "unexpected data follows the tensors")
     if int.from_bytes(tail[len(_CRC) :], "big") != crc:
-        raise _damaged(path, "it does not have the CRC-32 that it was saved with")
+        raise _damaged(path, "its CRC-32 does not match")
 
 
 def _slice(path: Path, start: int, body: bytes) -> _Slice:
@@ -145,7 +145,7 @@ def _slice(path: Path, start: int, body: bytes) -> _Slice:
     except (message.DecodeError, UnicodeDecodeError) as error:
         raise _damaged(path, f"the record at byte {start:,} does not parse: {error}") from error
     if not (value.IsInitialized() and value.HasField("tensor") and one.tag):
-        raise _damaged(path, f"the record at byte {start:,} is no named tensor")
+        raise _damaged(path, f"the record at byte {start:,} is not a named tensor")
     return one
 
 

@@ -86,7 +86,7 @@ def normalised(cfg: Config, found: Weights) -> tuple[Config, list[str]]:
     if not foreign or (mean, std) == (cfg.data.mean, cfg.data.std):
         return cfg, []
     data = dataclasses.replace(cfg.data, mean=mean, std=std)
-    said = f"data.mean and data.std: the config says {list(cfg.data.mean)} and {list(cfg.data.std)}; the file's win"
+    said = f"data.mean and data.std: the config has {list(cfg.data.mean)} and {list(cfg.data.std)}; the file's are used"
     return dataclasses.replace(cfg, data=data), [said]
 
 

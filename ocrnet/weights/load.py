@@ -122,7 +122,7 @@ def read_backbone(path: str | Path, arch: architecture.Arch) -> tuple[dict[str, 
     if missing or differing:
         wrong = "; ".join(
             f"{len(names)} {what} ({some(names, 3)})"
-            for what, names in (("missing", missing), ("of another shape", differing))
+            for what, names in (("missing", missing), ("with another shape", differing))
             if names
         )
         raise OcrnetError(f"backbone.backbone_ckpt: '{path}' does not fit backbone.width {arch.width}: {wrong}")
@@ -150,7 +150,7 @@ def read_only_backbone(path: Path) -> tuple[dict[str, np.ndarray], architecture.
     table = {name: shape for name, shape in architecture.shapes(arch).items() if architecture.is_backbone(name)}
     unexpected = [name for name in tensors if name not in table]
     if unexpected:
-        raise OcrnetError(f"{path}: {len(unexpected)} unexpected: {some(unexpected)}; this is no HRNet known here")
+        raise OcrnetError(f"{path}: {len(unexpected)} unexpected: {some(unexpected)}; this is not a known HRNet")
     loaded, _ = read_backbone(path, arch)
     return loaded, arch, notes(stored.family, stored.converted, arch, len(loaded))
 
@@ -198,7 +198,7 @@ def _family(path: Path, names: Collection[str]) -> Family:
             return family
     known = ", ".join(family.title for family in FAMILIES)
     raise OcrnetError(
-        f"{path}: these weights are not an OCRNet's or an HRNet's of a known family (its names: {some(peeled, 3)}); "
+        f"{path}: these weights are not from an OCRNet or HRNet of a known family (names: {some(peeled, 3)}); "
         f"known: {known}"
     )
 

@@ -9,7 +9,7 @@ from ocrnet.weights.family import IMAGENET, Converted, Family
 def describe(rule: architecture.Variant) -> str:
     """Return a description of the rules in which a variant differs from others."""
     said = [f"align_corners {rule.align_corners}"]
-    said += ["nearest-neighbour resizing between branches"] * (rule.fuse_resize == "nearest")
+    said += ["nearest-neighbor resizing between branches"] * (rule.fuse_resize == "nearest")
     said += ["branches are resized twice"] * rule.double_resize
     said += ["stride-2 convolutions pad (0, 1) on even sizes"] * rule.same_padding
     said += [f"batch norms of the heads have eps {rule.head_eps:g}"] * (rule.head_eps != architecture.BN_EPS)
@@ -46,11 +46,11 @@ def notes(
         parts += [f"left out: {_grouped(done.left_out)}"] if done.left_out else []
         lines.append("; ".join(parts))
     if missing:
-        lines.append(f"missing, so with fresh values (architecture.init, seed 0): {some(missing, 20)}")
+        lines.append(f"missing, initialized (architecture.init, seed 0): {some(missing, 20)}")
     if unexpected:
-        lines.append(f"unexpected, so left out: {some(unexpected, 20)}")
+        lines.append(f"unexpected, left out: {some(unexpected, 20)}")
     if done.folded:
-        lines.append(f"{len(done.folded)} biases folded into the running means of the batch norms behind them")
+        lines.append(f"{len(done.folded)} biases folded into the running means of the batch norms after them")
     if done.zeros:
         lines.append(f"{len(done.zeros)} biases that the family lacks are 0: {', '.join(done.zeros)}")
     return (*lines, *_of_family(family)) if family else tuple(lines)
@@ -61,9 +61,9 @@ def _of_family(family: Family) -> list[str]:
     if family.inplace:
         lines.append("every batch norm's weight is abs(weight) + 1e-05, as inplace_abn computes it")
     if family.bgr:
-        lines.append("the first convolution's channels are turned round: the family's images are BGR, ours are RGB")
+        lines.append("the first convolution's channels are reversed: the family's images are BGR, ours are RGB")
     if family.normal != IMAGENET:
-        lines.append("images are normalised by mean {} and std {}, the family's own".format(*map(list, family.normal)))
+        lines.append("images are normalized by mean {} and std {}, the family's own".format(*map(list, family.normal)))
     return [*lines, family.note] if family.note else lines
 
 

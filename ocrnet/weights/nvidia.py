@@ -9,5 +9,5 @@ FAMILY = Family(
     heads={f"ocr.{NESTED.get(owner, owner)}": owner for owner in OWNERS},
     backbone="backbone.",
     left_out=r"scale_attn\.",
-    note="this is its network at one scale: scale_attn, which weighs several against each other, has no place here",
+    note="only the network at one scale is used: scale_attn, which weights several scales, is not supported",
 )

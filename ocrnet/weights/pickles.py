@@ -30,12 +30,12 @@ class _Dtype:
 
     def __init__(self, code: str) -> None:
         if code not in DTYPES:
-            raise _RefusedError(f"it holds the type '{code[:20]}', and only numbers are read")
+            raise _RefusedError(f"it holds the type '{code[:20]}', but only numbers are supported")
         self.code, self.order = code, "<"
 
     def build(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise _RefusedError("the state of a dtype in it is none")
+            raise _RefusedError("a dtype in it has an invalid state")
         self.order = state[1]
 
     def dtype(self) -> np.dtype:
@@ -49,7 +49,7 @@ class _Array:
 
     def build(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _Dtype):
-            raise _RefusedError("the state of an array in it is none")
+            raise _RefusedError("an array in it has an invalid state")
         _, shape, dtype, fortran, content = state
         self.array = _view(shape, dtype.dtype(), bool(fortran), content)
 
@@ -64,8 +64,8 @@ def read(path: Path) -> Any:
         return _Finisher(len(content)).finish(_Machine(content).run())
     except _RefusedError as refused:
         raise OcrnetError(
-            f"weights file '{path}' is refused: {refused}; a file of arrays alone is read, as "
-            "paddle.save writes a state dict, and nothing in it is run"
+            f"weights file '{path}' is refused: {refused}; only a file of arrays is read, as "
+            "paddle.save writes a state dict, and no code in it is run"
         ) from None
     except (struct.error, IndexError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise OcrnetError(
@@ -86,7 +86,7 @@ class _Machine:
     def run(self) -> Any:
         while (code := self.take(1)) != b".":
             if code not in CODES:
-                raise _RefusedError(f"the instruction {code!r} at byte {self.place - 1:,} could run code, or is damage")
+                raise _RefusedError(f"the instruction {code!r} at byte {self.place - 1:,} could run code or is damaged")
             CODES[code](self)
         if len(self.stack) != 1:
             raise _RefusedError("it does not end with one value")
@@ -116,43 +116,43 @@ class _Machine:
 
     def last(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise _RefusedError("its instructions do not fit together")
+            raise _RefusedError("its instructions are inconsistent")
         return self.stack[-1]
 
     def set_items(self, items: list[Any]) -> None:
         target = self.last(dict)
         if any(not isinstance(name, str | int) for name in items[::2]) or len(items) % 2:
-            raise _RefusedError("a dict in it has a key that is no text")
+            raise _RefusedError("a dict in it has a key that is not a string")
         target.update(zip(items[::2], items[1::2], strict=True))
 
     def find(self, module: str, name: str) -> None:
         if (module, name) not in KNOWN:
             raise _RefusedError(
-                f"it names {module}.{name}, which is no array: reading it could run code".replace("\n", " ")
+                f"it names {module}.{name}, which is not an array: reading it could run code".replace("\n", " ")
             )
         self.stack.append(KNOWN[module, name])
 
     def call(self) -> None:
         arguments, known = self.stack.pop(), self.stack.pop()
         if not callable(known) or not isinstance(arguments, tuple):
-            raise _RefusedError("it calls what is no function")
+            raise _RefusedError("it calls an object that is not a function")
         self.stack.append(known(self, *arguments))
 
     def build(self) -> None:
         state = self.stack.pop()
         if not isinstance(self.stack[-1], _Array | _Dtype):
-            raise _RefusedError("it gives a state to what has none")
+            raise _RefusedError("it sets the state of an object that has none")
         self.stack[-1].build(state)
 
 
 def _reconstruct(machine: _Machine, kind: Any, shape: Any, letter: Any) -> _Array:
     if kind is not _ndarray or shape != (0,) or letter not in (b"b", "b"):
-        raise _RefusedError("it makes an array in an unknown way")
+        raise _RefusedError("it creates an array in an unknown way")
     return _Array()
 
 
 def _ndarray(machine: _Machine, *arguments: Any) -> Any:
-    raise _RefusedError("it makes an array in an unknown way")
+    raise _RefusedError("it creates an array in an unknown way")
 
 
 def _dtype(machine: _Machine, code: Any, align: Any = False, copy: Any = True) -> _Dtype:
@@ -168,23 +168,23 @@ def _scalar(machine: _Machine, dtype: Any, content: Any) -> Any:
 def _encode(machine: _Machine, text: Any, encoding: Any) -> bytes:
     """Return the bytes of a Latin-1 string; protocol 2 has no bytes, so they are stored as strings."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
-        raise _RefusedError("it encodes what is no text")
+        raise _RefusedError("it encodes an object that is not a string")
     machine.spare -= len(text)
     if machine.spare < 0:
-        raise _RefusedError("it makes more bytes than it has")
+        raise _RefusedError("it creates more bytes than the file has")
     return text.encode("latin1")
 
 
 def _tuple(machine: _Machine, items: Any) -> tuple[Any, ...]:
     """Return the tuple; Paddle writes a tensor outside a plain state dict as the call tuple((name, array))."""
     if not isinstance(items, tuple):
-        raise _RefusedError("it makes a tuple in an unknown way")
+        raise _RefusedError("it creates a tuple in an unknown way")
     return items
 
 
 def _ordered(machine: _Machine, *arguments: Any) -> dict[Any, Any]:
     if arguments:
-        raise _RefusedError("it makes a dict in an unknown way")
+        raise _RefusedError("it creates a dict in an unknown way")
     return {}
 
 
@@ -205,10 +205,10 @@ def _view(shape: Any, dtype: np.dtype, fortran: bool, content: Any) -> np.ndarra
     if isinstance(content, str):  # Python 2 stored bytes as strings
         content = content.encode("latin1")
     if not isinstance(content, bytes) or not isinstance(shape, tuple) or len(shape) > 8:
-        raise _RefusedError("the state of an array in it is none")
+        raise _RefusedError("an array in it has an invalid state")
     possible = all(type(side) is int and 0 <= side <= len(content) for side in shape)
     if not possible or math.prod(shape) * dtype.itemsize != len(content):
-        raise _RefusedError(f"an array in it has {len(content):,} bytes, which do not fit the shape that it claims")
+        raise _RefusedError(f"an array in it has {len(content):,} bytes, which do not match its shape")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -235,7 +235,7 @@ class _Finisher:
         if isinstance(value, list | tuple):
             return type(value)([self.finish(item, depth + 1) for item in value])
         if value is not None and not isinstance(value, str | bytes | int | float | np.generic):
-            raise _RefusedError("it holds what is no data")
+            raise _RefusedError("it holds an object that is not data")
         return value
 
 
@@ -255,7 +255,7 @@ def _codes() -> Iterator[tuple[bytes, Callable[[_Machine], Any]]]:
         def make(machine: _Machine) -> None:
             items = tuple(machine.stack[-count:])
             if len(items) != count:
-                raise _RefusedError("its instructions do not fit together")
+                raise _RefusedError("its instructions are inconsistent")
             machine.stack[-count:] = [items]
 
         return make

@@ -36,7 +36,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError:
         raise OcrnetError(
             f"weights file '{path}' is damaged, or holds more than tensors: reading it could run code, so it is "
-            "refused; where you trust its source, save its state dict alone: "
+            "refused; if you trust its source, save only its state dict: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
         ) from None
     except Exception as error:  # a damaged pickle can fail in any way
@@ -54,7 +54,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         return {name: (v.float() if v.dtype == torch.bfloat16 else v).detach().numpy() for name, v in tensors.items()}
     except (TypeError, RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise OcrnetError(f"weights file '{path}' holds tensors that are no plain arrays: {reason}") from None
+        raise OcrnetError(f"weights file '{path}' holds tensors that are not plain arrays: {reason}") from None
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None) -> None:
@@ -100,5 +100,5 @@ def _check_claims(path: Path, tensors: "Mapping[str, torch.Tensor]") -> None:
     if claimed > size:
         raise OcrnetError(
             f"weights file '{path}' is refused: its tensors claim {claimed:,} bytes, and the file has {size:,}; "
-            "save each with memory of its own (clone())"
+            "save a clone() of each"
         )

@@ -12,5 +12,5 @@ FAMILY = Family(
     mark=r"(incre_modules|downsamp_modules)\.",
     heads={},
     left_out=CLASSIFIER,
-    note="it was trained with nearest-neighbour resizing between branches, so it is a backbone to begin from, no more",
+    note="it was trained with nearest-neighbor resizing between branches, so use it only to initialize a backbone",
 )

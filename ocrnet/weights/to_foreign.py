@@ -40,7 +40,7 @@ TARGETS = {
 def target(name: str) -> Target:
     """Return the target of a name; raise OcrnetError if it is unknown."""
     if name not in TARGETS:
-        raise OcrnetError(f"--to {name}: not known{nearest(name, TARGETS)} ({', '.join(TARGETS)})")
+        raise OcrnetError(f"--to {name}: unknown{nearest(name, TARGETS)} ({', '.join(TARGETS)})")
     return TARGETS[name]
 
 
@@ -79,7 +79,9 @@ def notes(arch: Arch, to: Target) -> list[str]:
     """Return lines about changes made for the family, and about settings that the written file requires."""
     said = []
     if not to.family.biases:
-        said.append(f"{' and '.join(f'{conv}.bias' for conv in WITH_BIAS)} are folded into running means: it has none")
+        said.append(
+            f"{' and '.join(f'{conv}.bias' for conv in WITH_BIAS)} are folded into running means: it has no biases"
+        )
     if to.setting and arch.rule.align_corners != architecture.VARIANTS[to.family.variant].align_corners:
         said.append(f"in its config, set {to.setting}: {arch.rule.align_corners}")
     return said
@@ -92,17 +94,17 @@ def _check(arch: Arch, to: Target, normal: Normal) -> None:
         != rule
     ):
         raise OcrnetError(
-            f"{family.title} would compute other numbers from these weights: it has {describe(rule)}; this network has "
-            f"{describe(arch.rule)} (variant {arch.variant}). Use the weights here, or train the network of variant "
-            f"{family.variant}"
+            f"{family.title} would compute a different result from these weights: it has {describe(rule)}; this "
+            f"network has {describe(arch.rule)} (variant {arch.variant}). Use the weights with ocrnet, or train the "
+            f"network of variant {family.variant}"
         )
     if rule.bottleneck_out and arch.key_channels != rule.bottleneck_out:
         raise OcrnetError(
-            f"{family.title} has one number for the key channels and for the bottleneck's: {rule.bottleneck_out}; this "
+            f"{family.title} has as many key channels as bottleneck channels: {rule.bottleneck_out}; this "
             f"network has {arch.key_channels} key channels"
         )
     if normal != family.normal:
         raise OcrnetError(
-            f"{family.title} normalises images by mean {list(family.normal[0])} and std {list(family.normal[1])}; this "
+            f"{family.title} normalizes images by mean {list(family.normal[0])} and std {list(family.normal[1])}; this "
             f"network was trained with {list(normal[0])} and {list(normal[1])}"
         )

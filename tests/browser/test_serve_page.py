@@ -143,7 +143,7 @@ def test_an_error_is_told_and_what_was_there_stays(open_page, served, photo):
     page = seen.page
     drop(page, "letter.txt", "text/plain", b"Dear network,")
     page.wait_for_selector("#error:not([hidden])")
-    assert page.inner_text("#error") == "letter.txt: this is no image that can be read here: JPEG, PNG, WebP, BMP."
+    assert page.inner_text("#error") == "letter.txt: unsupported image format; supported: JPEG, PNG, WebP, BMP."
     page.set_input_files("#file", {"name": "photo.png", "mimeType": "image/png", "buffer": photo})
     shown(page)
     assert not page.is_visible("#error")
@@ -176,7 +176,7 @@ def test_a_token_is_asked_for_and_remembered(open_page, photo):
     with faked(network, token=TOKEN) as served:
         seen = open_page(served.url)
         seen.page.wait_for_selector("#ask:not([hidden])")
-        assert seen.page.inner_text("#error") == "this server asks for a token."
+        assert seen.page.inner_text("#error") == "this server requires a token."
         seen.page.fill("#token", TOKEN)
         seen.page.click("#ask button")
         seen.page.wait_for_selector("#network:not(:empty)")

@@ -30,8 +30,8 @@ def test_eval_and_predict(paddle, cityscapes, tmp_path, capsys):
         assert main(argv) == 0
         said = capsys.readouterr().out
         assert ("family: PaddleSeg; align_corners False" in said) == (path is paddle)
-        assert "variant: the config says hrnet" in said
-        assert "data.mean and data.std: the config says [0.485, 0.456, 0.406]" in said
+        assert "variant: the config has hrnet" in said
+        assert "data.mean and data.std: the config has [0.485, 0.456, 0.406]" in said
         assert "[0.5, 0.5, 0.5]" in said or path is ours
         rows = (tmp_path / path.stem / "eval.jsonl").read_text().splitlines()
         scores.append(json.loads(rows[-1])["mean_iou"])
@@ -63,4 +63,4 @@ def test_training_begins_from_timms_backbone(cityscapes, tmp_path, capsys):
     assert main(argv) == 0
     said = capsys.readouterr().out
     assert "tensors loaded" in said
-    assert "trained with nearest-neighbour resizing between branches" in said
+    assert "trained with nearest-neighbor resizing between branches" in said

@@ -17,7 +17,7 @@ def test_a_run_with_a_cache_is_the_run_without_one(w48_run, cityscapes, tmp_path
         sets[split].read(i)
     said = run("train.py", "--config", W48, "--device_target", "CPU", "--mix", "True", "--save_dir", tmp_path / "run",
                "--set", f"data.dataset_dir={cityscapes}", f"data.cache_dir={cache}", *WITH_WORKERS)  # fmt: skip
-    assert f"cache: 4 of 9 pairs are decoded in {cache}; the others will take about " in said.stdout
+    assert f"cache: 4 of 9 pairs are cached in {cache}; the others need about " in said.stdout
     assert said.stderr == ""
     assert_same_end(tmp_path / "run", w48_run)
     assert {path.name for path in cache.iterdir()} == {sets[s].place(i).name for s in sets for i in range(len(sets[s]))}

@@ -83,7 +83,7 @@ def test_a_folder_in_use_is_refused(cityscapes, tmp_path):
     wait_for(process, "step 4/")
     found = run(*command(cityscapes, tmp_path / "out", steps=100_000), ok=False, seconds=60)
     assert found.returncode == 2
-    assert f"is in use by a run that is under way (process {process.pid} on " in found.stderr
+    assert f"is in use by another run (process {process.pid} on " in found.stderr
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
@@ -115,7 +115,7 @@ def test_a_broken_image_can_be_passed_over(cityscapes, tmp_path):
     victim = sorted((broken / "leftImg8bit/train").rglob("*.png"))[2]
     victim.write_bytes(victim.read_bytes()[:500])
     found = run(*command(broken, tmp_path / "out", "data.on_error=skip"))
-    assert found.stdout.count(f"another image takes its place: {victim}") == 1
+    assert found.stdout.count(f"replaced by another image: {victim}") == 1
     assert checkpoint.load(tmp_path / "out" / LAST).meta["progress"]["unreadable"][0].startswith(str(victim))
     second = sorted((broken / "leftImg8bit/train").rglob("*.png"))[4]
     second.write_bytes(b"")
@@ -135,7 +135,7 @@ def test_a_run_that_a_broken_image_ended_goes_on_once_it_is_mended(cityscapes, t
     found = run(*command(data, tmp_path / "out"), ok=False)
     assert found.returncode == 2
     assert f"{victim} is truncated" in found.stderr
-    assert "step 2 is saved, go on from it with --resume_ckpt auto" in found.stderr
+    assert "step 2 is saved; resume from it with --resume_ckpt auto" in found.stderr
     victim.write_bytes(sound)
     saved = checkpoint.newest_valid(tmp_path / "out/checkpoint").checkpoint
     assert saved is not None

@@ -128,7 +128,7 @@ def test_two_ranks_of_batch_1_are_one_of_batch_2(engine, name, trained, alone, t
     assert losses < 1e-4
     assert tensors < 1e-4
     if name != "msrun":
-        assert found.stdout.count("x 2 cards), 20 steps") == 1  # one rank speaks
+        assert found.stdout.count("x 2 ranks), 20 steps") == 1  # one rank speaks
 
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("mindspore", marks=pytest.mark.long)])
@@ -143,7 +143,7 @@ def test_one_rank_goes_on_where_two_were(trained, alone, tmp_path):
     launched("torchrun", tmp_path, *training("torch", trained, folder, 1, "save_interval=10"))
     (folder / LAST.format(20)).unlink()
     found = run(*training("torch", "auto", folder, 2))
-    assert "resume: cards is 1, was 2: the global batch is the same" in found.stdout
+    assert "resume: the number of ranks is 1, was 2: the global batch is the same" in found.stdout
     assert max(apart(folder, alone)) < 1e-4
 
 
@@ -170,7 +170,7 @@ def test_two_ranks_evaluate_any_number_of_images_to_the_digits_of_one(engine, na
     one, two = (json.loads((tmp_path / name / "eval.jsonl").read_text()) for name in ("one", "two"))
     one["versions"].pop("threads", None), two["versions"].pop("threads", None)
     assert one == two
-    assert found.stdout.count("always answering") == 1
+    assert found.stdout.count("always predicting") == 1
 
 
 def read_until(process: subprocess.Popen, words: str) -> list[str]:
@@ -252,7 +252,7 @@ def test_a_killed_rank_ends_the_run_within_seconds(name, running):
 @pytest.mark.parametrize(
     ("engine", "patience", "why"),
     [
-        ("torch", 5, "rank 0: another rank did not come to an exchange within 5 s (rank_timeout)"),
+        ("torch", 5, "rank 0: another rank did not take part in a collective within 5 s (rank_timeout)"),
         pytest.param("mindspore", 60, "slower than 60 s (rank_timeout); step", marks=pytest.mark.long),
     ],
 )
@@ -273,7 +273,7 @@ def test_a_stop_request_stops_all_ranks_with_a_checkpoint(name, running, tmp_pat
     else:
         process.send_signal(signal.SIGUSR1)
     _, said = end_of(process, within=40)
-    assert "go on with --resume_ckpt auto" in said
+    assert "resume with --resume_ckpt auto" in said
     found = checkpoint.newest_valid(tmp_path / "out/checkpoint").checkpoint
     assert found.meta["step"] >= 8
 

@@ -82,7 +82,7 @@ def test_predict_a_video_a_pattern_and_a_url(w48_run, cityscapes, tmp_path, monk
             assert main(["predict", url + ".gone", *usual]) == 2
         finally:
             server.shutdown()
-    assert "the server says 404" in capsys.readouterr().err
+    assert "the server returned 404" in capsys.readouterr().err
     both = (read_label(tmp_path / f"out/indices/{folder}{names[0]}") for folder in ("", "demo/"))
     np.testing.assert_array_equal(*both)
 
@@ -96,7 +96,7 @@ def test_a_stopped_prediction_leaves_no_half_film(w48_run, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
-    assert "SIGTERM: stopping; what is done stays" in process.stderr.read()
+    assert "SIGTERM: stopping; finished results are kept" in process.stderr.read()
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["legend.png"]
 
 
@@ -107,7 +107,7 @@ def test_predict_an_image_whole_and_in_tiles(w48_run, tmp_path, capsys):
     assert "tiles" not in capsys.readouterr().out
     assert main([*command, str(tmp_path / "tiles"), "--set", "eval.max_memory=0.1"]) == 0
     said = capsys.readouterr().out
-    assert "500x700 would take more than eval.max_memory (0.1 GiB), so it is seen in overlapping tiles of" in said
+    assert "500x700 would take more than eval.max_memory (0.1 GiB), so it is predicted in overlapping tiles of" in said
     assert "500x700, in 6 tiles" in said
     whole, tiles = (read_label(tmp_path / name / "indices/large.png") for name in ("whole", "tiles"))
     assert whole.shape == tiles.shape == (500, 700)
@@ -132,12 +132,12 @@ def test_a_single_file_that_is_no_image(w48_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     argv = ["predict", "train.py", "--checkpoint_path", str(w48_run), *CPU, "--output", str(tmp_path / "out")]
     assert main(argv) == 2
-    assert capsys.readouterr().err.startswith("error: train.py is damaged or no image")
+    assert capsys.readouterr().err.startswith("error: train.py is damaged or not an image")
 
 
 def test_check_counts_and_names(cityscapes, tmp_path):
     sound = run("-m", "ocrnet", "check", "--config", W48, "--set", f"data.dataset_dir={cityscapes}")
-    assert sound.stdout.count("images are sound") == 2
+    assert sound.stdout.count("images are valid") == 2
     assert "no problems" in sound.stdout
     broken = tmp_path / "data"
     shutil.copytree(cityscapes, broken)

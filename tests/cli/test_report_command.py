@@ -20,7 +20,7 @@ def finished(w48_run, tmp_path_factory):
 def test_report_has_what_eval_says_and_keeps_what_it_computed(finished, tmp_path, capsys):
     found = run("-m", "ocrnet", "report", finished, "--device_target", "CPU")
     assert f"wrote {finished}/report.html and {finished}/MODEL_CARD.md" in found.stdout
-    assert "looking at 3 of 3 validation images with OCRNet_hrnet_seg_w48_best_rank0.safetensors" in found.stdout
+    assert "evaluating 3 of 3 validation images with OCRNet_hrnet_seg_w48_best_rank0.safetensors" in found.stdout
     facts = json.loads((finished / "report" / "figures.json").read_text())
     best = next((finished / "checkpoint").glob("*_best_*"))
     assert facts["key"]["checkpoint"] == checkpoint.read_meta(best)["sha256"]
@@ -37,8 +37,8 @@ def test_report_has_what_eval_says_and_keeps_what_it_computed(finished, tmp_path
     wanted = ["report", str(finished), "--set", "data.dataset_dir=nowhere", "--output", str(tmp_path / "x.html")]
     assert main(wanted) == 0
     said = capsys.readouterr().out
-    assert "the figures are those that were kept" in said
-    assert "looking at" not in said
+    assert "using the figures stored in the run's folder" in said
+    assert "evaluating" not in said
     assert f"<b>{100 * row['mean_iou']:.2f}</b>" in (tmp_path / "x.html").read_text()
     assert (tmp_path / "x.MODEL_CARD.md").exists()
 

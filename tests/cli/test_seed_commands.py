@@ -51,8 +51,8 @@ def test_the_seeds_eval_of_a_w48_file_under_the_w32_config(w48_run, cityscapes, 
     path = w48_run / "checkpoint" / "OCRNet_hrnet_seg_w48_4_rank0.ckpt"
     found = run("eval.py", "--config", W32, "--device_target", "CPU", "--mix", "True", "--checkpoint_path", path,
                 "--save_dir", tmp_path / "out", "--set", f"data.dataset_dir={cityscapes}", "num_workers=0")  # fmt: skip
-    assert "width: the config says 32" in found.stdout
-    assert "holds 48; the file wins" in found.stdout
+    assert "width: the config has 32" in found.stdout
+    assert "has 48; the file takes precedence" in found.stdout
     assert "OCRNet_hrnet_seg_w48_4_rank0.safetensors" in found.stdout
     assert "mIoU" in found.stdout
     (row,) = rows(tmp_path / "out" / "eval.jsonl")
@@ -82,7 +82,7 @@ def test_resume_goes_on_and_ends_like_the_run_never_stopped(w48_run, cityscapes,
     found = run("train.py", "--config", W48, "--device_target", "CPU", "--mix", "True", "--save_dir", tmp_path / "out",
                 "--resume_ckpt", middle.with_suffix(".ckpt"), "--set", f"data.dataset_dir={cityscapes}",
                 "save_mindspore_ckpt=True", *SMALL)  # fmt: skip
-    assert f"{middle.with_suffix('.ckpt')} holds weights alone: {middle.name} beside it is used" in found.stdout
+    assert f"{middle.with_suffix('.ckpt')} holds only weights: {middle.name} in its folder is used" in found.stdout
     assert f"resume: from {middle}, step 2" in found.stdout
     assert ", was 64; numbers may differ in their last digits" in found.stdout
     name = "OCRNet_hrnet_seg_w48_4_rank0.safetensors"
@@ -101,12 +101,12 @@ def test_auto_resume_cuts_the_rows_after_the_restored_step(cityscapes, tmp_path)
         return run("train.py", "--config", W48, "--device_target", "CPU", "--save_dir", tmp_path / "out",
                    "--log_interval", "1", *more, "--set", f"data.dataset_dir={cityscapes}", *SMALL)  # fmt: skip
 
-    assert "a fresh start" in train("--resume_ckpt", "auto").stdout
+    assert "starting from step 0" in train("--resume_ckpt", "auto").stdout
     before = rows(tmp_path / "out/metrics.jsonl")
     last = tmp_path / "out/checkpoint/OCRNet_hrnet_seg_w48_4_rank0.safetensors"
     last.write_bytes(last.read_bytes()[:-100])
     found = train("--resume_ckpt", "auto")
-    assert "passed over" in found.stdout
+    assert "resume: skipped: " in found.stdout
     assert "truncated" in found.stdout
     after = rows(tmp_path / "out/metrics.jsonl")
     timings = {"images_per_second", "seconds_per_step", "data_seconds_per_step", "memory_bytes"}

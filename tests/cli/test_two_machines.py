@@ -101,7 +101,7 @@ def test_a_cut_cable_ends_both_and_the_same_command_goes_on(machines, trained, a
     ip("-n", FIRST, "link", "set", "cable", "down")
     found = end(processes, within=90)
     assert all(status != 0 for status, _ in found), found
-    assert any("did not come to an exchange within 5 s" in text for _, text in found), found
+    assert any("did not take part in a collective within 5 s" in text for _, text in found), found
     found_there = checkpoint.newest_valid(folder / "checkpoint")
     assert not found_there.passed_over  # nothing half-written
     assert found_there.checkpoint.meta["step"] >= 6

@@ -110,7 +110,7 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
         (["predict", "docs", "README.md", "--checkpoint_path", "train.py"], "a pattern in quotes, as in"),
         (["predict", "docs/*.jpg", "--checkpoint_path", "train.py"], "'docs/*.jpg' matches no images"),
         (["predict", "ftp://host/a.png", "--checkpoint_path", "train.py"], "must begin with http:// or https://"),
-        (["predict", "https:///a.png", "--checkpoint_path", "train.py"], "names no host"),
+        (["predict", "https:///a.png", "--checkpoint_path", "train.py"], "has no host"),
         (["predict", "https://host/a.png", "--offline", "--checkpoint_path", "train.py"], "--offline: 'https://host"),
         (["predict", "docs", "--offline", "perhaps", "--checkpoint_path", "train.py"], "True or False"),
         (["predict", "docs", "--save", "overly", "--checkpoint_path", "train.py"], "did you mean 'overlay'"),
@@ -122,12 +122,12 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
         ([*SUBMIT, "--output", "x.zip"], "data.dataset_dir: 'your cityscapes' does not exist"),
         (
             [*SUBMIT, "--output", "x.zip", "--set", "data.name=folder"],
-            "data.name is folder, but submit is for Cityscapes",
+            "data.name is folder, but submit supports only cityscapes",
         ),
         ([*SUBMIT, "--output", "x.zip", "--split", "vla"], "did you mean 'val'"),
         ([*SUBMIT, "--output", "x.zip", "--save_dir", "out"], "unknown flag '--save_dir'"),
         (["submit", "--verify", "no.zip"], "no.zip does not exist"),
-        (["submit", "--verify", "README.md"], "README.md is damaged or no zip"),
+        (["submit", "--verify", "README.md"], "README.md is damaged or not a zip"),
         (["submit", "--verify", "x.zip", "--output", "y.zip"], "--output has no effect with --verify"),
         (["submit", "--verify", "x.zip", "--flip", "True"], "no effect on submit --verify without --config"),
         (["submit", "--verify", "x.zip", "--split", "train"], "--split is 'train', but must be test or val"),
@@ -135,7 +135,7 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
         (["predict", "config", "--checkpoint_path", "train.py"], "holds no images"),
         (
             ["predict", "docs/pictures", "--checkpoint_path", "train.py", "--output", "docs/pictures"],
-            "give another one",
+            "give another --output",
         ),
         (
             ["predict", "docs/pictures", "--checkpoint_path", "train.py", "--set", "backbone.width=32"],
@@ -159,15 +159,15 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
         (["convert", "--input", FIXTURE, "--outptu", "x.safetensors"], "did you mean '--output'"),
         (["export"], "--checkpoint_path is required"),
         (EXPORT[:3], "--output is required"),
-        ([*EXPORT, "net.xyz"], "its ending names no format"),
+        ([*EXPORT, "net.xyz"], "unknown suffix; use"),
         ([*EXPORT, "net.onnx", "--format", "onxx"], "--format is 'onxx'"),
-        ([*EXPORT, "net.onnx", "--format", "openvino"], "--format openvino ends in .xml"),
+        ([*EXPORT, "net.onnx", "--format", "openvino"], "--format openvino needs the suffix .xml"),
         ([*EXPORT, "net.onnx", "--outputs", "label"], "did you mean 'labels'?"),
-        ([*EXPORT, "net.onnx", "--precision", "float16"], "onnx has float32, int8"),
+        ([*EXPORT, "net.onnx", "--precision", "float16"], "onnx supports float32, int8"),
         ([*EXPORT, "net.onnx", "--precision", "int8"], "--precision int8 needs --calibration"),
         ([*EXPORT, "net.onnx", "--calibration", "config"], "--calibration has no effect"),
-        ([*EXPORT, "net.pt2", "--dynamic", "True"], "torch_export files are of one size"),
-        ([*EXPORT, "net.mindir", "--input", "uint8"], "mindir has normalised"),
+        ([*EXPORT, "net.pt2", "--dynamic", "True"], "torch_export files have a fixed size"),
+        ([*EXPORT, "net.mindir", "--input", "uint8"], "mindir supports normalised"),
         ([*EXPORT, "net.onnx", "--size", "64"], "--size is '64', but must be [height, width]"),
         ([*EXPORT, "net.onnx", "--size", "16,64"], "each at least 32"),
         ([*EXPORT, "net.onnx", "--tolerance", "little"], "--tolerance is 'little', but must be a number"),
@@ -194,7 +194,7 @@ def test_wrong_commands(capsys, monkeypatch, argv, part):
 def test_weights_of_no_known_family(capsys, tmp_path):
     safetensors.numpy.save_file({"fc.weight": np.zeros((3, 4), np.float32)}, tmp_path / "resnet.safetensors")
     argv = ["convert", "--input", str(tmp_path / "resnet.safetensors"), "--output", str(tmp_path / "x.safetensors")]
-    fails(capsys, argv, "not an OCRNet's or an HRNet's of a known family (its names: fc.weight)", "PaddleSeg")
+    fails(capsys, argv, "not from an OCRNet or HRNet of a known family (names: fc.weight)", "PaddleSeg")
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -203,7 +203,7 @@ def test_no_run_goes_on_from_converted_weights(capsys, cityscapes, tmp_path):
     assert main(["convert", "--input", str(ROOT / FIXTURE), "--output", str(weights)]) == 0
     argv = ["train", "--config", W48, "--device_target", "CPU", "--save_dir", str(tmp_path / "out")]
     argv += ["--set", f"data.dataset_dir={cityscapes}", "--resume_ckpt", str(weights)]
-    fails(capsys, argv, "holds converted weights alone", "backbone.backbone_ckpt=")
+    fails(capsys, argv, "has only converted weights", "backbone.backbone_ckpt=")
 
 
 def own(root):
@@ -260,13 +260,13 @@ def cut_the_image(root):
     [
         (lose_the_label, ["1 of 1 images have no label", "a.png"]),
         (add_a_label, ["1 of 2 labels have no image", "b.png"]),
-        (lose_the_classes, ["classes.yml is not there"]),
+        (lose_the_classes, ["classes.yml does not exist"]),
         (name_a_class_twice, ["classes 0 and 1 have the same name, road"]),
         (misspell_a_key, ["unknown key 'nmae'", "did you mean 'name'"]),
-        (lose_val, ["images/val is not there"]),
+        (lose_val, ["images/val does not exist"]),
         (empty_train, ["holds no images"]),
-        (use_another_id, ["holds the id 9", "a.png"]),
-        (colour_the_label, ["a.png has mode RGB", "one channel"]),
+        (use_another_id, ["holds the unknown id 9", "a.png"]),
+        (colour_the_label, ["a.png has mode RGB", "one-channel PNG"]),
         (cut_the_image, ["a.png is truncated"]),
     ],
 )

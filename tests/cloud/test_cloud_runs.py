@@ -56,21 +56,21 @@ def test_a_killed_run_goes_on_in_an_empty_machine(place, proxy, cityscapes, whol
     proxy.fault = lambda method, path: "fail" if method == "PUT" and late.search(path) else third(method, path)
     first, second = tmp_path / "first", tmp_path / "second"
     process = start(*command(place, first))
-    said = wait_for(process, f"pushed {place.url('runs/one/checkpoint/OCRNet_hrnet_seg_w6_')}")
+    said = wait_for(process, f"uploaded {place.url('runs/one/checkpoint/OCRNet_hrnet_seg_w6_')}")
     process.send_signal(signal.SIGKILL)
     more, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    assert "trying again in" in said
+    assert "retrying in" in said
     assert "(failures so far: 1)" in said
     assert_nothing_secret(first, said, more, errors)
     proxy.heal()
     shutil.rmtree(first)
     found = run(*command(place, second))
-    assert "enable_modelarts: passed over: --init_method, --rank" in found.stdout
+    assert "enable_modelarts: ignored: --init_method, --rank" in found.stdout
     assert "resume: auto, because of enable_modelarts with train_url" in found.stdout
     step = int(re.search(r"resume: from .*, step (\d+)\n", found.stdout)[1])
     assert 0 < step < 28
-    assert f"w6_{step}_rank0.safetensors (2.4 MiB) is brought to {second / 'out'}" in found.stdout
+    assert f"w6_{step}_rank0.safetensors (2.4 MiB) is downloaded to {second / 'out'}" in found.stdout
     assert_same_end(second / "out", whole)
     assert_nothing_secret(second, found.stdout, found.stderr)
     # What is in the store is what is here, the record of the first start included.
@@ -91,13 +91,13 @@ def test_a_run_that_cannot_push_says_so_and_the_next_start_makes_up_for_it(bucke
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 2, said + errors
     assert "stopped after step" in said
-    assert f"error: not pushed to {bucket.url('runs/one')} within 1 s (cloud.push_timeout): checkpoint/" in errors
+    assert f"error: not uploaded to {bucket.url('runs/one')} within 1 s (cloud.push_timeout): checkpoint/" in errors
     saved = checkpoint.steps(tmp_path / "out/checkpoint")
     assert len(saved) >= 3  # nothing went, though one alone is to be kept
     proxy.heal()
     process = start(*argv)
     # Whichever is the newest when the upload starts: the next checkpoint follows within a tenth of a second.
-    said = wait_for(process, f"pushed {bucket.url('runs/one/checkpoint/')}")
+    said = wait_for(process, f"uploaded {bucket.url('runs/one/checkpoint/')}")
     process.terminate()
     more, errors = process.communicate(timeout=60)
     assert process.returncode == 143, said + more + errors

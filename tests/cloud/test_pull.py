@@ -76,7 +76,7 @@ def test_a_folder_is_pulled_once_and_what_changed_again(bucket, proxy, tmp_path)
     found, said = pulled(cfg)
     assert found == FILES
     assert gets(proxy) == len(FILES)
-    assert any("all 10 files are here from before" in line for line in said)
+    assert any("all 10 files are already in" in line for line in said)
     bucket.put("data/images/val/0.png", b"x" * 100)  # as long as before
     bucket.direct.delete_object(Bucket=bucket.bucket, Key="data/images/val/1.png")
     (tmp_path / Path(pull.dataset(cfg, print)[0].data.dataset_dir) / "images/train/0.png").write_bytes(b"cut")
@@ -90,7 +90,7 @@ def test_a_server_that_fails_every_third_request(dataset, proxy, tmp_path):
     proxy.fault = every_third("GET")
     found, said = pulled(config(dataset, tmp_path))
     assert found == FILES
-    assert sum("trying again in" in line for line in said) == len(proxy.faults) >= 4
+    assert sum("retrying in" in line for line in said) == len(proxy.faults) >= 4
 
 
 @pytest.mark.parametrize("kind", ["stall", "short", "flip"])
@@ -98,7 +98,7 @@ def test_a_request_that_goes_wrong_is_told_and_made_again(dataset, proxy, tmp_pa
     proxy.fault = lambda method, path: kind if "train/3.png" in path and len(proxy.faults) < 2 else None
     found, said = pulled(config(dataset, tmp_path))
     assert found == FILES
-    assert len([line for line in said if "data/images/train/3.png: " in line and "trying again" in line]) == 2
+    assert len([line for line in said if "data/images/train/3.png: " in line and "retrying in" in line]) == 2
 
 
 @pytest.mark.parametrize("kind", ["stall", "short", "flip", "fail"])
@@ -118,7 +118,7 @@ def test_what_never_comes_whole_is_no_file(dataset, proxy, tmp_path, kind):
 
 def test_a_listing_that_lies_about_a_size(dataset, proxy, tmp_path):
     proxy.fault = lambda method, path: "grow" if method == "GET" and "prefix=" in path else None
-    with pytest.raises(OcrnetError, match=r"images/train/0\.png: 100 bytes came where 101 were asked for \(2 tries\)"):
+    with pytest.raises(OcrnetError, match=r"images/train/0\.png: expected 101 bytes, got 100 \(2 tries\)"):
         pulled(config(dataset, tmp_path, retries=1))
     assert not list(tmp_path.rglob("train/0.png"))
 
@@ -128,9 +128,9 @@ def test_without_an_md5_the_size_is_asked_twice_and_said(place, proxy, tmp_path)
     place.put("data/small.bin", b"y")
     found, said = pulled(config(place, tmp_path / "a"))
     assert {name: len(content) for name, content in found.items()} == {"big.bin": 1000, "small.bin": 1}
-    assert any("1 files could be compared by size alone" in line for line in said)
+    assert any("1 files were verified by size only" in line for line in said)
     proxy.fault = lambda method, path: "grow" if method == "HEAD" else None
-    with pytest.raises(OcrnetError, match=r"lists 1,000 bytes, but asked for the object it says 1,001 bytes"):
+    with pytest.raises(OcrnetError, match=r"lists 1,000 bytes, but the object has 1,001 bytes"):
         pulled(config(place, tmp_path / "b", retries=0))
 
 
@@ -142,13 +142,13 @@ def test_checksums_beside_the_data_are_used(bucket, proxy, tmp_path):
     bucket.put("data/SHA256SUMS", good.encode())
     found, said = pulled(config(bucket, tmp_path / "a"))
     assert found == {"big.bin": content, "small.bin": b"y"}
-    assert not any("by size alone" in line for line in said)
+    assert not any("by size only" in line for line in said)
     proxy.fault = lambda method, path: "flip" if "big.bin" in path else None
-    with pytest.raises(OcrnetError, match=r"big\.bin: what came has the SHA256"):
+    with pytest.raises(OcrnetError, match=r"big\.bin: the download has the SHA256"):
         pulled(config(bucket, tmp_path / "b", retries=0))
     proxy.heal()
     bucket.put("data/SHA256SUMS", good.replace("big", "gone").encode())
-    with pytest.raises(OcrnetError, match=r"SHA256SUMS names 'gone\.bin', which is not there"):
+    with pytest.raises(OcrnetError, match=r"SHA256SUMS names 'gone\.bin', which is missing"):
         pulled(config(bucket, tmp_path / "c"))
 
 
@@ -189,7 +189,7 @@ def test_one_process_of_a_machine_pulls_and_the_others_wait(bucket, proxy, tmp_p
     proxy.fault = lambda method, path: "stall" if "images/val/4.png" in path and not proxy.healed.is_set() else None
     cfg = config(filled(bucket), tmp_path / "cache", timeout=60, retries=1)
     processes = [start(cfg, tmp_path / f"said{i}") for i in range(2)]
-    while not any("another process of this machine" in text for text in map(read, sorted(tmp_path.glob("said*")))):
+    while not any("another process on this machine" in text for text in map(read, sorted(tmp_path.glob("said*")))):
         assert all(process.exitcode is None for process in processes)
         processes[0].join(0.1)
     proxy.heal()
@@ -231,7 +231,7 @@ def test_a_tar_is_unpacked_once(bucket, proxy, tmp_path, name, mode):
     assert not list(tmp_path.rglob(name))  # the disk is for the data
     found, said = pulled(cfg)
     assert found == FILES
-    assert any("unpacked in" in line and "from before" in line for line in said)
+    assert any("already unpacked in" in line for line in said)
     assert gets(proxy, name) == 1
     bucket.put(f"sets/{name}", make_tar({"Cityscapes/images/new.png": b"new"}, mode))
     assert pulled(cfg)[0] == {"images/new.png": b"new"}
@@ -272,7 +272,7 @@ def test_a_full_disk_is_told_and_costs_nothing_that_is_there(bucket, tmp_path):
         bucket.put("set/a", b"a" * 100_000)
         bucket.put("set/b", b"b" * 500_000)
         with pytest.raises(
-            OcrnetError, match=r"needs 585\.9 KiB in .*, where .* KiB are free; make room, or set cloud"
+            OcrnetError, match=r"needs 585\.9 KiB in .*, but only .* KiB are free; make room, or set cloud"
         ):
             pulled(config(bucket, small, "set"))
         bucket.put("full.tar.gz", make_tar({"x": b"x" * 100_000, "y": b"y" * 600_000}, "w:gz"))
@@ -301,9 +301,9 @@ def test_a_file_larger_than_allowed_is_told(bucket, tmp_path):
 
 
 def test_what_is_not_there_is_told(place, tmp_path):
-    with pytest.raises(OcrnetError, match="there is nothing in this folder"):
+    with pytest.raises(OcrnetError, match="the folder is empty"):
         pulled(config(place, tmp_path, "nowhere"))
-    with pytest.raises(OcrnetError, match="there is no such object"):
+    with pytest.raises(OcrnetError, match="object not found"):
         pulled(config(place, tmp_path, "nowhere.tar"))
     place.bucket = "no-such-bucket"
     for name in ("data", "data.tar"):
@@ -319,11 +319,11 @@ def test_a_path_is_used_where_it_is_and_a_file_url_is_copied(tmp_path):
         (tmp_path / "set" / name).write_bytes(content)
     cfg, notes = pull.dataset(config(None, tmp_path / "cache", str(tmp_path / "set")), print)
     assert cfg.data.dataset_dir == str(tmp_path / "set")
-    assert "is used where it is" in notes[0]
+    assert "is used in place" in notes[0]
     cfg, _ = pull.dataset(config(None, tmp_path / "cache", f"file://{tmp_path}/set"), print)
     assert Path(cfg.data.dataset_dir).is_relative_to(tmp_path / "cache")
     assert files(Path(cfg.data.dataset_dir)) == FILES
-    with pytest.raises(OcrnetError, match="this folder does not exist"):
+    with pytest.raises(OcrnetError, match="the folder does not exist"):
         pull.dataset(config(None, tmp_path / "cache", str(tmp_path / "nowhere")), print)
 
 
@@ -335,13 +335,13 @@ def test_dataset_dir_may_be_a_folder_in_the_data_or_is_said_to_be_passed_over(tm
     assert cfg.data.dataset_dir == f"{url}/half"
     cfg, notes = pull.dataset(config(None, tmp_path, url, data=Data(dataset_dir="/elsewhere")), print)
     assert cfg.data.dataset_dir == url
-    assert "/elsewhere is passed over" in notes[-1]
+    assert "/elsewhere is ignored" in notes[-1]
 
 
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path):
     kept = Cache(parse("data_url", "s3://bucket/x"), Cloud(cache_dir=str(tmp_path)), print)
     for name in ("../x", "/x", "a//b", "a/./b", "a\0b"):
-        with pytest.raises(OcrnetError, match="which is no file name"):
+        with pytest.raises(OcrnetError, match="which is not a valid file name"):
             kept.target(name)
     assert json.dumps(str(kept.target("a/b"))) == json.dumps(str(kept.place / "a/b"))
 
@@ -368,10 +368,10 @@ def test_weights_come_from_a_file_or_from_the_newest_of_a_folder(place, tmp_path
     assert checkpoint.load(found("run")).meta["step"] == 12
     assert checkpoint.load(found(f"run/checkpoint/{checkpoint.file_name(6, 3)}")).meta["step"] == 3
     assert found("zoo").read_bytes() == found("zoo/hrnet.pth").read_bytes() == b"weights"
-    with pytest.raises(OcrnetError, match="there is no such object; check the name"):
+    with pytest.raises(OcrnetError, match="object not found; check the name"):
         found("zoo/hrnet.ckpt")
     place.put("zoo/other.ckpt", b"")
-    with pytest.raises(OcrnetError, match=r"which file of weights is meant\? There are: hrnet\.pth, other\.ckpt"):
+    with pytest.raises(OcrnetError, match=r"expected one weights file, found: hrnet\.pth, other\.ckpt"):
         found("zoo")
 
 
@@ -380,7 +380,7 @@ def test_a_checkpoint_is_begun_from_and_anything_else_is_the_backbones(tmp_path)
     cfg = Config(ckpt_url=str(ours), save_dir=str(tmp_path / "out"), total_step=10)
     same, begin_from, notes = pull.begin_from(cfg, "auto", print)
     assert (same, begin_from) == (cfg, ours)
-    assert "from which a run without one of its own begins" in notes[0]
+    assert "a run that has none begins from it" in notes[0]
     with pytest.raises(OcrnetError, match="both name a checkpoint; keep one"):
         pull.begin_from(cfg, "some/file", print)
     theirs = tmp_path / "hrnet.pth"

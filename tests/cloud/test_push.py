@@ -80,7 +80,8 @@ def test_what_is_saved_is_pushed_and_pruned_on_both_sides(place, folder):
     for name in place.names("run/"):
         assert place.get(name) == (folder.path / name.removeprefix("run/")).read_bytes()
     assert {name for name in place.names("run/") if "best" in name}
-    assert any(line.startswith("push: 7 files, ") and line.endswith("went to " + place.url("run")) for line in said)
+    end = f"uploaded to {place.url('run')}"
+    assert any(line.startswith("upload: 7 files, ") and line.endswith(end) for line in said)
 
 
 @pytest.mark.parametrize("kind", ["stall", "fail"])
@@ -96,15 +97,15 @@ def test_no_step_waits_and_nothing_goes_while_the_store_does_not_take_it(place, 
         assert time.monotonic() - begun < 0.5
     until(lambda: len(proxy.faults) > 1)
     assert folder.steps() == [1, 2, 3, 4, 5, 6]
-    until(lambda: any("it stays here, and is tried again" in line for line in push.news()))
+    until(lambda: any("the file is kept, retrying in" in line for line in push.news()))
     proxy.heal()
     said = []
     assert push.drain(30, said.append) == []
     assert steps(place) == [5, 6]  # older ones are of no use any more
     assert checkpoint.prune(folder.path / "checkpoint", 2, push.unconfirmed())
     assert folder.steps() == [5, 6]
-    assert any("takes files again" in line for line in said)
-    assert any("tries failed on the way" in line for line in said)
+    assert any("accepts files again" in line for line in said)
+    assert any("tries failed" in line for line in said)
 
 
 def test_the_record_goes_before_the_checkpoint_of_its_moment(bucket, proxy, folder):
@@ -135,7 +136,7 @@ def test_a_store_that_lies_about_what_it_has_is_not_believed(place, proxy, folde
     assert len(push.unconfirmed()) == 2
     *names, why = push.drain(0.2, print)
     assert names == [f"checkpoint/{checkpoint.file_name(6, step)}" for step in (1, 2)]
-    assert "bytes were pushed, but the store says that it has" in why
+    assert "bytes were uploaded, but the object in the store has" in why
     proxy.heal()
 
 
@@ -191,8 +192,9 @@ def test_the_end_waits_so_long_and_names_what_is_left(bucket, proxy, folder):
         short_run(bucket, folder, Cloud(push_timeout=1))
     assert 0.9 < time.monotonic() - begun < 10
     name = checkpoint.file_name(6, 3)
-    assert f"not pushed to {bucket.url('run')} within 1 s (cloud.push_timeout): checkpoint/{name}" in str(told.value)
-    assert f"all of it is in {folder.path}: the same command with --resume_ckpt auto pushes it" in str(told.value)
+    assert f"not uploaded to {bucket.url('run')} within 1 s (cloud.push_timeout): checkpoint/{name}" in str(told.value)
+    kept = f"all files are kept in {folder.path}; run the same command with --resume_ckpt auto to upload"
+    assert kept in str(told.value)
 
 
 @pytest.mark.parametrize("error", [OcrnetError("the images are broken"), Stopped(signal.SIGTERM), None])
@@ -205,7 +207,7 @@ def test_whatever_ends_a_run_what_it_saved_is_pushed(bucket, folder, error):
 
 def test_an_error_and_what_was_not_pushed_are_both_told(bucket, proxy, folder):
     proxy.fault = lambda method, path: "fail"
-    with pytest.raises(OcrnetError, match=r"the images are broken; moreover, not pushed to .*checkpoint/"):
+    with pytest.raises(OcrnetError, match=r"the images are broken; moreover, not uploaded to .*checkpoint/"):
         short_run(bucket, folder, Cloud(push_timeout=0), OcrnetError("the images are broken"))
 
 
@@ -267,7 +269,7 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(place, folder, tmp_pat
     place.put(name, place.get(name)[:-100])
     there = Folder(tmp_path / "new")
     said = bring(place, there)
-    assert said[0].startswith(f"resume: passed over: {place.url(name)}: ")
+    assert said[0].startswith(f"resume: skipped: {place.url(name)}: ")
     assert "truncated or altered" in said[0]
     assert there.steps() == [3]
 
@@ -294,7 +296,7 @@ def test_a_store_that_does_not_answer_is_no_reason_to_begin_earlier(place, proxy
 def test_a_fresh_start_does_not_mix_with_an_earlier_run(bucket, folder, tmp_path):
     assert bring(bucket, Folder(tmp_path / "new"), None) == []
     pushed(bucket, folder, 3)
-    with pytest.raises(OcrnetError, match="holds checkpoints of an earlier run; go on from them with --resume_ckpt"):
+    with pytest.raises(OcrnetError, match="holds checkpoints of an earlier run; resume from them with --resume_ckpt"):
         bring(bucket, Folder(tmp_path / "new"), None)
 
 

@@ -15,6 +15,7 @@ from servers import SECRETS, Place, Proxy
 
 from ocrnet.cloud import moxing
 from ocrnet.cloud.folder import FolderStore
+from ocrnet.cloud.retry import LONGEST_PAUSE, pause
 from ocrnet.cloud.store import StoreError, md5_of
 from ocrnet.utils.urls import parse
 
@@ -82,7 +83,7 @@ def behaves(store, tmp_path):
     assert item == store.list("deep/er")[0]
     assert item.md5 in ("", md5_of(path).hex())
     assert store.read("deep/er/a b.bin", 1000, 70_000) == content[1000:71_000]
-    with pytest.raises(StoreError, match="5 bytes came where 6 were asked for"):
+    with pytest.raises(StoreError, match="expected 6 bytes, got 5"):
         store.read("deep/x", 0, 6)
     store.upload(b"new", "deep/x")
     assert store.read("deep/x", 0, 3) == b"new"
@@ -175,3 +176,7 @@ def test_the_moxing_of_pypi_is_told_apart(tmp_path, monkeypatch):
     import sys
 
     sys.modules.pop("moxing")
+
+
+def test_the_pause_between_retries_is_bounded_after_any_number_of_failures():
+    assert all(0 < pause(tries) <= LONGEST_PAUSE for tries in (1, 2, 100, 10_000))

@@ -87,7 +87,7 @@ def test_what_the_head_attends_to(make_engine, engine, images):
         relation = other.predict(images, whole, ("relation",))["relation"]
         assert (np.abs(relation - 1 / 5).max() > 1e-2) == bool(factor)
     for how in ({"scales": (1.0, 0.5)}, {"flip": True}, {"slide": (64, 64)}):
-        with pytest.raises(OcrnetError, match=r"relation: of one look at whole images"):
+        with pytest.raises(OcrnetError, match=r"relation: requires a single pass over whole images"):
             engine.predict(images, make_passes(Eval(**how), SIZE), ("relation",))
 
 

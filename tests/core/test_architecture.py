@@ -44,9 +44,9 @@ def test_infer_keeps_the_given_resize_rule():
 
 def test_infer_says_what_is_missing():
     table = {name: shape for name, shape in architecture.shapes(SMALL).items() if architecture.is_backbone(name)}
-    with pytest.raises(OcrnetError, match=r"missing conv3x3_ocr\.0\.weight, ocr_distri_head.*, cls_head\.weight$"):
+    with pytest.raises(OcrnetError, match=r"missing: conv3x3_ocr\.0\.weight, ocr_distri_head.*, cls_head\.weight$"):
         architecture.infer(table)
-    with pytest.raises(OcrnetError, match=r"missing stage2.*stage2\.0 and 2 more$"):
+    with pytest.raises(OcrnetError, match=r"missing: stage2.*stage2\.0 and 2 more$"):
         architecture.infer({})
 
 
@@ -62,7 +62,7 @@ def test_check_lists_what_differs():
     assert "1 missing: conv1.weight;" in said
     assert "8 unexpected: incre_modules.0, " in said
     assert "incre_modules.4 and 3 more" in said
-    assert "1 of another shape: cls_head.weight (7, 16, 1, 1) for (5, 16, 1, 1)." in said
+    assert "1 with another shape: cls_head.weight (7, 16, 1, 1), expected (5, 16, 1, 1)." in said
 
 
 @pytest.mark.parametrize("variant", architecture.VARIANTS)
@@ -72,7 +72,7 @@ def test_check_tells_variants_apart_by_shape(variant):
     if rule.aux_kernel == 1 and rule.bottleneck_kernel == 1:
         architecture.check(table, SMALL, "x")
     else:
-        with pytest.raises(OcrnetError, match="of another shape"):
+        with pytest.raises(OcrnetError, match="with another shape"):
             architecture.check(table, SMALL, "x")
 
 

@@ -171,11 +171,11 @@ def header_of(document):
         (b"\x80\x02}q\0." * 20, "not a safetensors file"),
         ((10 * 2**30).to_bytes(8, "little") + b"{" + bytes(50), "claims 10,737,418,240 bytes, the file has 59"),
         (b"\xff" * 8 + b"{}", "claims 18,446,744,073,709,551,615 bytes"),
-        (header_of("{}"), "no checkpoint of ocrnet"),
-        (header_of('{"__metadata__": 3}'), "no checkpoint of ocrnet"),
-        (header_of('{"__metadata__": {"ocrnet": "{}"}}'), "metadata does not have the sha256"),
+        (header_of("{}"), "not an ocrnet checkpoint"),
+        (header_of('{"__metadata__": 3}'), "not an ocrnet checkpoint"),
+        (header_of('{"__metadata__": {"ocrnet": "{}"}}'), "sha256 of its metadata does not match"),
         # Too deep to parse, but not where MindSpore is in the process: it raises the recursion limit.
-        (header_of('{"a":' * 5000 + "1" + "}" * 5000), "header is not JSON|no checkpoint of ocrnet"),
+        (header_of('{"a":' * 5000 + "1" + "}" * 5000), "header is not JSON|not an ocrnet checkpoint"),
     ],
 )
 def test_other_files_are_named_for_what_they_are(tmp_path, content, said):
@@ -190,7 +190,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, said):
 def test_a_foreign_safetensors_file_is_refused_with_a_way_on(tmp_path):
     path = tmp_path / "foreign.safetensors"
     safetensors.numpy.save_file({"x": np.zeros(3)}, path, metadata={"format": "pt"})
-    with pytest.raises(OcrnetError, match="ocrnet convert makes one"):
+    with pytest.raises(OcrnetError, match="with ocrnet convert"):
         checkpoint.load(path)
 
 

@@ -203,11 +203,11 @@ def test_resolve_a_folder_is_its_newest_valid_checkpoint(tmp_path):
     new.write_bytes(new.read_bytes()[:50])
     found, said = checkpoint.resolve(folder.parent)
     assert found == old
-    assert f"Passed over: {new} is truncated or altered" in said
+    assert f"Skipped: {new} is truncated or altered" in said
 
 
 def test_resolve_a_folder_without_a_valid_checkpoint_lists_what_is_there(tmp_path):
-    with pytest.raises(OcrnetError, match="no valid numbered checkpoint; in it there is nothing"):
+    with pytest.raises(OcrnetError, match="no valid numbered checkpoint; it contains nothing"):
         checkpoint.resolve(tmp_path)
     best = saved(tmp_path / "checkpoint", "best")
     bad = saved(tmp_path, 4)
@@ -221,7 +221,7 @@ def test_resolve_a_folder_without_a_valid_checkpoint_lists_what_is_there(tmp_pat
 def test_resolve_a_missing_ckpt_is_the_safetensors_beside_it(tmp_path):
     path = saved(tmp_path, 5, width=48)
     asked = path.with_suffix(".ckpt")
-    assert checkpoint.resolve(asked) == (path, f"{asked} does not exist: {path.name} beside it is used.")
+    assert checkpoint.resolve(asked) == (path, f"{asked} does not exist: {path.name} in its folder is used.")
     asked.touch()
     assert checkpoint.resolve(asked) == (asked, None)
 
@@ -232,11 +232,9 @@ def test_going_on_from_a_ckpt_means_the_safetensors_beside_it(tmp_path):
     assert checkpoint.resolve_state(path) == (path, None)
     assert checkpoint.resolve_state(asked)[0] == path
     asked.touch()
-    assert checkpoint.resolve_state(asked) == (path, f"{asked} holds weights alone: {path.name} beside it is used.")
+    assert checkpoint.resolve_state(asked) == (path, f"{asked} holds only weights: {path.name} in its folder is used.")
     path.unlink()
-    with pytest.raises(
-        OcrnetError, match=rf"{asked.name} holds weights alone, and .* {path.name}, which is not beside"
-    ):
+    with pytest.raises(OcrnetError, match=rf"{asked.name} holds only weights, and .* {path.name}, which is missing"):
         checkpoint.resolve_state(asked)
 
 
@@ -255,9 +253,9 @@ def test_an_old_ckpt_never_stands_beside_a_new_checkpoint(tmp_path):
 def test_resolve_a_wrong_path_names_what_is_near(tmp_path):
     path = saved(tmp_path, 16000, width=48)
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(OcrnetError, match=f"does not exist; in its folder there is {path.name}$"):
+    with pytest.raises(OcrnetError, match=f"does not exist; its folder contains {path.name}$"):
         checkpoint.resolve(tmp_path / "OCRNet_hrnet_seg_w48_1600_rank0.safetensors")
-    with pytest.raises(OcrnetError, match=f"there is {path.name}$"):
+    with pytest.raises(OcrnetError, match=f"its folder contains {path.name}$"):
         checkpoint.resolve(tmp_path / "zzz")
     with pytest.raises(OcrnetError, match="does not exist, nor does its folder"):
         checkpoint.resolve(tmp_path / "no" / "such")

@@ -116,7 +116,7 @@ def test_large_tensors_are_slices_of_one_tag(tmp_path, monkeypatch):
 
 def test_what_the_format_lacks_is_not_written(tmp_path):
     for array in (np.zeros(2, complex), np.array("text"), np.zeros((0, 3), np.float32)):
-        with pytest.raises(ValueError, match=r"'x' .* cannot be in a \.ckpt file"):
+        with pytest.raises(ValueError, match=r"'x' .* cannot be stored in a \.ckpt file"):
             ckpt.write(tmp_path / "a.ckpt", {"x": array})
     assert not list(tmp_path.iterdir())
 
@@ -128,21 +128,21 @@ GOOD = record("a", "Float32", (2,), bytes(8))
     ("content", "said"),
     [
         (b"", "is empty"),
-        (b"hello", "no MindSpore checkpoint"),
+        (b"hello", "not a MindSpore checkpoint"),
         (b"\xd8\x5e\x3a\x7f" + bytes(40), "encrypted MindSpore checkpoint"),
         (b"\xd9\x5e\x3a\x7f" + bytes(40), "encrypted MindSpore checkpoint"),
         (b"\n", "ends within the length"),
-        (b"\n" + b"\xff" * 11, "no number"),
+        (b"\n" + b"\xff" * 11, "not a valid number"),
         (b"\n\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "claims 9,223,372,036,854,775,807 bytes"),
-        (GOOD + b"\n\x05\n", f"record at byte {len(GOOD)} claims 5 bytes and is cut short"),
-        (GOOD + b"\0", "no tensor follows"),
-        (GOOD + b"crc_num" + bytes(9), "no tensor follows"),
+        (GOOD + b"\n\x05\n", f"record at byte {len(GOOD)} claims 5 bytes and is truncated"),
+        (GOOD + b"\0", "unexpected data follows the tensors"),
+        (GOOD + b"crc_num" + bytes(9), "unexpected data follows the tensors"),
         (GOOD + b"crc_num" + bytes(10), "CRC-32"),
         (field(1, b"\xff"), "does not parse"),
-        (field(1, b""), "no named tensor"),
-        (field(1, field(1, b"a")), "no named tensor"),
-        (field(1, field(1, b"a") + field(2, field(2, b"Float32"))), "no named tensor"),
-        (field(1, field(1, b"map") + field(3, b"")), "no named tensor"),
+        (field(1, b""), "not a named tensor"),
+        (field(1, field(1, b"a")), "not a named tensor"),
+        (field(1, field(1, b"a") + field(2, field(2, b"Float32"))), "not a named tensor"),
+        (field(1, field(1, b"map") + field(3, b"")), "not a named tensor"),
         (field(1, field(1, b"\xff\xfe") + field(2, field(2, b"Int8") + field(3, b"x"))), "does not parse"),
         (record("a", "Float32", (2,), bytes(7)), r"'a' Float32 \(2,\) has 7 bytes"),
         (record("a", "Float32", (3,), bytes(8)), r"'a' Float32 \(3,\) has 8 bytes"),
@@ -150,7 +150,7 @@ GOOD = record("a", "Float32", (2,), bytes(8))
         (record("a", "Float32", (2**63, 2), bytes(8)), "has 8 bytes"),
         (record("a", "Float32", (2**64 - 1, 2**64 - 2), bytes(8)), r"\(-1, -2\) has 8 bytes"),
         (record("a", "Int4", (2,), b"x"), "'a' is Int4, which this version does not read"),
-        (GOOD + record("b", "Int8", (1,), b"x") + GOOD, "'a' is in it twice"),
+        (GOOD + record("b", "Int8", (1,), b"x") + GOOD, "'a' occurs twice"),
         (record("a", "Int8", (2,), b"x") + record("a", "UInt8", (2,), b"x"), "different shapes or types"),
         (record("a", "Int8", (2,), b"x") + record("a", "Int8", (1, 2), b"x"), "different shapes or types"),
         (record("a", "str", (0,), b"\xff\xff\xff\xff"), "does not decode"),
@@ -336,7 +336,7 @@ def test_an_unknown_name_in_the_backbone_is_refused(tmp_path, relative, name, sa
 def test_one_tensor_under_two_names_is_refused(tmp_path, state):
     cells = {mindspore.cell_name(name): array for name, array in state.items()}
     ckpt.write(tmp_path / "a.ckpt", cells | {"bn1.weight": cells["bn1.gamma"]})
-    with pytest.raises(OcrnetError, match=r"a\.ckpt: 'bn1\.weight' is in it twice"):
+    with pytest.raises(OcrnetError, match=r"a\.ckpt: 'bn1\.weight' occurs twice"):
         weights.read(tmp_path / "a.ckpt")
 
 
@@ -349,7 +349,7 @@ def test_a_name_that_would_not_be_compared_is_refused(tmp_path, state):
 
 def test_something_else_is_refused(tmp_path):
     ckpt.write(tmp_path / "a.ckpt", {"fc.weight": np.zeros((3, 3), np.float32)})
-    with pytest.raises(OcrnetError, match=r"a\.ckpt: .*not an OCRNet"):
+    with pytest.raises(OcrnetError, match=r"a\.ckpt: .*not from an OCRNet"):
         weights.read(tmp_path / "a.ckpt")
 
 

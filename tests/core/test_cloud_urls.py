@@ -49,23 +49,23 @@ def test_a_url_in_parts(text, parts, parent):
     [
         (["--data_url", "http://host/x"], r"data_url is 'http://host/x', but must begin with obs://, s3:// or file://"),
         (["--train_url", "ob://b/x"], r"train_url is 'ob://b/x', but .* did you mean 'obs'\?"),
-        (["--data_url", "obs:///x"], r"a bucket must follow: obs://BUCKET/FOLDER"),
-        (["--data_url", "file://x"], r"a file:// url has a full path"),
-        (["--set", "data.dataset_dir=obs://b/x"], r"data\.dataset_dir is a path .* give a url as data_url"),
-        (["--train_url", "out/there", "--save_dir", "out"], r"train_url out/there lies in save_dir out"),
-        (["--train_url", "file:///out", "--save_dir", "/out"], r"train_url file:///out lies in save_dir /out"),
+        (["--data_url", "obs:///x"], r"needs a bucket: obs://BUCKET/FOLDER"),
+        (["--data_url", "file://x"], r"a file:// URL needs an absolute path"),
+        (["--set", "data.dataset_dir=obs://b/x"], r"data\.dataset_dir must be a local path, .* the URL as data_url"),
+        (["--train_url", "out/there", "--save_dir", "out"], r"train_url out/there is inside save_dir out"),
+        (["--train_url", "file:///out", "--save_dir", "/out"], r"train_url file:///out is inside save_dir /out"),
         (["--resume_ckpt", "s3://b/x"], r"--resume_ckpt s3://b/x: must be a path on this machine; .* --ckpt_url"),
-        (["--save_dir", "s3://b/x"], r"save_dir is a path .* give a url as train_url"),
+        (["--save_dir", "s3://b/x"], r"save_dir must be a local path, .* give the URL as train_url"),
         (["--set", "cloud.endpoint=https://host"], r"cloud\.endpoint has no effect"),
-        (["--data_url", "s3://b/x", "--set", "cloud.endpoint=host"], r"must say its protocol: https://host"),
+        (["--data_url", "s3://b/x", "--set", "cloud.endpoint=host"], r"must include its protocol: https://host"),
         (
             ["--data_url", "s3://b/x", "--train_url", "obs://b/x", "--set", "cloud.endpoint=https://host"],
             r"cannot serve both obs:// and s3://; .* OBS_ENDPOINT and AWS_ENDPOINT_URL",
         ),
-        (["--set", "data_dir=/cache/data"], r"'data_dir' is called cloud\.cache_dir here"),
+        (["--set", "data_dir=/cache/data"], r"'data_dir' is not supported; equivalent: cloud\.cache_dir"),
         (
             ["--init_method", "tcp://job:1"],
-            r"unknown flag '--init_method'; where ModelArts adds it, set enable_modelarts",
+            r"unknown flag '--init_method'; if ModelArts adds it, set enable_modelarts",
         ),
     ],
 )
@@ -87,7 +87,7 @@ def test_what_cannot_be_is_told(argv, message):
 def test_keys_in_a_url_are_refused_and_not_repeated(argv, tmp_path, capsys):
     assert main.main(["train", "--config", CONFIG, "--save_dir", str(tmp_path / "out"), *argv]) == 2
     said = "".join(capsys.readouterr())
-    assert "holds a key or a password before an '@'; take it out" in said or "given twice" in said
+    assert "contains a key or a password before an '@'; remove it" in said or "given twice" in said
     assert "hunter2" not in said
     assert not (tmp_path / "out").exists()
 
@@ -105,7 +105,7 @@ def test_what_modelarts_adds_is_passed_over_and_said():
     ]
     cfg, notes = load(*argv, "--train_url", "/outputs")
     assert cfg.enable_modelarts
-    assert "enable_modelarts: passed over: --init_method, --rank, --world_size, --num_gpus" in notes
+    assert "enable_modelarts: ignored: --init_method, --rank, --world_size, --num_gpus" in notes
     assert any("no effect without data_url or train_url" in note for note in load("--enable_modelarts", "True")[1])
     with pytest.raises(OcrnetError, match="unknown flag '--rnk'"):
         load("--enable_modelarts", "True", "--rnk", "0")

@@ -441,8 +441,8 @@ def test_no_rank_says_saved_where_rank_0_could_not_save(runs, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", full)
     runs.dataset.path(1).write_bytes(b"no picture")
     first, second = on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange))
-    assert "nor could the steps done be saved: no space left" in str(first)
-    assert "nor could the steps done be saved: rank 0 failed" in str(second)
+    assert "the finished steps cannot be saved either: no space left" in str(first)
+    assert "the finished steps cannot be saved either: rank 0 failed" in str(second)
 
 
 # The commands
@@ -534,12 +534,12 @@ def test_resuming_with_another_number_of_cards_is_said(commands, tmp_path):
     on_ranks(2, commands.train)
     assert on_ranks(3, lambda *rank: commands.train(*rank, resume="auto", total_step=15)) == [None] * 3
     said = (tmp_path / "out/logs/train.log").read_text()
-    assert "resume: cards is 3, was 2: the global batch changes to 3 crops a step, was 2;" in said
+    assert "resume: the number of ranks is 3, was 2: the global batch changes to 3 crops a step, was 2;" in said
     assert commands.cfg.batch_size == 1
     changes = {"resume": "auto", "total_step": 18, "batch_size": 3}
     assert on_ranks(1, lambda *rank: commands.train(*rank, **changes)) == [None]
     said = (tmp_path / "out/logs/train.log").read_text()
-    assert "resume: cards is 1, was 3: the global batch is the same" in said
+    assert "resume: the number of ranks is 1, was 3: the global batch is the same" in said
 
 
 def test_a_checkpoint_from_before_cards_were_noted_had_one(tmp_path):
@@ -548,11 +548,10 @@ def test_a_checkpoint_from_before_cards_were_noted_had_one(tmp_path):
     changed = setup._changed_batch
     assert changed(dataclasses.replace(CONFIG, batch_size=4), old, World()) == []
     assert changed(dataclasses.replace(CONFIG, batch_size=2), old, World()) == [
-        "resume: the global batch changes to 2 crops a step, was 4; after as many steps another number of crops "
-        "will have been seen"
+        "resume: the global batch changes to 2 crops a step, was 4; the run will see a different number of crops"
     ]
     (line,) = changed(dataclasses.replace(CONFIG, batch_size=4), old, World(0, 2))
-    assert line.startswith("resume: cards is 2, was 1: the global batch changes to 8")
+    assert line.startswith("resume: the number of ranks is 2, was 1: the global batch changes to 8")
 
 
 def test_every_rank_ends_with_the_status_of_the_one_signal(commands, monkeypatch, capsys):

@@ -70,13 +70,13 @@ def test_ids_become_indices_and_go_back():
 
 
 def test_an_unknown_id_is_named_with_its_file():
-    with pytest.raises(OcrnetError, match=r"the_file.png holds the id 8, 99; known are 7, 23 .* 0, 255"):
+    with pytest.raises(OcrnetError, match=r"the_file.png holds the unknown id 8, 99; known ids: 7, 23 .* 0, 255"):
         TABLE.to_indices(np.array([[7, 8], [99, 8]], np.uint8), "the_file.png")
 
 
 def test_an_index_without_a_class_is_refused():
     for turn in (TABLE.to_ids, TABLE.colour):
-        with pytest.raises(ValueError, match="class index 2; allowed are 0 to 1 and 255"):
+        with pytest.raises(ValueError, match="class index 2 is out of range; allowed: 0 to 1 and 255"):
             turn(np.array([[0, 2, 255]], np.uint8))
 
 
@@ -100,7 +100,7 @@ def test_every_id_of_a_label_file_has_a_meaning():
     indices = table.to_indices(np.array([[*range(34), 255]], np.uint8), "file")[0]
     expected = {label.id % 256: label.train_id for label in cityscapes.LABELS}
     assert dict(zip([*range(34), 255], indices.tolist(), strict=True)) == expected
-    with pytest.raises(OcrnetError, match="holds the id 34"):
+    with pytest.raises(OcrnetError, match="holds the unknown id 34"):
         table.to_indices(np.array([[34]], np.uint8), "file")
 
 
@@ -125,7 +125,7 @@ def test_a_split_without_labels_opens_without_them(streets):
     np.testing.assert_array_equal(test.image(5), IMAGE)
     with pytest.raises(OcrnetError, match=r"aachen_000000_000019_leftImg8bit.png was opened without a label"):
         test.read(0)
-    assert "gtFine/test is not there; " in fails("cityscapes", streets, "test")
+    assert "gtFine/test does not exist; " in fails("cityscapes", streets, "test")
 
 
 def test_missing_and_surplus_files_are_all_named_at_once(streets):
@@ -162,14 +162,14 @@ def test_a_wrong_root_is_told_what_is_expected(streets, tmp_path):
         assert "--set data.dataset_dir=" in said
         assert "leftImg8bit/SPLIT/CITY" in said
     (tmp_path / "file").write_text("")
-    assert "file' is no folder" in fails("cityscapes", tmp_path / "file")
+    assert "file' is not a folder" in fails("cityscapes", tmp_path / "file")
     assert "config/cityscapes.yml" not in fails("camvid", tmp_path / "nowhere")
 
 
 def test_a_root_one_step_off_is_told_the_right_one(streets):
     for wrong in (streets / "leftImg8bit", streets.parent, streets / "leftImg8bit/train"):
         said = fails("cityscapes", wrong)
-        assert f"{wrong}/leftImg8bit is not there; {wrong} holds " in said
+        assert f"{wrong}/leftImg8bit does not exist; {wrong} holds " in said
         assert f"did you mean data.dataset_dir={streets}?" in said
         assert "gtFine/SPLIT/CITY" in said
 
@@ -185,7 +185,7 @@ def test_a_wrong_or_empty_split_is_told_what_is_there(streets):
 
 
 def test_an_unknown_dataset_suggests_the_nearest(tmp_path):
-    assert "'cityscape' is no dataset; did you mean 'cityscapes'?" in fails("cityscape", tmp_path)
+    assert "'cityscape' is not a known dataset; did you mean 'cityscapes'?" in fails("cityscape", tmp_path)
 
 
 # -- one sample
@@ -202,7 +202,7 @@ def test_sizes_that_differ_are_named(tmp_path):
 def test_an_unknown_id_in_a_file_is_named(streets):
     path = streets / "gtFine/val/ulm/ulm_000002_000019_gtFine_labelIds.png"
     write_png(path, LABEL + 77)
-    with pytest.raises(OcrnetError, match=r"ulm_000002_000019_gtFine_labelIds.png holds the id 77"):
+    with pytest.raises(OcrnetError, match=r"ulm_000002_000019_gtFine_labelIds.png holds the unknown id 77"):
         open_dataset("cityscapes", streets, "val").read(5)
 
 
@@ -218,14 +218,14 @@ def test_camvid_ignores_its_last_id(own):
     assert sorted(np.unique(label)) == [*range(11), 255]
     assert train.classes.to_ids(label).max() == camvid.UNLABELLED
     write_png(own / "labels/train/a.png", LABEL + 12)
-    with pytest.raises(OcrnetError, match=r"holds the id 12; known are 0-10 .* 11"):
+    with pytest.raises(OcrnetError, match=r"holds the unknown id 12; known ids: 0-10 .* 11"):
         train.read(0)
 
 
 def test_camvid_says_its_layout(tmp_path):
     (tmp_path / "CamVid").mkdir()
     said = fails("camvid", tmp_path / "CamVid")
-    assert "CamVid/images is not there" in said
+    assert "CamVid/images does not exist" in said
     assert "images/SPLIT/NAME.jpg" in said
     assert "classes.yml" not in said
 
@@ -234,7 +234,7 @@ def test_ignore_label_is_left_out_beside_the_layouts_own(tmp_path):
     for split_file in ("images/train/a.png", "labels/train/a.png"):
         write_png(tmp_path / split_file, np.array([[0, 1, 9, 255]], np.uint8))
     (tmp_path / "classes.yml").write_text("[road, sky]")
-    with pytest.raises(OcrnetError, match="holds the id 9"):
+    with pytest.raises(OcrnetError, match="holds the unknown id 9"):
         open_dataset("folder", tmp_path, "train").read(0)
     _, label = open_dataset("folder", tmp_path, "train", ignore_label=9).read(0)
     assert label.tolist() == [[0, 1, 255, 255]]

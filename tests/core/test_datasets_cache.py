@@ -164,7 +164,7 @@ def test_other_classes_or_another_decoder_have_files_of_their_own(root, plain, k
     write_png(root / "labels/train/0.png", np.full((48, 64), 9, np.uint8))
     other = DecodedDataset(open_dataset("folder", root, "train", ignore_label=9), kept.folder)
     assert (other.read(0)[1] == 255).all()
-    with pytest.raises(OcrnetError, match="holds the id 9"):
+    with pytest.raises(OcrnetError, match="holds the unknown id 9"):
         kept.read(0)
     place = kept.place(0)
     monkeypatch.setattr(cv2, "__version__", "99")
@@ -194,7 +194,7 @@ def test_a_damaged_file_is_said_and_made_anew(plain, kept, damage, capfd):
     kept.place(2).write_bytes(DAMAGES[damage](good))
     assert_same(kept, plain)
     said = capfd.readouterr().err
-    assert said == f"cache: {kept.place(2)} is damaged; {kept.path(2)} is decoded anew\n"
+    assert said == f"cache: {kept.place(2)} is damaged; {kept.path(2)} is decoded again\n"
     assert kept.place(2).read_bytes() == good
     assert_same(kept, plain)
     assert capfd.readouterr().err == ""
@@ -247,7 +247,7 @@ def test_a_process_killed_in_the_middle_of_writing_leaves_no_pair(plain, kept):
     assert left.exists()  # somebody may be writing it
     os.utime(left, (0, time.time() - cache.DRAFT_SECONDS - 1))
     _, lines = cache.prepare(str(kept.folder), {"images": plain})
-    assert lines[0].startswith(f"cache: 0 of 4 pairs are decoded in {kept.folder}; the others will take about ")
+    assert lines[0].startswith(f"cache: 0 of 4 pairs are cached in {kept.folder}; the others need about ")
     assert not left.exists()
     assert_same(kept, plain)
     assert_same(kept, plain)
@@ -260,7 +260,7 @@ def full(*_):
 def test_a_full_disk_is_an_error_that_no_setting_passes_over(kept, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(
-        CacheError, match=rf"{kept.place(0)} cannot be written: No space left on device; .*leave it out"
+        CacheError, match=rf"{kept.place(0)} cannot be written: No space left on device; .*remove the key"
     ):
         kept.read(0)
     assert files(kept) == set()
@@ -275,7 +275,7 @@ def test_a_full_disk_is_an_error_that_no_setting_passes_over(kept, monkeypatch):
 
 def test_an_unreadable_image_is_passed_over_as_without_a_cache(root, plain, kept):
     (root / "images/train/2.png").write_bytes(b"no picture")
-    with pytest.raises(OcrnetError, match=r"2\.png is damaged or no image"):
+    with pytest.raises(OcrnetError, match=r"2\.png is damaged or not an image"):
         kept.read(2)
     (root / "images/train/0.png").unlink()
     with pytest.raises(OcrnetError, match=r"0\.png does not exist"):
@@ -299,17 +299,17 @@ def test_the_room_is_looked_at_at_the_start(root, plain, tmp_path, monkeypatch):
     needed = sum(HEADER + 4 * h * w for h, w in (*SIZES, SIZES[1]))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(needed - 1))
     with pytest.raises(
-        CacheError, match=r"would take 40\.5 KiB for 4 decoded pairs, but 40\.5 KiB are free; make room"
+        CacheError, match=r"needs 40\.5 KiB for 4 decoded pairs, but 40\.5 KiB are free; free some space"
     ):
         cache.prepare(str(folder), {"images": plain})
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(needed))
     sets, lines = cache.prepare(str(folder), {"images": plain})
-    assert lines[0].endswith("the others will take about 40.5 KiB of the 40.5 KiB that are free")
+    assert lines[0].endswith("the others need about 40.5 KiB; 40.5 KiB are free")
     sets["images"].read(0)
     assert "cache: 1 of 4 pairs" in cache.prepare(str(folder), {"images": plain})[1][0]
     assert_same(sets["images"], plain)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(0))
-    assert cache.prepare(str(folder), sets)[1] == [f"cache: 4 of 4 pairs are decoded in {folder}"]
+    assert cache.prepare(str(folder), sets)[1] == [f"cache: 4 of 4 pairs are cached in {folder}"]
     (root / "images/train/0.png").write_bytes(b"no picture")  # told where it is read, not here
     monkeypatch.undo()
     cache.prepare(str(tmp_path / "other"), {"images": plain})
@@ -318,7 +318,7 @@ def test_the_room_is_looked_at_at_the_start(root, plain, tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_used_is_named(plain, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file/deeper"):
-        with pytest.raises(CacheError, match=rf"data\.cache_dir: {folder} cannot be used: .*leave it out"):
+        with pytest.raises(CacheError, match=rf"data\.cache_dir: {folder} cannot be used: .*remove the key"):
             cache.prepare(str(folder), {"images": plain})
 
 

@@ -49,7 +49,7 @@ def test_two_images_for_one_label_are_refused(own):
     write_png(own / "images/train/a.jpg", IMAGE)
     said = fails(own)
     assert "a.jpg and " in said
-    assert "a.png would share one label" in said
+    assert "a.png have the same label file" in said
 
 
 def test_missing_and_surplus_labels_are_named(own):
@@ -65,12 +65,12 @@ def test_missing_and_surplus_labels_are_named(own):
 def test_labels_that_are_no_png_are_named(own):
     (own / "labels/train/a.png").rename(own / "labels/train/a.JPG")
     said = fails(own)
-    assert f"1 of 2 labels are no PNG:\n  {own / 'labels/train/a.JPG'}" in said
+    assert f"1 of 2 labels are not PNG files:\n  {own / 'labels/train/a.JPG'}" in said
     assert "write them as PNG" in said
 
 
 def test_wrong_layouts_are_told_the_right_one(own):
-    assert f"{own}/images/val is not there; {own}/images holds train/" in fails(own, "val")
+    assert f"{own}/images/val does not exist; {own}/images holds train/" in fails(own, "val")
     (own / "images/val").mkdir()
     (own / "labels/val").mkdir()
     said = fails(own, "val")
@@ -78,7 +78,7 @@ def test_wrong_layouts_are_told_the_right_one(own):
     assert "DATASET_DIR/classes.yml" in said
     (own / "classes.yml").unlink()
     said = fails(own)
-    assert f"{own}/classes.yml is not there; {own} holds images/, labels/" in said
+    assert f"{own}/classes.yml does not exist; {own} holds images/, labels/" in said
     assert "classes.yml is a list of names" in said
 
 
@@ -131,7 +131,7 @@ def test_255_classes_have_255_colours(own):
         ("just words", "str"),
         ("[road, sky", "YAML"),
         ("[road, sky, road]", "classes 0 and 2 have the same name, road"),
-        ("[road, no]", "class 1 has the name False, which is no text"),
+        ("[road, no]", "class 1 has the name False, which is not text"),
         ("[road, 3]", "class 1 has the name 3"),
         ("[road, ' ']", "class 1 has the name ' '"),
         ("[road, [sky]]", "class 1 has the name ['sky']"),
@@ -152,7 +152,7 @@ def test_255_classes_have_255_colours(own):
         ("{classes: [road], ignore: [256]}", "ignore is [256]"),
         ("{classes: [road], ignore: [x]}", "ignore is ['x']"),
         ("{classes: [road, sky], ignore: [1]}", "class 1 (sky) has the id 1, which is ignored"),
-        (str([f"c{i}" for i in range(256)]), "256 classes; at most 255 fit"),
+        (str([f"c{i}" for i in range(256)]), "256 classes; at most 255 are allowed"),
     ],
 )
 def test_every_mistake_in_classes_yml_is_named(own, text, said):

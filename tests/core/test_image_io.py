@@ -84,7 +84,7 @@ def test_the_size_is_told_without_decoding(tmp_path):
         assert image_size(stored(tmp_path, encoded(kind))) == (24, 40)
     with pytest.raises(OcrnetError, match="does not exist"):
         image_size(tmp_path / "none.png")
-    with pytest.raises(OcrnetError, match=r"file\.png is damaged or no image"):
+    with pytest.raises(OcrnetError, match=r"file\.png is damaged or not an image"):
         image_size(stored(tmp_path, b"no picture"))
 
 
@@ -115,7 +115,7 @@ def test_what_a_camera_appends_to_a_jpeg_does_no_harm(tmp_path):
 
 @pytest.mark.parametrize("read", [read_image, read_label])
 def test_missing_empty_and_alien_files_are_named(tmp_path, read):
-    for data, said in ((None, "does not exist"), (b"", "is empty"), (b"no image at all", "is damaged or no image; ")):
+    for data, said in ((None, "does not exist"), (b"", "is empty"), (b"no image at all", "is damaged or not an image")):
         path = tmp_path / "the_file.png" if data is None else stored(tmp_path, data, "the_file.png")
         with pytest.raises(OcrnetError, match=f"the_file.png {said}"):
             read(path)
@@ -185,7 +185,7 @@ def grey_png(ids: np.ndarray, *, bits: int) -> bytes:
 def test_coloured_lossy_and_too_deep_labels_are_refused(tmp_path):
     for mode in ("RGB", "RGBA", "LA"):
         path = stored(tmp_path, encoded("PNG", mode=mode), f"{mode}.png")
-        with pytest.raises(OcrnetError, match=f"{mode}.png has mode {mode}; a label is a PNG of one channel"):
+        with pytest.raises(OcrnetError, match=f"{mode}.png has mode {mode}; a label is a one-channel PNG"):
             read_label(path)
     with pytest.raises(OcrnetError, match=r"lossy.png is a JPEG, which changes ids"):
         read_label(stored(tmp_path, encoded("JPEG", IDS), "lossy.png"))

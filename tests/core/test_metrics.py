@@ -100,15 +100,15 @@ def test_all_pixels_ignored_gives_nan():
 
 def test_what_does_not_fit_is_refused():
     good = np.zeros((2, 3), np.uint8)
-    with pytest.raises(OcrnetError, match=r"truth holds class index 5, 7; allowed are 0 to 4 and 255"):
+    with pytest.raises(OcrnetError, match=r"truth has class index 5, 7; allowed are 0 to 4 and 255"):
         metrics.confusion(np.zeros(3, np.uint8), np.array([5, 7, 255], np.uint8), 5)
-    with pytest.raises(OcrnetError, match="truth holds class index 254"):
+    with pytest.raises(OcrnetError, match="truth has class index 254"):
         metrics.confusion(np.zeros(1, np.uint8), np.array([254], np.uint8), 254)
-    with pytest.raises(ValueError, match=r"prediction holds class index 5; allowed are 0 to 4"):
+    with pytest.raises(ValueError, match=r"prediction has class index 5; allowed are 0 to 4"):
         metrics.confusion(np.array([5], np.uint8), np.array([0], np.uint8), 5)
-    with pytest.raises(ValueError, match="prediction holds class index 255"):
+    with pytest.raises(ValueError, match="prediction has class index 255"):
         metrics.confusion(np.array([255], np.uint8), np.array([0], np.uint8), 255)
-    with pytest.raises(ValueError, match=r"\(2, 3\), the truth \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"\(2, 3\), the ground truth \(3, 2\)"):
         metrics.confusion(good, good.T, 5)
     with pytest.raises(ValueError, match="int64"):
         metrics.confusion(good.astype(np.int64), good, 5)

@@ -81,7 +81,7 @@ def test_results_of_two_sources_are_never_one_file(tmp_path):
     for name in ("e.jpg", "e.jpg.jpg", "e.png", "e.jpg.png/x.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(OcrnetError, match=r"results of '.*e\.jpg' and of another would be one file; rename one"):
+    with pytest.raises(OcrnetError, match=r"'.*e\.jpg' and another source would write the same file; rename one"):
         names(tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_a_file_of_another_name_is_what_it_holds(tmp_path):
 def test_a_playlist_is_no_video(tmp_path):
     film(tmp_path / "film.ts.mp4", 12)
     (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{tmp_path / 'film.ts.mp4'}'\n")
-    with pytest.raises(OcrnetError, match=r"list\.mp4 is damaged or no video"):
+    with pytest.raises(OcrnetError, match=r"list\.mp4 is damaged or not a video"):
         run(tmp_path / "list.mp4", tmp_path / "out")
 
 
@@ -252,7 +252,7 @@ def test_label_ids_are_for_cityscapes_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("ovrelay", "did you mean 'overlay'"), (",", "name some of overlay"), ("all", "none of")]
+    ("text", "said"), [("ovrelay", "did you mean 'overlay'"), (",", "name some of overlay"), ("all", "not one of")]
 )
 def test_an_unknown_kind_is_named(text, said):
     with pytest.raises(OcrnetError, match=said):
@@ -330,11 +330,11 @@ def test_a_broken_file_is_said_counted_and_passed_over(tmp_path):
     report = run(tmp_path / "in", tmp_path / "out", say=said.append)
     assert report.written == 1
     assert len(report.problems) == 2
-    assert [line for line in said if "passed over" in line] == [
-        f"[2/3] passed over: {report.problems[0]}", f"[3/3] passed over: {report.problems[1]}",
+    assert [line for line in said if "skipped:" in line] == [
+        f"[2/3] skipped: {report.problems[0]}", f"[3/3] skipped: {report.problems[1]}",
     ]  # fmt: skip
     assert "b.png is truncated" in report.problems[0]
-    assert "c.mp4 is damaged or no video" in report.problems[1]
+    assert "c.mp4 is damaged or not a video" in report.problems[1]
     with pytest.raises(OcrnetError, match=r"b\.png is truncated"):
         run(tmp_path / "in/b.png", tmp_path / "out")
 
@@ -457,7 +457,7 @@ def test_a_truncated_video_is_named_and_its_frames_are_kept(tmp_path):
     whole = tmp_path / "whole.mp4"  # whose index, at its end, is lost: nothing of it can be read
     film(whole, 20)
     whole.write_bytes(whole.read_bytes()[:-200])
-    with pytest.raises(OcrnetError, match=r"whole\.mp4 is damaged or no video"):
+    with pytest.raises(OcrnetError, match=r"whole\.mp4 is damaged or not a video"):
         run(whole, tmp_path / "out")
 
 
@@ -482,6 +482,6 @@ def test_a_video_that_the_disk_does_not_take_is_an_error(tmp_path):
         for _ in range(4):
             writer.write(np.zeros((32, 48, 3), np.uint8))
         writer._frames += 1  # one that OpenCV lost without a word
-        with pytest.raises(OcrnetError, match="4 of 5 frames arrived; is the disk full"):
+        with pytest.raises(OcrnetError, match="4 of 5 frames were written; is the disk full"):
             writer.finish()
     assert os.listdir(tmp_path) == []

@@ -109,7 +109,7 @@ def test_the_page_has_every_part_and_its_numbers(tmp_path, figures):
 def test_without_regions_the_page_lacks_that_part_alone(tmp_path, figures):
     facts = figures.facts | {"ocr": None}
     text = page.page(source.read(write_run(tmp_path / "run")), Figures(facts, figures.arrays))
-    assert "What OCR saw" not in text
+    assert "Object regions (OCR)" not in text
     assert 'id="images"' in text
 
 
@@ -159,7 +159,7 @@ def test_values_that_are_missing_or_odd_are_gaps(tmp_path):
 def test_what_is_no_run_is_named(tmp_path, what):
     path = tmp_path / "x"
     path.write_text("") if what == "a file" else path.mkdir()
-    with pytest.raises(OcrnetError, match=r"is no (run's )?folder.*give the save_dir"):
+    with pytest.raises(OcrnetError, match=r"is not a (run )?folder.*give the save_dir"):
         build.make(ReportOptions([path]), print)
 
 
@@ -208,11 +208,11 @@ def test_images_that_are_not_here_are_left_out_and_said_unless_asked_for(tmp_pat
     folder, said = write_run(tmp_path / "run"), []
     written = build.make(ReportOptions([folder]), said.append)
     assert written == [folder / "report.html", folder / "MODEL_CARD.md"]
-    assert any("without images" in line for line in said)
-    assert "could not be looked at" in written[0].read_text()
+    assert any("images, confusion, boundaries and calibration are omitted" in line for line in said)
+    assert "could not be evaluated" in written[0].read_text()
     build.make(ReportOptions([folder], curves_only=True), said.append)
     assert "Curves only" in written[0].read_text()
-    with pytest.raises(OcrnetError, match="no checkpoint to look at"):
+    with pytest.raises(OcrnetError, match="no checkpoint to evaluate"):
         build.make(ReportOptions([folder], report_filter=ReportFilter(images=3)), said.append)
 
 
@@ -233,7 +233,7 @@ def test_mistakes_are_named(tmp_path, argv, message):
         build.make(ReportOptions([Path(run) for run in args.inputs], output and Path(output), report_filter), print)
     with pytest.raises(OcrnetError, match="given twice"):
         build.make(ReportOptions([runs[0], runs[0]]), print)
-    with pytest.raises(OcrnetError, match="--watch shows the curves alone"):
+    with pytest.raises(OcrnetError, match="--watch shows only the curves"):
         build.watch(ReportOptions([runs[0]], report_filter=ReportFilter(images=1)), print)
 
 
@@ -242,7 +242,7 @@ def test_names_are_said_without_control_characters(tmp_path, capsys):
     assert main(["report", str(folder)]) == 0
     assert main(["report", f"{folder}c"]) == 2
     said = capsys.readouterr()
-    assert r"a\x1b[2J\nb: without images" in said.out
+    assert r"a\x1b[2J\nb: images, confusion" in said.out
     assert r"a\x1b[2J\nb/report.html" in said.out
     assert r"a\x1b[2J" in said.err
     assert "\x1b" not in said.out + said.err
@@ -329,5 +329,5 @@ def test_axes_have_round_numbers_and_long_curves_keep_their_peaks():
 
 
 def test_curves_only_takes_nothing_about_the_images(tmp_path):
-    with pytest.raises(OcrnetError, match="--curves_only looks at no images"):
+    with pytest.raises(OcrnetError, match="--curves_only does not evaluate images"):
         build.make(ReportOptions([tmp_path], curves_only=True, report_filter=ReportFilter(images=3)), print)

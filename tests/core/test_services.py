@@ -116,7 +116,7 @@ def test_one_that_fails_is_told_of_once_and_left_alone(notes, tmp_path, monkeypa
         time.sleep(0.2)
     run.close("finished")
     said = capfd.readouterr().out
-    assert said.count("RuntimeError: no route to ***; switched off, metrics.jsonl has everything") == 1
+    assert said.count("RuntimeError: no route to ***; switched off, metrics.jsonl has all data") == 1
     assert len(run.metrics.read_text().splitlines()) == 5
     assert "a-secret-key" not in run.log.with_name("wandb.log").read_text()
 
@@ -134,7 +134,7 @@ def test_one_that_stalls_is_told_of_once_and_never_waited_for(notes, tmp_path, m
     run.record(row(6))
     run.close("finished")
     assert time.monotonic() - began < 3
-    assert capfd.readouterr().out.count("wandb: no answer for 0 s; switched off") == 1
+    assert capfd.readouterr().out.count("wandb: no reply for 0 s; switched off") == 1
 
 
 def test_a_full_pipe_is_a_stall_too(notes, tmp_path, monkeypatch, capfd):
@@ -154,7 +154,7 @@ def test_a_full_pipe_is_a_stall_too(notes, tmp_path, monkeypatch, capfd):
         for process in psutil.Process().children():  # the service: it ends the wait
             process.kill()
     assert not waits
-    assert capfd.readouterr().out.count("wandb: it takes nothing any more; switched off") == 1
+    assert capfd.readouterr().out.count("wandb: it no longer accepts data; switched off") == 1
 
 
 def test_the_end_waits_only_so_long(notes, tmp_path, monkeypatch, capfd):
@@ -165,16 +165,16 @@ def test_the_end_waits_only_so_long(notes, tmp_path, monkeypatch, capfd):
     began = time.monotonic()
     run.close("finished")
     assert time.monotonic() - began < 3
-    assert "wandb: not everything was taken within 0 s" in capfd.readouterr().out
+    assert "wandb: not all data was sent within 0 s" in capfd.readouterr().out
 
 
 def test_one_that_cannot_begin_ends_a_fresh_run_but_not_a_resumed_one(notes, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("FAILS_IN", "init")
-    with pytest.raises(OcrnetError, match=r"trackers: wandb cannot begin: .*: no route to \*\*\*; work"):
+    with pytest.raises(OcrnetError, match=r"trackers: wandb cannot start: .*: no route to \*\*\*; work"):
         start(tmp_path / "myrun")
     run = start(tmp_path / "myrun", fresh=False)
     run.close("finished")
-    assert capfd.readouterr().out.count("RuntimeError: no route to ***; metrics.jsonl has everything") == 1
+    assert capfd.readouterr().out.count("RuntimeError: no route to ***; metrics.jsonl has all data") == 1
 
 
 def test_training_tells_the_services_of_its_config(notes, tmp_path, monkeypatch):

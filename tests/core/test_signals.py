@@ -31,7 +31,7 @@ def process():
 
 def ask(process, number):
     os.kill(process.pid, number)
-    assert "once more to exit at once" in process.stderr.readline()
+    assert "send it again to exit immediately" in process.stderr.readline()
 
 
 def test_a_second_signal_exits_at_once(process):

@@ -36,9 +36,9 @@ def test_sound_files_are_counted(own, workers):
     assert report.sizes == {(20, 30): 4}
     assert report.unlabelled == ["0"]
     said = statistics.text(report, dataset.classes)
-    assert "warning: no pixel of boat" in said
-    assert "warning: 0 has no labelled pixel" in said
-    assert "left out (ignored): 25.00 % of all pixels" in said
+    assert "warning: no pixels of boat" in said
+    assert "warning: 0 has no labeled pixels" in said
+    assert "\nignored: 25.00 % of all pixels" in said
 
 
 def test_what_is_wrong_is_named_and_the_rest_goes_on(own):
@@ -51,8 +51,8 @@ def test_what_is_wrong_is_named_and_the_rest_goes_on(own):
     said = [problem.splitlines()[0] for problem in report.problems]
     assert len(said) == 3
     assert "1.png is truncated" in said[0]
-    assert "they must agree" in said[1]
-    assert "holds the id 7" in said[2]
+    assert "the sizes must match" in said[1]
+    assert "holds the unknown id 7" in said[2]
     assert statistics.text(report, dataset.classes).count("problem: ") == 3
 
 
@@ -60,11 +60,11 @@ def test_masks_of_0_and_255_are_told_that_255_is_left_out(own):
     for name in range(4):
         write_png(own / f"labels/train/{name}.png", np.where(np.eye(20, 30) > 0, 0, 255).astype(np.uint8))
     report, dataset = inspect(own)
-    assert "a mask of 0 and 255 needs 1 in place of 255" in statistics.text(report, dataset.classes)
+    assert "a mask of 0 and 255 needs 1 instead of 255" in statistics.text(report, dataset.classes)
     for name in range(4):
         write_png(own / f"labels/train/{name}.png", np.full((20, 30), 255, np.uint8))
     report, _ = inspect(own)
-    assert report.problems == ["no pixel of the 4 images is labelled; every one is left out"]
+    assert report.problems == ["no pixel of the 4 images is labeled; all pixels are ignored"]
 
 
 def test_class_weights_are_those_of_the_formula():

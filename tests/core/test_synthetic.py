@@ -121,10 +121,10 @@ def test_mistakes_are_named(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("")
     for root in ("full", "full/file"):
-        with pytest.raises(OcrnetError, match=f"{root}' is there already"):
+        with pytest.raises(OcrnetError, match=f"{root}' exists and is not an empty folder"):
             synthetic.write(tmp_path / root, train=1)
     for size in ((31, 64), (32, 63)):
-        with pytest.raises(OcrnetError, match=f"{size[0]}x{size[1]} is too small; the least is 32x64"):
+        with pytest.raises(OcrnetError, match=f"{size[0]}x{size[1]} is too small; the minimum is 32x64"):
             synthetic.write(tmp_path / "new", size=size)
     with pytest.raises(OcrnetError, match="val: -1"):
         synthetic.write(tmp_path / "new", val=-1)

@@ -26,7 +26,7 @@ def test_overlay_refuses_what_does_not_fit():
         visualize.overlay(image, np.zeros((6, 4), np.uint8), PALETTE)
     with pytest.raises(ValueError, match="float32"):
         visualize.overlay(image.astype(np.float32), np.zeros((4, 6), np.uint8), PALETTE)
-    with pytest.raises(ValueError, match="class index 3 has no colour: the palette has 3"):
+    with pytest.raises(ValueError, match="class index 3 has no color: the palette has 3 colors"):
         visualize.overlay(image, np.full((4, 6), 3, np.uint8), PALETTE)
 
 

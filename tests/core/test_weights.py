@@ -40,7 +40,7 @@ def test_an_incomplete_checkpoint_is_refused(tmp_path, state):
 
 
 def test_something_else_is_refused(tmp_path):
-    with pytest.raises(OcrnetError, match=r"b\.safetensors: .*not an OCRNet"):
+    with pytest.raises(OcrnetError, match=r"b\.safetensors: .*not from an OCRNet"):
         weights.read(saved(tmp_path / "b.safetensors", {"fc.weight": np.zeros((3, 3), np.float32)}))
     (tmp_path / "c.bin").write_bytes(b"hello, world, I am no weights file")
     with pytest.raises(OcrnetError, match=r"c\.bin"):
@@ -60,7 +60,7 @@ def test_the_backbone_alone_is_taken_and_the_rest_is_counted(tmp_path, state):
 
 def test_a_backbone_that_does_not_fit_is_refused(tmp_path, state):
     path = saved(tmp_path / "a.safetensors", state)
-    with pytest.raises(OcrnetError, match=r"does not fit backbone\.width 6: .* of another shape"):
+    with pytest.raises(OcrnetError, match=r"does not fit backbone\.width 6: .* with another shape"):
         weights.read_backbone(path, Arch(width=6, blocks=1, modules=(1, 1, 1)))
     with pytest.raises(OcrnetError, match=r"1 missing|missing"):
         weights.read_backbone(path, Arch(width=4, blocks=2, modules=(1, 1, 1)))

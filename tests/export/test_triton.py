@@ -128,5 +128,5 @@ def test_any_size_and_batch(small, tmp_path, capsys):
 def test_a_folder_of_something_else_is_left_alone(small, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("x")
     assert write(small, tmp_path) == 2
-    assert "is no model of a Triton repository" in capsys.readouterr().err
+    assert "is not a model of a Triton repository" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

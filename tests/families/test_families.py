@@ -185,7 +185,7 @@ def test_predictions_normalise_as_the_family_does(tmp_path):
 
 BACKBONES = {
     "authors.pth": (Classifier, save_torch, "(classifier, downsamp_modules, final_layer, incre_modules)"),
-    "timm.safetensors": (Classifier, save_safetensors, "nearest-neighbour"),
+    "timm.safetensors": (Classifier, save_safetensors, "nearest-neighbor"),
     "bare.pth": (HRNet, save_torch, "0 not used"),
     "mindcv.ckpt": (Mindcv, save_ckpt, "(classifier, downsample_modules, final_layer, global_step"),
     "ssld.pdparams": (PaddleHRNet, save_paddle, "PaddleSeg"),
@@ -216,7 +216,7 @@ def test_backbones(name, tmp_path, capsys):
     first, _ = weights.read_backbone(tmp_path / name, arch)
     assert all(np.array_equal(again[key], first[key]) for key in first)
     assert main(["predict", "docs/pictures", "--checkpoint_path", str(output)]) == 2  # no whole network
-    assert "not an OCRNet's" in capsys.readouterr().err
+    assert "not from an OCRNet" in capsys.readouterr().err
 
 
 def test_the_fixture_gives_its_outputs(tmp_path, fixture):
@@ -274,7 +274,7 @@ def test_what_is_too_much_is_an_error_unless_allowed(tmp_path, capsys):
     assert main(argv) == 2
     assert "1 unexpected: auxiliary_head.conv_seg.weight" in capsys.readouterr().err
     assert main([*argv, "--allow_partial", "True"]) == 0
-    assert "unexpected, so left out: auxiliary_head.conv_seg.weight" in capsys.readouterr().out
+    assert "unexpected, left out: auxiliary_head.conv_seg.weight" in capsys.readouterr().out
 
 
 # Back to others.
@@ -343,7 +343,7 @@ REFUSED = [
     ("mmseg", "hrnet", "branches are resized twice"),
     ("mmseg", "mindspore", "3x3 bottleneck"),
     ("mindspore", "hrnet", "3x3 bottleneck"),
-    ("mindspore", "mmseg", "nearest-neighbour"),
+    ("mindspore", "mmseg", "nearest-neighbor"),
     ("paddleseg", "hrnet", "pad (0, 1)"),
     ("paddleseg", "mmseg", "pad (0, 1)"),
     ("openseg", "hrnet", "3x3 auxiliary head"),

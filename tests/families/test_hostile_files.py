@@ -113,12 +113,12 @@ def pickled_attacks(folder):
         "reconstruct_odd": (save_array(kind=b"cnumpy\ndtype\n"), "unknown way"),
         "call_ndarray": (b"\x80\x02cnumpy\nndarray\n(K\5\x85tR.", "unknown way"),
         "object_array": (save_array(code="O8", content=bytes(48)), "only numbers"),
-        "build_dict": (b"\x80\x02}}b.", "a state to what has none"),
+        "build_dict": (b"\x80\x02}}b.", "the state of an object that has none"),
         "unfinished": (
             b"\x80\x02}X\1\0\0\0xcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\1b\x87Rs.", "no state"
         ),
-        "huge_array": (save_array(shape=(HUGE, HUGE)), "do not fit"),
-        "negative": (save_array(shape=(2**90,)), "do not fit"),
+        "huge_array": (save_array(shape=(HUGE, HUGE)), "do not match its shape"),
+        "negative": (save_array(shape=(2**90,)), "do not match its shape"),
         "huge_bytes": (b"\x80\x04\x8e" + struct.pack("<Q", HUGE) + b"x.", "10,000,000,000 bytes are claimed"),
         "huge_text": (b"\x80\x04\x8d" + struct.pack("<Q", HUGE) + b"x.", "10,000,000,000 bytes are claimed"),
         "huge_number": (b"\x80\x04\x8b\xff\xff\xff\x7fx.", "bytes are claimed"),
@@ -128,7 +128,7 @@ def pickled_attacks(folder):
         "encode": (
             b"\x80\x02](X" + struct.pack("<I", 1000) + b"x" * 1000 + b"q\0X\6\0\0\0latin1q\1"
             + b"c_codecs\nencode\nh\0h\1\x86R" * 200 + b"e.",
-            "more bytes than it has",
+            "more bytes than the file has",
         ),
         "same_bytes": (pickle.dumps({f"x{i}": SHARED for i in range(200)}, 4), "its arrays claim"),
         "protocol5": (pickle.dumps(harmless(), 5), "protocol 5"),
@@ -152,8 +152,7 @@ def torch_attacks(folder):
         "numpy": {"state_dict": state, "best_mean_iu": np.float64(0.8)},
     }
     return {
-        name: (content, "could run code, so it is refused; where you trust its source")
-        for name, content in found.items()
+        name: (content, "could run code, so it is refused; if you trust its source") for name, content in found.items()
     }
 
 

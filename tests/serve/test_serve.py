@@ -260,7 +260,7 @@ def test_sigterm_lets_what_is_in_work_end(tiny, offline):
             )
         _, said = served.process.communicate(timeout=PATIENCE)
         assert served.process.returncode == 128 + signal.SIGTERM
-        assert said.startswith("SIGTERM: finishing what is in work")
+        assert said.startswith("SIGTERM: finishing the requests in progress")
         assert "Traceback" not in said
     with pytest.raises(ConnectionRefusedError):
         ask(served.url, "/health")

@@ -175,6 +175,6 @@ def test_heads_that_pillow_knows_otherwise(monkeypatch):
         assert (answer.status, answer.json["error"]) == (400, "the image is damaged: its JPEG data cannot be decoded")
         answer = ask(served.url, "/predict", wide)
         assert (answer.status, answer.json["error"]) == (
-            413, "the image is more than 1,000,000 pixels wide or high, which is the most")  # fmt: skip
+            413, "the image exceeds the limit of 1,000,000 pixels in width or height")  # fmt: skip
         monkeypatch.setattr(request_body.Image, "open", lambda *given, **named: {}["odd"])
         assert ask(served.url, "/predict", whole).status == 400

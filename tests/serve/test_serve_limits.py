@@ -52,7 +52,7 @@ def test_a_full_server_says_when_to_come_again_and_reads_no_body():
         until(lambda: served.service.worker.requests == 2)
         refused = ask(served.url, "/predict", picture(9))
         assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-        assert "2 requests are in work" in refused.json["error"]
+        assert "2 requests are in progress" in refused.json["error"]
         with socket.create_connection(urlsplit(served.url).netloc.split(":"), timeout=PATIENCE) as sock:
             sock.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n")  # and no body
             assert sock.recv(1000).split()[1] == b"503"
@@ -110,7 +110,7 @@ def test_a_fault_is_told_to_the_operator_alone():
         for number in (13, 14):
             answer = ask(served.url, "/predict", picture(number))
             assert answer.status == 500
-            assert answer.json == {"error": "the network failed at this image; the server's log says why"}
+            assert answer.json == {"error": "inference failed for this image; see the server's log"}
         assert [str(error) for error in served.logged] == ["/secret/model.safetensors: no memory", "odd"]
 
 
@@ -129,7 +129,7 @@ def test_an_unforeseen_fault_shows_no_traceback(monkeypatch, capfd):
     monkeypatch.setattr("ocrnet.serve.responses.png", lambda array: 1 / 0)
     with faked(Fake()) as served:
         answer = ask(served.url, "/predict", picture(1))
-    assert (answer.status, answer.json) == (500, {"error": "the server failed at this request; its log says why"})
+    assert (answer.status, answer.json) == (500, {"error": "internal server error; see the server's log"})
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
@@ -171,8 +171,8 @@ def test_where_a_token_comes_from(tmp_path, monkeypatch):
     with pytest.raises(OcrnetError, match="cannot be read"):
         given("--token_file", str(tmp_path / "none"))
     for argv, message in (
-        (("--port", "70000"), "ports end at 65535"),
-        (("--max_requests", "0"), "nothing could be answered"),
+        (("--port", "70000"), "--port is 70000, but must be at most 65535"),
+        (("--max_requests", "0"), "--max_requests is 0, but must be at least 1"),
         (("--max_megapixels", "1000"), "at most 150"),
         (("--timeout", "soon"), "must be a number"),
     ):
@@ -231,7 +231,7 @@ def test_an_address_in_use_is_named():
     with server.bind("127.0.0.1", 0) as sock:
         sock.listen()
         port = sock.getsockname()[1]
-        with pytest.raises(OcrnetError, match=rf"--host 127.0.0.1 --port {port} cannot be served"):
+        with pytest.raises(OcrnetError, match=rf"cannot bind --host 127.0.0.1 --port {port}: "):
             server.bind("127.0.0.1", port)
-    with pytest.raises(OcrnetError, match="--port 0 takes a free port"):
+    with pytest.raises(OcrnetError, match="--port 0 selects a free port"):
         server.bind("no.such.host.invalid", 0)

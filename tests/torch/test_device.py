@@ -22,8 +22,8 @@ def test_the_end_of_memory_is_told_with_what_helps():
     ("device", "triton", "norm", "ranks", "wanted"),
     [
         ("cpu", True, "local", 1, "on a CPU"),
-        ("cuda", False, "local", 1, "without Triton, which PyTorch's builds for CUDA bring"),
-        ("cuda", True, "sync", 2, "on batch norm over 2 ranks; norm local has each rank its own"),
+        ("cuda", False, "local", 1, "without Triton, which PyTorch's CUDA builds include"),
+        ("cuda", True, "sync", 2, "with batch norm over 2 ranks; --set norm=local computes it per rank"),
         ("cuda", True, "sync", 1, None),
         ("cuda", True, "local", 2, None),
     ],

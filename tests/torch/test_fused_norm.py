@@ -241,9 +241,9 @@ def refused(x: tuple[int, ...], add: tuple[int, ...] | None) -> None:
 
 
 def test_shapes_that_have_no_answer_are_refused(interpreted):
-    with pytest.raises(ValueError, match="more than one value a channel"):
+    with pytest.raises(ValueError, match="more than one value per channel"):
         interpreted(refused, (1, 8, 1, 1), None)
-    with pytest.raises(ValueError, match=r"add is \(2, 8, 1, 3\)"):
+    with pytest.raises(ValueError, match=r"add has shape \(2, 8, 1, 3\)"):
         interpreted(refused, (2, 8, 3, 3), (2, 8, 1, 3))
 
 

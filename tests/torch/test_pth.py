@@ -44,7 +44,7 @@ def test_wrappers_prefixes_and_formats(tmp_path, state, zipped, wrapper, prefix)
 
 def test_pytorchs_legacy_format_with_a_newer_pickle_is_told_as_such(tmp_path, state):
     torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=False, pickle_protocol=4)
-    with pytest.raises(OcrnetError, match=r"save its state dict alone: torch\.save"):
+    with pytest.raises(OcrnetError, match=r"save only its state dict: torch\.save"):
         weights.read(tmp_path / "a.pth")
 
 

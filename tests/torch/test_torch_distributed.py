@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
 from ocrnet.distributed.launcher import World
 from ocrnet.engines.torch import distributed
+from ocrnet.utils.errors import OcrnetError
 
 ROOT = Path(__file__).parents[2]
 CASES = [("as it is", 1), ("as it is", 3), ("mean of means", 1), ("local norm", 1)]
@@ -19,9 +21,11 @@ SCRIPT = """
 import sys
 import numpy as np
 import torch
+import torch
 import torch.distributed as dist
 from ocrnet import architecture
 from ocrnet.engines.torch import distributed
+from ocrnet.utils.errors import OcrnetError
 from ocrnet.engines.torch.hrnet import Norm
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
 from ocrnet.engines.torch.ocr import OCRNet
@@ -150,5 +154,13 @@ def test_a_new_start_on_an_old_store_meets_under_a_new_name():
 
 
 def test_who_did_not_come_is_named():
-    with pytest.raises(RuntimeError, match=r"rank 1, 2 did not come"):
+    with pytest.raises(RuntimeError, match=r"missing ranks: 1, 2"):
         distributed._this_start(dist.HashStore(), World(0, 3), 0.1)
+
+
+def test_a_configuration_error_of_the_rendezvous_is_not_reported_as_a_timeout(monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(OcrnetError, match="MASTER_ADDR") as raised:
+        distributed.join(World(1, 2), torch.device("cpu"), 5.0)
+    assert "rank_timeout" not in str(raised.value)

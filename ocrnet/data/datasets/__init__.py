@@ -33,11 +33,11 @@ def open_dataset(
             ``ignore_label`` is the id of a class.
     """
     if name not in _LAYOUTS:
-        raise OcrnetError(f"data.name: '{name}' is no dataset{nearest(name, NAMES)} ({', '.join(NAMES)})")
+        raise OcrnetError(f"data.name: '{name}' is not a known dataset{nearest(name, NAMES)} ({', '.join(NAMES)})")
     layout = _LAYOUTS[name]
     path = Path(os.path.expanduser(root))
     if not str(root) or not path.is_dir():
-        what = "is no folder" if str(root) and path.exists() else "does not exist"
+        what = "is not a folder" if str(root) and path.exists() else "does not exist"
         place = "the YAML (config/cityscapes.yml)" if name == "cityscapes" else "the YAML"
         raise OcrnetError(
             f"data.dataset_dir: '{root}' {what}; set it in {place} or with --set data.dataset_dir=...\n{layout.LAYOUT}"
@@ -45,6 +45,8 @@ def open_dataset(
     classes = layout.classes(path)
     if ignore_label in classes.ids:
         taken = classes.names[classes.ids.index(ignore_label)]
-        raise OcrnetError(f"data.ignore_label: {ignore_label} is the id of the class '{taken}'; give an id of no class")
+        raise OcrnetError(
+            f"data.ignore_label: {ignore_label} is the id of the class '{taken}'; give an id that no class has"
+        )
     classes = dataclasses.replace(classes, ignored=classes.ignored | {ignore_label})
     return Dataset(classes, layout.scan(path, split, labels=labels), path)

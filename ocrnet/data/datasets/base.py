@@ -48,8 +48,8 @@ class ClassTable:
         if unknown.any():
             found = ", ".join(map(str, np.unique(ids[unknown > 0])))
             raise OcrnetError(
-                f"{source} holds the id {found}; known are {_ranges(self.ids)} (classes) and "
-                f"{_ranges(self.ignored) or 'none'} (ignored); to leave out one more: --set data.ignore_label=ID"
+                f"{source} holds the unknown id {found}; known ids: {_ranges(self.ids)} (classes) and "
+                f"{_ranges(self.ignored) or 'none'} (ignored); to ignore another id: --set data.ignore_label=ID"
             )
         return cv2.LUT(ids, self._index_of_id)
 
@@ -70,7 +70,7 @@ class ClassTable:
     def _check(self, indices: np.ndarray) -> None:
         highest = int(indices[indices != IGNORE].max(initial=0))
         if highest >= len(self):
-            raise ValueError(f"class index {highest}; allowed are 0 to {len(self) - 1} and {IGNORE}")
+            raise ValueError(f"class index {highest} is out of range; allowed: 0 to {len(self) - 1} and {IGNORE}")
 
     @cached_property
     def _index_of_id(self) -> np.ndarray:
@@ -138,12 +138,12 @@ class Dataset:
         """
         pair = self.pairs[i]
         if pair.label is None:
-            raise OcrnetError(f"{pair.image} was opened without a label; labels are needed to train and to score")
+            raise OcrnetError(f"{pair.image} was opened without a label; training and evaluation need labels")
         image, ids = read_image(pair.image), read_label(pair.label)
         if image.shape[:2] != ids.shape:
             raise OcrnetError(
                 f"{pair.image} is {image.shape[0]}x{image.shape[1]} (height x width), "
-                f"its label {pair.label} {ids.shape[0]}x{ids.shape[1]}; they must agree"
+                f"its label {pair.label} {ids.shape[0]}x{ids.shape[1]}; the sizes must match"
             )
         return image, self.classes.to_indices(ids, pair.label)
 

@@ -103,7 +103,7 @@ class DecodedDataset(Dataset):
             raise _unusable(place, "read", error) from None
         if not self._is_whole(i, mapped):
             # On stderr, because a data loader worker has no other output channel.
-            print(f"cache: {place} is damaged; {self.path(i)} is decoded anew", file=sys.stderr, flush=True)
+            print(f"cache: {place} is damaged; {self.path(i)} is decoded again", file=sys.stderr, flush=True)
             return None
         height, width, *written = _REST.unpack_from(mapped, _SEAL.size)
         # mutation: decode-changed-source
@@ -157,12 +157,12 @@ def prepare(folder: str | None, datasets: Mapping[str, Dataset]) -> tuple[dict[s
     # mutation: check-disk-space-for-cache
     if needed > free:
         raise CacheError(
-            f"data.cache_dir {place} would take {size_text(needed)} for {missing} decoded pairs, but {size_text(free)} "
-            "are free; make room, give another folder, or leave it out"
+            f"data.cache_dir {place} needs {size_text(needed)} for {missing} decoded pairs, but {size_text(free)} "
+            "are free; free some space, give another folder, or remove data.cache_dir"
         )
-    line = f"cache: {count - missing} of {count} pairs are decoded in {place}"
+    line = f"cache: {count - missing} of {count} pairs are cached in {place}"
     if missing:
-        line += f"; the others will take about {size_text(needed)} of the {size_text(free)} that are free"
+        line += f"; the others need about {size_text(needed)}; {size_text(free)} are free"
     return {what: DecodedDataset(dataset, place) for what, dataset in datasets.items()}, [line]
 
 
@@ -214,7 +214,7 @@ def _write(place: Path, source: Source, image: np.ndarray, label: np.ndarray) ->
 
 def _unusable(place: Path, how: str, error: OSError) -> CacheError:
     return CacheError(
-        f"data.cache_dir: {place} cannot be {how}: {error.strerror}; mend that, give another folder, or leave it out"
+        f"data.cache_dir: {place} cannot be {how}: {error.strerror}; fix it, give another folder, or remove the key"
     )
 
 

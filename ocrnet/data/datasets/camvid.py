@@ -7,7 +7,7 @@ from ocrnet.data.datasets.files import scan_trees
 
 LAYOUT = """the layout of CamVid is
   DATASET_DIR/images/SPLIT/NAME.jpg (or .png)
-  DATASET_DIR/labels/SPLIT/NAME.png   ids 0 to 10, 11 is unlabelled"""
+  DATASET_DIR/labels/SPLIT/NAME.png   ids 0 to 10, 11 is unlabeled"""
 
 UNLABELLED = 11
 

@@ -37,8 +37,8 @@ def scan_trees(root: Path, split: str, *, layout: str, labels: bool) -> list[Pai
         others = _by_stem(folder, tuple(suffix for suffix in IMAGES if suffix != ".png"))
         if odd := [others[name] for name in sorted(absent & others.keys())]:
             raise OcrnetError(
-                f"{len(odd)} of {len(images)} labels are no PNG:{_listed(odd)}\n"
-                "write them as PNG, from their source: a JPEG's ids have been changed"
+                f"{len(odd)} of {len(images)} labels are not PNG files:{_listed(odd)}\n"
+                "write them as PNG from their source: JPEG changes the ids"
             )
     return pair(images, wanted, found)
 
@@ -66,7 +66,7 @@ def pair(images: Mapping[str, Path], wanted: Mapping[str, Path], found: Mapping[
     if surplus := sorted(found.keys() - images.keys()):
         problems.append(f"{len(surplus)} of {len(found)} labels have no image:{_listed(found[n] for n in surplus)}")
     if problems:
-        raise OcrnetError("\n".join(problems) + "\nadd what is missing, or take the other half away")
+        raise OcrnetError("\n".join(problems) + "\nadd the missing files, or remove the files without a counterpart")
     return [Pair(name, images[name], found[name]) for name in sorted(images)]
 
 
@@ -86,7 +86,7 @@ def need_folders(root: Path, tops: Sequence[str], split: str, layout: str) -> No
         for folder in (root / top, root / top / split):
             if not folder.is_dir():
                 raise OcrnetError(
-                    f"{folder} is not there; {folder.parent} holds {listing(folder.parent)}"
+                    f"{folder} does not exist; {folder.parent} holds {listing(folder.parent)}"
                     f"{_better_root(root, tops)}\n{layout}"
                 )
 
@@ -129,7 +129,7 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
                 continue
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in found:
-                raise OcrnetError(f"{found[name]} and {path} would share one label; rename one of them")
+                raise OcrnetError(f"{found[name]} and {path} have the same label file; rename one of them")
             found[name] = path
     return found
 

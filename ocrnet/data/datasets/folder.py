@@ -9,9 +9,9 @@ from ocrnet.data.datasets.files import listing, scan_trees
 from ocrnet.utils.errors import OcrnetError, nearest
 
 CLASSES_YML = """classes.yml is a list of names, whose positions are the ids in the label files: [road, car, sky]
-or, where ids, colours or ignored ids are needed:
+or, to set ids, colors or ignored ids:
   classes:
-    - {name: road, id: 7, color: [128, 64, 128]}   # id and color may be left out
+    - {name: road, id: 7, color: [128, 64, 128]}   # id and color are optional
     - {name: car, id: 26}
   ignore: [0, 1]   # 255 is always ignored"""
 
@@ -25,7 +25,7 @@ def classes(root: Path) -> ClassTable:
     """Read ROOT/classes.yml; raise `OcrnetError` that names the file and the invalid entry."""
     path = root / "classes.yml"
     if not path.is_file():
-        raise OcrnetError(f"{path} is not there; {root} holds {listing(root)}\n{LAYOUT}\n{CLASSES_YML}")
+        raise OcrnetError(f"{path} does not exist; {root} holds {listing(root)}\n{LAYOUT}\n{CLASSES_YML}")
     tree = load_yaml(path, kinds=(dict, list))
     tree = {"classes": tree} if isinstance(tree, list) else tree
     _known_keys(path, "the file", tree, ("classes", "ignore"))
@@ -33,7 +33,7 @@ def classes(root: Path) -> ClassTable:
     if not isinstance(entries, list) or not entries:
         raise _wrong(path, f"classes is {entries!r}, not a list of at least one class")
     if len(entries) > IGNORE:
-        raise _wrong(path, f"{len(entries)} classes; at most {IGNORE} fit")
+        raise _wrong(path, f"{len(entries)} classes; at most {IGNORE} are allowed")
     names, ids, given = zip(*(_entry(path, i, entry) for i, entry in enumerate(entries)), strict=True)
     ignored = _ignored(path, tree.get("ignore", []))
     for what, values in (("name", names), ("id", ids)):
@@ -65,7 +65,7 @@ def _entry(path: Path, i: int, entry: Any) -> tuple[str, int, tuple[int, ...] | 
     _known_keys(path, f"class {i}", entry, ("name", "id", "color"))
     name, value, colour = entry.get("name"), entry.get("id", i), entry.get("color")
     if not isinstance(name, str) or not name.strip():
-        raise _wrong(path, f"class {i} has the name {name!r}, which is no text (quote yes, no, on, off and numbers)")
+        raise _wrong(path, f"class {i} has the name {name!r}, which is not text (quote yes, no, on, off and numbers)")
     if not _is_byte(value) or value == IGNORE:
         raise _wrong(path, f"class {i} ({name}) has the id {value!r}, not a whole number from 0 to {IGNORE - 1}")
     if colour is None:

@@ -40,9 +40,9 @@ def write(
     """
     root, counts = Path(root), {"train": train, "val": val, "test": test}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise OcrnetError(f"'{root}' is there already and not an empty folder; give a new one")
+        raise OcrnetError(f"'{root}' exists and is not an empty folder; give a new one")
     if size[0] < SMALLEST[0] or size[1] < SMALLEST[1]:
-        raise OcrnetError(f"size {size[0]}x{size[1]} is too small; the least is {SMALLEST[0]}x{SMALLEST[1]} (h x w)")
+        raise OcrnetError(f"size {size[0]}x{size[1]} is too small; the minimum is {SMALLEST[0]}x{SMALLEST[1]} (h x w)")
     for split, count in counts.items():
         if count < 0:
             raise OcrnetError(f"{split}: {count} scenes; give 0 or more")

@@ -29,8 +29,8 @@ def _prepare() -> None:
         )
     if os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1":
         raise OcrnetError(
-            "MS_COMPILER_CACHE_ENABLE is 1, but MindSpore's compile cache loads graphs of other settings, and so gives "
-            "wrong numbers (docs/experiments.md): unset MS_COMPILER_CACHE_ENABLE"
+            "MS_COMPILER_CACHE_ENABLE is 1, but MindSpore's compile cache loads graphs for other settings, which gives "
+            "wrong results (docs/experiments.md): unset MS_COMPILER_CACHE_ENABLE"
         )
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)

@@ -263,7 +263,7 @@ def _batch(row: list[np.ndarray], workers: Workers) -> Batch:
     if "error" in notes:
         raise OcrnetError(notes["error"])
     if "bug" in notes:
-        raise RuntimeError(f"in a loader worker: {notes['bug']}")
+        raise RuntimeError(f"exception in a loader worker: {notes['bug']}")
     if "failure" in notes:
         _raise_deaths(workers)
         raise OcrnetError(f"the loader's workers failed: {notes['failure']}; {ADVICE}")

@@ -17,8 +17,8 @@ OUT_OF_MEMORY = ("out of memory", "memory isn't enough", "memory is not enough",
 
 MISSING = {
     "GPU": (
-        "device_target GPU: MindSpore {version} sees no GPU that it can use; its builds are for CUDA 11.1 and 11.6 "
-        "with cuDNN 8 and GPUs up to compute capability 8.6; on NVIDIA GPUs use --engine torch"
+        "device_target GPU: MindSpore {version} sees no GPU that it can use; its builds require CUDA 11.1 or 11.6 "
+        "with cuDNN 8 and a compute capability of at most 8.6; on NVIDIA GPUs use --engine torch"
     ),
     "Ascend": (
         "device_target Ascend: MindSpore {version} finds no Ascend; install the driver and the CANN toolkit of this "
@@ -62,13 +62,13 @@ def choose_precision(target: str, cfg: Config) -> Precision:
         return Precision(level, False, "float32" + (", because amp_level is O0" if cfg.mix else ""))
     what = {
         "O1": "O1: convolutions in float16",
-        "O2": "O2: float16, batch norms, softmax and loss in float32",
-        "O3": "O3: as O2, for batch norms stay in float32",
+        "O2": "O2: float16, but batch norms, softmax and loss in float32",
+        "O3": "O3: same as O2 (batch norms stay in float32)",
     }[level]
     why = (
-        ", because MindSpore has no bfloat16 convolution on CPU (slower there than float32)" if target == "CPU" else ""
+        ", because MindSpore has no bfloat16 convolution on CPU (slower than float32 there)" if target == "CPU" else ""
     )
-    scale = "a dynamic loss scale" if cfg.loss_scale is None else f"loss scale {cfg.loss_scale:g}"
+    scale = "dynamic loss scale" if cfg.loss_scale is None else f"loss scale {cfg.loss_scale:g}"
     return Precision(level, True, f"{what}{why}; {scale}")
 
 
@@ -81,7 +81,7 @@ def translate_oom(remedy: str) -> Iterator[None]:
         text = str(error)
         if not isinstance(error, MemoryError) and not any(word in text.lower() for word in OUT_OF_MEMORY):
             raise
-        first = next((line for line in text.splitlines() if line.strip()), "no memory is left")
+        first = next((line for line in text.splitlines() if line.strip()), "allocation failed")
         raise OcrnetError(f"out of memory ({first}); {remedy}") from error
 
 
@@ -124,11 +124,11 @@ def describe(target: str, why: str, precision: Precision, cfg: Config, *, traini
         isa = versions[ISA] = os.environ[ISA]
         if isa != DEFAULTS[ISA]:
             lines.append(
-                f"{ISA} is {isa} in the environment, where this program sets {DEFAULTS[ISA]}: that may be 10 times "
-                "slower, and has other last digits"
+                f"{ISA} is {isa} in the environment; the default of ocrnet, {DEFAULTS[ISA]}, can be 10 times "
+                "faster, and the last digits of results differ"
             )
     if cfg.loss_scale is not None and not precision.scaled:
-        lines.append("loss_scale: no effect in float32; mixed precision is --mix True")
+        lines.append("loss_scale: no effect in float32; --mix True enables mixed precision")
     if cfg.deterministic:
         lines.append("deterministic: on")
     lines += [
@@ -137,5 +137,5 @@ def describe(target: str, why: str, precision: Precision, cfg: Config, *, traini
         if training and getattr(cfg, name)
     ]
     if training and cfg.ms_mode == "graph":
-        lines.append("the first step compiles the network, which takes a minute or more; those after it are fast")
+        lines.append("the first step compiles the network, which takes a minute or more; later steps are fast")
     return lines, versions

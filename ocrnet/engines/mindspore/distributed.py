@@ -65,7 +65,7 @@ class Scheduler:
         """Return the end of the scheduler's stderr as the end of an error message; empty if there is none."""
         end = os.fstat(self.errors.fileno()).st_size
         text = os.pread(self.errors.fileno(), TAIL, max(0, end - TAIL)).decode(errors="replace").strip()
-        return f"; its last words: {text}" if text else ""
+        return f"; the scheduler's stderr ends with: {text}" if text else ""
 
     def watch(self, pids: list[int], grace: float) -> None:
         """Keep the scheduler alive until ``grace`` seconds after the last of these processes has ended."""
@@ -122,7 +122,7 @@ def _stand_in_for_msrun(world: World) -> None:
     global _lent
     given = [name for name in ("MS_SCHED_HOST", "MS_SCHED_PORT") if os.environ.get(name)]
     if len(given) == 1:
-        raise OcrnetError(f"{given[0]} is set alone; MS_SCHED_HOST and MS_SCHED_PORT go together")
+        raise OcrnetError(f"only {given[0]} is set; set both MS_SCHED_HOST and MS_SCHED_PORT, or neither")
     if not given and not world.on_one_machine:
         raise OcrnetError(
             f"{world.launcher} started ranks on several machines: set MS_SCHED_HOST to the address of rank 0's machine "
@@ -170,7 +170,7 @@ def _lend_scheduler(board: Path | None) -> None:
         except OSError as error:
             why = "it must be an address of rank 0's machine" if error.errno == errno.EADDRNOTAVAIL else error.strerror
             raise OcrnetError(
-                f"MS_SCHED_HOST={host} MS_SCHED_PORT={port}: rank 0 cannot listen there: {why}"
+                f"MS_SCHED_HOST={host} MS_SCHED_PORT={port}: rank 0 cannot listen on this address: {why}"
             ) from error
         os.environ["MS_SCHED_PORT"] = str(held.getsockname()[1])
         _scheduler = _start(held)
@@ -277,7 +277,7 @@ def join(world: World) -> None:
         found = communication.get_rank(), communication.get_group_size()
         if found != (world.rank, world.size):
             raise OcrnetError(
-                f"MindSpore says rank {found[0]} of {found[1]}, but {world.launcher}'s variables say "
+                f"MindSpore reports rank {found[0]} of {found[1]}, but {world.launcher}'s variables give "
                 f"{world.rank} of {world.size}"
             )
         _joined = True
@@ -310,7 +310,7 @@ def _await_scheduler() -> None:
         if _scheduler is not None and _scheduler.process.poll() is not None:
             raise OcrnetError(f"MindSpore's scheduler did not start{_scheduler.tail()}")
         time.sleep(0.05)
-    raise OcrnetError(f"MindSpore's scheduler did not answer at {where[0]}:{where[1]} within {patience:g} s")
+    raise OcrnetError(f"MindSpore's scheduler did not respond at {where[0]}:{where[1]} within {patience:g} s")
 
 
 def _why_not(world: World, error: RuntimeError) -> str:
@@ -319,8 +319,8 @@ def _why_not(world: World, error: RuntimeError) -> str:
     name = "msrun's --cluster_time_out" if world.launcher == "msrun" else JOINING  # msrun overwrites the latter
     words = _scheduler.tail() if _scheduler is not None else ""
     return (
-        f"rank {world.rank} of {world.size} ({world.launcher}) could not join the others: MindSpore says {first!r}; "
-        f"did all {world.size} ranks start, and come within {patience} s ({name})?{words}"
+        f"rank {world.rank} of {world.size} ({world.launcher}) could not join the other ranks: MindSpore reports "
+        f"{first!r}; check that all {world.size} ranks start and join within {patience} s ({name}){words}"
     )
 
 
@@ -338,8 +338,8 @@ def translate_lost_peer() -> Iterator[None]:
         if not any(name in str(error) for name in COLLECTIVES):
             raise
         raise OcrnetError(
-            "another rank did not come to an exchange: it is gone, and says why itself; or it hangs, or is slower than "
-            f"{os.environ[EXCHANGE]} s (rank_timeout)"
+            "another rank did not take part in a collective: it has ended (see its error message), it hangs, or it is "
+            f"slower than {os.environ[EXCHANGE]} s (rank_timeout)"
         ) from error
 
 
@@ -426,7 +426,7 @@ def _serve_msrun() -> None:
         if ranks or not seen:
             last = time.monotonic()
     if status := _end_within(scheduler, 0):
-        print("MindSpore's scheduler did not see all ranks leave", file=sys.stderr)
+        print("MindSpore's scheduler did not register that all ranks left", file=sys.stderr)
     sys.exit(1 if status else 0)
 
 

@@ -147,7 +147,7 @@ class MindSporeEngine:
         try:
             with (
                 distributed.translate_lost_peer(),
-                translate_oom("lower batch_size (accumulate_steps makes up for it) or data.crop_size"),
+                translate_oom("lower batch_size (and raise accumulate_steps) or data.crop_size"),
             ):
                 inputs = [(*(Tensor(part) for part in batch[:3]), denominator) for batch in micro_batches]
                 if self.attempt is not None:

@@ -38,8 +38,8 @@ def choose_device(target: str | None, local: int = 0) -> tuple[torch.device, str
     if target == "GPU" or (target is None and torch.cuda.is_available()):
         if local >= (cards := torch.cuda.device_count()):
             raise OcrnetError(
-                f"this process is number {local + 1} on its machine, where PyTorch sees {cards} "
-                f"GPU{'s' if cards > 1 else ''}; start one process a GPU"
+                f"this is process {local + 1} on its machine, but PyTorch sees only {cards} "
+                f"GPU{'s' if cards > 1 else ''}; start one process per GPU"
             )
         torch.cuda.set_device(local)
         return torch.device("cuda", local), f"GPU ({torch.cuda.get_device_name(local)})"
@@ -77,7 +77,7 @@ def translate_oom(remedy: str) -> Iterator[None]:
         text = str(error)
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
             raise
-        first = text.splitlines()[0] if text else "no memory is left"
+        first = text.splitlines()[0] if text else "allocation failed"
         raise OcrnetError(f"out of memory ({first}); {remedy}") from error
 
 
@@ -105,9 +105,9 @@ def fused_norm_unavailable_reason(device: torch.device, cfg: Config, ranks: int)
     if device.type != "cuda":
         return "on a CPU"
     if importlib.util.find_spec("triton") is None:
-        return "without Triton, which PyTorch's builds for CUDA bring"
+        return "without Triton, which PyTorch's CUDA builds include"
     if cfg.norm == "sync" and ranks > 1:
-        return f"on batch norm over {ranks} ranks; norm local has each rank its own"
+        return f"with batch norm over {ranks} ranks; --set norm=local computes it per rank"
     return None
 
 
@@ -159,6 +159,6 @@ def describe(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if training and cfg.num_workers > cores:
         lines.append(
-            f"num_workers: {cfg.num_workers} on {cores} cores; lower it where training waits or memory is short"
+            f"num_workers: {cfg.num_workers} on {cores} cores; lower it if training waits for data or memory is short"
         )
     return lines, versions

@@ -51,10 +51,12 @@ def join(world: World, device: torch.device, patience: float) -> None:
             BACKENDS[device.type], store=store, rank=world.rank, world_size=world.size, timeout=timeout
         )
         all_sum(np.zeros(1, np.int64))  # the first collective opens the connections, so that a failure occurs here
+    except OcrnetError:
+        raise
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise OcrnetError(
-            f"{world.launcher}: rank {world.rank} of {world.size} could not join the others within {patience:g} s "
+            f"{world.launcher}: rank {world.rank} of {world.size} could not join the other ranks within {patience:g} s "
             f"(rank_timeout): {first}"
         ) from error
 
@@ -66,7 +68,9 @@ def _store(world: World, timeout: timedelta) -> dist.Store:
     """
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if bool(host) != bool(port):
-        raise OcrnetError(f"{'MASTER_ADDR' if host else 'MASTER_PORT'} is set alone; set both, or neither")
+        raise OcrnetError(
+            f"only {'MASTER_ADDR' if host else 'MASTER_PORT'} is set; set both MASTER_ADDR and MASTER_PORT, or neither"
+        )
     if not host and not world.on_one_machine:
         host, port = _by_slurm(world)
     if host and port:
@@ -145,7 +149,7 @@ def _this_start(store: dist.Store, world: World, patience: float) -> str:
         if not missing:
             return mine
         time.sleep(0.02)
-    raise RuntimeError(f"rank {', '.join(map(str, sorted(missing)))} did not come")
+    raise RuntimeError(f"missing ranks: {', '.join(map(str, sorted(missing)))}")
 
 
 def leave() -> None:
@@ -171,9 +175,10 @@ def translate_lost_peer(patience: float) -> Iterator[None]:
             raise
         if "timed out" in text.lower():
             raise OcrnetError(
-                f"another rank did not come to an exchange within {patience:g} s (rank_timeout); it hangs, or is slower"
+                f"another rank did not take part in a collective within {patience:g} s (rank_timeout); "
+                "it hangs or is slow"
             ) from error
-        raise OcrnetError("another rank is gone; the reason stands in its own message, or in the launcher's") from error
+        raise OcrnetError("another rank has ended; see its error message or the launcher's") from error
 
 
 def all_sum(array: np.ndarray) -> np.ndarray:

@@ -154,7 +154,7 @@ class TorchEngine:
             self.lr_now.fill_(lr)
         else:
             self.lr_now = lr
-        with translate_oom("lower batch_size (accumulate_steps makes up for it) or data.crop_size"):
+        with translate_oom("lower batch_size (and raise accumulate_steps) or data.crop_size"):
             if self.graph is not None:
                 return self.graph(micro_batches)
             return self._attempt(

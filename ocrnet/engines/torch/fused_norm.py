@@ -58,9 +58,9 @@ def batch_norm_relu(
         ValueError: If ``x`` has only one value for each channel, or if ``add`` has another shape than ``x``.
     """
     if x.numel() == x.shape[1]:
-        raise ValueError(f"batch norm by the batch needs more than one value a channel; got {tuple(x.shape)}")
+        raise ValueError(f"batch norm in training needs more than one value per channel; got shape {tuple(x.shape)}")
     if add is not None and add.shape != x.shape:
-        raise ValueError(f"add is {tuple(add.shape)}, where the input is {tuple(x.shape)}")
+        raise ValueError(f"add has shape {tuple(add.shape)}, but the input has shape {tuple(x.shape)}")
     return _BatchNormReLU.apply(x, weight, bias, running_mean, running_var, momentum, eps, add)
 
 

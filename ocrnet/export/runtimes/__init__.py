@@ -24,7 +24,7 @@ def open_session(kind: Format, path: Path, *, mix: bool = False) -> Session:
         raise
     except Exception as error:  # each runtime raises its own types, mostly plain RuntimeError
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise OcrnetError(f"{path} is damaged or no {kind} file of a kind that is known here: {first}") from error
+        raise OcrnetError(f"{path} is damaged or not a supported {kind} file: {first}") from error
 
 
 def _open(kind: Format, path: Path, mix: bool) -> Session:

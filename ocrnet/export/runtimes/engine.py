@@ -20,11 +20,11 @@ class RuntimeEngine:
 
     def __init__(self, cfg: Config, found: Exported, *, world: World) -> None:
         if world.size > 1:
-            raise OcrnetError(f"{found.path}: an exported file is run by one process; start it without a launcher")
+            raise OcrnetError(f"{found.path}: an exported file runs in one process; start it without a launcher")
         self.world, self.path, self.metadata, self.session = world, found.path, found.metadata, found.session
         self.name, _, version = self.session.runtime.partition(" ")
         self.versions: Mapping[str, str] = {self.name: version}
-        size = "any size" if self.metadata.size is None else "{}x{} alone".format(*self.metadata.size)
+        size = "any size" if self.metadata.size is None else "{}x{} only".format(*self.metadata.size)
         ignored = cfg.mix and self.metadata.format != "openvino"
         self.startup_messages: Sequence[str] = [
             f"engine: {self.session.runtime}, an exported file: {self.metadata.precision}, "
@@ -70,7 +70,7 @@ class RuntimeEngine:
 
     def _labels_alone(self, what: str) -> OcrnetError:
         return OcrnetError(
-            f"{self.path} answers labels alone, and {what} cannot be made from them: export the checkpoint with "
+            f"{self.path} outputs only labels, and {what} cannot be computed from them: export the checkpoint with "
             "--outputs probabilities or --outputs logits"
         )
 
@@ -119,9 +119,9 @@ class RuntimeEngine:
         size, wanted = image.shape[:2], self.metadata.size
         if wanted not in (None, size):
             height, width = wanted
-            windows = f"look through windows of that size (--set eval.slide=[{height},{width}]), or "
+            windows = f"predict in windows of that size (--set eval.slide=[{height},{width}]), or "
             raise OcrnetError(
-                f"{self.path} takes images of {height}x{width} alone, not {size[0]}x{size[1]}: "
+                f"{self.path} takes only images of {height}x{width}, not {size[0]}x{size[1]}: "
                 f"{windows if size[0] >= height and size[1] >= width else ''}export with --size or --dynamic True"
             )
         x = as_input(image, self.metadata.input, self.metadata.mean, self.metadata.std)
@@ -136,7 +136,7 @@ class RuntimeEngine:
             else answer.shape[:-2] != (len(self.metadata.names),)
         ):
             raise OcrnetError(
-                f"{self.path} says that it answers {self.metadata.outputs}, but its answer has the shape "
+                f"{self.path} outputs {self.metadata.outputs} according to its metadata, but its output has the shape "
                 f"{answer.shape}; export it again"
             )
         return answer

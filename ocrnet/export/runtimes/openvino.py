@@ -17,7 +17,7 @@ class OpenVinoSession:
     def __init__(self, path: Path, mix: bool = False) -> None:
         ov = need("openvino", f"running {path}")
         if not path.with_suffix(".bin").is_file():
-            raise OcrnetError(f"{path}: its weights, {path.with_suffix('.bin').name}, are not beside it")
+            raise OcrnetError(f"{path}: its weights, {path.with_suffix('.bin').name}, are missing")
         core = ov.Core()
         model = core.read_model(path)
         text = model.get_rt_info(DOCUMENT).value if model.has_rt_info(DOCUMENT) else None

@@ -19,12 +19,14 @@ class TensorRTSession:
     def __init__(self, path: Path) -> None:
         trt, self.torch = need("tensorrt", f"running {path}"), need("torch", f"running {path}")
         if not self.torch.cuda.is_available():
-            raise OcrnetError(f"{path} runs on an NVIDIA GPU, and PyTorch sees none")
+            raise OcrnetError(f"{path} needs an NVIDIA GPU, but PyTorch finds none")
         beside = path.with_name(path.name + BESIDE)
         self.document = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
         engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
         if engine is None:
-            raise OcrnetError(f"{path}: TensorRT {trt.__version__} refuses it; a plan fits one version and kind of GPU")
+            raise OcrnetError(
+                f"{path}: TensorRT {trt.__version__} rejects it; a plan works with one version and one GPU type"
+            )
         self.engine, self.context = engine, engine.create_execution_context()
         self.input, self.output = engine.get_tensor_name(0), engine.get_tensor_name(1)
         self.runtime = f"tensorrt {trt.__version__}"
@@ -41,6 +43,6 @@ class TensorRTSession:
         self.context.set_tensor_address(self.output, answer.data_ptr())
         stream = torch.cuda.current_stream()
         if not self.context.execute_async_v3(stream.cuda_stream):
-            raise OcrnetError("TensorRT could not run the network; its message stands above")
+            raise OcrnetError("TensorRT could not run the network; see its message above")
         stream.synchronize()
         return answer.cpu().numpy()

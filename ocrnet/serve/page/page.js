@@ -27,7 +27,7 @@ async function ask(path, options = {}) {
     answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("the server does not answer; is it still running?");
+    throw new Error("the server does not respond; check that it is running");
   }
   if (answer.ok) return answer;
   const told = await answer.json().catch(() => ({}));
@@ -59,13 +59,13 @@ async function look(given) {
   running = new AbortController();
   const mine = running;
   say(null);
-  at("busy").textContent = `Looking at ${given.name}${multi ? ", 12 times" : ""}`;
+  at("busy").textContent = `Predicting ${given.name}${multi ? ", multi-scale + flip" : ""}`;
   at("busy").hidden = false;
   try {
     if (!about) await start();
     if (!about) return;
     if (given.size > about.max_bytes) {
-      throw new Error(`the file has more than ${about.max_bytes / 1e6} MB, which is the most that is taken.`);
+      throw new Error(`the image exceeds the limit of ${about.max_bytes / 1e6} MB.`);
     }
     const answer = await ask(`explain?multi_scale=${multi}&flip=${multi}`, {
       method: "POST", body: given, signal: mine.signal, headers: { "Content-Type": "application/octet-stream" },
@@ -142,8 +142,8 @@ function warm() {
   const there = warmed !== null && seen.relation;
   at("heat").hidden = !there;
   at("relation-hint").textContent = there
-    ? `Red: where pixels take from the region of ${about.classes[warmed].name}.`
-    : "Choose one to see it over the whole picture.";
+    ? `Red: relation of each pixel to the region of ${about.classes[warmed].name}.`
+    : "Select a class to show its relation over the whole image.";
   at("overlay").style.opacity = there ? 0.25 : 1;
   if (!there) return;
   const [, height, width] = seen.relation.shape;

@@ -52,7 +52,7 @@ class Wandb:
             settings=wandb.Settings(console="off", disable_code=True, x_stats_pid=os.getppid()),
         )
         offline = self._run.offline
-        self.where = f"offline; send it with: wandb sync {self._run.dir.removesuffix('files')}" if offline else ""
+        self.where = f"offline; upload it with: wandb sync {self._run.dir.removesuffix('files')}" if offline else ""
         self.where = self.where or f"run {self._run.url}"
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

@@ -36,7 +36,7 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:  # a folder that only has the name is not the package
-            raise OcrnetError(f"trackers: {name} is not installed: {PACKAGES[name]}; or leave it out of trackers")
+            raise OcrnetError(f"trackers: {name} is not installed: {PACKAGES[name]}; or remove it from trackers")
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
@@ -93,11 +93,11 @@ class ServiceClient:
         while not self._ready and self._listen(end - time.monotonic()):
             pass
         if not self._ready:
-            silent = "its process has ended" if self._ended else f"it did not answer within {START_SECONDS:.0f} s"
+            silent = "its process has ended" if self._ended else f"no reply within {START_SECONDS:.0f} s"
             why = scrub(self._trouble or silent)
             self._end()
-            offline = "work offline (WANDB_MODE=offline)" if self.name == "wandb" else "see MLFLOW_TRACKING_URI"
-            raise OcrnetError(f"trackers: {self.name} cannot begin: {why}; {offline}, or leave it out of trackers")
+            offline = "work offline (WANDB_MODE=offline)" if self.name == "wandb" else "check MLFLOW_TRACKING_URI"
+            raise OcrnetError(f"trackers: {self.name} cannot start: {why}; {offline}, or remove it from trackers")
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Send the curves of a row of metrics.jsonl."""
@@ -116,10 +116,10 @@ class ServiceClient:
         if self._process is None:
             return
         if self._done < self._sent:
-            self._trouble = self._trouble or f"not everything was taken within {FINISH_SECONDS:.0f} s"
+            self._trouble = self._trouble or f"not all data was sent within {FINISH_SECONDS:.0f} s"
         self._end()
         if self._trouble:
-            self._say(f"{self.name}: {scrub(self._trouble)}; metrics.jsonl has everything")
+            self._say(f"{self.name}: {scrub(self._trouble)}; metrics.jsonl has all data")
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._process is None:
@@ -131,20 +131,20 @@ class ServiceClient:
             self._waits_since = now
         # mutation: give-up-silent-tracker
         elif now - self._waits_since > SILENT_SECONDS:
-            self._trouble = self._trouble or f"no answer for {SILENT_SECONDS:.0f} s"
+            self._trouble = self._trouble or f"no reply for {SILENT_SECONDS:.0f} s"
         try:
             if not self._trouble:
                 line = json.dumps(message).encode() + b"\n"
                 self._sent += 1
                 if os.write(self._to, line) == len(line):
                     return
-                self._trouble = "it takes nothing any more"
+                self._trouble = "it no longer accepts data"
         except BlockingIOError:
-            self._trouble = "it takes nothing any more"
+            self._trouble = "it no longer accepts data"
         except BrokenPipeError:
             self._trouble = "its process has ended"
         self._end()
-        self._say(f"{self.name}: {scrub(self._trouble)}; switched off, metrics.jsonl has everything")
+        self._say(f"{self.name}: {scrub(self._trouble)}; switched off, metrics.jsonl has all data")
 
     def _listen(self, seconds: float) -> bool:
         """Read replies, waiting at most ``seconds``; return False if there are none or the process has ended."""
