@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def settings_from_flags(args: flags.Args, *, max_batch: int) -> Settings:
-    """Return the settings from the command line; ``max_batch`` is the default for the device."""
+    """Return the settings from the command line; without --max_batch, ``max_batch`` applies, the device's default."""
     defaults = Settings(max_batch=max_batch)
     numbers = {
         name: flags.as_number(args, name, getattr(defaults, name))

@@ -217,7 +217,7 @@ def inspect(path: str | Path, wanted: Mapping[str, tuple[int, int]] | None = Non
 def _entry(
     archive: zipfile.ZipFile, entry: zipfile.ZipInfo, wanted: Mapping[str, tuple[int, int]] | None, checked: Checked
 ) -> str | None:
-    """Validate one entry; return the name of the image that it belongs to, or None."""
+    """Validate one entry of the zip; return the name of its image, or None if the entry is not a prediction."""
     if entry.is_dir():
         return None
     shown = printable(entry.filename, _LONGEST)

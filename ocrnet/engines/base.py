@@ -89,7 +89,7 @@ class Engine(Protocol):
 
 
 def check_outputs(outputs: Sequence[str], passes: Sequence[Pass]) -> None:
-    """Raise `OcrnetError` if `Engine.predict` cannot compute these outputs for these passes."""
+    """Raise `OcrnetError` if `Engine.predict` cannot compute these outputs for these passes (scales, flip, windows)."""
     known = (*OUTPUTS, *ATTENTION)
     if unknown := sorted(set(outputs) - set(known)):
         raise OcrnetError(f"predict has no output {unknown}; it has {', '.join(known)}")

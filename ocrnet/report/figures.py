@@ -24,9 +24,10 @@ _PART = 2**-24
 
 
 def boundary(indices: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Return, bool H,W, the pixels of class indices uint8 H,W with a 4-neighbor of another class.
+    """Return a mask, bool H,W, of the pixels that have a 4-neighbor of another class.
 
-    Pixels that are not ``valid`` (bool H,W) neither are nor create boundary pixels; the image's border creates none.
+    The input is a map of class indices, uint8 H,W. Pixels outside ``valid`` (bool H,W) are never boundary, and neither
+    they nor the image's border make their neighbors boundary.
     """
     found = np.zeros(indices.shape, bool)
     for before, behind in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):

@@ -39,10 +39,10 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
     Args:
         cfg: The configuration.
         notes: Further lines for the log.
-        resume: A checkpoint or run folder to resume from; ``auto`` means the newest valid checkpoint of the run; None
-            starts from the beginning.
+        resume: A checkpoint or run folder to resume from; ``auto``: the newest valid checkpoint of the run; None: start
+            at step 0.
         world: The ranks of the run.
-        begin_from: The checkpoint to begin from instead of a fresh start, if any.
+        begin_from: The checkpoint to resume from if the run would start at step 0 otherwise.
 
     Raises:
         OcrnetError: The inputs are invalid, or the run failed.

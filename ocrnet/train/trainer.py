@@ -241,7 +241,7 @@ class Loop:
             )
 
     def _log_if_due(self) -> None:
-        """Log and record the steps since the last log line; losses are means over the finite steps."""
+        """Log and record the steps since the last log line, if one is due; skipped steps do not count in the loss."""
         cfg, progress, pace = self.cfg, self.progress, self._pace
         for line in self.push.news() if self.push else ():
             self.run.say(line)

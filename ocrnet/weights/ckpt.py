@@ -116,7 +116,7 @@ def _check_beginning(path: Path, head: bytes) -> None:
 
 
 def _length(path: Path, file: BinaryIO) -> bytes:
-    """Read the bytes of a protobuf length (varint): seven bits each, lowest first, the last byte below 128."""
+    """Read a protobuf length (varint) undecoded: bytes of seven bits, lowest first; a byte below 128 is the last."""
     raw = b""
     while len(raw) < 10:
         byte = file.read(1)

@@ -319,7 +319,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
-        """Load ``state`` and set the stream position to ``step``; momentum missing in ``state`` starts at zero."""
+        """Load ``state`` and continue the training data at ``step``; momentum missing in ``state`` starts at zero."""
         for name, tensor in self.model.state_dict().items():
             tensor.copy_(torch.from_numpy(state[name]))
         if self.stream is not None:

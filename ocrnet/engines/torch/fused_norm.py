@@ -174,7 +174,7 @@ def moments(
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """Reduce ``x`` to the mean and the summed squared deviation of each part, by Welford and then Chan et al.
+    """Reduce each part of the rows to its mean and summed squared deviation, channel by channel.
 
     Args:
         x: Input rows,channels.
@@ -182,9 +182,9 @@ def moments(
         part_m2: Output parts,channels in float32, the summed squared deviations.
         rows: Number of rows.
         channels: Number of channels.
-        tiles: Blocks of a part.
-        block_rows: Rows of a block.
-        block_channels: Channels of a block.
+        tiles: Number of blocks per part; Welford's method runs within a block, that of Chan et al. merges blocks.
+        block_rows: Rows per block.
+        block_channels: Channels per block.
     """
     lane = tl.program_id(0) * tiles * block_rows + tl.arange(0, block_rows)
     column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)

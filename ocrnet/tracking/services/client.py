@@ -54,9 +54,9 @@ def scrub(text: str) -> str:
 
 
 class ServiceClient:
-    """The run's client of one service; only `wait_until_ready` and `close` block, each with a time limit.
+    """The training run's client for one service; only `wait_until_ready` and `close` block, each with a time limit.
 
-    ``folder`` is the run's folder, whose config.yml is sent. ``say`` receives the lines to log at once. A service that
+    ``folder`` is the run's folder, whose config.yml is sent. ``say`` receives each line to log. A service that
     fails or does not respond is reported once and then switched off.
     """
 
