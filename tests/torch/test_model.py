@@ -84,5 +84,5 @@ def test_an_image_of_another_kind_is_refused(saved, wrong):
 def test_a_file_that_is_no_network_is_refused(tmp_path):
     path = tmp_path / "no.pth"
     torch.save({"fc.weight": torch.zeros(3, 3)}, path)
-    with pytest.raises(ocrnet.OcrnetError, match=r"no\.pth: .*not an OCRNet"):
+    with pytest.raises(ocrnet.OcrnetError, match=r"no\.pth: .*not from an OCRNet"):
         ocrnet.load(path)
