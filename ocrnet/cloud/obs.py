@@ -124,7 +124,7 @@ def _keys(url: Url) -> tuple[str, str, str | None]:
         if key and secret:
             return key, secret, token
     wanted = " or ".join(f"{key} and {secret}" for key, secret, _ in OBS_KEYS)
-    raise OcrnetError(f"{url} needs keys: set {wanted} in the environment (and their token, if any)")
+    raise OcrnetError(f"{url} needs access keys: set {wanted} in the environment (temporary keys need their token too)")
 
 
 def _call_sdk(call: Callable[[], Any], *, allowed: tuple[int, ...] = ()) -> Any:

@@ -83,7 +83,7 @@ class Reader:
         if not Path(path).is_file():
             raise OcrnetError(f"{path} does not exist")
         if not can_take(path):
-            raise OcrnetError(f"{path} has a name that is not UTF-8, which OpenCV does not open; rename it")
+            raise OcrnetError(f"{path} has a name that is not valid UTF-8, and OpenCV cannot open it; rename it")
         self._capture = cv2.VideoCapture() if _is_text(path) else _capture(path)
         self._first: np.ndarray | None
         found, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
@@ -138,7 +138,9 @@ class Writer:
         self._writer: cv2.VideoWriter | None = None
         self._frames = 0
         if not can_take(path):
-            raise OcrnetError(f"{path} is not UTF-8, which OpenCV does not write to; give another --output")
+            raise OcrnetError(
+                f"{path} has a name that is not valid UTF-8, and OpenCV cannot write to it; give another --output"
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._draft.touch()

@@ -106,7 +106,7 @@ class Family:
                 continue
             ours = self.ours(peeled)
             if ours in tensors:
-                raise OcrnetError(f"'{peeled}' occurs twice, under two names")
+                raise OcrnetError(f"the file has two tensors for '{peeled}', under different names")
             tensors[ours] = np.array(array, np.float32) if array.dtype.kind == "f" else array
         folded = _fold(tensors)
         zeros = [] if self.biases else _no_bias(tensors)

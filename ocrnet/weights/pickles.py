@@ -171,7 +171,7 @@ def _encode(machine: _Machine, text: Any, encoding: Any) -> bytes:
         raise _RefusedError("it encodes an object that is not a string")
     machine.spare -= len(text)
     if machine.spare < 0:
-        raise _RefusedError("it creates more bytes than the file has")
+        raise _RefusedError("its contents would need more bytes than the file has")
     return text.encode("latin1")
 
 

@@ -336,7 +336,7 @@ def test_an_unknown_name_in_the_backbone_is_refused(tmp_path, relative, name, sa
 def test_one_tensor_under_two_names_is_refused(tmp_path, state):
     cells = {mindspore.cell_name(name): array for name, array in state.items()}
     ckpt.write(tmp_path / "a.ckpt", cells | {"bn1.weight": cells["bn1.gamma"]})
-    with pytest.raises(OcrnetError, match=r"a\.ckpt: 'bn1\.weight' occurs twice"):
+    with pytest.raises(OcrnetError, match=r"a\.ckpt: .*two tensors for 'bn1\.weight'"):
         weights.read(tmp_path / "a.ckpt")
 
 

@@ -285,7 +285,7 @@ def test_a_name_that_is_not_utf8_is_escaped_and_the_rest_is_written(tmp_path, ca
         shutil.copy(tmp_path / "in/ok.png", f"{tmp_path}/in/{odd}{end}")
     report = run(tmp_path / "in", tmp_path / "out", say=predict._say)
     assert report.written == 2
-    assert "has a name that is not UTF-8" in report.problems[0]
+    assert "has a name that is not valid UTF-8" in report.problems[0]
     found = json.loads((tmp_path / "out/areas.json").read_text())
     assert [row["name"] for row in found["images"]] == ["ok", f"{odd}.png"]
     assert os.path.exists(f"{tmp_path}/out/indices/{odd}.png.png")
