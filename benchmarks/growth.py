@@ -144,7 +144,7 @@ def draw(rows: dict[str, dict], path: str) -> None:
         work = [one / row["operations"][0] for one in row["operations"]]
         axes.loglog(work, [one / row["ms"][0] for one in row["ms"]], marker="o", label=name)
     ends = axes.get_xlim()
-    axes.loglog(ends, ends, color="grey", linewidth=0.8, linestyle="--", label="in proportion")
+    axes.loglog(ends, ends, color="gray", linewidth=0.8, linestyle="--", label="in proportion")
     axes.set_xlabel("operations, as a multiple of the row's first point")
     axes.set_ylabel("time, as a multiple of the row's first point")
     axes.legend(fontsize=8)

@@ -64,7 +64,7 @@ def config(size: tuple[int, int], **options: Any) -> Config:
 
 
 def noise(arch: Arch, size: tuple[int, int]) -> Noise:
-    """One crop, an eighth of it unlabelled."""
+    """One crop, an eighth of it unlabeled."""
     stream = Noise(size, architecture.head_channels(arch))
     stream.sample.label[: size[0] // 8] = 255
     return stream

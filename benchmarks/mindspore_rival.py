@@ -255,7 +255,7 @@ class Network(nn.Cell):
         self.fcn_head, self.ocr_head = AuxHead(inp, arch.num_classes), OCRHead(inp, arch)
 
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (ocr, aux), each N,classes,h,w, of x N,3,H,W normalised."""
+        """Logits (ocr, aux), each N,classes,h,w, of x N,3,H,W normalized."""
         maps = self.backbone(x)
         aux = self.fcn_head(maps)
         return self.ocr_head(maps, aux), aux
@@ -289,7 +289,7 @@ class Infer(nn.Cell):
         self.network, self.classes = network, classes
 
     def construct(self, x: Tensor) -> Tensor:
-        """Class indices N,H,W of x N,3,H,W normalised."""
+        """Class indices N,H,W of x N,3,H,W normalized."""
         n, _, h, w = x.shape
         total = ops.zeros((n, h, w, self.classes), ms.float32)
         logits = self.network(ops.interpolate(x, size=(h, w), mode="bilinear"))[0]

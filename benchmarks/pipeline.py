@@ -208,7 +208,7 @@ def augmenting(dataset: Dataset, data: Data) -> dict[str, Option]:
         "augment: mirror by NumPy": Option(lambda i: [np.ascontiguousarray(array[:, ::-1]) for array in crops[i]]),
         "augment: pad to the crop": Option(lambda i: cv2.copyMakeBorder(crops[i][0], 0, 0, 0, 0, cv2.BORDER_CONSTANT)),
         "augment: fill by NumPy and copy into it": Option(lambda i: filled(crops[i][0])),
-        "augment: colour": Option(lambda i: augment.vary_colour(crops[i][0], np.random.default_rng(i))),
+        "augment: color": Option(lambda i: augment.vary_color(crops[i][0], np.random.default_rng(i))),
     }  # fmt: skip
 
 

@@ -27,10 +27,10 @@ def main(argv: Sequence[str]) -> int:
     )
     if "config" not in options and args.given:
         raise OcrnetError(f"--set {next(iter(args.given))}: no effect on export without --config")
-    labelled = open_split(flags.load_config(args)[0], "val") if "config" in options else None
+    labeled = open_split(flags.load_config(args)[0], "val") if "config" in options else None
     for line in ([meaning] if meaning else []) + [f"checkpoint: {path}"]:
         print(line, flush=True)
     write = triton.export_repository if export_options.format == triton.FORMAT else export
-    figures = write(export_options, labelled, lambda line: print(line, flush=True))
+    figures = write(export_options, labeled, lambda line: print(line, flush=True))
     print(f"wrote {export_options.output} and its model card: {figures.text()}")
     return 0

@@ -126,7 +126,7 @@ FLAGS = (
         "--output",
     ),
     Flag("dynamic", ("export",), None, "accept any batch size, height and width; default False", bare=True),
-    Flag("input", ("export",), None, "uint8 (unprocessed images) or normalised (float32 N,3,H,W); default by format"),
+    Flag("input", ("export",), None, "uint8 (unprocessed images) or normalized (float32 N,3,H,W); default by format"),
     Flag("outputs", ("export",), None, "labels, probabilities, or logits at a quarter of the size; default by format"),
     Flag("precision", ("export",), None, "float32, float16 (openvino) or int8 (onnx, openvino); default float32"),
     Flag("calibration", ("export",), None, "folder of representative images, required for --precision int8"),

@@ -34,7 +34,7 @@ def train(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, data: 
     if data.flip and rng.random() < 0.5:
         image, label = cv2.flip(image, 1), cv2.flip(label, 1)
     if data.color:
-        image = vary_colour(image, rng)
+        image = vary_color(image, rng)
     return image, label
 
 
@@ -77,7 +77,7 @@ def _span(size: int, crop: int, scale: float, rng: np.random.Generator) -> tuple
     return slice(0, size), filled, int(rng.integers(crop - filled + 1))
 
 
-def vary_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def vary_color(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Vary brightness, contrast, saturation and hue of a uint8 RGB image.
 
     Contrast changes at random before or after saturation and hue.

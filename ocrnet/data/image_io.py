@@ -39,7 +39,7 @@ _LABELS = "a label is a one-channel PNG with 8 bits per pixel, whose values are 
 _DAMAGED = "is damaged or not an image; replace or remove it"
 
 _RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # since OpenCV 4.11; otherwise BGR is converted after decoding
-_COLOURS = cv2.IMREAD_COLOR if _RGB is None else _RGB
+_COLORS = cv2.IMREAD_COLOR if _RGB is None else _RGB
 _UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -69,14 +69,14 @@ def decode_image(data: bytes, name: str | Path, *, upright: bool = False) -> np.
     _check_whole(name, data)
     webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
     # OpenCV applies the orientation of JPEG and PNG, but some versions ignore that of WebP.
-    flags = _COLOURS if upright and not webp else _COLOURS | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = _COLORS if upright and not webp else _COLORS | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise OcrnetError(f"{name} {_DAMAGED} ({error.err})") from None
     if image is None:
         raise OcrnetError(f"{name} {_DAMAGED}")
-    if _COLOURS != _RGB:
+    if _COLORS != _RGB:
         for strip in strips(image):
             cv2.cvtColor(strip, cv2.COLOR_BGR2RGB, strip)  # in place: a second whole image would double the memory
     return _turned(image, _webp_orientation(data)) if upright and webp else image
@@ -200,7 +200,7 @@ def _encode(file: BinaryIO, size: tuple[int, int], rows: Iterable[np.ndarray]) -
         assert strip.dtype == np.uint8, f"{strip.dtype}, not uint8"
         assert strip.shape[1:] in ((size[1],), (size[1], 3)), f"rows of {strip.shape}, not h,{size[1]} or h,{size[1]},3"
         if left == size[0]:
-            chunks.begin(size, colour=strip.ndim == 3)
+            chunks.begin(size, color=strip.ndim == 3)
         chunks.rows(strip)
         left -= len(strip)
     assert left == 0, f"{left} of {size[0]} rows are missing"
@@ -219,16 +219,16 @@ class _Chunks:
         self._packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
         self._above: np.ndarray | None = None
 
-    def begin(self, size: tuple[int, int], *, colour: bool) -> None:
+    def begin(self, size: tuple[int, int], *, color: bool) -> None:
         self._file.write(_PNG)
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], 8, 2 if colour else 0, 0, 0, 0))
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], 8, 2 if color else 0, 0, 0, 0))
 
     def rows(self, strip: np.ndarray) -> None:
-        colour = strip.ndim == 3
+        color = strip.ndim == 3
         flat = strip.reshape(len(strip), -1)
         packed = np.empty((len(flat), flat.shape[1] + 1), np.uint8)
-        packed[:, 0], packed[:, 1:] = (1, flat) if colour else (2, flat)
-        if colour:  # filter Sub: each byte minus that of the pixel to its left
+        packed[:, 0], packed[:, 1:] = (1, flat) if color else (2, flat)
+        if color:  # filter Sub: each byte minus that of the pixel to its left
             packed[:, 4:] -= flat[:, :-3]
         else:  # filter Up: each byte minus the one above it
             packed[1:, 1:] -= flat[:-1]

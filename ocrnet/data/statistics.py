@@ -22,7 +22,7 @@ class Report:
     read: int = 0
     ignored: int = 0  # pixels with class index 255
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # height, width -> images
-    unlabelled: list[str] = field(default_factory=list)  # images in which every pixel is ignored
+    unlabeled: list[str] = field(default_factory=list)  # images in which every pixel is ignored
     problems: list[str] = field(default_factory=list)  # error messages, one for each unusable file
 
     @property
@@ -67,7 +67,7 @@ def inspect(
             report.images += counts[:count] > 0
             report.ignored += int(counts[IGNORE])
             if not counts[:count].any():
-                report.unlabelled.append(dataset.name(index))
+                report.unlabeled.append(dataset.name(index))
         if say is not None and done % 250 == 0:
             say(f"checked {done}/{len(indices)} images")
     if not report.problems and not report.pixels.any():
@@ -124,7 +124,7 @@ def text(report: Report, classes: ClassTable) -> str:
     lines += [f"warning: no pixels of {', '.join(absent)}"] if absent else []
     if absent and report.ignored and len(absent) == len(classes.names) - 1:
         lines.append("warning: only one class occurs; 255 is ignored, so a mask of 0 and 255 needs 1 instead of 255")
-    lines += [f"warning: {name} has no labeled pixels" for name in report.unlabelled[:SHOWN]]
+    lines += [f"warning: {name} has no labeled pixels" for name in report.unlabeled[:SHOWN]]
     return "\n".join(lines + _problems(report))
 
 

@@ -35,13 +35,13 @@ def overlay(image: np.ndarray, indices: np.ndarray, palette: Palette, *, alpha: 
             f"image {image.dtype} {image.shape} and indices {indices.dtype} {indices.shape}: "
             "expected uint8 H,W,3 and uint8 H,W"
         )
-    colours = np.asarray(palette, dtype=np.uint8)
+    colors = np.asarray(palette, dtype=np.uint8)
     known = indices != IGNORE
     highest = int(indices[known].max(initial=0))
-    if highest >= len(colours):
-        raise ValueError(f"class index {highest} has no color: the palette has {len(colours)} colors")
+    if highest >= len(colors):
+        raise ValueError(f"class index {highest} has no color: the palette has {len(colors)} colors")
     by_index = np.zeros((256, 3), np.uint8)
-    by_index[: len(colours)] = colours
+    by_index[: len(colors)] = colors
     blended = cv2.addWeighted(image, 1 - alpha, by_index[indices], alpha, 0)
     return np.where(known[..., None], blended, image)
 
@@ -98,7 +98,7 @@ def side_by_side(
 
 def legend(names: Sequence[str], palette: Palette) -> np.ndarray:
     """Return a uint8 H,640,3 RGB picture with the name and color of every class."""
-    entries = [(name, tuple(int(part) for part in colour)) for name, colour in zip(names, palette, strict=True)]
+    entries = [(name, tuple(int(part) for part in color)) for name, color in zip(names, palette, strict=True)]
     return _legend(entries, 640, 0.6)
 
 
@@ -119,15 +119,15 @@ def _legend(entries: Iterable[tuple[str, tuple[int, ...]]], width: int, size: fl
     line, pad = round(44 * size), round(16 * size)
     swatch = round(26 * size)
     x, y, placed = pad, pad, []
-    for name, colour in entries:
+    for name, color in entries:
         step = swatch + pad // 2 + cv2.getTextSize(name, _FONT, size, _thickness(size))[0][0] + 2 * pad
         if x > pad and x + step > width:
             x, y = pad, y + line
-        placed.append((x, y, name, colour))
+        placed.append((x, y, name, color))
         x += step
     strip = np.full((y + line + pad // 2, width, 3), _BACKGROUND, np.uint8)
-    for x, y, name, colour in placed:
-        cv2.rectangle(strip, (x, y), (x + swatch, y + swatch), colour, cv2.FILLED)
+    for x, y, name, color in placed:
+        cv2.rectangle(strip, (x, y), (x + swatch, y + swatch), color, cv2.FILLED)
         cv2.rectangle(strip, (x, y), (x + swatch, y + swatch), _INK, 1)
         cv2.putText(
             strip,

@@ -7,7 +7,7 @@ from ocrnet.export.formats import ExportMetadata
 
 INPUTS = {
     "uint8": "uint8 N,H,W,3: RGB as read from a file, 0 to 255; normalized inside the network",
-    "normalised": "float32 N,3,H,W: RGB, (value / 255 - mean) / std",
+    "normalized": "float32 N,3,H,W: RGB, (value / 255 - mean) / std",
 }
 OUTPUTS = {
     "labels": "uint8 N,H,W: the class index of each pixel",
@@ -45,8 +45,8 @@ def card(metadata: ExportMetadata, figures: Figures, name: str) -> str:
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     classes = "\n".join(
-        f"| {i} | {label} | {' '.join(map(str, colour))} |"
-        for i, (label, colour) in enumerate(zip(metadata.names, metadata.palette, strict=True))
+        f"| {i} | {label} | {' '.join(map(str, color))} |"
+        for i, (label, color) in enumerate(zip(metadata.names, metadata.palette, strict=True))
     )
     return (
         f"# {name}\n\n| | |\n| --- | --- |\n{table}\n\n## Compared with its checkpoint\n\nRun with "

@@ -91,7 +91,7 @@ def compare(
     for image, truth in samples:
         size = image.shape[0], image.shape[1]
         given = as_input(image, spec.input, spec.mean, spec.std)
-        wanted = engine.logits(as_input(image, "normalised", spec.mean, spec.std))[1][0]
+        wanted = engine.logits(as_input(image, "normalized", spec.mean, spec.std))[1][0]
         seen = logits.run(given)[0]
         found = seen if answer is logits else answer.run(given)[0]
         if spec.outputs != "labels":

@@ -73,12 +73,12 @@ class ExportOptions:
     tolerance: float | None = None
 
 
-def export(options: ExportOptions, labelled: Dataset | None, say: Callable[[str], None]) -> Figures:
+def export(options: ExportOptions, labeled: Dataset | None, say: Callable[[str], None]) -> Figures:
     """Write an exported file with its metadata and model card, and compare it with its checkpoint.
 
     Args:
         options: The command-line options.
-        labelled: The labeled dataset to compare on; None uses ``options.images``, or else synthetic scenes.
+        labeled: The labeled dataset to compare on; None uses ``options.images``, or else synthetic scenes.
         say: Receives each line to log.
 
     Returns:
@@ -102,9 +102,9 @@ def export(options: ExportOptions, labelled: Dataset | None, say: Callable[[str]
         say(line)
     spec = _make_spec(options, kind, found)
     _check_memory(found, spec.size or options.size or Data.crop_size)
-    _check_labels(found, labelled)
+    _check_labels(found, labeled)
     calibration = compare.files(options.calibration, "--calibration", CALIBRATION_IMAGES) if options.calibration else []
-    samples, on = _samples(options, spec, labelled)
+    samples, on = _samples(options, spec, labeled)
     with tempfile.TemporaryDirectory() as name:
         inputs = (as_input(compare.read(p, spec.size), spec.input, spec.mean, spec.std) for p in calibration)
         exporter = Exporter(spec, found, Path(name), inputs)
@@ -142,7 +142,7 @@ def _format(options: ExportOptions) -> Format:
 def _check_choices(options: ExportOptions, kind: Format) -> None:
     allowed = {
         "precision": PRECISIONS[kind],
-        "input": ("normalised",) if kind == "mindir" else ("uint8", "normalised"),
+        "input": ("normalized",) if kind == "mindir" else ("uint8", "normalized"),
         "outputs": ("logits",) if kind == "mindir" else ("labels", "probabilities", "logits"),
     }
     for name, choices in allowed.items():
@@ -178,7 +178,7 @@ def check_writable(output: Path) -> None:
 def _make_spec(options: ExportOptions, kind: Format, found: Weights) -> ExportSpec:
     data = found.meta.get("config", {}).get("data", {})
     plain = kind == "mindir"
-    given: Input = options.input or ("normalised" if plain else "uint8")  # type: ignore[assignment]
+    given: Input = options.input or ("normalized" if plain else "uint8")  # type: ignore[assignment]
     outputs: Outputs = options.outputs or ("logits" if plain else "labels")  # type: ignore[assignment]
     precision: Precision = options.precision or "float32"  # type: ignore[assignment]
     return ExportSpec(
@@ -205,25 +205,25 @@ def _check_memory(found: Weights, size: tuple[int, int]) -> None:
         )
 
 
-def _check_labels(found: Weights, labelled: Dataset | None) -> None:
-    if labelled is not None and len(labelled.classes) != found.arch.num_classes:
+def _check_labels(found: Weights, labeled: Dataset | None) -> None:
+    if labeled is not None and len(labeled.classes) != found.arch.num_classes:
         raise OcrnetError(
-            f"{found.path} predicts {found.arch.num_classes} classes, but the dataset at {labelled.root} has "
-            f"{len(labelled.classes)}; give the dataset it was trained for"
+            f"{found.path} predicts {found.arch.num_classes} classes, but the dataset at {labeled.root} has "
+            f"{len(labeled.classes)}; give the dataset it was trained for"
         )
 
 
-def _samples(options: ExportOptions, spec: ExportSpec, labelled: Dataset | None) -> tuple[Iterator[Sample], str]:
+def _samples(options: ExportOptions, spec: ExportSpec, labeled: Dataset | None) -> tuple[Iterator[Sample], str]:
     """Return the samples to compare on and their description.
 
     If the export accepts any size, each unlabeled image is followed by a copy cropped to an odd size.
     """
     size = spec.size
-    if labelled is not None:
-        chosen = compare.spread(range(len(labelled)), options.num_images)
-        pairs = (labelled.read(index) for index in chosen)
+    if labeled is not None:
+        chosen = compare.spread(range(len(labeled)), options.num_images)
+        pairs = (labeled.read(index) for index in chosen)
         samples = ((compare.fitted(image, size), compare.fitted_label(label, size)) for image, label in pairs)
-        return samples, f"{len(chosen)} validation images of {labelled.root}"
+        return samples, f"{len(chosen)} validation images of {labeled.root}"
     if options.images is not None:
         paths = compare.files(options.images, "--images", options.num_images)
         images, on = (compare.read(path, size) for path in paths), f"{len(paths)} images of {options.images}"

@@ -12,7 +12,7 @@ from ocrnet.weights import Weights
 
 Format = Literal["onnx", "openvino", "torchscript", "torch_export", "mindir", "tensorrt"]
 Precision = Literal["float32", "float16", "int8"]
-Input = Literal["uint8", "normalised"]
+Input = Literal["uint8", "normalized"]
 Outputs = Literal["labels", "probabilities", "logits"]
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -68,7 +68,7 @@ class ExportMetadata:
         tree = {entry.name: tree[entry.name] for entry in dataclasses.fields(cls)}  # later versions may add keys
         arch = Arch(**tree["arch"] | {"modules": tuple(tree["arch"]["modules"])})
         lists = {name: tuple(tree[name]) for name in ("names", "mean", "std")}
-        palette, size = tuple(tuple(colour) for colour in tree["palette"]), tree["size"]
+        palette, size = tuple(tuple(color) for color in tree["palette"]), tree["size"]
         found = cls(**tree | lists | {"arch": arch, "palette": palette, "size": size and tuple(size)})
         if len(found.names) != arch.num_classes or len(palette) != arch.num_classes:
             raise ValueError(f"{len(found.names)} names and {len(palette)} colors for {arch.num_classes} classes")
@@ -103,7 +103,7 @@ class Exported:
     def weights(self) -> Weights:
         """`Weights` without tensors: architecture, classes, normalization and step of the file."""
         metadata = self.metadata
-        classes = {"names": list(metadata.names), "palette": [list(colour) for colour in metadata.palette]}
+        classes = {"names": list(metadata.names), "palette": [list(color) for color in metadata.palette]}
         data = {"data": {"mean": metadata.mean, "std": metadata.std}}
         meta = {"config": data, "classes": classes, "step": metadata.source["step"]}
         return Weights(self.path, {}, metadata.arch, meta)

@@ -19,14 +19,14 @@ QUEUE_MICROSECONDS = 5000
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}
 
 
-def export_repository(options: ExportOptions, labelled: Dataset | None, say: Callable[[str], None]) -> Figures:
+def export_repository(options: ExportOptions, labeled: Dataset | None, say: Callable[[str], None]) -> Figures:
     """Write OUTPUT/config.pbtxt, OUTPUT/1/model.onnx and OUTPUT/MODEL_CARD.md.
 
     Without a size, the batch size, height and width are dynamic, and Triton batches requests of the same size.
 
     Args:
         options: The command-line options; ``options.output`` is OUTPUT.
-        labelled: The labeled dataset to compare on, as in `export`.
+        labeled: The labeled dataset to compare on, as in `export`.
         say: Receives each line to log.
 
     Returns:
@@ -41,7 +41,7 @@ def export_repository(options: ExportOptions, labelled: Dataset | None, say: Cal
     onnx = need("onnx", "--format triton")
     model = folder / "1" / "model.onnx"
     dynamic = options.dynamic or options.size is None
-    figures = export(dataclasses.replace(options, format="onnx", output=model, dynamic=dynamic), labelled, say)
+    figures = export(dataclasses.replace(options, format="onnx", output=model, dynamic=dynamic), labeled, say)
     card_path(model).replace(folder / "MODEL_CARD.md")
     text = describe(onnx.load(str(model), load_external_data=False).graph)
     checkpoint.replace(config, [text.encode()], flag="--output")

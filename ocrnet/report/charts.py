@@ -94,20 +94,20 @@ def _curve(one: Series, number: int, place: Callable, text: Callable[[float], st
             runs[-1].append((x, y))
         elif runs[-1]:
             runs.append([])
-    colour = f"s{number % 6 + 1}"
+    color = f"s{number % 6 + 1}"
     drawn = []
     for run in filter(None, runs):
         spots = [place(x, y) for x, y in thinned(run)]
         if len(spots) == 1 and not one.dots:
-            drawn.append(f'<circle class="dot {colour}" cx="{spots[0][0]:.1f}" cy="{spots[0][1]:.1f}" r="2"/>')
+            drawn.append(f'<circle class="dot {color}" cx="{spots[0][0]:.1f}" cy="{spots[0][1]:.1f}" r="2"/>')
         else:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
-            drawn.append(f'<path class="curve {colour}" d="M{path}"/>')
+            drawn.append(f'<path class="curve {color}" d="M{path}"/>')
     if one.dots:
         for x, y in (point for run in runs for point in thinned(run)):
             across, down = place(x, y)
             drawn.append(
-                f'<circle class="dot {colour}" cx="{across:.1f}" cy="{down:.1f}" r="3">'
+                f'<circle class="dot {color}" cx="{across:.1f}" cy="{down:.1f}" r="3">'
                 f"<title>{escape(one.name)}, step {x:,.0f}: {escape(text(y))}</title></circle>"
             )
     return "".join(drawn)

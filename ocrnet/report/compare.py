@@ -82,11 +82,11 @@ def _classes(found: Sequence[Summary]) -> str:
 
     rows = []
     for name in sorted(names, key=moved, reverse=True):
-        colour = next(some[name].colour for some in lines if name in some)
+        color = next(some[name].color for some in lines if name in some)
         values = [_iou(some.get(name)) for some in lines]
         rows.append(
             [
-                f'<td class="name" title="{escape(name)}">{named(name, colour)}</td>',
+                f'<td class="name" title="{escape(name)}">{named(name, color)}</td>',
                 f"<td>{percent(values[0])}</td>",
                 *(f"<td>{percent(value)}{_change(value, values[0])}</td>" for value in values[1:]),
                 f'<td class="wide maybe">{_bars(values)}</td>',

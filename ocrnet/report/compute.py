@@ -92,7 +92,7 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
     found = as_weights(given)
     flat = run.config or dict(_flat(found))
     cfg = source.config_for(flat, report_filter.given, str(run.folder / "config.yml" if run.config else path))
-    cfg, _ = convert.normalised(cfg, found)
+    cfg, _ = convert.normalized(cfg, found)
     key = {
         "format": FORMAT,
         "checkpoint": _identity(found),
@@ -191,7 +191,7 @@ def look(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -
         "images": count,
         "of": len(dataset),
         "names": list(classes.names),
-        "palette": [list(colour) for colour in classes.palette],
+        "palette": [list(color) for color in classes.palette],
         "categories": list(classes.categories),
         "confusion": tally.confusion.tolist(),
         "boundary": [plain(value) for value in tally.boundary.tolist()],

@@ -86,15 +86,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
     return f'<div class="scroll"><table class="{kind}">{top}{body}</table></div>'
 
 
-def named(name: str, colour: Sequence[int]) -> str:
+def named(name: str, color: Sequence[int]) -> str:
     """Return a swatch of a class's color, followed by its name."""
     # mutation: escape-class-names
-    return f"{swatch(colour)}{escape(name)}"
+    return f"{swatch(color)}{escape(name)}"
 
 
-def swatch(colour: Sequence[int]) -> str:
+def swatch(color: Sequence[int]) -> str:
     """Return a small square of a color."""
-    return f'<i class="swatch" style="background:rgb({",".join(str(int(part)) for part in colour)})"></i>'
+    return f'<i class="swatch" style="background:rgb({",".join(str(int(part)) for part in color)})"></i>'
 
 
 def bar(value: Number, kind: str = "") -> str:
@@ -111,11 +111,11 @@ def jpeg(image: np.ndarray) -> str:
 
 def indexed(indices: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
     """Return class indices uint8 H,W in their colors as a data URI; 255 is dark gray."""
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = np.array(palette, np.uint8).reshape(-1, 3)
-    colours[IGNORE] = 40
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(palette)] = np.array(palette, np.uint8).reshape(-1, 3)
+    colors[IGNORE] = 40
     picture = Image.fromarray(indices, "P")
-    picture.putpalette(colours.tobytes())
+    picture.putpalette(colors.tobytes())
     packed = io.BytesIO()
     picture.save(packed, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
@@ -132,8 +132,8 @@ def errors(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.n
     Returns:
         uint8 H,W,3 RGB.
     """
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    pale = np.repeat((grey // 3 + 120)[..., None], 3, axis=2)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    pale = np.repeat((gray // 3 + 120)[..., None], 3, axis=2)
     pale[truth == IGNORE] = 40
     pale[(prediction != truth) & (truth != IGNORE)] = _WRONG
     return pale
@@ -141,12 +141,12 @@ def errors(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.n
 
 def glow(image: np.ndarray, region: np.ndarray) -> np.ndarray:
     """Return, uint8 H,W,3 RGB, a heat map of a region (uint8 h,w from 0 to 255) over the dimmed image."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
     size = image.shape[1], image.shape[0]
     weight = cv2.resize(region, size, interpolation=cv2.INTER_LINEAR)
     light = cv2.applyColorMap(weight, cv2.COLORMAP_INFERNO)[..., ::-1].astype(np.float32)
     share = weight[..., None].astype(np.float32) / 255
-    return np.clip(grey * 0.35 * (1 - share) + light * (0.25 + 0.75 * share), 0, 255).astype(np.uint8)
+    return np.clip(gray * 0.35 * (1 - share) + light * (0.25 + 0.75 * share), 0, 255).astype(np.uint8)
 
 
 def picture(uri: str, what: str) -> str:

@@ -109,7 +109,7 @@ def _classes(found: Summary) -> str:
     order = sorted(found.classes, key=lambda line: (line.iou is None, -(line.iou or 0)))
     rows = [
         [
-            f'<td class="name" title="{escape(line.name)}">{named(line.name, line.colour)}</td>',
+            f'<td class="name" title="{escape(line.name)}">{named(line.name, line.color)}</td>',
             f"<td><b>{percent(line.iou)}</b></td>",
             f'<td class="wide">{bar(line.iou)}</td>',
             f"<td>{percent(line.accuracy)}</td>",
@@ -190,8 +190,8 @@ def _samples(figures: Figures) -> str:
         )
     seen = np.unique(np.concatenate([array.ravel() for name, array in figures.arrays.items() if _is_labels(name)]))
     legend = "".join(
-        f"<span>{named(name, colour)}</span>"
-        for index, (name, colour) in enumerate(zip(facts["names"], facts["palette"], strict=True))
+        f"<span>{named(name, color)}</span>"
+        for index, (name, color) in enumerate(zip(facts["names"], facts["palette"], strict=True))
         if index in seen
     )
     ignored = f"<span>{swatch((40, 40, 40))}ignored</span>"
@@ -215,8 +215,8 @@ def _what_ocr_saw(figures: Figures) -> str:
     y, x = (int(value) for value in np.unravel_index(int(second.argmax()), second.shape))
     shares = relation[:, y, x] / 255
     rows = "".join(
-        f"<span>{named(name, colour)}</span>{bar(float(share))}<b>{percent(float(share), 1)}</b>"
-        for name, colour, share in zip(names, palette, shares, strict=True)
+        f"<span>{named(name, color)}</span>{bar(float(share))}<b>{percent(float(share), 1)}</b>"
+        for name, color, share in zip(names, palette, shares, strict=True)
     )
     data = {
         "width": width,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ocrnet.data.datasets.base import colours
+from ocrnet.data.datasets.base import colors
 from ocrnet.report.compute import Figures
 from ocrnet.report.figures import plain
 from ocrnet.report.source import Row, Source
@@ -20,7 +20,7 @@ class ClassLine:
     """The scores of one class, from 0 to 1; None if no pixel determines it."""
 
     name: str
-    colour: tuple[int, ...]
+    color: tuple[int, ...]
     iou: Number
     accuracy: Number
     share: Number
@@ -66,8 +66,8 @@ def summary(run: Source, figures: Figures | None) -> Summary:
         columns = zip(scores.iou, scores.accuracy, scores.share, facts["boundary"], strict=True)
         rows = [(plain(iou), plain(accuracy), plain(share), edge) for iou, accuracy, share, edge in columns]
         lines = [
-            ClassLine(name, tuple(colour), *row)
-            for name, colour, row in zip(facts["names"], facts["palette"], rows, strict=True)
+            ClassLine(name, tuple(color), *row)
+            for name, color, row in zip(facts["names"], facts["palette"], rows, strict=True)
         ]
     else:
         row, known["origin"] = _best(run)
@@ -129,10 +129,10 @@ def _how(facts: dict[str, Any]) -> str:
 def _lines(classes: Any) -> list[ClassLine]:
     if not isinstance(classes, dict):
         return []
-    palette = itertools.cycle(colours())
+    palette = itertools.cycle(colors())
     return [
-        ClassLine(str(name), colour, *(number(row.get(key)) for key in ("iou", "accuracy", "share")))
-        for (name, row), colour in zip(classes.items(), palette, strict=False)
+        ClassLine(str(name), color, *(number(row.get(key)) for key in ("iou", "accuracy", "share")))
+        for (name, row), color in zip(classes.items(), palette, strict=False)
         if isinstance(row, dict)
     ]
 

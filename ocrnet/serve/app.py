@@ -113,7 +113,7 @@ class Service:
             "network": f"OCRNet-HRNet-W{arch.width}",
             "version": __version__,
             "classes": [
-                {"index": i, "name": name, "color": responses.colour(rgb)}
+                {"index": i, "name": name, "color": responses.color(rgb)}
                 for i, (name, rgb) in enumerate(zip(model.names, model.palette, strict=True))
             ],
             "max_bytes": self.settings.max_bytes,

@@ -49,7 +49,7 @@ def summary(model: Model, seen: Prediction, seconds: float) -> dict[str, Any]:
     pixels = np.bincount(seen.labels.reshape(-1), minlength=len(model.names))
     order = [int(i) for i in np.argsort(-pixels, kind="stable") if pixels[i]]
     classes = [
-        {"index": i, "name": model.names[i], "color": colour(model.palette[i]), "pixels": int(pixels[i]),
+        {"index": i, "name": model.names[i], "color": color(model.palette[i]), "pixels": int(pixels[i]),
          "share": round(float(pixels[i]) / (height * width), 6)}
         for i in order
     ]  # fmt: skip
@@ -57,7 +57,7 @@ def summary(model: Model, seen: Prediction, seconds: float) -> dict[str, Any]:
     return {"height": height, "width": width, "classes": classes, **how}
 
 
-def colour(rgb: tuple[int, ...]) -> str:
+def color(rgb: tuple[int, ...]) -> str:
     """Return a color in CSS notation, for example #ff0000."""
     return "#{:02x}{:02x}{:02x}".format(*rgb)
 

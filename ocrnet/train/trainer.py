@@ -350,7 +350,7 @@ class Loop:
         classes = self.stream.dataset.classes
         meta: dict[str, Any] = {
             "config": config.as_dict(self.cfg),
-            "classes": {"names": list(classes.names), "palette": [list(colour) for colour in classes.palette]},
+            "classes": {"names": list(classes.names), "palette": [list(color) for color in classes.palette]},
             "step": self.progress.step,
             "cards": self.engine.world.size,
             "progress": dataclasses.asdict(self.progress),

@@ -3,7 +3,7 @@
 import itertools
 
 from ocrnet.data.datasets import cityscapes
-from ocrnet.data.datasets.base import colours
+from ocrnet.data.datasets.base import colors
 from ocrnet.weights.load import Weights
 
 
@@ -12,8 +12,8 @@ def classes_of(found: Weights) -> tuple[tuple[str, ...], tuple[tuple[int, ...], 
     count = found.arch.num_classes
     if "classes" in found.meta:
         known = found.meta["classes"]
-        return tuple(known["names"]), tuple(tuple(colour) for colour in known["palette"])
+        return tuple(known["names"]), tuple(tuple(color) for color in known["palette"])
     table = cityscapes.classes()
     if count == len(table):
         return table.names, table.palette
-    return tuple(f"class {i}" for i in range(count)), tuple(itertools.islice(colours(), count))
+    return tuple(f"class {i}" for i in range(count)), tuple(itertools.islice(colors(), count))

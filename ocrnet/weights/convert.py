@@ -76,7 +76,7 @@ def normal_of(found: Weights) -> Normal:
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
-def normalised(cfg: Config, found: Weights) -> tuple[Config, list[str]]:
+def normalized(cfg: Config, found: Weights) -> tuple[Config, list[str]]:
     """Return the config with the mean and std of a foreign network, and a note if they differ from the config's.
 
     A network is foreign if it was trained by another implementation; for others, the config is returned unchanged.
@@ -114,6 +114,6 @@ def _meta(source: Path, arch: Arch, meta: dict[str, Any]) -> dict[str, Any]:
 def _mmseg_meta(found: Weights) -> dict[str, Any]:
     """Return the metadata that mmsegmentation 0.x and 1.x expect next to a state dict."""
     names, palette = classes_of(found)
-    colours = [list(colour) for colour in palette]
-    dataset = {"classes": list(names), "palette": colours}
-    return {"CLASSES": list(names), "PALETTE": colours, "dataset_meta": dataset}
+    colors = [list(color) for color in palette]
+    dataset = {"classes": list(names), "palette": colors}
+    return {"CLASSES": list(names), "PALETTE": colors, "dataset_meta": dataset}

@@ -167,7 +167,7 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
         ([*EXPORT, "net.onnx", "--precision", "int8"], "--precision int8 needs --calibration"),
         ([*EXPORT, "net.onnx", "--calibration", "config"], "--calibration has no effect"),
         ([*EXPORT, "net.pt2", "--dynamic", "True"], "torch_export files have a fixed size"),
-        ([*EXPORT, "net.mindir", "--input", "uint8"], "mindir supports normalised"),
+        ([*EXPORT, "net.mindir", "--input", "uint8"], "mindir supports normalized"),
         ([*EXPORT, "net.onnx", "--size", "64"], "--size is '64', but must be [height, width]"),
         ([*EXPORT, "net.onnx", "--size", "16,64"], "each at least 32"),
         ([*EXPORT, "net.onnx", "--tolerance", "little"], "--tolerance is 'little', but must be a number"),
@@ -246,7 +246,7 @@ def use_another_id(root):
     write_png(root / "labels/train/a.png", np.full((64, 64), 9, np.uint8))
 
 
-def colour_the_label(root):
+def color_the_label(root):
     write_png(root / "labels/train/a.png", np.zeros((64, 64, 3), np.uint8))
 
 
@@ -266,7 +266,7 @@ def cut_the_image(root):
         (lose_val, ["images/val does not exist"]),
         (empty_train, ["holds no images"]),
         (use_another_id, ["holds the unknown id 9", "a.png"]),
-        (colour_the_label, ["a.png has mode RGB", "one-channel PNG"]),
+        (color_the_label, ["a.png has mode RGB", "one-channel PNG"]),
         (cut_the_image, ["a.png is truncated"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""One behaviour suite, run once for each engine.
+"""One behavior suite, run once for each engine.
 
 MindSpore runs op by op here, because compiling takes seconds an engine; tests marked `compiled` run it in graph mode
 too, or with ``only=True`` instead; with ``long=True`` only in `make test-long`.

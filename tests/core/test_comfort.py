@@ -96,7 +96,7 @@ def test_thumbnails_keep_the_classes():
     assert thumbnail(np.zeros((100, 200, 3), np.uint8), 50).shape == (25, 50, 3)
 
 
-def test_a_legend_shows_every_colour():
+def test_a_legend_shows_every_color():
     picture = legend(["road", "sky"], [(128, 64, 128), (70, 130, 180)])
-    colours = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
-    assert {(128, 64, 128), (70, 130, 180)} <= colours
+    colors = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+    assert {(128, 64, 128), (70, 130, 180)} <= colors

@@ -113,7 +113,7 @@ def test_number_of_classes_comes_from_the_dataset_or_contradicts_it():
         config.with_classes(weighted, 11, "camvid")
 
 
-def test_a_missing_config_names_its_neighbour(tmp_path):
+def test_a_missing_config_names_its_neighbor(tmp_path):
     (tmp_path / "camvid.yml").write_text("seed: 1")
     with pytest.raises(OcrnetError, match=r"camvidd\.yml' does not exist; did you mean '.*camvid\.yml'"):
         loader.read_yaml(tmp_path / "camvidd.yml")

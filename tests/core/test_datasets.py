@@ -64,8 +64,8 @@ def test_ids_become_indices_and_go_back():
     assert indices.dtype == np.uint8
     np.testing.assert_array_equal(indices, [[0, 1, 255, 255]])
     np.testing.assert_array_equal(TABLE.to_ids(indices), [[7, 23, 0, 0]])
-    np.testing.assert_array_equal(TABLE.colour(indices), [[(1, 2, 3), (4, 5, 6), (0, 0, 0), (0, 0, 0)]])
-    assert TABLE.to_ids(indices).dtype == TABLE.colour(indices).dtype == np.uint8
+    np.testing.assert_array_equal(TABLE.color(indices), [[(1, 2, 3), (4, 5, 6), (0, 0, 0), (0, 0, 0)]])
+    assert TABLE.to_ids(indices).dtype == TABLE.color(indices).dtype == np.uint8
     assert len(TABLE) == 2
 
 
@@ -75,7 +75,7 @@ def test_an_unknown_id_is_named_with_its_file():
 
 
 def test_an_index_without_a_class_is_refused():
-    for turn in (TABLE.to_ids, TABLE.colour):
+    for turn in (TABLE.to_ids, TABLE.color):
         with pytest.raises(ValueError, match="class index 2 is out of range; allowed: 0 to 1 and 255"):
             turn(np.array([[0, 2, 255]], np.uint8))
 
@@ -108,7 +108,7 @@ def test_cityscapes_is_read_in_order(streets):
     for root in (streets, str(streets)):
         train = open_dataset("cityscapes", root, "train")
         assert len(train) == 6
-        assert train.labelled
+        assert train.labeled
         assert [train.name(i) for i in (0, 2, 3)] == [
             "aachen/aachen_000000_000019", "aachen/aachen_000002_000019", "ulm/ulm_000000_000019",
         ]  # fmt: skip
@@ -121,7 +121,7 @@ def test_cityscapes_is_read_in_order(streets):
 def test_a_split_without_labels_opens_without_them(streets):
     test = open_dataset("cityscapes", streets, "test", labels=False)
     assert len(test) == 6
-    assert not test.labelled
+    assert not test.labeled
     np.testing.assert_array_equal(test.image(5), IMAGE)
     with pytest.raises(OcrnetError, match=r"aachen_000000_000019_leftImg8bit.png was opened without a label"):
         test.read(0)
@@ -216,7 +216,7 @@ def test_camvid_ignores_its_last_id(own):
     assert len(train.classes) == 11
     label = train.read(0)[1]
     assert sorted(np.unique(label)) == [*range(11), 255]
-    assert train.classes.to_ids(label).max() == camvid.UNLABELLED
+    assert train.classes.to_ids(label).max() == camvid.UNLABELED
     write_png(own / "labels/train/a.png", LABEL + 12)
     with pytest.raises(OcrnetError, match=r"holds the unknown id 12; known ids: 0-10 .* 11"):
         train.read(0)

@@ -31,7 +31,7 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Three images of three sizes in three formats, with labels: grey, of a palette, and of 4 bits."""
+    """Three images of three sizes in three formats, with labels: gray, of a palette, and of 4 bits."""
     root, rng = tmp_path_factory.mktemp("made") / "own", np.random.default_rng(0)
     labels = [rng.integers(0, 3, size, np.uint8) for size in SIZES]
     for i, size in enumerate(SIZES):

@@ -34,7 +34,7 @@ def test_pairs_are_found_at_any_depth_and_sorted(own):
     train = open_dataset("folder", own, "train")
     assert [train.name(i) for i in range(3)] == ["a", "c", "deep/down/b"]
     assert train.path(2) == own / "images/train/deep/down/b.png"
-    assert train.labelled
+    assert train.labeled
     np.testing.assert_array_equal(train.read(1)[1], LABEL)
 
 
@@ -90,7 +90,7 @@ def table(own, text: str):
     return open_dataset("folder", own, "train").classes
 
 
-def test_a_plain_list_gives_ids_and_colours_by_position(own):
+def test_a_plain_list_gives_ids_and_colors_by_position(own):
     classes = table(own, "[road, sky, car]")
     assert classes.names == ("road", "sky", "car")
     assert classes.ids == (0, 1, 2)
@@ -98,7 +98,7 @@ def test_a_plain_list_gives_ids_and_colours_by_position(own):
     assert classes.palette == ((128, 0, 0), (0, 128, 0), (128, 128, 0))  # Pascal VOC's
 
 
-def test_ids_colours_and_ignored_ids_can_be_given(own):
+def test_ids_colors_and_ignored_ids_can_be_given(own):
     classes = table(
         own,
         """
@@ -117,7 +117,7 @@ def test_ids_colours_and_ignored_ids_can_be_given(own):
     np.testing.assert_array_equal(classes.to_indices(ids, "file"), [[0, 1, 2, 255, 255]])
 
 
-def test_255_classes_have_255_colours(own):
+def test_255_classes_have_255_colors(own):
     classes = table(own, str([f"c{i}" for i in range(255)]))
     assert len(set(classes.palette) | {(0, 0, 0)}) == 256
 
@@ -145,7 +145,7 @@ def test_255_classes_have_255_colours(own):
         ("[{name: road, color: [1, 2]}]", "class 0 (road) has the color [1, 2]"),
         ("[{name: road, color: [1, 2, 256]}]", "the color [1, 2, 256]"),
         ("[{name: road, color: red}]", "the color 'red'"),
-        ("[{name: road, colour: [1, 2, 3]}]", "class 0 has the unknown key 'colour'; did you mean 'color'?"),
+        ("[{name: road, colr: [1, 2, 3]}]", "class 0 has the unknown key 'colr'; did you mean 'color'?"),
         ("[road: 1]", "class 0 has the unknown key 'road'"),
         ("{classes: [road], ignored: [1]}", "the file has the unknown key 'ignored'; did you mean 'ignore'?"),
         ("{classes: [road], ignore: 3}", "ignore is 3, not a list of ids"),

@@ -46,10 +46,10 @@ def test_every_quoted_message_is_one_of_the_program():
     assert not occurs("save_dir '…' holds no checkpoints of an earlier run", sources)
 
 
-def test_colours_become_indices_as_the_page_says(tmp_path, monkeypatch):
+def test_colors_become_indices_as_the_page_says(tmp_path, monkeypatch):
     (block, _) = re.findall(r"^```python\n(.*?)^```", (DOCS / "own_data.md").read_text(encoding="utf-8"), re.M | re.S)
     picture = np.array([[(128, 64, 128), (70, 130, 180), (1, 2, 3)]], np.uint8)
-    write_png(tmp_path / "mydata/colours/train/a.png", picture)
+    write_png(tmp_path / "mydata/colors/train/a.png", picture)
     monkeypatch.chdir(tmp_path)
     exec(block, {})
     assert read_label(tmp_path / "mydata/labels/train/a.png").tolist() == [[0, 2, 255]]

@@ -33,8 +33,8 @@ def stored(tmp_path, data: bytes, name="file.png"):
 
 def test_what_is_written_is_read_back(tmp_path):
     write_png(tmp_path / "new/folders/rgb.png", PICTURE)
-    write_png(tmp_path / "grey.png", IDS)
-    image, label = read_image(tmp_path / "new/folders/rgb.png"), read_label(str(tmp_path / "grey.png"))
+    write_png(tmp_path / "gray.png", IDS)
+    image, label = read_image(tmp_path / "new/folders/rgb.png"), read_label(str(tmp_path / "gray.png"))
     np.testing.assert_array_equal(image, PICTURE)
     np.testing.assert_array_equal(label, IDS)
     assert image.dtype == label.dtype == np.uint8
@@ -54,16 +54,16 @@ def test_a_large_picture_has_small_chunks(tmp_path):
 
 
 def test_every_kind_of_image_becomes_8_bit_rgb(tmp_path):
-    grey = PICTURE[..., 0]
+    gray = PICTURE[..., 0]
     for mode in ("L", "1", "P", "RGBA", "LA"):
         source = Image.fromarray(PICTURE).convert(mode)
         source.save(tmp_path / f"{mode}.png")
         np.testing.assert_array_equal(read_image(tmp_path / f"{mode}.png"), np.asarray(source.convert("RGB")), mode)
     deep = PICTURE.astype(np.uint16) * 257
     assert cv2.imwrite(str(tmp_path / "deep.png"), deep[..., ::-1])
-    assert cv2.imwrite(str(tmp_path / "deepgrey.png"), deep[..., 0])
+    assert cv2.imwrite(str(tmp_path / "deepgray.png"), deep[..., 0])
     np.testing.assert_array_equal(read_image(tmp_path / "deep.png"), PICTURE)
-    np.testing.assert_array_equal(read_image(tmp_path / "deepgrey.png"), np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(read_image(tmp_path / "deepgray.png"), np.stack([gray] * 3, -1))
 
 
 @pytest.mark.parametrize("upright", [False, True])
@@ -74,7 +74,7 @@ def test_an_opencv_that_knows_no_rgb_gives_the_same(tmp_path, monkeypatch, kind,
     for mode in ("RGB", "L", "CMYK") if kind == "JPEG" else ("RGB", "L", "RGBA"):
         path = stored(tmp_path, encoded(kind, mode=mode, exif=turned))
         at_once = read_image(path, upright=upright)
-        monkeypatch.setattr(image_io, "_COLOURS", cv2.IMREAD_COLOR)
+        monkeypatch.setattr(image_io, "_COLORS", cv2.IMREAD_COLOR)
         np.testing.assert_array_equal(read_image(path, upright=upright), at_once)
         monkeypatch.undo()
 
@@ -88,7 +88,7 @@ def test_the_size_is_told_without_decoding(tmp_path):
         image_size(stored(tmp_path, b"no picture"))
 
 
-def test_transparent_pixels_keep_their_colour(tmp_path):
+def test_transparent_pixels_keep_their_color(tmp_path):
     see_through = np.dstack([PICTURE, np.zeros(PICTURE.shape[:2], np.uint8)])
     np.testing.assert_array_equal(read_image(stored(tmp_path, encoded("PNG", see_through))), PICTURE)
 
@@ -163,26 +163,26 @@ def test_labels_are_ids_as_stored(tmp_path):
     np.testing.assert_array_equal(read_label(tmp_path / "one_bit.png"), IDS % 2)
     Image.fromarray(IDS.astype(np.uint16)).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_label(tmp_path / "deep.png"), IDS)
-    np.testing.assert_array_equal(read_label(stored(tmp_path, grey_png(IDS, bits=4))), IDS)
-    np.testing.assert_array_equal(read_label(stored(tmp_path, grey_png(IDS % 4, bits=2))), IDS % 4)
+    np.testing.assert_array_equal(read_label(stored(tmp_path, gray_png(IDS, bits=4))), IDS)
+    np.testing.assert_array_equal(read_label(stored(tmp_path, gray_png(IDS % 4, bits=2))), IDS % 4)
 
 
-def grey_png(ids: np.ndarray, *, bits: int) -> bytes:
-    """Return a grey PNG of few bits: Pillow writes none, so one with a palette loses its palette."""
+def gray_png(ids: np.ndarray, *, bits: int) -> bytes:
+    """Return a gray PNG of few bits: Pillow writes none, so one with a palette loses its palette."""
     image = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
     image.putpalette([0, 0, 0] * 2**bits)
     file = io.BytesIO()
     image.save(file, "PNG", bits=bits)
     data = bytearray(file.getvalue())
     assert data[24:26] == bytes([bits, 3])
-    data[25] = 0  # colour type grey
+    data[25] = 0  # color type gray
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     begin = data.index(b"PLTE") - 4
     del data[begin : begin + 12 + 3 * 2**bits]
     return bytes(data)
 
 
-def test_coloured_lossy_and_too_deep_labels_are_refused(tmp_path):
+def test_colored_lossy_and_too_deep_labels_are_refused(tmp_path):
     for mode in ("RGB", "RGBA", "LA"):
         path = stored(tmp_path, encoded("PNG", mode=mode), f"{mode}.png")
         with pytest.raises(OcrnetError, match=f"{mode}.png has mode {mode}; a label is a one-channel PNG"):

@@ -1,4 +1,4 @@
-"""What `ocrnet predict` looks at, how it cuts, what it writes: with a stand-in that answers an image's own colours."""
+"""What `ocrnet predict` looks at, how it cuts, what it writes: with a stand-in that answers an image's own colors."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from ocrnet.utils.errors import OcrnetError
 ARCH = Arch(width=18, num_classes=4)
 
 
-class Colours:
+class Colors:
     """A model that answers each pixel's red value, a quarter of its green as confidence, and what it was shown."""
 
     arch = ARCH
@@ -40,7 +40,7 @@ class Colours:
         return {name: found[name] for name in outputs}
 
 
-class Quarters(Colours):
+class Quarters(Colors):
     """Answers the four classes, by the quarter of 0 to 255 that red lies in."""
 
     def outputs(self, image, outputs, scales, flip, slide):
@@ -126,7 +126,7 @@ def test_a_playlist_is_no_video(tmp_path):
 
 
 def test_a_small_image_is_looked_at_whole():
-    model = Colours()
+    model = Colors()
     seen = tiles.predict_tiled(model, np.zeros((300, 400, 3), np.uint8), Eval())
     assert (seen.labels.shape, seen.tiles, model.shown) == ((300, 400), 1, [(300, 400)])
     assert seen.confidence is None
@@ -137,7 +137,7 @@ def test_tiles_cover_every_pixel_once_and_stay_below_the_bound(size):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     how = Eval(max_memory=0.1)
-    model, steps = Colours(), []
+    model, steps = Colors(), []
     seen = tiles.predict_tiled(model, image, how, confidence=True, step=lambda *at: steps.append(at))
     np.testing.assert_array_equal(seen.labels, image[..., 0])
     np.testing.assert_array_equal(seen.confidence, image[..., 1])
@@ -178,8 +178,8 @@ def test_an_image_is_turned_upright(tmp_path, name, orientation):
 @pytest.mark.parametrize(
     ("name", "mode", "near"),
     [
-        ("grey.png", "L", 0), ("grey.jpg", "L", 1), ("grey.tif", "L", 0), ("alpha.png", "RGBA", 0),
-        ("alpha.webp", "RGBA", 0), ("grey_alpha.png", "LA", 0), ("palette.png", "P", 0), ("palette.tif", "P", 0),
+        ("gray.png", "L", 0), ("gray.jpg", "L", 1), ("gray.tif", "L", 0), ("alpha.png", "RGBA", 0),
+        ("alpha.webp", "RGBA", 0), ("gray_alpha.png", "LA", 0), ("palette.png", "P", 0), ("palette.tif", "P", 0),
         ("palette.bmp", "P", 0), ("bits.png", "1", 0), ("cmyk.jpg", "CMYK", 2), ("cmyk.tif", "CMYK", 0),
     ],
 )  # fmt: skip
@@ -194,12 +194,12 @@ def test_every_kind_of_image_is_predicted_as_pillow_shows_it(tmp_path, name, mod
     assert np.abs(left.astype(int) - shown).mean() <= near
 
 
-@pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep_grey.png", "deep_grey.tif"])
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep_gray.png", "deep_gray.tif"])
 def test_16_bits_are_divided_not_cut_off(tmp_path, name):
-    deep = PICTURE[..., 0] if "grey" in name else PICTURE
+    deep = PICTURE[..., 0] if "gray" in name else PICTURE
     stored = deep.astype(np.uint16) * 256 + 129
-    assert cv2.imwrite(str(tmp_path / name), stored if "grey" in name else stored[..., ::-1])
-    shown = np.stack([deep] * 3, -1) if "grey" in name else deep
+    assert cv2.imwrite(str(tmp_path / name), stored if "gray" in name else stored[..., ::-1])
+    shown = np.stack([deep] * 3, -1) if "gray" in name else deep
     np.testing.assert_array_equal(read_image(tmp_path / name, upright=True), shown)
 
 
@@ -215,10 +215,10 @@ def test_every_kind_of_result(tmp_path):
     run(tmp_path / "in/a.png", tmp_path / "out", save=kinds)
     labels = image[..., 0] // 64
     np.testing.assert_array_equal(read_label(tmp_path / "out/indices/a.png"), labels)
-    np.testing.assert_array_equal(read_image(tmp_path / "out/color/a.png"), np.array(Colours.palette)[labels])
+    np.testing.assert_array_equal(read_image(tmp_path / "out/color/a.png"), np.array(Colors.palette)[labels])
     np.testing.assert_array_equal(read_label(tmp_path / "out/confidence/a.png"), image[..., 1])
     overlay = read_image(tmp_path / "out/overlay/a.png")
-    assert np.abs(overlay - (image / 2 + np.array(Colours.palette)[labels] / 2)).max() <= 0.5
+    assert np.abs(overlay - (image / 2 + np.array(Colors.palette)[labels] / 2)).max() <= 0.5
     np.testing.assert_array_equal(read_image(tmp_path / "out/side/a.png"), np.concatenate([image, overlay], axis=1))
     assert sorted(os.listdir(tmp_path / "out")) == sorted([*kinds[:-1], "areas.json", "legend.png"])
 
@@ -265,16 +265,16 @@ def test_areas_are_those_of_the_indices(tmp_path):
         write_png(tmp_path / f"in/{name}.png", rng.integers(0, 256, (40, 50, 3), np.uint8))
     report = run(tmp_path / "in", tmp_path / "out")
     found = json.loads((tmp_path / "out/areas.json").read_text())
-    assert found["classes"] == list(Colours.names)
+    assert found["classes"] == list(Colors.names)
     assert found["whole"] is True
     total = np.zeros(4, int)
     for row in found["images"]:
         counts = np.bincount(read_label(tmp_path / f"out/indices/{row['name']}.png").reshape(-1), minlength=4)
-        assert row["pixels"] == {name: int(n) for name, n in zip(Colours.names, counts, strict=True)}
+        assert row["pixels"] == {name: int(n) for name, n in zip(Colors.names, counts, strict=True)}
         assert row["share"] == {name: round(n / 2000, 6) for name, n in row["pixels"].items()}
         assert (row["source"], row["height"], row["width"]) == (str(tmp_path / f"in/{row['name']}.png"), 40, 50)
         total += counts
-    assert [found["all"]["pixels"][name] for name in Colours.names] == total.tolist() == report.areas.total.tolist()
+    assert [found["all"]["pixels"][name] for name in Colors.names] == total.tolist() == report.areas.total.tolist()
     assert "% of the pixels" in predictor.text(report)
 
 
@@ -418,7 +418,7 @@ def test_a_video_keeps_rate_length_and_size(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out/areas/film.jsonl").read_text().splitlines()]
     assert [line["frame"] for line in lines] == list(range(12))
     assert lines[3]["seconds"] == pytest.approx(3 / 29.97, abs=1e-3)
-    assert [list(line["pixels"]) for line in lines] == [[Colours.names[value]] for value in classes]
+    assert [list(line["pixels"]) for line in lines] == [[Colors.names[value]] for value in classes]
     (row,) = json.loads((tmp_path / "out/areas.json").read_text())["images"]
     assert (row["frames"], sum(row["pixels"].values())) == (12, 12 * 48 * 64)
     assert row["frames_per_second"] == pytest.approx(29.97)

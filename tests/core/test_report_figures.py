@@ -161,6 +161,6 @@ def test_a_tally_is_the_matrix_of_all_images_and_the_mean_boundary_of_those_that
     names = [tally.images[i]["name"] for i in ranked(tally.images)]
     scores = [image["mean_iou"] for image in tally.images]
     assert names == [f"image {i}" for i in np.argsort(scores)]
-    tally.add("nothing labelled", truth, np.ones((40, 40), np.float32), np.full((40, 40), 255, np.uint8))
+    tally.add("nothing labeled", truth, np.ones((40, 40), np.float32), np.full((40, 40), 255, np.uint8))
     assert tally.images[-1]["mean_iou"] is None
     assert len(ranked(tally.images)) == 4

@@ -125,7 +125,7 @@ def test_image_and_label_move_together():
         assert inside.any()
 
 
-def test_a_small_image_is_padded_with_ignore_and_mean_colour():
+def test_a_small_image_is_padded_with_ignore_and_mean_color():
     data = dataclasses.replace(DATA, scale_range=(0.5, 0.5), flip=False, color=False)
     image = np.full((64, 96, 3), 200, np.uint8)
     label = np.full((64, 96), 7, np.uint8)
@@ -143,13 +143,13 @@ def test_base_size_sets_the_size_that_scale_one_means():
     assert (crop_label == 0).sum() == 32 * 48
 
 
-def test_colour_spreads_as_the_recipe_says():
+def test_color_spreads_as_the_recipe_says():
     image = np.full((4, 4, 3), 100, np.uint8)
-    greys = np.array([augment.vary_colour(image, np.random.default_rng(n))[0, 0, 0] for n in range(2000)], int)
-    untouched = (greys == 100).mean()
+    grays = np.array([augment.vary_color(image, np.random.default_rng(n))[0, 0, 0] for n in range(2000)], int)
+    untouched = (grays == 100).mean()
     assert 0.2 < untouched < 0.3  # neither brightness nor contrast, each with probability one half
-    assert greys.min() >= 20
-    assert greys.max() <= 230
+    assert grays.min() >= 20
+    assert grays.max() <= 230
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

@@ -34,7 +34,7 @@ def test_sound_files_are_counted(own, workers):
     assert report.images.tolist() == [3, 3, 0]
     assert report.ignored == 600
     assert report.sizes == {(20, 30): 4}
-    assert report.unlabelled == ["0"]
+    assert report.unlabeled == ["0"]
     said = statistics.text(report, dataset.classes)
     assert "warning: no pixels of boat" in said
     assert "warning: 0 has no labeled pixels" in said

@@ -40,15 +40,15 @@ def test_the_layout_is_that_of_cityscapes(root):
     assert image.shape == (*SIZE, 3)
     assert label.shape == SIZE
     assert len(open_dataset("cityscapes", root, "val")) == 2
-    assert not open_dataset("cityscapes", root, "test", labels=False).labelled
+    assert not open_dataset("cityscapes", root, "test", labels=False).labeled
 
 
-def test_the_colours_are_those_of_the_ids(root):
+def test_the_colors_are_those_of_the_ids(root):
     folder = root / "gtFine/train/demo"
-    ids, colour = (read_label(folder / "demo_000000_000019_gtFine_labelIds.png"),
+    ids, color = (read_label(folder / "demo_000000_000019_gtFine_labelIds.png"),
                    read_image(folder / "demo_000000_000019_gtFine_color.png"))  # fmt: skip
     for label in cityscapes.LABELS[:-1]:
-        assert (colour[ids == label.id] == label.colour).all(), label.name
+        assert (color[ids == label.id] == label.color).all(), label.name
 
 
 def test_the_same_seed_writes_the_same_bytes(root, tmp_path):
@@ -91,8 +91,8 @@ def test_odd_sizes_are_drawn(size):
     assert len(np.unique(ids)) > 8
 
 
-def test_classes_can_be_told_apart_by_colour():
-    """Something can be learnt: the mean colours of large classes are far from each other."""
+def test_classes_can_be_told_apart_by_color():
+    """Something can be learnt: the mean colors of large classes are far from each other."""
     image, ids = scene.draw((128, 256), np.random.default_rng(3), index=0)
     means = [image[ids == ID[name]].mean(0) for name in ("sky", "road", "vegetation", "ego vehicle")]
     for i, mean in enumerate(means):
@@ -100,7 +100,7 @@ def test_classes_can_be_told_apart_by_colour():
 
 
 def test_image_and_label_change_in_the_same_pixels():
-    camera = Camera(focal=80, centre=(30, 48))
+    camera = Camera(focal=80, center=(30, 48))
     shapes = {
         "polygon": lambda brush: brush.polygon([(-2, 0, 4), (2, 0, 4), (3, 0, 9), (-1, 0, 9)], (9, 9, 9)),
         "panel": lambda brush: brush.panel(2, (0, 3), (4, 9), (9, 9, 9)),

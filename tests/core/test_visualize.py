@@ -30,8 +30,8 @@ def test_overlay_refuses_what_does_not_fit():
         visualize.overlay(image, np.full((4, 6), 3, np.uint8), PALETTE)
 
 
-def has_colour(picture, colour):
-    return bool((picture == np.array(colour, np.uint8)).all(axis=-1).any())
+def has_color(picture, color):
+    return bool((picture == np.array(color, np.uint8)).all(axis=-1).any())
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 8), (120, 160), (400, 700)])
@@ -51,8 +51,8 @@ def test_side_by_side_has_its_panels_and_a_legend_of_what_occurs(height, width):
     np.testing.assert_array_equal(last_row[:width], image[-1])
     np.testing.assert_array_equal(last_row[width + gap : 2 * width + gap], visualize.overlay(image, truth, PALETTE)[-1])
     np.testing.assert_array_equal(last_row[2 * (width + gap) :], visualize.overlay(image, prediction, PALETTE)[-1])
-    assert [has_colour(with_truth[height:], colour) for colour in PALETTE] == [True, True, False]
-    assert [has_colour(without[height:], colour) for colour in PALETTE] == [True, False, False]
+    assert [has_color(with_truth[height:], color) for color in PALETTE] == [True, True, False]
+    assert [has_color(without[height:], color) for color in PALETTE] == [True, False, False]
 
 
 def test_a_long_legend_takes_more_rows():
@@ -63,7 +63,7 @@ def test_a_long_legend_takes_more_rows():
     many = visualize.side_by_side(image, indices.astype(np.uint8), None, palette=palette, names=names)
     one = visualize.side_by_side(image, np.zeros((100, 150), np.uint8), None, palette=palette, names=names)
     assert many.shape[0] - 100 > 5 * (one.shape[0] - 100)
-    assert all(has_colour(many[100:], colour) for colour in palette)
+    assert all(has_color(many[100:], color) for color in palette)
 
 
 def test_nothing_but_ignored_pixels_still_makes_a_picture():

@@ -76,7 +76,7 @@ def run_torchscript(path, x):
 )
 def test_the_authors_outputs_at_sizes_left_open(name, run, variant, cases, tmp_path):
     source = save(tmp_path / "w6.safetensors", weights.read(f"{DATA}/state_dict.pth").tensors, variant)
-    flags = ("--dynamic", "True", "--input", "normalised", "--outputs", "logits")
+    flags = ("--dynamic", "True", "--input", "normalized", "--outputs", "logits")
     path = export(source, tmp_path / name, *flags)
     for case, wanted in cases.items():
         stored = torch.load(f"{DATA}/case_{case}.pth", weights_only=True)
@@ -95,7 +95,7 @@ def test_pixels_in_and_labels_out_of_a_file_for_any_size_and_batch(small, tmp_pa
 
 @pytest.mark.long
 def test_torch_export(small, tmp_path):
-    path = export(small, tmp_path / "net.pt2", "--outputs", "logits", "--input", "normalised")
+    path = export(small, tmp_path / "net.pt2", "--outputs", "logits", "--input", "normalized")
     x = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
     found = torch.export.load(path).module()(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(found, ocrnet.load(small).logits(x)[1], rtol=1e-4, atol=1e-5)
@@ -142,7 +142,7 @@ def with_a_pickle(source: Path, target: Path, code: str) -> Path:
 
 
 def test_passes_over_a_files_logits_are_the_engines(small, tmp_path):
-    flags = ("--dynamic", "--outputs", "logits", "--input", "normalised")
+    flags = ("--dynamic", "--outputs", "logits", "--input", "normalized")
     opened, model = ocrnet.load(export(small, tmp_path / "net.onnx", *flags)), ocrnet.load(small)
     image = draw((90, 130), 1)
     for how in ({}, {"scales": (0.75, 1.25), "flip": True}, {"slide": (64, 96)}):
@@ -221,7 +221,7 @@ def test_labels_are_cut_from_windows_and_not_averaged(small, tmp_path):
         (lambda tree: tree | {"std": "abc"}, "invalid .*must be numbers"),
         (lambda tree: tree | {"outputs": "banana"}, "invalid .*banana"),
         (lambda tree: tree | {"outputs": "logits"}, "outputs logits according to its metadata.* has the shape"),
-        (lambda tree: tree | {"input": "normalised"}, "cannot be run in onnxruntime"),
+        (lambda tree: tree | {"input": "normalized"}, "cannot be run in onnxruntime"),
     ],
 )
 def test_what_a_file_says_of_itself_is_not_believed_blindly(small_onnx, tmp_path, change, wanted):

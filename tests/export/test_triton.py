@@ -121,7 +121,7 @@ def test_any_size_and_batch(small, tmp_path, capsys):
             np.testing.assert_array_equal(labels, session.run(None, {"images": image[None]})[0][0])
             assert np.mean(labels == model.predict(image)) > 0.999
     # An earlier one of ours is replaced: now of one size, so that there is nothing to batch.
-    assert write(small, folder, "--size", "64,96", "--input", "normalised", "--outputs", "probabilities") == 0
+    assert write(small, folder, "--size", "64,96", "--input", "normalized", "--outputs", "probabilities") == 0
     assert told(folder) == (0, None, ("images", FP32, [1, 3, 64, 96]), ("probabilities", FP32, [1, 5, 64, 96]))
 
 

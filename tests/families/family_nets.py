@@ -1,7 +1,7 @@
 """Each family's OCRNet, written after that family's own code: its module names, padding, resizing, norms and biases.
 
 Nothing here knows of ocrnet's tables: the names of a family's tensors are those of its modules. Weights are made by
-`fill` from their names. A network takes what its family's network takes: a normalised image in the family's channel
+`fill` from their names. A network takes what its family's network takes: a normalized image in the family's channel
 order; it returns (aux, ocr) logits before the last upsampling.
 """
 

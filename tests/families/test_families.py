@@ -165,7 +165,7 @@ def test_the_checkpoint_tells_its_source(saved, tmp_path):
 
 
 @torch.no_grad()
-def test_predictions_normalise_as_the_family_does(tmp_path):
+def test_predictions_normalize_as_the_family_does(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     scaled = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
     for family, mean, std in (

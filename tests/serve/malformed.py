@@ -21,8 +21,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, rows: bytes, *, depth: int = 8, colour: int = 0) -> bytes:
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+def png(width: int, height: int, rows: bytes, *, depth: int = 8, color: int = 0) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
@@ -55,7 +55,7 @@ def uploads(max_bytes: int) -> dict[str, tuple[str, object, dict[str, str], str]
         "png of no width": png(0, 5, bytes(5)),
         "png of no height": png(5, 0, b""),
         "png of depth 3": png(5, 5, bytes(30), depth=3),
-        "png of colour 9": png(5, 5, bytes(30), colour=9),
+        "png of color 9": png(5, 5, bytes(30), color=9),
         "png with too few rows": png(50, 50, bytes(60)),
         "png whose rows are no zlib": good["PNG"][:41] + chunk(b"IDAT", b"no") + chunk(b"IEND", b""),
         "png with a wrong checksum": bytes(flipped),

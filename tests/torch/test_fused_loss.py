@@ -29,7 +29,7 @@ def batch(size, dtype=torch.float64, seed=0):
     return logits.to(dtype).requires_grad_(), label, weight
 
 
-@pytest.fixture(params=[True, False], ids=["corners", "centres"])
+@pytest.fixture(params=[True, False], ids=["corners", "centers"])
 def align_corners(request):
     return request.param
 

@@ -39,7 +39,7 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
 
 
-def test_the_architecture_and_normalisation_come_from_the_file(saved, image):
+def test_the_architecture_and_normalization_come_from_the_file(saved, image):
     model = ocrnet.load(saved, device_target="CPU")
     assert model.arch == ARCH
     cfg = Config(device_target="CPU", data=Data(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)))

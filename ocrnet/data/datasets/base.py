@@ -60,7 +60,7 @@ class ClassTable:
         table[: len(self)] = self.ids
         return table[indices]
 
-    def colour(self, indices: np.ndarray) -> np.ndarray:
+    def color(self, indices: np.ndarray) -> np.ndarray:
         """Convert uint8 H,W class indices to uint8 H,W,3 RGB; 255 becomes black."""
         self._check(indices)
         table = np.zeros((256, 3), np.uint8)
@@ -108,7 +108,7 @@ class Dataset:
         return len(self.pairs)
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether every image has a label."""
         return all(pair.label is not None for pair in self.pairs)
 
@@ -159,10 +159,10 @@ def _ranges(ids: Sequence[int] | frozenset[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def colours() -> Iterator[tuple[int, int, int]]:
+def colors() -> Iterator[tuple[int, int, int]]:
     """Yield the Pascal VOC color map without black: the bits of the number, spread over R, G, B."""
     for number in range(1, 1 << 10):
-        colour = [0, 0, 0]
+        color = [0, 0, 0]
         for bit in range(10):
-            colour[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
-        yield colour[0], colour[1], colour[2]
+            color[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
+        yield color[0], color[1], color[2]

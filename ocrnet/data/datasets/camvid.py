@@ -9,7 +9,7 @@ LAYOUT = """the layout of CamVid is
   DATASET_DIR/images/SPLIT/NAME.jpg (or .png)
   DATASET_DIR/labels/SPLIT/NAME.png   ids 0 to 10, 11 is unlabeled"""
 
-UNLABELLED = 11
+UNLABELED = 11
 
 CLASSES = {
     "sky": (128, 128, 128),
@@ -31,9 +31,9 @@ def classes(root: Path) -> ClassTable:
     return ClassTable(
         names=tuple(CLASSES),
         palette=tuple(CLASSES.values()),
-        ids=tuple(range(UNLABELLED)),
-        ignored=frozenset({UNLABELLED}),
-        ignored_id=UNLABELLED,
+        ids=tuple(range(UNLABELED)),
+        ignored=frozenset({UNLABELED}),
+        ignored_id=UNLABELED,
     )
 
 

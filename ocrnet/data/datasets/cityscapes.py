@@ -21,7 +21,7 @@ class Label(NamedTuple):
     id: int
     train_id: int
     category: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
 
 
 LABELS = (
@@ -68,7 +68,7 @@ def classes(root: Path | None = None) -> ClassTable:
     trained = sorted((label for label in LABELS if label.train_id != IGNORE), key=lambda label: label.train_id)
     return ClassTable(
         names=tuple(label.name for label in trained),
-        palette=tuple(label.colour for label in trained),
+        palette=tuple(label.color for label in trained),
         ids=tuple(label.id for label in trained),
         ignored=frozenset(label.id % 256 for label in LABELS if label.train_id == IGNORE),
         categories=tuple(label.category for label in trained),

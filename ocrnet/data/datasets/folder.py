@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ocrnet.config.loader import load_yaml
-from ocrnet.data.datasets.base import IGNORE, ClassTable, Pair, colours
+from ocrnet.data.datasets.base import IGNORE, ClassTable, Pair, colors
 from ocrnet.data.datasets.files import listing, scan_trees
 from ocrnet.utils.errors import OcrnetError, nearest
 
@@ -41,8 +41,8 @@ def classes(root: Path) -> ClassTable:
     for i, value in enumerate(ids):
         if value in ignored:
             raise _wrong(path, f"class {i} ({names[i]}) has the id {value}, which is ignored")
-    free = (colour for colour in colours() if colour not in given)
-    palette = tuple(colour or next(free) for colour in given)
+    free = (color for color in colors() if color not in given)
+    palette = tuple(color or next(free) for color in given)
     return ClassTable(names=names, palette=palette, ids=ids, ignored=ignored)
 
 
@@ -63,16 +63,16 @@ def scan(root: Path, split: str, *, labels: bool = True) -> list[Pair]:
 def _entry(path: Path, i: int, entry: Any) -> tuple[str, int, tuple[int, ...] | None]:
     entry = entry if isinstance(entry, dict) else {"name": entry}
     _known_keys(path, f"class {i}", entry, ("name", "id", "color"))
-    name, value, colour = entry.get("name"), entry.get("id", i), entry.get("color")
+    name, value, color = entry.get("name"), entry.get("id", i), entry.get("color")
     if not isinstance(name, str) or not name.strip():
         raise _wrong(path, f"class {i} has the name {name!r}, which is not text (quote yes, no, on, off and numbers)")
     if not _is_byte(value) or value == IGNORE:
         raise _wrong(path, f"class {i} ({name}) has the id {value!r}, not a whole number from 0 to {IGNORE - 1}")
-    if colour is None:
+    if color is None:
         return name, value, None
-    if not isinstance(colour, list) or len(colour) != 3 or not all(map(_is_byte, colour)):
-        raise _wrong(path, f"class {i} ({name}) has the color {colour!r}, not [red, green, blue] from 0 to 255")
-    return name, value, tuple(colour)
+    if not isinstance(color, list) or len(color) != 3 or not all(map(_is_byte, color)):
+        raise _wrong(path, f"class {i} ({name}) has the color {color!r}, not [red, green, blue] from 0 to 255")
+    return name, value, tuple(color)
 
 
 def _ignored(path: Path, ids: Any) -> frozenset[int]:

@@ -10,7 +10,7 @@ from ocrnet.data.image_io import write_png
 from ocrnet.utils.errors import OcrnetError
 
 CITY, SMALLEST = "demo", (32, 64)
-COLOUR_END = "_gtFine_color.png"
+COLOR_END = "_gtFine_color.png"
 
 
 def write(
@@ -60,14 +60,14 @@ def _write_scene(root: Path, split: str, index: int, image: np.ndarray, label: n
     write_png(root / "leftImg8bit" / split / CITY / (name + IMAGE_END), image)
     if label is not None:
         write_png(root / "gtFine" / split / CITY / (name + LABEL_END), label)
-        write_png(root / "gtFine" / split / CITY / (name + COLOUR_END), _COLOURS[label])
+        write_png(root / "gtFine" / split / CITY / (name + COLOR_END), _COLORS[label])
 
 
-def _colour_table() -> np.ndarray:
+def _color_table() -> np.ndarray:
     table = np.zeros((256, 3), np.uint8)
     for label in LABELS:
-        table[label.id % 256] = label.colour
+        table[label.id % 256] = label.color
     return table
 
 
-_COLOURS = _colour_table()  # official colors by file id, including void classes
+_COLORS = _color_table()  # official colors by file id, including void classes

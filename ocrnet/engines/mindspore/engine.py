@@ -70,7 +70,7 @@ class MindSporeEngine:
         cfg, size = self.cfg, self.world.size
         self.lr = lr_schedule.table(cfg, size).astype(np.float32)
         if cfg.norm == "sync":
-            self.network.synchronise(size)
+            self.network.synchronize(size)
         class_weights = cfg.data.class_weights or (1.0,) * self.arch.num_classes
         self.weight_table = weight_table(class_weights)
         loss = SegmentationLoss(

@@ -56,7 +56,7 @@ class Norm(nn.Cell):
         self.by_statistics = ops.BatchNorm(is_training=False, epsilon=eps)
         self.eps, self.ranks = eps, 1
 
-    def synchronise(self, ranks: int) -> None:
+    def synchronize(self, ranks: int) -> None:
         """Normalize over the batches of all ``ranks`` in training; MindSpore's SyncBatchNorm does not support CPUs."""
         self.ranks = ranks
         if ranks > 1:

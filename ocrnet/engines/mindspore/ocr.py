@@ -167,8 +167,8 @@ class OCRNet(HRNet):
             if isinstance(cell, Conv):
                 cell.half = level == "O1"
 
-    def synchronise(self, ranks: int) -> None:
+    def synchronize(self, ranks: int) -> None:
         """Make every batch norm normalize over the batches of all ``ranks`` in training."""
         for _, cell in self.cells_and_names():
             if isinstance(cell, Norm):
-                cell.synchronise(ranks)
+                cell.synchronize(ranks)

@@ -192,7 +192,7 @@ class TorchEngine:
         parts_of_step = len(on_device) * self.world.size
         for number, (images, label, dropout_mask) in enumerate(on_device, 1):
             with self.precision.autocast():
-                outputs = self.model(self._normalise(images), dropout_mask)
+                outputs = self.model(self._normalize(images), dropout_mask)
             total, parts = self.loss(outputs, label, denominator, parts=parts_of_step)
             if self.gradient_sum is not None:
                 self.gradient_sum.expect(last=number == len(on_device))
@@ -223,7 +223,7 @@ class TorchEngine:
         self.optimizer.step(self.lr_now, divisor.float(), finite)
         self.scaler.update(finite)
 
-    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
+    def _normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Convert uint8 N,H,W,3 to normalized float N,3,H,W in channels-last order, which is the order of the input."""
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
@@ -248,7 +248,7 @@ class TorchEngine:
             OcrnetError: If an output is unknown or not available for these passes, or if memory is exhausted.
         """
         check_outputs(outputs, passes)
-        x = self._normalise(torch.from_numpy(images).to(self.device))
+        x = self._normalize(torch.from_numpy(images).to(self.device))
         size = images.shape[1], images.shape[2]
         if list(outputs) == ["labels"] and len(passes) == 1:
             return {"labels": self._logits_for_pass(x, passes[0], size).argmax(1).to(torch.uint8).cpu().numpy()}

@@ -304,14 +304,14 @@ def apply(
     column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
     inside = (row < rows)[:, None] & (column < channels)[None, :]
     at = row.to(tl.int64)[:, None] * channels + column[None, :]
-    _, z = _normalised(tl.load(x + at, inside, 0.0), mean, rstd, weight, bias, column, channels)
+    _, z = _normalized(tl.load(x + at, inside, 0.0), mean, rstd, weight, bias, column, channels)
     if has_add:
         z += tl.load(add + at, inside, 0.0).to(tl.float32)
     tl.store(y + at, tl.where(z <= 0, 0.0, z), inside)
 
 
 @triton.jit
-def _normalised(
+def _normalized(
     value: tl.tensor,
     mean: tl.tensor,
     rstd: tl.tensor,
@@ -322,8 +322,8 @@ def _normalised(
 ) -> tuple[tl.tensor, tl.tensor]:
     """Return a block of the input in float32: normalized, and normalized with weight and bias applied."""
     known = column < channels
-    centred = value.to(tl.float32) - tl.load(mean + column, known, 0.0)[None, :]
-    normal = centred * tl.load(rstd + column, known, 0.0)[None, :]
+    centered = value.to(tl.float32) - tl.load(mean + column, known, 0.0)[None, :]
+    normal = centered * tl.load(rstd + column, known, 0.0)[None, :]
     scaled = normal * tl.load(weight + column, known, 0.0)[None, :]
     return normal, scaled + tl.load(bias + column, known, 0.0)[None, :]
 
@@ -384,7 +384,7 @@ def reduce_gradient(
         inside = (row < rows)[:, None] & (column < channels)[None, :]
         at = row.to(tl.int64)[:, None] * channels + column[None, :]
         value, behind = tl.load(x + at, inside, 0.0), tl.load(dy + at, inside, 0.0)
-        normal, z = _normalised(value, mean, rstd, weight, bias, column, channels)
+        normal, z = _normalized(value, mean, rstd, weight, bias, column, channels)
         if has_add:
             behind = tl.where(tl.load(y + at, inside, 0.0).to(tl.float32) <= 0, 0.0, behind)
             tl.store(dadd + at, behind, inside)
@@ -469,7 +469,7 @@ def apply_gradient(
     known = column < channels
     inside = (row < rows)[:, None] & known[None, :]
     at = row.to(tl.int64)[:, None] * channels + column[None, :]
-    normal, z = _normalised(tl.load(x + at, inside, 0.0), mean, rstd, weight, bias, column, channels)
+    normal, z = _normalized(tl.load(x + at, inside, 0.0), mean, rstd, weight, bias, column, channels)
     dz = tl.load(behind + at, inside, 0.0).to(tl.float32)
     if not has_add:
         dz = tl.where(_rounded(z, x) <= 0, 0.0, dz)

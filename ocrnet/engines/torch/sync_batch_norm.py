@@ -85,14 +85,14 @@ class _SyncBatchNorm(torch.autograd.Function):
             counts = torch.full((ranks,), count, dtype=torch.int32, device=x.device)
             dx = torch.batch_norm_backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts)
             return dx, dweight, dbias, None, None, None, None
-        g, centred = _wide(dy), _wide(x) - _channels(mean)
-        sum_dy, sum_dy_xmu = g.sum((0, 2, 3)), (g * centred).sum((0, 2, 3))
+        g, centered = _wide(dy), _wide(x) - _channels(mean)
+        sum_dy, sum_dy_xmu = g.sum((0, 2, 3)), (g * centered).sum((0, 2, 3))
         dweight, dbias = sum_dy_xmu * invstd, sum_dy
         sums = torch.cat([sum_dy, sum_dy_xmu])
         dist.all_reduce(sums)
         mean_dy, mean_dy_xmu = (sums / (count * ranks)).chunk(2)
         slope = _channels(invstd**2 * mean_dy_xmu)
-        dx = _channels(weight * invstd) * (g - _channels(mean_dy) - slope * centred)
+        dx = _channels(weight * invstd) * (g - _channels(mean_dy) - slope * centered)
         return dx.to(x.dtype), dweight, dbias, None, None, None, None
 
 

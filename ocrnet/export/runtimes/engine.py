@@ -169,7 +169,7 @@ def as_input(image: np.ndarray, kind: str, mean: Sequence[float], std: Sequence[
 
     Args:
         image: H,W,3 RGB with values from 0 to 255.
-        kind: The input format, ``"uint8"`` or ``"normalised"``.
+        kind: The input format, ``"uint8"`` or ``"normalized"``.
         mean: Mean of R, G and B in the range 0 to 1; unused for ``"uint8"``.
         std: Standard deviation of R, G and B in the range 0 to 1; unused for ``"uint8"``.
 

@@ -13,7 +13,7 @@ export function read(buffer) {
   return head;
 }
 
-// A grey PNG of 8 bits: rows without a filter, packed by the browser.
+// A gray PNG of 8 bits: rows without a filter, packed by the browser.
 export async function png(labels, height, width) {
   const rows = new Uint8Array(height * (width + 1));
   for (let y = 0; y < height; y++) rows.set(labels.subarray(y * width, (y + 1) * width), y * (width + 1) + 1);

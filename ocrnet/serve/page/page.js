@@ -11,7 +11,7 @@ let file = null; // what was looked at, or is
 let bitmap = null;
 let chosen = null; // [x, y]
 let running = null; // AbortController
-let marked = null; // the class that alone is coloured
+let marked = null; // the class that alone is colored
 let warmed = null; // the class whose relation is shown
 
 // ---- asking the server

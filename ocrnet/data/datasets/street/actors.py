@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ocrnet.data.datasets.street.canvas import Brush, Canvas, Colour
+from ocrnet.data.datasets.street.canvas import Brush, Canvas, Color
 
 PAINT = ((172, 30, 32), (34, 58, 122), (206, 208, 210), (38, 40, 44), (128, 132, 136), (28, 92, 74), (188, 160, 106))
 CLOTHES = ((154, 44, 48), (44, 58, 104), (38, 38, 42), (182, 176, 160), (60, 96, 66), (120, 72, 104), (196, 140, 58))
@@ -185,7 +185,7 @@ def person(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None
     _head(brush, rng, (x, neck + 0.13, z), (52, 40, 32))
 
 
-def _head(brush: Brush, rng: np.random.Generator, where: tuple[float, float, float], cap: Colour) -> None:
+def _head(brush: Brush, rng: np.random.Generator, where: tuple[float, float, float], cap: Color) -> None:
     x, y, z = where
     brush.disc((x, y, z), 0.14, cap, squeeze=0.85)
     brush.disc((x, y - 0.04, z), 0.09, rng.choice(SKIN), squeeze=0.85)
@@ -251,7 +251,7 @@ def motorcyclist(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -
         _rider(canvas, rng, (x, z), across, (34, 34, 40))
 
 
-def _rider(canvas: Canvas, rng: np.random.Generator, where: tuple[float, float], across: float, helmet: Colour) -> None:
+def _rider(canvas: Canvas, rng: np.random.Generator, where: tuple[float, float], across: float, helmet: Color) -> None:
     x, z = where
     brush, coat, trousers = canvas.brush("rider", z), rng.choice(CLOTHES) * 1.1, rng.choice(CLOTHES) * 0.8
     for knee, foot in (((0.18, 0.66), (-0.02, 0.26)), ((0.06, 0.5), (-0.16, 0.14))):
@@ -315,6 +315,6 @@ def sign(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
         30: ((210, 30, 34), (240, 240, 236)),
     }[sides]
     angle = np.arange(sides) * 2 * np.pi / sides + (np.pi / 2 if sides == 3 else np.pi / sides)
-    for part, colour in ((1.0, rim), (0.74, field)):
-        brush.upright(x + size * part * np.cos(angle), top + size * part * np.sin(angle), z, colour)
+    for part, color in ((1.0, rim), (0.74, field)):
+        brush.upright(x + size * part * np.cos(angle), top + size * part * np.sin(angle), z, color)
     brush.plate((x - 0.12, x + 0.12), (top - 0.06, top + 0.06), z, (38, 38, 44) if sides in (3, 30) else rim)

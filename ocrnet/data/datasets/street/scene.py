@@ -34,7 +34,7 @@ def draw(size: tuple[int, int], rng: np.random.Generator, *, index: int) -> tupl
     height, width = size
     camera = Camera(
         focal=0.95 * float(np.sqrt(width * height * 2)),
-        centre=(height * rng.uniform(0.38, 0.46), width * rng.uniform(0.42, 0.58)),
+        center=(height * rng.uniform(0.38, 0.46), width * rng.uniform(0.42, 0.58)),
         bend=rng.uniform(-8e-4, 8e-4),
     )
     zenith, haze = _weather(rng)
@@ -53,9 +53,9 @@ def draw(size: tuple[int, int], rng: np.random.Generator, *, index: int) -> tupl
 
 def _weather(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return the colors of the zenith and the haze: clear, gray or evening."""
-    clear, grey = ((72, 122, 190), (206, 220, 232)), ((158, 166, 176), (214, 216, 218))
+    clear, gray = ((72, 122, 190), (206, 220, 232)), ((158, 166, 176), (214, 216, 218))
     evening = (84, 96, 150), (240, 204, 170)
-    zenith, haze = (clear, grey, evening)[rng.choice(3, p=(0.5, 0.35, 0.15))]
+    zenith, haze = (clear, gray, evening)[rng.choice(3, p=(0.5, 0.35, 0.15))]
     return zenith + rng.uniform(-10, 10, 3), haze + rng.uniform(-8, 8, 3)
 
 
@@ -93,8 +93,8 @@ def _cast(rng: np.random.Generator, street: Street, index: int) -> list[Actor]:
     return [*cast, *_walkers(rng, street), *_posts(rng, street)]
 
 
-def _near(other: Actor, x: float, z: float, metres: float) -> bool:
-    return abs(other[0] - x) < 2.4 and -metres < z - other[1] < metres * 1.5
+def _near(other: Actor, x: float, z: float, meters: float) -> bool:
+    return abs(other[0] - x) < 2.4 and -meters < z - other[1] < meters * 1.5
 
 
 def _walkers(rng: np.random.Generator, street: Street) -> list[Actor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ocrnet.data.datasets.street.canvas import Brush, Canvas, Colour
+from ocrnet.data.datasets.street.canvas import Brush, Canvas, Color
 
 NEAR, FAR = 1.2, 170.0  # meters
 
@@ -28,7 +28,7 @@ class Street:
         return self.road[side], self.walk[side], self.line[side]
 
 
-def sky(canvas: Canvas, rng: np.random.Generator, zenith: Colour) -> None:
+def sky(canvas: Canvas, rng: np.random.Generator, zenith: Color) -> None:
     """Fill the image with a gradient from ``zenith`` to the haze, and clouds; the label is already sky.
 
     Args:
@@ -37,7 +37,7 @@ def sky(canvas: Canvas, rng: np.random.Generator, zenith: Colour) -> None:
         zenith: RGB color at the top.
     """
     height, width = canvas.label.shape
-    part = (np.arange(height) / max(canvas.camera.centre[0], 1)).clip(0, 1)[:, None, None]
+    part = (np.arange(height) / max(canvas.camera.center[0], 1)).clip(0, 1)[:, None, None]
     base = np.asarray(zenith) * (1 - part) + canvas.haze * part
     coarse = rng.random((5, 9), np.float32) + 0.4 * cv2.resize(rng.random((11, 19), np.float32), (9, 5))
     cloud = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
@@ -86,13 +86,13 @@ def _markings(canvas: Canvas, rng: np.random.Generator, street: Street) -> None:
 
 
 def _strip(
-    canvas: Canvas, name: str, x: tuple[float, float], colour: Colour, z: tuple[float, float] = (NEAR, FAR)
+    canvas: Canvas, name: str, x: tuple[float, float], color: Color, z: tuple[float, float] = (NEAR, FAR)
 ) -> None:
     """Fill the ground between two x, in segments that follow the bend and fade with distance."""
     cuts = np.geomspace(*z, max(int(np.log(z[1] / z[0]) * 5), 1) + 1)
     for near, far in zip(cuts[-2::-1], cuts[:0:-1], strict=True):
         corners = [(x[0], 0, near), (x[1], 0, near), (x[1], 0, far), (x[0], 0, far)]
-        canvas.brush(name, (near + far) / 2).polygon(corners, colour)
+        canvas.brush(name, (near + far) / 2).polygon(corners, color)
 
 
 def skyline(canvas: Canvas, rng: np.random.Generator) -> None:
