@@ -1,6 +1,5 @@
 """`ocrnet bench`: measure the prediction time of checkpoints and exported files, which take turns."""
 
-import argparse
 import multiprocessing
 import resource
 import statistics
@@ -10,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
+from ocrnet.cli.common import Parser
 from ocrnet.config import Config, Data, Eval
 from ocrnet.distributed.launcher import World
 from ocrnet.engines.tta import make_passes
@@ -49,19 +49,18 @@ class Row:
         return max(float((a != b).mean()) for a, b in zip(self.labels, first.labels, strict=True))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise OcrnetError(message)
-
-
 def main(argv: Sequence[str]) -> int:
     """Print the prediction time, peak memory and label differences of checkpoints and exported files."""
-    parser = _Parser(prog="ocrnet bench", description=main.__doc__, allow_abbrev=False)
+    parser = Parser(prog="ocrnet bench", description=main.__doc__, allow_abbrev=False)
     what = "checkpoints, run folders or exported files; each is compared with the first"
     parser.add_argument("--checkpoint_path", "--ckpt_path", nargs="+", required=True, metavar="FILE", help=what)
-    parser.add_argument("--size", metavar="H,W", help="height and width; default: of a fixed-size file, else 512,1024")
-    parser.add_argument("--images", metavar="FOLDER", help="images to predict; default: synthetic street scenes")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, in which each file predicts once; default 5")
+    parser.add_argument("--size", metavar="H,W", help="height and width (default: of a fixed-size file, else 512,1024)")
+    parser.add_argument(
+        "--images", metavar="DIR", help="folder of images to predict (default: synthetic street scenes)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="rounds, in which each file predicts once (default: 5)"
+    )
     args = parser.parse_args(list(argv))
     if args.rounds < 1:
         raise OcrnetError(f"--rounds is {args.rounds}, but must be at least 1")

@@ -3,33 +3,19 @@
 import contextlib
 import io
 import re
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ocrnet.cli.flags import FLAGS
-from ocrnet.cli.submit import SPLITS
+from ocrnet.cli.flags import FLAGS, key_values
 from ocrnet.config.loader import KEYS
-from ocrnet.export.formats import Format, Input, Outputs, Precision
 from ocrnet.predict.writers import KINDS
-from ocrnet.weights.to_foreign import TARGETS
 
 SHELLS = ("bash", "zsh", "fish")
 
 Command = Callable[[Sequence[str]], int]
 
-# The values of flags that are not config keys.
-VALUES = {
-    ("export", "format"): typing.get_args(Format),
-    ("export", "precision"): typing.get_args(Precision),
-    ("export", "input"): typing.get_args(Input),
-    ("export", "outputs"): typing.get_args(Outputs),
-    ("convert", "to"): tuple(TARGETS),
-    ("train", "resume_ckpt"): ("auto",),
-    ("submit", "split"): SPLITS,
-    ("predict", "save"): KINDS,
-}
+# Values that are completed where a flag also accepts others.
+EXAMPLES = {("train", "resume_ckpt"): ("auto",), ("predict", "save"): KINDS}
 
 
 @dataclass(frozen=True)
@@ -64,10 +50,10 @@ def _options(name: str, command: Command) -> Iterator[Option]:
         return
     flags = [flag for flag in FLAGS if name in flag.commands]
     for flag in flags:
-        values = VALUES.get((name, flag.name)) or (("True", "False") if flag.bare else _values(flag.key))
+        values = EXAMPLES.get((name, flag.name)) or flag.values
         number = flag.key is not None and KEYS[flag.key].type in (int, float)
         files = ".yml" if flag.name == "config" else None if number or values else ""
-        yield Option(flag.name, flag.help, values, "" if flag.name == "resume_ckpt" else files)
+        yield Option(flag.name, flag.description, values, "" if flag.name == "resume_ckpt" else files)
     if flags:
         yield Option("set", "any config key, as KEY=VALUE; repeatable")
         return
@@ -79,20 +65,9 @@ def _options(name: str, command: Command) -> Iterator[Option]:
             yield Option(found, "", files="")
 
 
-def _values(key: str | None) -> tuple[str, ...]:
-    """Return the values of a config key; empty if they cannot be listed."""
-    if key == "eval.scales":  # set by --multi_scale, which is True or False
-        return ("True", "False")
-    kind = KEYS[key].type if key else None
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if bool in kinds:
-        return ("True", "False")
-    return next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is typing.Literal), ())
-
-
 def _keys() -> dict[str, tuple[str, ...]]:
     """Return the config keys for ``--set``, each with its values if they can be listed."""
-    return {key: () if key == "eval.scales" else _values(key) for key in KEYS}
+    return {key: key_values(key) for key in KEYS}
 
 
 def _command_summary(name: str, usage: str) -> str:

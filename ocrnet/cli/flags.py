@@ -4,15 +4,20 @@ import argparse
 import contextlib
 import os
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, get_args
 
 from ocrnet import config
+from ocrnet.cli.common import Parser
 from ocrnet.config import Config, loader
 from ocrnet.config.loader import KEYS, SourcedValue
 from ocrnet.distributed.launcher import read_world
+from ocrnet.export.formats import Format, Input, Outputs, Precision
+from ocrnet.predict.writers import KINDS
 from ocrnet.utils.errors import OcrnetError, nearest
+from ocrnet.weights.to_foreign import TARGETS
 
 RUN = ("train", "eval")
 ENGINE = (*RUN, "predict", "submit", "report", "serve")
@@ -36,154 +41,218 @@ SEVERAL = {"report": ("run", "the folder of a run or of an evaluation; several f
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: the commands that accept it, the config key that it sets, and its help.
+    """One flag: the commands that accept it, its help, and the config key that it sets.
 
-    A flag whose ``key`` is None sets no config key; its command interprets it. A ``bare`` flag may be given without a
-    value, which means True.
+    A flag with a ``key`` takes the choices, the default and the form of its value from the schema of the config. A flag
+    without one is interpreted by its command. A ``bare`` flag may be given without a value, which means True.
     """
 
     name: str
     commands: tuple[str, ...]
     key: str | None
     help: str
+    metavar: str = "VALUE"
+    default: str | None = None
+    choices: tuple[str, ...] = ()
     alias: str | None = None
     bare: bool = False
 
+    @property
+    def form(self) -> str:
+        """The form of the value in the help text: its choices, or a word such as FILE or N."""
+        choices = self.values
+        return f"{{{','.join(choices)}}}" if choices else self.metavar
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The values that the flag accepts; empty if they cannot be listed."""
+        return self.choices or (BOOL if self.bare else key_values(self.key) if self.key else ())
+
+    @property
+    def description(self) -> str:
+        """The help text with the default value."""
+        default = self.default
+        if default is None and self.key and KEYS[self.key].default not in (None, ""):
+            default = str(KEYS[self.key].default)
+        if default is None and self.bare:
+            default = "False"
+        return f"{self.help} (default: {default})" if default else self.help
+
+
+BOOL = ("True", "False")
+
+
+def key_values(key: str) -> tuple[str, ...]:
+    """Return the values of a config key; empty if they cannot be listed."""
+    kind = KEYS[key].type
+    kinds = typing.get_args(kind) if type(None) in typing.get_args(kind) else (kind,)
+    if bool in kinds:
+        return BOOL
+    return next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is typing.Literal), ())
+
 
 FLAGS = (
+    Flag("config", (*RUN, "check", "submit"), None, "YAML file with the configuration", "FILE"),
+    Flag("config", ("export",), None, "YAML file that names the validation images for the comparison", "FILE"),
     Flag(
-        "config",
-        (*RUN, "check", "submit", "export"),
-        None,
-        "YAML file whose values replace the defaults, for example config/ocrnet/config_ocrnet_hrw48_16k.yml",
+        "device_target", ENGINE, "device_target", "device to compute on", default="Ascend or GPU if available, else CPU"
     ),
-    Flag("device_target", ENGINE, "device_target", "CPU, GPU or Ascend; default: Ascend or GPU if available, else CPU"),
-    Flag("engine", ENGINE, "engine", "auto, torch or mindspore; default auto"),
-    Flag("mix", ENGINE, "mix", "use mixed precision, True or False; default False"),
-    Flag(
-        "amp_level",
-        RUN,
-        "amp_level",
-        "level of --mix in the mindspore engine: auto, O0, O1, O2 or O3; default auto",
-    ),
-    Flag(
-        "ms_mode",
-        RUN,
-        "ms_mode",
-        "mindspore engine: graph (compiled) or pynative (op by op); default graph",
-    ),
-    Flag("save_dir", RUN, "save_dir", "folder of the run; default output"),
+    Flag("engine", ENGINE, "engine", "framework that runs the network", default="auto, the one that is installed"),
+    Flag("mix", ENGINE, "mix", "use mixed precision"),
+    Flag("amp_level", RUN, "amp_level", "level of mixed precision in the mindspore engine; only with --mix True"),
+    Flag("ms_mode", RUN, "ms_mode", "execution mode of the mindspore engine: compiled, or op by op"),
+    Flag("save_dir", RUN, "save_dir", "folder of the run", "DIR"),
     Flag(
         "checkpoint_path",
-        ("eval", "predict", "submit", "export", "report", "serve"),
+        ("eval", "predict", "submit", "serve"),
         None,
-        "checkpoint file, or a folder, which means its newest valid checkpoint; eval, predict, submit and serve also "
-        "accept an exported file; report: default the best checkpoint of the run",
-        "ckpt_path",
+        "checkpoint, exported file, or folder, which means its newest valid checkpoint",
+        "PATH",
+        alias="ckpt_path",
     ),
-    Flag("input", ("convert",), None, "weights of another implementation, or an ocrnet checkpoint"),
     Flag(
-        "output",
-        ("predict", "submit", "export", "convert", "report"),
+        "checkpoint_path",
+        ("export",),
         None,
-        "where to write; predict: a folder, default predictions; submit: a .zip; export, convert: a file; "
-        "report: a file, default RUN/report.html",
+        "checkpoint, or folder, which means its newest valid checkpoint",
+        "PATH",
+        alias="ckpt_path",
     ),
+    Flag(
+        "checkpoint_path",
+        ("report",),
+        None,
+        "checkpoint to evaluate, or folder, which means its newest valid checkpoint",
+        "PATH",
+        default="the best checkpoint of the run",
+        alias="ckpt_path",
+    ),
+    Flag("input", ("convert",), None, "weights of another implementation, or an ocrnet checkpoint", "FILE"),
+    Flag("output", ("predict",), None, "folder for the results", "DIR", default="predictions"),
+    Flag("output", ("submit",), None, "zip file to write", "FILE.zip"),
+    Flag("output", ("export",), None, "exported file to write; with --format triton, a folder", "PATH"),
+    Flag("output", ("convert",), None, "file to write", "FILE"),
+    Flag("output", ("report",), None, "HTML file to write", "FILE.html", default="RUN/report.html"),
     Flag(
         "save",
         ("predict",),
         None,
-        "results to write, separated by commas: overlay, indices, labelIds, color, side, confidence, json; "
-        "default overlay,indices,color,json, for videos overlay,json",
+        f"results to write, separated by commas: {', '.join(KINDS)}",
+        "KIND[,KIND...]",
+        default="overlay,indices,color,json; for videos overlay,json",
     ),
-    Flag("offline", ("predict",), None, "download nothing and reject a URL; default False", bare=True),
-    Flag("split", ("submit",), None, "split to submit, test or val; default test"),
-    Flag("verify", ("submit",), None, "validate this .zip instead of writing one"),
-    Flag(
-        "to",
-        ("convert",),
-        None,
-        "format to convert to: hrnet, mmseg or mindspore; default: an ocrnet checkpoint",
-    ),
-    Flag(
-        "allow_partial",
-        ("convert",),
-        None,
-        "convert what fits, initialize what is missing; default False",
-        bare=True,
-    ),
-    Flag(
-        "size",
-        ("export",),
-        None,
-        "height and width of the network, as [1024, 2048]; default [512, 1024]",
-    ),
+    Flag("offline", ("predict",), None, "download nothing and reject a URL", bare=True),
+    Flag("split", ("submit",), None, "split to submit", default="test", choices=("test", "val")),
+    Flag("verify", ("submit",), None, "zip file to validate; nothing is written", "FILE.zip"),
+    Flag("to", ("convert",), None, "format to write", default="an ocrnet checkpoint", choices=tuple(TARGETS)),
+    Flag("allow_partial", ("convert",), None, "convert what fits and initialize what is missing", bare=True),
+    Flag("size", ("export",), None, "height and width of the input", "[H,W]", default="[512, 1024]"),
     Flag(
         "format",
         ("export",),
         None,
-        "onnx, openvino, torchscript, torch_export, mindir, tensorrt or triton (a folder); default: by the suffix of "
-        "--output",
+        "format to write; triton: a model repository",
+        default="by the suffix of --output",
+        choices=(*get_args(Format), "triton"),
     ),
-    Flag("dynamic", ("export",), None, "accept any batch size, height and width; default False", bare=True),
-    Flag("input", ("export",), None, "uint8 (unprocessed images) or normalized (float32 N,3,H,W); default by format"),
-    Flag("outputs", ("export",), None, "labels, probabilities, or logits at a quarter of the size; default by format"),
-    Flag("precision", ("export",), None, "float32, float16 (openvino) or int8 (onnx, openvino); default float32"),
-    Flag("calibration", ("export",), None, "folder of representative images, required for --precision int8"),
-    Flag("images", ("export",), None, "folder of images for the comparison; default: synthetic street scenes"),
-    Flag("images", ("report",), None, "number of validation images to evaluate, evenly spaced; 0 means all; default 0"),
-    Flag("curves_only", ("report",), None, "do not evaluate the validation images; default False", bare=True),
-    Flag("watch", ("report",), None, "update the curves until the run ends; default False", bare=True),
-    Flag("num_images", ("export",), None, "number of images for the comparison; 0 means all; default 8"),
+    Flag("dynamic", ("export",), None, "accept any batch size, height and width", bare=True),
     Flag(
-        "tolerance",
+        "input",
         ("export",),
         None,
-        "largest relative difference of the logits; default by precision",
+        "input of the exported network: unprocessed uint8 images, or normalized float32 N,3,H,W",
+        default="by format",
+        choices=get_args(Input),
     ),
+    Flag(
+        "outputs",
+        ("export",),
+        None,
+        "output of the exported network; logits have a quarter of the input's height and width",
+        default="by format",
+        choices=get_args(Outputs),
+    ),
+    Flag(
+        "precision",
+        ("export",),
+        None,
+        "number format of the weights: float16 for openvino, int8 for onnx and openvino",
+        default="float32",
+        choices=get_args(Precision),
+    ),
+    Flag("calibration", ("export",), None, "folder of representative images, required for --precision int8", "DIR"),
+    Flag("images", ("export",), None, "folder of images for the comparison", "DIR", default="synthetic street scenes"),
+    Flag(
+        "images", ("report",), None, "number of validation images to evaluate, evenly spaced; 0: all", "N", default="0"
+    ),
+    Flag("curves_only", ("report",), None, "do not evaluate the validation images", bare=True),
+    Flag("watch", ("report",), None, "update the curves until the run ends", bare=True),
+    Flag("num_images", ("export",), None, "number of images for the comparison; 0: all", "N", default="8"),
+    Flag("tolerance", ("export",), None, "maximum relative difference of the logits", "X", default="by precision"),
     Flag(
         "multi_scale",
         ("eval", "predict", "submit"),
         "eval.scales",
-        "average over the scales 0.5 0.75 1 1.25 1.5 1.75; default False",
+        f"average the probabilities over the scales {' '.join(map(str, config.EVAL_SCALES))}",
+        default="False",
+        choices=BOOL,
     ),
-    Flag("flip", ("eval", "predict", "submit"), "eval.flip", "average with the mirrored image; default False"),
+    Flag("flip", ("eval", "predict", "submit"), "eval.flip", "average with the mirrored image"),
     Flag(
         "visualize",
         ("eval",),
         None,
-        "write overlays and ground truth to SAVE_DIR/visualize; default False",
+        "write predictions and ground truth as overlays to SAVE_DIR/visualize",
+        default="False",
+        choices=BOOL,
     ),
-    Flag("resume_ckpt", ("train",), None, "checkpoint to resume from, or auto for the newest valid one in save_dir"),
-    Flag("batch_size", ("train",), "batch_size", "crops per rank; default 2"),
-    Flag("seed", ("train",), "seed", "seed of the weights, the sample order and the augmentation; default 1234"),
-    Flag("log_interval", ("train",), "log_interval", "steps between log lines; default 100"),
-    Flag("run_eval", ("train",), "run_eval", "evaluate during training, True or False; default True"),
-    Flag("lr_init", ("train",), "lr_init", "highest learning rate; default 0.01"),
-    Flag("enable_modelarts", RUN, "enable_modelarts", "ignore the flags that ModelArts adds; default False"),
-    Flag("data_url", RUN, "data_url", "location of the dataset: obs://, s3://, file://, or a path"),
-    Flag("train_url", RUN, "train_url", "where to upload the results: obs://, s3://, file://, or a path"),
-    Flag("ckpt_url", RUN, "ckpt_url", "weights to start from or to evaluate: obs://, s3://, file://, or a path"),
-    Flag("host", ("serve",), None, "address to listen on; default 127.0.0.1, which only this machine can reach"),
-    Flag("port", ("serve",), None, "port to listen on; 0 means any free port; default 8000"),
-    Flag("max_batch", ("serve",), None, "largest number of images in a batch; default 8, on a CPU 1"),
-    Flag("batch_wait", ("serve",), None, "seconds that an image waits for others of the same size; default 0.005"),
     Flag(
-        "max_requests",
+        "resume_ckpt",
+        ("train",),
+        None,
+        "checkpoint to resume from; auto: the newest valid one in save_dir",
+        "FILE|auto",
+    ),
+    Flag("batch_size", ("train",), "batch_size", "crops per rank and step", "N"),
+    Flag("seed", ("train",), "seed", "seed of initial weights, sample order and augmentation", "N"),
+    Flag("log_interval", ("train",), "log_interval", "steps between log lines", "N"),
+    Flag("run_eval", ("train",), "run_eval", "evaluate during training"),
+    Flag("lr_init", ("train",), "lr_init", "highest learning rate", "X"),
+    Flag("enable_modelarts", RUN, "enable_modelarts", "ignore the flags that ModelArts adds, and resume automatically"),
+    Flag("data_url", RUN, "data_url", "location of the dataset: obs://, s3:// or file:// URL, or path", "URL"),
+    Flag("train_url", RUN, "train_url", "upload target of the results: obs://, s3:// or file:// URL, or path", "URL"),
+    Flag(
+        "ckpt_url",
+        ("train",),
+        "ckpt_url",
+        "ImageNet weights of the backbone, or checkpoint to start from: obs://, s3:// or file:// URL, or path",
+        "URL",
+    ),
+    Flag("ckpt_url", ("eval",), "ckpt_url", "checkpoint to evaluate: obs://, s3:// or file:// URL, or path", "URL"),
+    Flag(
+        "host",
         ("serve",),
         None,
-        "largest number of simultaneous requests; default 64",
+        "address to listen on",
+        "ADDRESS",
+        default="127.0.0.1, which only this machine can reach",
     ),
-    Flag("timeout", ("serve",), None, "seconds until a request times out; default 60"),
-    Flag("max_megabytes", ("serve",), None, "largest image file, in MB; default 20"),
-    Flag("max_megapixels", ("serve",), None, "largest image, in megapixels; default 16"),
+    Flag("port", ("serve",), None, "port to listen on; 0: any free port", "N", default="8000"),
+    Flag("max_batch", ("serve",), None, "maximum number of images in a batch", "N", default="8, on a CPU 1"),
+    Flag("batch_wait", ("serve",), None, "time that an image waits for others of the same size", "SECONDS", "0.005"),
+    Flag("max_requests", ("serve",), None, "maximum number of simultaneous requests", "N", default="64"),
+    Flag("timeout", ("serve",), None, "time after which a request fails", "SECONDS", default="60"),
+    Flag("max_megabytes", ("serve",), None, "maximum size of an image file", "MB", default="20"),
+    Flag("max_megapixels", ("serve",), None, "maximum size of an image", "MEGAPIXELS", default="16"),
     Flag(
         "token_file",
         ("serve",),
         None,
-        "file with the token of the requests; default: OCRNET_SERVE_TOKEN, else none",
+        "file with the token that requests must send",
+        "FILE",
+        default="OCRNET_SERVE_TOKEN, else none",
     ),
-    Flag("dry_run", ("train",), None, "check the data, print the plan and its cost, stop; default False", bare=True),
+    Flag("dry_run", ("train",), None, "check the data, print the plan and its cost, and stop", bare=True),
 )
 
 
@@ -191,15 +260,11 @@ FLAGS = (
 class Args:
     """The parsed command line: config values, and the flags that are not config keys."""
 
+    command: str
     given: dict[str, SourcedValue]
     options: dict[str, str]
     added: tuple[str, ...] = ()  # the flags of MODELARTS that were given
     inputs: tuple[str, ...] = ()  # the positional arguments of SEVERAL
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise OcrnetError(message)
 
 
 def parse(command: str, argv: Sequence[str]) -> Args:
@@ -243,11 +308,22 @@ def parse(command: str, argv: Sequence[str]) -> Args:
         options[name] = os.path.expanduser(getattr(known, name))
     added = [name for name in MODELARTS if getattr(known, name)] if command in RUN else []
     inputs = tuple(map(os.path.expanduser, getattr(known, SEVERAL[command][0]))) if command in SEVERAL else ()
-    return Args(given, options, tuple(added), inputs)
+    return Args(command, given, options, tuple(added), inputs)
 
 
-def _parser(command: str, flags: Sequence[Flag]) -> _Parser:
-    parser = _Parser(prog=f"ocrnet {command}", allow_abbrev=False, epilog="--debug shows the traceback of an error.")
+def _positionals(command: str) -> list[str]:
+    """Return the positional arguments of a command as its usage line shows them."""
+    several = f"{SEVERAL[command][0].upper()} ..." if command in SEVERAL else None
+    return [text for text in (POSITIONAL.get(command, ("",))[0].upper(), several) if text]
+
+
+def _parser(command: str, flags: Sequence[Flag]) -> Parser:
+    parser = Parser(
+        prog=f"ocrnet {command}",
+        usage=f"ocrnet {command} {' '.join([*_positionals(command), '[FLAGS] [--set KEY=VALUE ...]'])}",
+        allow_abbrev=False,
+        epilog="--debug shows the traceback of an error.",
+    )
     if command in POSITIONAL:
         name, text = POSITIONAL[command]
         parser.add_argument(name, help=text, metavar=name.upper())
@@ -257,10 +333,12 @@ def _parser(command: str, flags: Sequence[Flag]) -> _Parser:
     for flag in flags:
         names = [f"--{name}" for name in (flag.name, flag.alias) if name]
         bare: dict[str, Any] = {"nargs": "?", "const": "True"} if flag.bare else {}
-        parser.add_argument(*names, dest=flag.name, help=flag.help, action="append", metavar="VALUE", **bare)
+        parser.add_argument(*names, dest=flag.name, help=flag.description, action="append", metavar=flag.form, **bare)
     for name in MODELARTS if command in RUN else ():
         parser.add_argument(f"--{name}", action="append", help=argparse.SUPPRESS)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key; repeatable")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="config key and its value; repeatable"
+    )
     return parser
 
 
@@ -327,7 +405,7 @@ def _bool(name: str, text: str) -> bool:
 def required(args: Args, name: str) -> str:
     """Return the value of a required flag; raise `OcrnetError` if it is not given."""
     if name not in args.options:
-        what = next(flag.help for flag in FLAGS if flag.name == name)
+        what = next(flag.help for flag in FLAGS if flag.name == name and args.command in flag.commands)
         raise OcrnetError(f"--{name} is required: {what}")
     return args.options[name]
 

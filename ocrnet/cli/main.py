@@ -93,7 +93,7 @@ def _stdout_is_closed() -> bool:
 def run_completion(argv: Sequence[str]) -> int:
     """Print a script that lets a shell complete commands, flags, values and files."""
     parser = Parser(prog="ocrnet completion", description=run_completion.__doc__, allow_abbrev=False)
-    parser.add_argument("shell", choices=completion.SHELLS)
+    parser.add_argument("shell", choices=completion.SHELLS, help="shell to write the script for")
     print(completion.script(parser.parse_args(argv).shell, COMMANDS, USAGE), end="")
     return 0
 

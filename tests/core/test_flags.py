@@ -1,11 +1,13 @@
 """The public flags: frozen as a table; given values win; an unknown or doubled one is an error with a remedy."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from ocrnet.cli import flags
 from ocrnet.cli.flags import load_config, parse
+from ocrnet.cli.main import COMMANDS
 from ocrnet.utils.errors import OcrnetError
 
 ROOT = Path(__file__).parents[2]
@@ -13,16 +15,23 @@ CONFIG = str(ROOT / "config/ocrnet/config_ocrnet_hrw32_16k.yml")
 
 # A change here is a change of what users type: update README.md, README_CN.md and CHANGELOG.md with it.
 FROZEN = {
-    ("config", "train eval check submit export", None, None),
+    ("config", "train eval check submit", None, None),
+    ("config", "export", None, None),
     ("device_target", "train eval predict submit report serve", "device_target", None),
     ("engine", "train eval predict submit report serve", "engine", None),
     ("mix", "train eval predict submit report serve", "mix", None),
     ("amp_level", "train eval", "amp_level", None),
     ("ms_mode", "train eval", "ms_mode", None),
     ("save_dir", "train eval", "save_dir", None),
-    ("checkpoint_path", "eval predict submit export report serve", None, "ckpt_path"),
+    ("checkpoint_path", "eval predict submit serve", None, "ckpt_path"),
+    ("checkpoint_path", "export", None, "ckpt_path"),
+    ("checkpoint_path", "report", None, "ckpt_path"),
     ("input", "convert", None, None),
-    ("output", "predict submit export convert report", None, None),
+    ("output", "predict", None, None),
+    ("output", "submit", None, None),
+    ("output", "export", None, None),
+    ("output", "convert", None, None),
+    ("output", "report", None, None),
     ("save", "predict", None, None),
     ("offline", "predict", None, None),
     ("split", "submit", None, None),
@@ -54,7 +63,8 @@ FROZEN = {
     ("enable_modelarts", "train eval", "enable_modelarts", None),
     ("data_url", "train eval", "data_url", None),
     ("train_url", "train eval", "train_url", None),
-    ("ckpt_url", "train eval", "ckpt_url", None),
+    ("ckpt_url", "train", "ckpt_url", None),
+    ("ckpt_url", "eval", "ckpt_url", None),
     ("host", "serve", None, None),
     ("port", "serve", None, None),
     ("max_batch", "serve", None, None),
@@ -74,6 +84,28 @@ def train(*argv: str):
 
 def test_flag_table_is_frozen():
     assert {(f.name, " ".join(f.commands), f.key, f.alias) for f in flags.FLAGS} == FROZEN
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("doctor", "completion")])
+def test_help_describes_each_flag_and_the_form_of_its_value(command, capsys):
+    with pytest.raises(SystemExit):
+        COMMANDS[command](["--help"])
+    entries = re.findall(r"^  --(\w+)(.*(?:\n {3,}.*)*)", capsys.readouterr().out, re.MULTILINE)
+    assert entries
+    for name, text in entries:
+        form, description = re.match(
+            r"((?: ?,? ?(?:--\w+|\[?\{[^}]+\}\]?|[A-Z\[][^ ]*))+)\s+(.+)", text, re.DOTALL
+        ).groups()
+        assert "VALUE" not in form or name == "set"
+        assert len(description.split()) > 2, name
+
+
+def test_choices_and_defaults_of_help_are_those_of_the_schema():
+    for flag in flags.FLAGS:
+        if flag.key and flag.key != "eval.scales":
+            assert flag.values == flags.key_values(flag.key)
+            default = flags.KEYS[flag.key].default
+            assert f"(default: {default}" in flag.description or default in (None, "") or flag.name == "engine"
 
 
 def test_given_flags_win_and_defaults_do_not(tmp_path):
