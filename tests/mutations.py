@@ -179,6 +179,11 @@ MUTATIONS = (
         delete,
         f"{LOADER}::test_a_dead_worker_is_told_where_its_batch_is_asked_for_and_nowhere_else",
     ),
+    Mutation(
+        "deregister-dead-workers",
+        delete,
+        f"{LOADER}::test_a_loader_starts_at_the_address_of_one_whose_worker_died",
+    ),
     Mutation("kill-hanging-worker", delete, f"{LOADER}::test_closing_ends_a_worker_that_hangs"),
     Mutation(
         "save-steps-before-error",

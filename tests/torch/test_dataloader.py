@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import itertools
 import os
@@ -12,6 +13,7 @@ import time
 import psutil
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from ocrnet.config import Config, Data
 from ocrnet.data.datasets import cache, open_dataset, synthetic
@@ -119,6 +121,20 @@ def test_a_dead_worker_is_told_where_its_batch_is_asked_for_and_nowhere_else(str
         for _ in made:
             pass
     assert not second.is_running()
+
+
+def test_a_loader_starts_at_the_address_of_one_whose_worker_died(stream):
+    """PyTorch registers the workers of a loader under the address of its iterator, which Python reuses."""
+    loader, (worker,) = begin_endless(stream, 1)
+    (iterator,) = (item for item in gc.get_objects() if type(item).__name__ == "_MultiProcessingDataLoaderIter")
+    address = id(iterator)
+    del iterator
+    worker.kill()
+    with pytest.raises(OcrnetError, match="was killed by SIGKILL"):
+        for _ in loader:
+            pass
+    signal_handling._set_worker_pids(address, (os.getpid(),))  # raises if the address is still registered
+    signal_handling._remove_worker_pids(address)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -7,11 +7,12 @@ import signal
 import threading
 import warnings
 from collections.abc import Generator, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from ocrnet.config import Config
 from ocrnet.data.sampler import Sample, StepBatchSampler, TrainStream
@@ -82,7 +83,7 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
         # mutation: report-dead-worker
         if not told:
             raise
-        ready._shutdown = True  # type: ignore[attr-defined]  # regular shutdown may wait for a lock of the dead worker
+        _skip_shutdown(ready)
         raise OcrnetError(f"{told}; {ADVICE}") from error
     finally:
         del ready  # ends the workers, even if a traceback keeps this frame
@@ -90,6 +91,19 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
             # mutation: kill-hanging-worker
             process.kill()  # it may hang in a read, or wait for a lock of a dead worker
             process.join()
+
+
+def _skip_shutdown(iterator: Any) -> None:
+    """Make a DataLoader iterator skip its shutdown, which may wait forever for a lock of a dead worker.
+
+    Its worker pids are deregistered here, as its shutdown would do. Torch registers them by the iterator's address; a
+    later iterator at the same address would fail.
+    """
+    iterator._shutdown = True
+    if iterator._worker_pids_set:
+        # mutation: deregister-dead-workers
+        signal_handling._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
 
 
 @contextlib.contextmanager
