@@ -228,7 +228,7 @@ def asked_at(step: int, *, rank: int, number: int = 15):
 # The exchanges themselves
 
 
-def test_numbers_and_texts_of_all_ranks():
+def test_numbers_and_strings_of_all_ranks_are_gathered():
     texts = (["ä.png is damaged", "b"], [], ["\udcff.png"])
 
     def work(rank, exchange):
@@ -245,7 +245,7 @@ def test_numbers_and_texts_of_all_ranks():
         assert outcome == ([10, 11, 12], 0, 2, list(texts), [[], [], []])
 
 
-def test_one_rank_exchanges_nothing():
+def test_a_single_rank_communicates_nothing():
     engine = RankEngine(0, Exchange(1))
     assert (
         collectives.all_gather(engine, 3),
@@ -262,7 +262,7 @@ def test_one_rank_exchanges_nothing():
     assert engine.sums == 0
 
 
-def test_ranks_that_see_different_things_are_told_which():
+def test_values_that_differ_are_reported_by_rank():
     outcomes = on_ranks(3, lambda rank, exchange: collectives.check_same(
         RankEngine(rank, exchange), {"seed": "7", "checkpoint": "step 4" if rank == 1 else "step 8"}
     ))  # fmt: skip
@@ -271,7 +271,7 @@ def test_ranks_that_see_different_things_are_told_which():
 
 
 @pytest.mark.parametrize("error", [OcrnetError("mine"), MemoryError("mine")])
-def test_what_fails_on_one_rank_ends_on_all(error):
+def test_an_exception_on_one_rank_is_raised_on_all(error):
     def work(rank, exchange):
         with collectives.propagate_errors(RankEngine(rank, exchange)):
             if rank == 1:
@@ -288,7 +288,7 @@ def test_what_fails_on_one_rank_ends_on_all(error):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stop_on_one_rank_stops_all_at_one_step(runs, rank):
+def test_a_stop_on_one_rank_stops_all_ranks_at_the_same_step(runs, rank):
     outcomes = on_ranks(3, lambda r, exchange: runs.fit(r, exchange, stopped=asked_at(2, rank=rank)))
     assert outcomes == [15, 15, 15]
     assert [progress.step for progress in runs.progress] == [3, 3, 3]  # one step, then two, then the vote
@@ -298,7 +298,7 @@ def test_a_stop_on_one_rank_stops_all_at_one_step(runs, rank):
     assert found.meta["cards"] == 3
 
 
-def test_a_stop_after_the_last_step_is_everyones_too(runs):
+def test_a_stop_after_the_last_step_reaches_all_ranks(runs):
     assert on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange, stopped=asked_at(12, rank=1))) == [15, 15]
     assert runs.saved == [6, 12]
 
@@ -307,7 +307,7 @@ def test_a_stop_after_the_last_step_is_everyones_too(runs):
     ("paces", "segments"),
     [((0.01, 0.01), [1, 2, 4, 8, 5]), ((0.1, 2.4), [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]), ((9.0, 0.1), [1] * 20)],
 )
-def test_a_vote_comes_within_seconds_and_in_the_same_step_on_all(runs, paces, segments):
+def test_segment_lengths_follow_the_slowest_rank_and_are_equal_on_all(runs, paces, segments):
     def work(rank, exchange):
         def prepare(engine):
             engine.pace = paces[rank]
@@ -331,7 +331,7 @@ def test_only_rank_0_writes_and_each_file_once(runs, monkeypatch, capsys):
     assert runs.progress[0] == runs.progress[1] == runs.progress[2]
 
 
-def test_unreadable_names_of_all_ranks_are_gathered(runs):
+def test_unreadable_images_of_all_ranks_are_gathered(runs):
     def prepare(engine):
         engine.unreadable = {4: "b.png is damaged"} if engine.world.rank == 1 else {}
 
@@ -342,7 +342,7 @@ def test_unreadable_names_of_all_ranks_are_gathered(runs):
     assert (runs.folder / "logs/train.log").read_text().count("b.png is damaged") == 1
 
 
-def test_too_many_unreadable_images_on_all_ranks_together_end_all(runs):
+def test_too_many_unreadable_images_over_all_ranks_end_the_run(runs):
     def prepare(engine):
         engine.unreadable = {4: f"{engine.world.rank}.png is damaged"}
 
@@ -351,7 +351,7 @@ def test_too_many_unreadable_images_on_all_ranks_together_end_all(runs):
         assert "2 of 5 training images are unreadable" in str(outcome)
 
 
-def test_where_a_broken_image_ends_the_run_no_names_are_exchanged(runs, monkeypatch):
+def test_unreadable_images_are_not_gathered_if_the_first_one_ends_the_run(runs, monkeypatch):
     monkeypatch.delattr(collectives, "gather_strings")
     assert on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange)) == [0, 0]
 
@@ -359,7 +359,7 @@ def test_where_a_broken_image_ends_the_run_no_names_are_exchanged(runs, monkeypa
 @pytest.mark.parametrize(
     ("what", "stop"), [("train", 99), ("eval", 99), ("checkpoint", 99), ("checkpoint", 1), ("curves", 99)]
 )
-def test_what_rank_0_cannot_write_ends_all(runs, monkeypatch, what, stop):
+def test_a_failed_write_on_rank_0_ends_all_ranks(runs, monkeypatch, what, stop):
     def full(*args):
         raise OcrnetError("no space left")
 
@@ -382,7 +382,7 @@ def test_what_rank_0_cannot_write_ends_all(runs, monkeypatch, what, stop):
 
 @pytest.mark.parametrize("broken", [0, 1])
 @pytest.mark.parametrize("step", [3, 5])  # first of a segment, and in its middle
-def test_a_step_that_fails_on_one_rank(runs, broken, step):
+def test_a_step_that_fails_on_one_rank_ends_all_ranks(runs, broken, step):
     """The other may be in the middle of that step, where the engine ends it: nothing is exchanged any more."""
 
     def prepare(engine):
@@ -400,7 +400,7 @@ def test_a_step_that_fails_on_one_rank(runs, broken, step):
 # Evaluation
 
 
-def test_many_ranks_score_the_digits_of_one(dataset):
+def test_scores_are_identical_for_any_number_of_ranks(dataset):
     def score(rank, exchange):
         return as_dict(evaluate(RankEngine(rank, exchange), dataset, CONFIG, eval_cfg=CONFIG.eval))
 
@@ -411,7 +411,7 @@ def test_many_ranks_score_the_digits_of_one(dataset):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stop_in_the_middle_of_an_evaluation_abandons_it_on_all(runs, rank):
+def test_a_stop_during_an_evaluation_abandons_it_on_all_ranks(runs, rank):
     def stopped(engine):
         return 2 if engine.world.rank == rank and engine.looked == 2 else 0
 
@@ -425,7 +425,7 @@ def test_a_stop_in_the_middle_of_an_evaluation_abandons_it_on_all(runs, rank):
     assert [row["step"] for row in runs.rows("eval")] == [6, 12]
 
 
-def test_an_unreadable_validation_image_of_one_rank_ends_all(runs):
+def test_an_unreadable_validation_image_of_one_rank_ends_all_ranks(runs):
     runs.dataset.path(1).write_bytes(b"no picture")
     first, second = on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange))
     assert "b.png" in str(second)
@@ -434,7 +434,7 @@ def test_an_unreadable_validation_image_of_one_rank_ends_all(runs):
     assert runs.saved == [6]
 
 
-def test_no_rank_says_saved_where_rank_0_could_not_save(runs, monkeypatch):
+def test_no_rank_reports_a_checkpoint_that_rank_0_could_not_save(runs, monkeypatch):
     def full(path, *rest):
         raise OcrnetError("no space left")
 
@@ -510,7 +510,7 @@ def test_ranks_that_would_resume_from_different_steps_end_before_anything_is_wri
     assert {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")} == left
 
 
-def test_a_folder_that_rank_0_cannot_claim_ends_all(commands, monkeypatch):
+def test_a_folder_that_rank_0_cannot_claim_ends_all_ranks(commands, monkeypatch):
     def refuse(run):
         if run.writes:
             raise OcrnetError("in use")
@@ -521,7 +521,7 @@ def test_a_folder_that_rank_0_cannot_claim_ends_all(commands, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["train", "dry_run", "eval"])
-def test_a_state_that_finds_no_room_on_one_rank_ends_all(commands, tmp_path, name):
+def test_a_state_that_one_rank_cannot_restore_ends_all_ranks(commands, tmp_path, name):
     if name == "eval":
         on_ranks(2, commands.train)
     commands.full = True
@@ -530,7 +530,7 @@ def test_a_state_that_finds_no_room_on_one_rank_ends_all(commands, tmp_path, nam
     assert (str(first)[:13], str(second)) == ("rank 1 failed", "no memory")
 
 
-def test_resuming_with_another_number_of_cards_is_said(commands, tmp_path):
+def test_resuming_with_another_number_of_ranks_is_logged(commands, tmp_path):
     on_ranks(2, commands.train)
     assert on_ranks(3, lambda *rank: commands.train(*rank, resume="auto", total_step=15)) == [None] * 3
     said = (tmp_path / "out/logs/train.log").read_text()
@@ -542,7 +542,7 @@ def test_resuming_with_another_number_of_cards_is_said(commands, tmp_path):
     assert "resume: the number of ranks is 1, was 3: the global batch is the same" in said
 
 
-def test_a_checkpoint_from_before_cards_were_noted_had_one(tmp_path):
+def test_a_checkpoint_without_a_number_of_ranks_counts_as_one_rank(tmp_path):
     config = {"batch_size": 4, "accumulate_steps": 1}
     old = checkpoint.Checkpoint(tmp_path, {}, {"config": config})
     changed = setup._changed_batch
@@ -554,7 +554,7 @@ def test_a_checkpoint_from_before_cards_were_noted_had_one(tmp_path):
     assert line.startswith("resume: the number of ranks is 2, was 1: the global batch changes to 8")
 
 
-def test_every_rank_ends_with_the_status_of_the_one_signal(commands, monkeypatch, capsys):
+def test_every_rank_ends_with_the_exit_status_of_the_signal(commands, monkeypatch, capsys):
     class Asked(StopRequest):
         def __call__(self):
             return 0 if self.speaks else 15  # ranks other than 0
@@ -566,7 +566,7 @@ def test_every_rank_ends_with_the_status_of_the_one_signal(commands, monkeypatch
     assert capsys.readouterr().out.count("stopped after step 0") == 1
 
 
-def test_a_dry_run_is_printed_once_and_any_ranks_problem_counts(commands, monkeypatch, capsys):
+def test_a_dry_run_is_printed_once_and_reports_problems_of_all_ranks(commands, monkeypatch, capsys):
     assert on_ranks(2, commands.dry_run) == [[], []]
     said = capsys.readouterr().out
     for text in ("dry run: nothing was written", "parameters: ", "time: ", "an engine of threads"):
@@ -589,7 +589,7 @@ def test_a_dry_run_is_printed_once_and_any_ranks_problem_counts(commands, monkey
     assert (str(first)[:13], str(second)) == ("rank 1 failed", "no folder")
 
 
-def test_an_evaluation_by_many_ranks_is_told_once(commands, tmp_path, capsys):
+def test_an_evaluation_by_several_ranks_is_printed_once(commands, tmp_path, capsys):
     on_ranks(2, commands.train)
     capsys.readouterr()
     tables = []
@@ -603,7 +603,7 @@ def test_an_evaluation_by_many_ranks_is_told_once(commands, tmp_path, capsys):
     assert tables[0] == tables[1]
 
 
-def test_ranks_that_would_score_different_checkpoints_end(commands, tmp_path):
+def test_ranks_with_different_checkpoints_to_score_end(commands, tmp_path):
     on_ranks(1, commands.train)
     argv = ("--save_dir", str(tmp_path / "eval"), "--checkpoint_path")
     paths = [str(path) for path in checkpoint.steps(tmp_path / "out/checkpoint")]
@@ -612,7 +612,7 @@ def test_ranks_that_would_score_different_checkpoints_end(commands, tmp_path):
     assert not (tmp_path / "eval").exists()
 
 
-def test_an_error_names_its_rank_where_there_are_several(monkeypatch, capsys):
+def test_an_error_names_its_rank_if_there_are_several(monkeypatch, capsys):
     assert main.main(["nonsense"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown command")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
@@ -625,7 +625,7 @@ def test_an_error_names_its_rank_where_there_are_several(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("speaks", [True, False])
-def test_one_rank_tells_of_a_signal(speaks, capfd):
+def test_only_one_rank_prints_that_a_signal_arrived(speaks, capfd):
     with StopRequest(speaks=speaks) as stopped:
         assert stopped() == 0
         os.kill(os.getpid(), signal.SIGTERM)
@@ -633,7 +633,7 @@ def test_one_rank_tells_of_a_signal(speaks, capfd):
     assert ("SIGTERM: stopping" in capfd.readouterr().err) == speaks
 
 
-def test_many_ranks_show_no_bar(runs, monkeypatch):
+def test_several_ranks_show_no_progress_bar(runs, monkeypatch):
     asked = []
 
     class Bar(trainer.ProgressBar):

@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_bash(folder, capsys):
+def test_bash_completes_commands_flags_values_and_files(folder, capsys):
     (folder / "rc").write_text(script("bash", capsys) + "PS1='> '\nbind 'set enable-bracketed-paste off'\n")
     process, terminal = pty.fork()
     if process == 0:
@@ -77,13 +77,13 @@ def test_every_flag_of_every_command_is_in_each_script(capsys):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_script_is_well_formed(shell, folder, capsys):
+def test_each_script_has_valid_syntax(shell, folder, capsys):
     if not shutil.which(shell):
         pytest.skip(f"this machine has no {shell}")
     (folder / "rc").write_text(script(shell, capsys))
     subprocess.run([shell, "-n", "rc"], check=True)
 
 
-def test_an_unknown_shell_is_a_mistake(capsys):
+def test_an_unknown_shell_is_an_error(capsys):
     assert main.main(["completion", "tcsh"]) == 2
     assert capsys.readouterr().err.startswith("error: argument shell: invalid choice: 'tcsh'")

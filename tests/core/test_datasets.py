@@ -46,7 +46,7 @@ def fails(name, root, split="train", **options) -> str:
     return str(caught.value)
 
 
-def test_the_names_are_those_of_the_config():
+def test_dataset_names_match_the_config():
     assert typing.get_args(config.Data.__dataclass_fields__["name"].type) == NAMES
 
 
@@ -58,7 +58,7 @@ TABLE = ClassTable(
 )
 
 
-def test_ids_become_indices_and_go_back():
+def test_ids_convert_to_indices_and_back():
     ids = np.array([[7, 23, 0, 255]], np.uint8)
     indices = TABLE.to_indices(ids, "file")
     assert indices.dtype == np.uint8
@@ -80,12 +80,12 @@ def test_an_index_without_a_class_is_refused():
             turn(np.array([[0, 2, 255]], np.uint8))
 
 
-def test_a_table_travels_to_worker_processes():
+def test_a_class_table_can_be_pickled():
     TABLE.to_indices(np.array([[7]], np.uint8), "file")
     assert pickle.loads(pickle.dumps(TABLE)) == TABLE
 
 
-def test_255_classes_fit():
+def test_a_class_table_holds_255_classes():
     table = ClassTable(tuple(map(str, range(255))), ((0, 0, 0),) * 255, tuple(range(255)), frozenset({255}))
     ids = np.arange(256, dtype=np.uint8)[None]
     np.testing.assert_array_equal(table.to_indices(ids, "file"), ids)
@@ -95,7 +95,7 @@ def test_255_classes_fit():
 # -- Cityscapes
 
 
-def test_every_id_of_a_label_file_has_a_meaning():
+def test_every_cityscapes_id_is_mapped():
     table = cityscapes.classes()
     indices = table.to_indices(np.array([[*range(34), 255]], np.uint8), "file")[0]
     expected = {label.id % 256: label.train_id for label in cityscapes.LABELS}
@@ -104,7 +104,7 @@ def test_every_id_of_a_label_file_has_a_meaning():
         table.to_indices(np.array([[34]], np.uint8), "file")
 
 
-def test_cityscapes_is_read_in_order(streets):
+def test_cityscapes_is_read_sorted_by_name(streets):
     for root in (streets, str(streets)):
         train = open_dataset("cityscapes", root, "train")
         assert len(train) == 6
@@ -128,7 +128,7 @@ def test_a_split_without_labels_opens_without_them(streets):
     assert "gtFine/test does not exist; " in fails("cityscapes", streets, "test")
 
 
-def test_missing_and_surplus_files_are_all_named_at_once(streets):
+def test_missing_and_surplus_files_are_listed_in_one_error(streets):
     (streets / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png").unlink()
     (streets / "gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png").unlink()
     (streets / "leftImg8bit/train/aachen/aachen_000002_000019_leftImg8bit.png").unlink()
@@ -140,7 +140,7 @@ def test_missing_and_surplus_files_are_all_named_at_once(streets):
     assert "aachen_000002_000019_gtFine_labelIds.png" in said
 
 
-def test_a_long_list_of_missing_files_is_cut(streets):
+def test_a_long_list_of_missing_files_is_shortened(streets):
     for i in range(10, 30):
         write_png(streets / f"leftImg8bit/train/ulm/ulm_{i:06d}_000019_leftImg8bit.png", IMAGE)
     said = fails("cityscapes", streets)
@@ -149,12 +149,12 @@ def test_a_long_list_of_missing_files_is_cut(streets):
     assert "and 10 more" in said
 
 
-def test_a_hidden_file_is_no_sample(streets):
+def test_hidden_files_are_ignored(streets):
     (streets / "leftImg8bit/train/ulm/._ulm_000000_000019_leftImg8bit.png").write_bytes(b"left by a Mac")
     assert len(open_dataset("cityscapes", streets, "train")) == 6
 
 
-def test_a_wrong_root_is_told_what_is_expected(streets, tmp_path):
+def test_a_wrong_root_is_refused_with_the_expected_layout(streets, tmp_path):
     for root in (tmp_path / "nowhere", "your cityscapes", ""):
         said = fails("cityscapes", root)
         assert f"data.dataset_dir: '{root}' does not exist" in said
@@ -166,7 +166,7 @@ def test_a_wrong_root_is_told_what_is_expected(streets, tmp_path):
     assert "config/cityscapes.yml" not in fails("camvid", tmp_path / "nowhere")
 
 
-def test_a_root_one_step_off_is_told_the_right_one(streets):
+def test_a_root_one_folder_off_is_refused_with_the_right_one(streets):
     for wrong in (streets / "leftImg8bit", streets.parent, streets / "leftImg8bit/train"):
         said = fails("cityscapes", wrong)
         assert f"{wrong}/leftImg8bit does not exist; {wrong} holds " in said
@@ -174,7 +174,7 @@ def test_a_root_one_step_off_is_told_the_right_one(streets):
         assert "gtFine/SPLIT/CITY" in said
 
 
-def test_a_wrong_or_empty_split_is_told_what_is_there(streets):
+def test_a_wrong_or_empty_split_is_refused_with_the_folder_contents(streets):
     assert "leftImg8bit holds test/, train/, val/" in fails("cityscapes", streets, "valid")
     (streets / "leftImg8bit/none").mkdir()
     (streets / "gtFine/none").mkdir()
@@ -191,7 +191,7 @@ def test_an_unknown_dataset_suggests_the_nearest(tmp_path):
 # -- one sample
 
 
-def test_sizes_that_differ_are_named(tmp_path):
+def test_different_sizes_of_image_and_label_are_refused(tmp_path):
     write_png(tmp_path / "image.png", IMAGE)
     write_png(tmp_path / "label.png", LABEL.T)
     dataset = Dataset(TABLE, [Pair("one", tmp_path / "image.png", tmp_path / "label.png")], tmp_path)
@@ -222,7 +222,7 @@ def test_camvid_ignores_its_last_id(own):
         train.read(0)
 
 
-def test_camvid_says_its_layout(tmp_path):
+def test_a_wrong_camvid_root_is_refused_with_the_expected_layout(tmp_path):
     (tmp_path / "CamVid").mkdir()
     said = fails("camvid", tmp_path / "CamVid")
     assert "CamVid/images does not exist" in said
@@ -230,7 +230,7 @@ def test_camvid_says_its_layout(tmp_path):
     assert "classes.yml" not in said
 
 
-def test_ignore_label_is_left_out_beside_the_layouts_own(tmp_path):
+def test_ignore_label_is_ignored_in_addition_to_the_ids_of_the_layout(tmp_path):
     for split_file in ("images/train/a.png", "labels/train/a.png"):
         write_png(tmp_path / split_file, np.array([[0, 1, 9, 255]], np.uint8))
     (tmp_path / "classes.yml").write_text("[road, sky]")

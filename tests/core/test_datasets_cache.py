@@ -95,7 +95,7 @@ def in_a_process(work) -> int:
     return process.exitcode
 
 
-def test_cold_and_warm_are_what_decoding_gives(plain, kept, monkeypatch):
+def test_a_cold_and_a_warm_cache_equal_decoding(plain, kept, monkeypatch):
     assert len(plain) == 4
     assert_same(kept, plain)
     expected = [plain.read(i) for i in range(4)]
@@ -109,7 +109,7 @@ def test_cold_and_warm_are_what_decoding_gives(plain, kept, monkeypatch):
 
 
 @pytest.mark.parametrize("base_size", [None, (40, 80)])
-def test_samples_are_the_same_and_nothing_writes_into_the_cache(plain, kept, base_size):
+def test_samples_are_the_same_and_do_not_change_the_cache(plain, kept, base_size):
     for scale_range in ((0.5, 2.0), (1.0, 1.0)):
         data = Data(crop_size=(32, 32), base_size=base_size, scale_range=scale_range)
         one, other = (TrainStream(d, data, seed=3, channels=8, dropout=0.1) for d in (plain, kept))
@@ -118,7 +118,7 @@ def test_samples_are_the_same_and_nothing_writes_into_the_cache(plain, kept, bas
                 np.testing.assert_array_equal(mine, theirs)
 
 
-def test_evaluation_gets_arrays_of_its_own(plain, kept):
+def test_evaluation_gets_writable_copies(plain, kept):
     for workers in (0, 2):
         for i, image, label in sampler.val_stream(kept, sampler.World(), workers):
             assert image.flags.writeable
@@ -127,7 +127,7 @@ def test_evaluation_gets_arrays_of_its_own(plain, kept):
             np.testing.assert_array_equal(kept.read(i)[0], plain.read(i)[0])
 
 
-def test_a_changed_source_is_decoded_anew_in_its_place(root, plain, kept):
+def test_a_changed_source_is_decoded_again_into_the_same_file(root, plain, kept):
     assert_same(kept, plain)
     before = files(kept)
     image = root / "images/train/0.png"
@@ -146,7 +146,7 @@ def test_a_changed_source_is_decoded_anew_in_its_place(root, plain, kept):
     assert_same(kept, plain)
 
 
-def test_what_changes_while_it_is_read_is_not_kept(root, kept, monkeypatch):
+def test_a_source_that_changes_while_it_is_read_is_not_cached(root, kept, monkeypatch):
     read = base.read_image
 
     def and_touch(path):
@@ -159,7 +159,7 @@ def test_what_changes_while_it_is_read_is_not_kept(root, kept, monkeypatch):
     assert files(kept) == set()
 
 
-def test_other_classes_or_another_decoder_have_files_of_their_own(root, plain, kept, monkeypatch):
+def test_other_classes_or_another_decoder_use_separate_files(root, plain, kept, monkeypatch):
     assert_same(kept, plain)
     write_png(root / "labels/train/0.png", np.full((48, 64), 9, np.uint8))
     other = DecodedDataset(open_dataset("folder", root, "train", ignore_label=9), kept.folder)
@@ -188,7 +188,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_said_and_made_anew(plain, kept, damage, capfd):
+def test_a_damaged_file_is_reported_and_written_again(plain, kept, damage, capfd):
     kept.read(2)
     good = kept.place(2).read_bytes()
     kept.place(2).write_bytes(DAMAGES[damage](good))
@@ -222,7 +222,7 @@ def test_a_checksum_is_compared_once_by_all_forked_processes(plain, kept, monkey
     assert compared.value == 5
 
 
-def test_many_processes_build_at_once(plain, kept):
+def test_several_processes_can_build_the_cache_at_once(plain, kept):
     processes = [FORK.Process(target=assert_same, args=(kept, plain)) for _ in range(4)]
     for process in processes:
         process.start()
@@ -232,7 +232,7 @@ def test_many_processes_build_at_once(plain, kept):
     assert files(kept) == {kept.place(i).name for i in range(4)}
 
 
-def test_a_process_killed_in_the_middle_of_writing_leaves_no_pair(plain, kept):
+def test_a_process_killed_while_writing_leaves_no_pair(plain, kept):
     def die_writing():
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (HEADER + 1000, HEADER + 1000))
@@ -257,7 +257,7 @@ def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_is_an_error_that_no_setting_passes_over(kept, monkeypatch):
+def test_a_full_disk_is_an_error_even_with_on_error_skip(kept, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(
         CacheError, match=rf"{kept.place(0)} cannot be written: No space left on device; .*remove the key"
@@ -273,7 +273,7 @@ def test_a_full_disk_is_an_error_that_no_setting_passes_over(kept, monkeypatch):
         samples[0]
 
 
-def test_an_unreadable_image_is_passed_over_as_without_a_cache(root, plain, kept):
+def test_an_unreadable_image_is_skipped_as_without_a_cache(root, plain, kept):
     (root / "images/train/2.png").write_bytes(b"no picture")
     with pytest.raises(OcrnetError, match=r"2\.png is damaged or not an image"):
         kept.read(2)
@@ -287,14 +287,14 @@ def test_an_unreadable_image_is_passed_over_as_without_a_cache(root, plain, kept
         assert one[number].unreadable == other[number].unreadable
 
 
-def test_without_labels_it_says_what_decoding_says(root, tmp_path):
+def test_without_labels_the_error_is_that_of_decoding(root, tmp_path):
     kept = DecodedDataset(open_dataset("folder", root, "train", labels=False), tmp_path / "cache")
     with pytest.raises(OcrnetError, match="was opened without a label"):
         kept.read(0)
     assert kept.image(0).shape == (*SIZES[0], 3)
 
 
-def test_the_room_is_looked_at_at_the_start(root, plain, tmp_path, monkeypatch):
+def test_free_disk_space_is_checked_at_the_start(root, plain, tmp_path, monkeypatch):
     usage, folder = namedtuple("usage", "free"), tmp_path / "cache"
     needed = sum(HEADER + 4 * h * w for h, w in (*SIZES, SIZES[1]))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(needed - 1))
@@ -322,7 +322,7 @@ def test_a_folder_that_cannot_be_used_is_named(plain, tmp_path):
             cache.prepare(str(folder), {"images": plain})
 
 
-def test_a_folder_removed_under_the_run_is_made_again(plain, kept):
+def test_a_folder_removed_during_the_run_is_created_again(plain, kept):
     assert_same(kept, plain)
     image, _ = kept.read(0)
     shutil.rmtree(kept.folder)
@@ -331,7 +331,7 @@ def test_a_folder_removed_under_the_run_is_made_again(plain, kept):
     assert len(files(kept)) == 4
 
 
-def test_without_the_setting_nothing_changes(plain):
+def test_without_cache_dir_nothing_is_cached(plain):
     for folder in (None, ""):
         sets, lines = cache.prepare(folder, {"images": plain})
         assert sets == {"images": plain}

@@ -52,7 +52,7 @@ def test_two_images_for_one_label_are_refused(own):
     assert "a.png have the same label file" in said
 
 
-def test_missing_and_surplus_labels_are_named(own):
+def test_missing_and_surplus_labels_are_listed(own):
     (own / "labels/train/a.png").rename(own / "labels/train/z.png")
     said = fails(own)
     assert "1 of 2 images have no label" in said
@@ -62,14 +62,14 @@ def test_missing_and_surplus_labels_are_named(own):
     assert len(open_dataset("folder", own, "train", labels=False)) == 2
 
 
-def test_labels_that_are_no_png_are_named(own):
+def test_labels_that_are_not_png_are_listed(own):
     (own / "labels/train/a.png").rename(own / "labels/train/a.JPG")
     said = fails(own)
     assert f"1 of 2 labels are not PNG files:\n  {own / 'labels/train/a.JPG'}" in said
     assert "write them as PNG" in said
 
 
-def test_wrong_layouts_are_told_the_right_one(own):
+def test_wrong_layouts_are_refused_with_the_right_one(own):
     assert f"{own}/images/val does not exist; {own}/images holds train/" in fails(own, "val")
     (own / "images/val").mkdir()
     (own / "labels/val").mkdir()

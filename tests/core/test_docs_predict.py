@@ -22,7 +22,7 @@ def test_commands_have_flags_that_exist():
         flags.parse(command, shlex.split(rest))
 
 
-def test_kinds_endings_and_limits_are_the_codes():
+def test_kinds_extensions_and_limits_match_the_code():
     rows = re.findall(r"^\| `(\w+)` \| `", TEXT, re.MULTILINE)
     assert (*rows, "json") == KINDS
     usual = re.search(r"an image gets `([\w,]+)`, a video `([\w,]+)`", TEXT)
@@ -43,7 +43,7 @@ def test_kinds_endings_and_limits_are_the_codes():
     assert [f"{sum(cities.values()):,}" in TEXT for cities in submit.CITIES.values()] == [True, True]
 
 
-def test_the_json_is_as_it_is_shown(tmp_path):
+def test_the_json_has_the_documented_fields(tmp_path):
     (block,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     areas = Areas(("road", "sky"))
     areas.add(Source("photo", "photos/photo.jpg"), (2, 2), areas.total + 2)

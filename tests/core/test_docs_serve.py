@@ -24,7 +24,7 @@ def test_commands_have_flags_that_exist():
     assert set(re.findall(r"`--(\w+)", TEXT)) <= known
 
 
-def test_limits_are_the_codes():
+def test_limits_match_the_code():
     limits = Settings()
     for name, said in (
         ("max_megabytes", f"{limits.max_megabytes}, counted"),
@@ -56,7 +56,7 @@ def test_limits_are_the_codes():
         assert said in TEXT, said
 
 
-def test_the_json_has_the_fields_that_are_shown():
+def test_the_json_has_the_documented_fields():
     (block,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     model = SimpleNamespace(names=("road",), palette=((128, 64, 128),))
     made = responses.summary(model, worker.Prediction(np.zeros((2, 2), np.uint8)), 1.0)
@@ -66,7 +66,7 @@ def test_the_json_has_the_fields_that_are_shown():
     assert shown["classes"][0]["color"] == made["classes"][0]["color"]
 
 
-def test_a_missing_library_is_told_with_its_remedy(monkeypatch, capsys):
+def test_a_missing_library_is_reported_with_its_install_command(monkeypatch, capsys):
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else real(name))
     assert main.main(["serve", "--checkpoint_path", "output"]) == 2

@@ -39,14 +39,14 @@ def occurs(message: str, sources: list[str]) -> bool:
     return any(pattern.search(source) for source in sources)
 
 
-def test_every_quoted_message_is_one_of_the_program():
+def test_every_quoted_message_is_in_the_source():
     sources, messages = told(), quoted()
     assert len(messages) >= 40
     assert [message for message in messages if not occurs(message, sources)] == []
     assert not occurs("save_dir '…' holds no checkpoints of an earlier run", sources)
 
 
-def test_colors_become_indices_as_the_page_says(tmp_path, monkeypatch):
+def test_the_documented_color_conversion_works(tmp_path, monkeypatch):
     (block, _) = re.findall(r"^```python\n(.*?)^```", (DOCS / "own_data.md").read_text(encoding="utf-8"), re.M | re.S)
     picture = np.array([[(128, 64, 128), (70, 130, 180), (1, 2, 3)]], np.uint8)
     write_png(tmp_path / "mydata/colors/train/a.png", picture)

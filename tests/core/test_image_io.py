@@ -31,7 +31,7 @@ def stored(tmp_path, data: bytes, name="file.png"):
     return path
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_a_written_png_is_read_back(tmp_path):
     write_png(tmp_path / "new/folders/rgb.png", PICTURE)
     write_png(tmp_path / "gray.png", IDS)
     image, label = read_image(tmp_path / "new/folders/rgb.png"), read_label(str(tmp_path / "gray.png"))
@@ -42,7 +42,7 @@ def test_what_is_written_is_read_back(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new/folders/rgb.png")), PICTURE)
 
 
-def test_a_large_picture_has_small_chunks(tmp_path):
+def test_a_large_png_is_written_in_small_chunks(tmp_path):
     noise = RNG.integers(0, 256, (1500, 2000, 3), np.uint8)
     write_png(tmp_path / "a.png", noise)
     data, position, longest = (tmp_path / "a.png").read_bytes(), 8, 0
@@ -68,7 +68,7 @@ def test_every_kind_of_image_becomes_8_bit_rgb(tmp_path):
 
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])
-def test_an_opencv_that_knows_no_rgb_gives_the_same(tmp_path, monkeypatch, kind, upright):
+def test_an_opencv_without_an_rgb_flag_gives_the_same_image(tmp_path, monkeypatch, kind, upright):
     turned = Image.Exif()
     turned[0x112] = 6
     for mode in ("RGB", "L", "CMYK") if kind == "JPEG" else ("RGB", "L", "RGBA"):
@@ -79,7 +79,7 @@ def test_an_opencv_that_knows_no_rgb_gives_the_same(tmp_path, monkeypatch, kind,
         monkeypatch.undo()
 
 
-def test_the_size_is_told_without_decoding(tmp_path):
+def test_the_size_is_read_without_decoding(tmp_path):
     for kind in ("PNG", "JPEG", "WEBP"):
         assert image_size(stored(tmp_path, encoded(kind))) == (24, 40)
     with pytest.raises(OcrnetError, match="does not exist"):
@@ -107,14 +107,14 @@ def test_exif_orientation_is_ignored(tmp_path):
     assert read.shape == PICTURE.shape
 
 
-def test_what_a_camera_appends_to_a_jpeg_does_no_harm(tmp_path):
+def test_data_that_a_camera_appends_to_a_jpeg_is_ignored(tmp_path):
     whole = encoded("JPEG")
     read = read_image(stored(tmp_path, whole + b"appended by a camera", "file.jpg"))
     np.testing.assert_array_equal(read, read_image(stored(tmp_path, whole, "whole.jpg")))
 
 
 @pytest.mark.parametrize("read", [read_image, read_label])
-def test_missing_empty_and_alien_files_are_named(tmp_path, read):
+def test_missing_empty_and_other_files_are_refused_with_their_path(tmp_path, read):
     for data, said in ((None, "does not exist"), (b"", "is empty"), (b"no image at all", "is damaged or not an image")):
         path = tmp_path / "the_file.png" if data is None else stored(tmp_path, data, "the_file.png")
         with pytest.raises(OcrnetError, match=f"the_file.png {said}"):
@@ -194,7 +194,7 @@ def test_colored_lossy_and_too_deep_labels_are_refused(tmp_path):
         read_label(path)
 
 
-def test_writing_leaves_the_old_file_or_the_new_one(tmp_path):
+def test_a_file_is_complete_at_any_moment_of_writing(tmp_path):
     path = tmp_path / "label.png"
     big = [np.full((200, 300), value, np.uint8) for value in (1, 2)]
     write_png(path, big[0])

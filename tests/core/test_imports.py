@@ -35,5 +35,5 @@ def test_the_core_imports_no_framework():
     assert found.returncode == 0, found.stderr
 
 
-def test_the_block_works():
+def test_the_test_blocks_frameworks():
     assert run("ocrnet.engines.torch.engine").returncode != 0

@@ -41,7 +41,7 @@ def test_small_case_calculated_by_hand():
     assert scores.pixels == 6
 
 
-def test_a_class_only_predicted_counts_in_mean_iou_but_not_in_mean_accuracy():
+def test_a_class_that_is_only_predicted_counts_in_mean_iou_but_not_in_mean_accuracy():
     scores = score(np.array([0, 1], np.uint8), np.array([0, 0], np.uint8), 3)
     np.testing.assert_allclose(scores.iou, [0.5, 0, math.nan])
     assert scores.mean_iou == 0.25
@@ -74,7 +74,7 @@ def test_counts_of_parts_add_up_to_the_whole_and_do_not_depend_on_order(seed):
     )
 
 
-def test_predictions_where_the_truth_is_ignored_do_not_matter():
+def test_predictions_at_ignored_pixels_do_not_count():
     prediction, truth = random_maps(np.random.default_rng(0))
     altered = np.where(truth == 255, 200, prediction).astype(np.uint8)
     np.testing.assert_array_equal(metrics.confusion(altered, truth, 5), metrics.confusion(prediction, truth, 5))
@@ -98,7 +98,7 @@ def test_all_pixels_ignored_gives_nan():
     assert math.isnan(mean_iou)
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_indices_shapes_and_dtypes_are_refused():
     good = np.zeros((2, 3), np.uint8)
     with pytest.raises(OcrnetError, match=r"truth has class index 5, 7; allowed are 0 to 4 and 255"):
         metrics.confusion(np.zeros(3, np.uint8), np.array([5, 7, 255], np.uint8), 5)
@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_constant_answer_is_the_score_of_that_answer(seed):
+def test_the_constant_baseline_is_the_score_of_predicting_one_class(seed):
     rng = np.random.default_rng(seed)
     prediction, truth = random_maps(rng, num_classes=6)
     truth[truth == seed] = 255  # one class is absent
@@ -124,7 +124,7 @@ def test_constant_answer_is_the_score_of_that_answer(seed):
     assert mean_iou == pytest.approx(score(np.full_like(truth, answer), truth, 6).mean_iou, abs=1e-12)
 
 
-def test_table_and_dict_show_the_numbers():
+def test_table_and_dict_contain_the_scores():
     counts = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]], np.int64)
     scores = metrics.scores(counts, ["road", "traffic light", "sky"], ["flat", "object", "sky"])
     lines = metrics.table(scores).splitlines()

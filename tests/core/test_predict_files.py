@@ -62,7 +62,7 @@ def names(source, output="out") -> list[str]:
 # --- what a source means
 
 
-def test_a_folders_results_have_unique_names(tmp_path):
+def test_results_of_a_folder_have_unique_names(tmp_path):
     for name in ("a.png", "a.jpg", "deep/b.png", "deep/film.mp4", ".hidden.png", "note.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -73,7 +73,7 @@ def test_a_folders_results_have_unique_names(tmp_path):
     assert names(tmp_path) == ["a.jpg", "a.jpg.png", "a.png", "deep/b.png", "deep/film.mp4"]
 
 
-def test_results_of_two_sources_are_never_one_file(tmp_path):
+def test_two_sources_never_write_the_same_file(tmp_path):
     for name in ("a.mp4", "a/000000.png", "b.jpg", "b.png/x.jpg", "c.jpg", "c.png.mp4", "d.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -85,7 +85,7 @@ def test_results_of_two_sources_are_never_one_file(tmp_path):
         names(tmp_path)
 
 
-def test_a_pattern_finds_images_and_videos_named_below_its_folder(tmp_path):
+def test_a_pattern_finds_images_and_videos(tmp_path):
     for name in ("p/a.png", "p/b.jpg", "p/deep/a.png", "p/deep/c.mov", "p/.a.png", "p/note.txt", "p/x[1].png"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(b"x")
@@ -97,7 +97,7 @@ def test_a_pattern_finds_images_and_videos_named_below_its_folder(tmp_path):
         names(tmp_path / "p/*.bmp")
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_sources_are_refused(tmp_path):
     with pytest.raises(OcrnetError, match="does not exist; give an image, a video, a folder, a quoted pattern"):
         names(tmp_path / "no")
     (tmp_path / "note.txt").write_text("x")
@@ -105,7 +105,7 @@ def test_what_is_not_there_is_named(tmp_path):
         names(tmp_path)
 
 
-def test_a_file_of_another_name_is_what_it_holds(tmp_path):
+def test_the_kind_of_a_file_follows_its_content(tmp_path):
     film(tmp_path / "film.mp4", 2)
     os.rename(tmp_path / "film.mp4", tmp_path / "film.dat")
     write_png(tmp_path / "photo.png", np.zeros((20, 30, 3), np.uint8))
@@ -115,7 +115,7 @@ def test_a_file_of_another_name_is_what_it_holds(tmp_path):
     assert kinds == ["video", "image", "image"]
 
 
-def test_a_playlist_is_no_video(tmp_path):
+def test_a_playlist_is_refused_as_a_video(tmp_path):
     film(tmp_path / "film.ts.mp4", 12)
     (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{tmp_path / 'film.ts.mp4'}'\n")
     with pytest.raises(OcrnetError, match=r"list\.mp4 is damaged or not a video"):
@@ -125,7 +125,7 @@ def test_a_playlist_is_no_video(tmp_path):
 # --- how an image is looked at
 
 
-def test_a_small_image_is_looked_at_whole():
+def test_a_small_image_is_predicted_whole():
     model = Colors()
     seen = tiles.predict_tiled(model, np.zeros((300, 400, 3), np.uint8), Eval())
     assert (seen.labels.shape, seen.tiles, model.shown) == ((300, 400), 1, [(300, 400)])
@@ -133,7 +133,7 @@ def test_a_small_image_is_looked_at_whole():
 
 
 @pytest.mark.parametrize("size", [(700, 900), (257, 1500), (1200, 301)])
-def test_tiles_cover_every_pixel_once_and_stay_below_the_bound(size):
+def test_tiles_cover_every_pixel_and_stay_below_the_memory_limit(size):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     how = Eval(max_memory=0.1)
@@ -195,7 +195,7 @@ def test_every_kind_of_image_is_predicted_as_pillow_shows_it(tmp_path, name, mod
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep_gray.png", "deep_gray.tif"])
-def test_16_bits_are_divided_not_cut_off(tmp_path, name):
+def test_16_bits_are_scaled_to_8_bits(tmp_path, name):
     deep = PICTURE[..., 0] if "gray" in name else PICTURE
     stored = deep.astype(np.uint16) * 256 + 129
     assert cv2.imwrite(str(tmp_path / name), stored if "gray" in name else stored[..., ::-1])
@@ -206,7 +206,7 @@ def test_16_bits_are_divided_not_cut_off(tmp_path, name):
 # --- what is written
 
 
-def test_every_kind_of_result(tmp_path):
+def test_every_kind_of_result_is_written(tmp_path):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (60, 90, 3), np.uint8)
     write_png(tmp_path / "in/a.png", image)
@@ -223,13 +223,13 @@ def test_every_kind_of_result(tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == sorted([*kinds[:-1], "areas.json", "legend.png"])
 
 
-def test_the_usual_results(tmp_path):
+def test_the_default_results_are_written(tmp_path):
     write_png(tmp_path / "a.png", np.zeros((20, 30, 3), np.uint8))
     run(tmp_path / "a.png", tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["areas.json", "color", "indices", "legend.png", "overlay"]
 
 
-def test_large_pictures_are_written_in_strips_like_small_ones(tmp_path, monkeypatch):
+def test_images_written_in_strips_equal_those_written_whole(tmp_path, monkeypatch):
     image = np.random.default_rng(0).integers(0, 256, (61, 90, 3), np.uint8)
     write_png(tmp_path / "a.png", image)
     for name, pixels in (("whole", 2**22), ("strips", 90 * 7)):
@@ -242,7 +242,7 @@ def test_large_pictures_are_written_in_strips_like_small_ones(tmp_path, monkeypa
     assert (tmp_path / "whole/areas.json").read_text() == (tmp_path / "strips/areas.json").read_text()
 
 
-def test_label_ids_are_for_cityscapes_alone(tmp_path):
+def test_label_ids_are_only_for_cityscapes(tmp_path):
     model = Quarters()
     model.names = cityscapes.classes().names
     labels = np.array([[0, 18], [255, 7]], np.uint8)
@@ -254,12 +254,12 @@ def test_label_ids_are_for_cityscapes_alone(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"), [("ovrelay", "did you mean 'overlay'"), (",", "name some of overlay"), ("all", "not one of")]
 )
-def test_an_unknown_kind_is_named(text, said):
+def test_an_unknown_kind_of_result_is_refused(text, said):
     with pytest.raises(OcrnetError, match=said):
         parse_save(text)
 
 
-def test_areas_are_those_of_the_indices(tmp_path):
+def test_areas_match_the_written_indices(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         write_png(tmp_path / f"in/{name}.png", rng.integers(0, 256, (40, 50, 3), np.uint8))
@@ -308,13 +308,13 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
     ("names", "keys"),
     [(("x", "x", "y"), ["x (0)", "x (1)", "y"]), (("x", "x", "x (1)"), ["x (0)", "x (1)", "x (1) (2)"])],
 )
-def test_classes_of_one_name_stay_apart(names, keys):
+def test_classes_with_the_same_name_have_separate_areas(names, keys):
     found = Areas(names).of(np.array([3, 2, 1]))
     assert list(found["pixels"].items()) == list(zip(keys, [3, 2, 1], strict=True))
     assert list(found["share"]) == keys
 
 
-def test_names_are_said_without_control_characters_and_cut():
+def test_class_names_are_printed_shortened_and_without_control_characters():
     areas = Areas(["\x1b[31mred\n" + "x" * 60_000])
     areas.total += 1
     said = predictor.text(predictor.Report(areas))
@@ -322,7 +322,7 @@ def test_names_are_said_without_control_characters_and_cut():
     assert len(said) < 120
 
 
-def test_a_broken_file_is_said_counted_and_passed_over(tmp_path):
+def test_a_broken_file_is_reported_and_skipped(tmp_path):
     write_png(tmp_path / "in/a.png", np.zeros((20, 30, 3), np.uint8))
     (tmp_path / "in/b.png").write_bytes((tmp_path / "in/a.png").read_bytes()[:-20])
     (tmp_path / "in/c.mp4").write_bytes(b"no film")
@@ -353,7 +353,7 @@ def stops_after(count: int):
     return check
 
 
-def test_a_stop_leaves_what_is_done_and_says_so(tmp_path):
+def test_a_stop_keeps_finished_results_and_marks_the_areas_incomplete(tmp_path):
     for name in ("a", "b", "c"):
         write_png(tmp_path / f"in/{name}.png", np.zeros((20, 30, 3), np.uint8))
     with pytest.raises(Stop):
@@ -366,7 +366,7 @@ def test_a_stop_leaves_what_is_done_and_says_so(tmp_path):
 # --- progress
 
 
-def test_progress_says_rate_and_time_left(monkeypatch):
+def test_progress_shows_rate_and_time_left(monkeypatch):
     now, said = [100.0], []
     monkeypatch.setattr("ocrnet.predict.progress.time.monotonic", lambda: now[0])
     with Progress(10, said.append, shown=False) as progress:
@@ -424,7 +424,7 @@ def test_a_video_keeps_rate_length_and_size(tmp_path):
     assert row["frames_per_second"] == pytest.approx(29.97)
 
 
-def test_the_usual_results_of_a_video_and_its_odd_size(tmp_path):
+def test_the_default_results_of_a_video_with_an_odd_size_are_written(tmp_path):
     writer = video.Writer(tmp_path / "odd.mp4", 10)
     with writer:
         for i in range(5):
@@ -440,7 +440,7 @@ def test_the_usual_results_of_a_video_and_its_odd_size(tmp_path):
     assert "32x46, 5 frames at 10 a second, without sound" in said[-1]
 
 
-def test_a_truncated_video_is_named_and_its_frames_are_kept(tmp_path):
+def test_a_truncated_video_is_reported_and_its_frames_are_kept(tmp_path):
     path = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     rng = np.random.default_rng(0)
@@ -461,14 +461,14 @@ def test_a_truncated_video_is_named_and_its_frames_are_kept(tmp_path):
         run(whole, tmp_path / "out")
 
 
-def test_a_stopped_video_leaves_no_half_file(tmp_path):
+def test_a_stopped_video_leaves_no_unfinished_file(tmp_path):
     film(tmp_path / "film.mp4", 12)
     with pytest.raises(Stop):
         run(tmp_path / "film.mp4", tmp_path / "out", check=stops_after(6), save=("overlay", "confidence", "json"))
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["legend.png"]
 
 
-def test_a_stopped_video_keeps_the_frames_that_are_files_of_their_own(tmp_path):
+def test_a_stopped_video_keeps_the_frames_that_have_separate_files(tmp_path):
     film(tmp_path / "film.mp4", 12)
     with pytest.raises(Stop):
         run(tmp_path / "film.mp4", tmp_path / "out", check=stops_after(6), save=("overlay", "indices", "json"))
@@ -477,7 +477,7 @@ def test_a_stopped_video_keeps_the_frames_that_are_files_of_their_own(tmp_path):
     assert len(left) > 3
 
 
-def test_a_video_that_the_disk_does_not_take_is_an_error(tmp_path):
+def test_a_video_that_is_not_fully_written_is_an_error(tmp_path):
     with video.Writer(tmp_path / "film.mp4", 10) as writer:
         for _ in range(4):
             writer.write(np.zeros((32, 48, 3), np.uint8))

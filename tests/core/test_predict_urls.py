@@ -140,7 +140,7 @@ def test_a_path_that_is_not_ascii_is_encoded(server):
     assert download._encoded("https://me:pass@bücher.de:80/ü") == "https://me:pass@xn--bcher-kva.de:80/%C3%BC"
 
 
-def test_an_image_is_downloaded_also_where_it_has_moved_to(server):
+def test_an_image_is_downloaded_also_after_a_redirect(server):
     for path in ("photo.png?size=full#top", "moved"):
         np.testing.assert_array_equal(read(f"{server.url}/{path}"), PICTURE)
     assert server.seen == ["/photo.png?size=full", "/moved", "/photo.png"]
@@ -163,7 +163,7 @@ def test_an_image_is_downloaded_also_where_it_has_moved_to(server):
         ("to_ftp", r"redirects to ftp://127\.0\.0\.1/photo\.png, which is not an http"),
     ],
 )
-def test_what_is_no_image_or_breaks_its_word_is_named(server, path, said):
+def test_invalid_responses_are_refused_with_the_reason(server, path, said):
     with pytest.raises(OcrnetError, match=said) as caught:
         read(f"{server.url}/{path}")
     assert path in str(caught.value)
@@ -171,7 +171,7 @@ def test_what_is_no_image_or_breaks_its_word_is_named(server, path, said):
 
 
 @pytest.mark.parametrize("path", ["stall.png", "trickle.png"])
-def test_a_server_that_keeps_one_waiting_is_left(server, path, monkeypatch):
+def test_a_slow_server_is_given_up(server, path, monkeypatch):
     monkeypatch.setattr(download, "MOST_SECONDS", 0.3)
     begun = time.monotonic()
     with pytest.raises(OcrnetError, match=r"was not downloaded within 0\.3 seconds|timed out"):
@@ -179,14 +179,14 @@ def test_a_server_that_keeps_one_waiting_is_left(server, path, monkeypatch):
     assert time.monotonic() - begun < 3
 
 
-def test_an_answer_without_an_end_is_cut_off(server, monkeypatch):
+def test_an_endless_response_is_cut_off(server, monkeypatch):
     monkeypatch.setattr(download, "MOST_BYTES", 2**20)
     with pytest.raises(OcrnetError, match="is larger than 1 MiB"):
         read(f"{server.url}/endless.png")
     assert server.ended.wait(5)
 
 
-def test_no_server(monkeypatch):
+def test_a_refused_connection_is_reported(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -194,7 +194,7 @@ def test_no_server(monkeypatch):
             read(f"http://127.0.0.1:{free.getsockname()[1]}/a.png")
 
 
-def test_offline_forbids_urls_and_asks_nobody(server):
+def test_offline_refuses_urls_and_sends_no_request(server):
     with pytest.raises(OcrnetError, match=r"--offline: .*photo\.png"):
         sources.find(f"{server.url}/photo.png", "out", offline=True)
     assert server.seen == []
@@ -206,7 +206,7 @@ def test_other_urls_are_refused(url):
         sources.find(url, "out")
 
 
-def test_passwords_in_urls_are_not_repeated(server):
+def test_passwords_in_urls_are_not_printed(server):
     url = server.url.replace("://", "://user:secret@") + "/missing.png"
     with pytest.raises(OcrnetError) as caught:
         read(url)
@@ -221,6 +221,6 @@ def test_passwords_in_urls_are_not_repeated(server):
         ("a/..%2F..%2Fetc%2Fpasswd", "etc_passwd"), (".hidden", "hidden"), ("x" * 300 + ".png", "x" * 100),
     ],
 )  # fmt: skip
-def test_a_result_has_a_harmless_name(path, name):
+def test_a_result_has_a_safe_name(path, name):
     (source,) = sources.find(f"https://host/{path}", "out")
     assert source.name == name

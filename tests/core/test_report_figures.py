@@ -45,7 +45,7 @@ def slow_scores(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> 
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_boundary_f_is_what_every_pixel_against_every_other_gives(seed):
+def test_boundary_scores_equal_a_brute_force_comparison(seed):
     rng = np.random.default_rng(seed)
     size = ((33, 47), (90, 160), (64, 64))[seed % 3]  # 160x90 has a tolerance of 2 pixels
     truth = blobs(rng, size, 4)
@@ -59,7 +59,7 @@ def test_boundary_f_is_what_every_pixel_against_every_other_gives(seed):
 
 
 @pytest.mark.parametrize("reach", [1, 2, 3, 5, 9, 18])
-def test_bits_spread_over_a_disk_of_any_size(reach):
+def test_bits_spread_over_a_disk_of_the_given_radius(reach):
     bits = np.where(np.random.default_rng(reach).random((23, 40)) < 0.03, 5, 0).astype(np.uint32)
     bits[3, 7] = 1 << 31
     slow = np.zeros_like(bits)
@@ -69,19 +69,19 @@ def test_bits_spread_over_a_disk_of_any_size(reach):
     np.testing.assert_array_equal(spread(bits, reach), slow)
 
 
-def test_more_classes_than_bits_are_matched_each_with_itself():
+def test_more_classes_than_bits_are_matched_correctly():
     truth = np.repeat(np.arange(0, 200, 5), 4)[None].repeat(9, axis=0).astype(np.uint8)
     prediction = truth.copy()
     prediction[prediction == 40] = 40 + 32  # the same bit of another number
     np.testing.assert_allclose(boundary_scores(prediction, truth, 200), slow_scores(prediction, truth, 200))
 
 
-def test_tolerance_is_three_quarters_of_a_per_cent_of_the_diagonal():
+def test_the_tolerance_is_0_75_percent_of_the_diagonal():
     assert tolerance(1024, 2048) == math.ceil(0.0075 * 2289.733608959) == 18
     assert tolerance(32, 32) == 1
 
 
-def test_what_is_left_out_makes_no_boundary_and_neither_does_the_border():
+def test_ignored_pixels_and_the_image_border_are_no_boundary():
     indices = np.zeros((6, 6), np.uint8)
     indices[:, 3:] = 1
     valid = np.ones((6, 6), bool)
@@ -91,7 +91,7 @@ def test_what_is_left_out_makes_no_boundary_and_neither_does_the_border():
     assert np.isnan(boundary_scores(np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8), 2)).all()
 
 
-def test_the_same_outline_scores_1_and_one_out_of_reach_0():
+def test_an_outline_within_the_tolerance_scores_1_and_others_0():
     truth = np.zeros((60, 60), np.uint8)  # a tolerance of 1 pixel
     truth[:, 30:] = 1
     assert boundary_scores(truth, truth, 2).tolist() == [1.0, 1.0]
@@ -112,7 +112,7 @@ def slow_error(confidence: list[float], right: list[bool]) -> float:
     return error
 
 
-def test_calibration_error_is_guos_over_the_valid_pixels_of_all_images():
+def test_the_calibration_error_matches_guo_over_the_valid_pixels_of_all_images():
     rng = np.random.default_rng(7)
     found, sure, right = Calibration(), [], []
     for _ in range(3):
@@ -128,7 +128,7 @@ def test_calibration_error_is_guos_over_the_valid_pixels_of_all_images():
     assert found.error == pytest.approx(slow_error(sure, right), rel=1e-6)
 
 
-def test_calibration_counts_certainty_in_the_last_interval_and_is_right_at_the_extremes():
+def test_calibration_counts_confidence_1_in_the_last_interval():
     found = Calibration()
     found.add(np.ones((4, 5), np.float32), np.zeros((4, 5), np.uint8), np.zeros((4, 5), np.uint8))
     assert (found.pixels[BINS - 1], found.error) == (20, 0.0)
@@ -137,7 +137,7 @@ def test_calibration_counts_certainty_in_the_last_interval_and_is_right_at_the_e
     assert math.isnan(Calibration().error)
 
 
-def test_the_order_of_images_changes_no_count():
+def test_the_calibration_error_does_not_depend_on_the_order_of_images():
     rng = np.random.default_rng(1)
     images = [(rng.random((9, 9)).astype(np.float32), blobs(rng, (9, 9), 3), blobs(rng, (9, 9), 3)) for _ in range(5)]
     forth, back = Calibration(), Calibration()
@@ -148,7 +148,7 @@ def test_the_order_of_images_changes_no_count():
     assert forth.error == back.error
 
 
-def test_a_tally_is_the_matrix_of_all_images_and_the_mean_boundary_of_those_that_have_one():
+def test_a_tally_sums_the_confusion_and_averages_the_boundary_scores():
     rng = np.random.default_rng(3)
     tally, total, edges = Tally(3), np.zeros((3, 3), np.int64), []
     for number in range(4):

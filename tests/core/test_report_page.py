@@ -56,7 +56,7 @@ def figures(tmp_path_factory) -> Figures:
     return made_up_figures(tmp_path_factory.mktemp("images"))
 
 
-def test_what_is_shown_comes_from_the_counts(figures):
+def test_the_facts_follow_from_the_confusion_matrix(figures):
     facts = figures.facts
     assert facts["images"] == facts["of"] == 8
     assert [s["why"] for s in facts["samples"]] == ["best"] * 3 + ["worst"] * 3 + ["same"] * 2
@@ -72,7 +72,7 @@ def test_what_is_shown_comes_from_the_counts(figures):
     assert facts["calibration"]["error"] == pytest.approx(abs(0.9 - right), abs=1e-6)
 
 
-def test_hostile_names_stay_text_and_nothing_is_fetched(tmp_path, figures):
+def test_hostile_names_are_escaped_and_the_page_loads_nothing(tmp_path, figures):
     run = source.read(write_run(tmp_path / "<b onclick=alert(3)>&run"))
     for text in (
         page.page(run, figures),
@@ -92,7 +92,7 @@ def test_hostile_names_stay_text_and_nothing_is_fetched(tmp_path, figures):
         assert "alert(1)</script>" not in text
 
 
-def test_the_page_has_every_part_and_its_numbers(tmp_path, figures):
+def test_the_page_has_every_section_and_its_numbers(tmp_path, figures):
     run = source.read(write_run(tmp_path / "run"))
     text = page.page(run, figures)
     ids = [attributes["id"] for tag, attributes in Page(text).elements if tag == "section"]
@@ -106,14 +106,14 @@ def test_the_page_has_every_part_and_its_numbers(tmp_path, figures):
     assert 'http-equiv="refresh"' not in lone
 
 
-def test_without_regions_the_page_lacks_that_part_alone(tmp_path, figures):
+def test_without_regions_only_that_section_is_missing(tmp_path, figures):
     facts = figures.facts | {"ocr": None}
     text = page.page(source.read(write_run(tmp_path / "run")), Figures(facts, figures.arrays))
     assert "Object regions (OCR)" not in text
     assert 'id="images"' in text
 
 
-def test_nothing_of_the_machine_and_no_key_lands_on_the_page(tmp_path, figures, monkeypatch):
+def test_credentials_and_paths_of_the_machine_are_not_on_the_page(tmp_path, figures, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
     folder = write_run(
         tmp_path / "run", data_url="s3://bucket/a?X-Amz-Signature=abcdef", train_url="s3://k:pw123@bucket/x"
@@ -127,7 +127,7 @@ def test_nothing_of_the_machine_and_no_key_lands_on_the_page(tmp_path, figures, 
     assert "…/camvid" in page.page(run, figures)
 
 
-def test_half_written_and_foreign_lines_are_passed_over(tmp_path):
+def test_unfinished_and_invalid_lines_are_skipped(tmp_path):
     folder = write_run(tmp_path / "run")
     whole = source.read(folder)
     with (folder / "metrics.jsonl").open("ab") as file:
@@ -142,7 +142,7 @@ def test_half_written_and_foreign_lines_are_passed_over(tmp_path):
     Page(page.page(found, None))
 
 
-def test_values_that_are_missing_or_odd_are_gaps(tmp_path):
+def test_missing_and_invalid_values_are_gaps(tmp_path):
     folder = write_run(tmp_path / "run")
     rows = [
         {"kind": "train", "step": 40, "loss": None, "memory_bytes": "many", "seconds_per_step": 0},
@@ -156,14 +156,14 @@ def test_values_that_are_missing_or_odd_are_gaps(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["nothing", "a file"])
-def test_what_is_no_run_is_named(tmp_path, what):
+def test_a_path_that_is_not_a_run_is_refused(tmp_path, what):
     path = tmp_path / "x"
     path.write_text("") if what == "a file" else path.mkdir()
     with pytest.raises(OcrnetError, match=r"is not a (run )?folder.*give the save_dir"):
         build.make(ReportOptions([path]), print)
 
 
-def test_a_comparison_puts_the_classes_that_moved_first(tmp_path):
+def test_a_comparison_lists_the_most_changed_classes_first(tmp_path):
     runs = [source.read(write_run(tmp_path / name, gain=gain)) for name, gain in (("one", 0.0), ("two", 0.05))]
     text = compare.page(runs, [None, None])
     table = text.split('id="classes"')[1].split("</section>")[0]
@@ -184,12 +184,12 @@ def test_a_comparison_shows_the_same_images_and_the_keys_that_differ(tmp_path, f
     assert 'id="images"' not in compare.page(runs, [figures, other])
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path):
+def test_runs_with_the_same_name_get_distinct_names(tmp_path):
     runs = [source.read(write_run(tmp_path / name / "run")) for name in ("a", "b")]
     assert compare.distinct(runs) == ["a/run", "b/run"]
 
 
-def test_the_card_says_what_the_page_says_and_an_edited_one_is_kept(tmp_path, figures):
+def test_the_card_has_the_numbers_of_the_page_and_an_edited_card_is_kept(tmp_path, figures):
     run = source.read(write_run(tmp_path / "run"))
     text = card.card(run, figures)
     assert f"| mean IoU | {100 * figures.scores.mean_iou:.2f} |" in text
@@ -204,7 +204,7 @@ def test_the_card_says_what_the_page_says_and_an_edited_one_is_kept(tmp_path, fi
     assert path.read_text().endswith("by hand\n")
 
 
-def test_images_that_are_not_here_are_left_out_and_said_unless_asked_for(tmp_path):
+def test_missing_images_are_omitted_with_a_message_unless_requested(tmp_path):
     folder, said = write_run(tmp_path / "run"), []
     written = build.make(ReportOptions([folder]), said.append)
     assert written == [folder / "report.html", folder / "MODEL_CARD.md"]
@@ -237,7 +237,7 @@ def test_mistakes_are_named(tmp_path, argv, message):
         build.watch(ReportOptions([runs[0]], report_filter=ReportFilter(images=1)), print)
 
 
-def test_names_are_said_without_control_characters(tmp_path, capsys):
+def test_names_are_printed_without_control_characters(tmp_path, capsys):
     folder = write_run(tmp_path / "a\x1b[2J\nb")
     assert main(["report", str(folder)]) == 0
     assert main(["report", f"{folder}c"]) == 2
@@ -248,13 +248,13 @@ def test_names_are_said_without_control_characters(tmp_path, capsys):
     assert "\x1b" not in said.out + said.err
 
 
-def test_runs_stand_anywhere_on_the_command_line_and_a_bare_flag_takes_none():
+def test_runs_may_be_anywhere_on_the_command_line():
     args = parse("report", ["--watch", "a", "--set", "eval.flip=True", "b", "--curves_only", "False", "c"])
     assert args.inputs == ("a", "b", "c")
     assert args.options == {"watch": "True", "curves_only": "False"}
 
 
-def test_a_page_that_cannot_be_written_is_said_and_an_older_one_stays(tmp_path, monkeypatch):
+def test_a_page_that_cannot_be_written_is_an_error_and_the_older_one_is_kept(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run")
     output = build.make(ReportOptions([folder], curves_only=True), print)[0]
     before = output.read_bytes()
@@ -304,7 +304,7 @@ def test_watch_writes_a_last_page_when_it_is_interrupted(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_many_classes_do_not_make_a_page_of_many_megabytes():
+def test_a_confusion_matrix_of_many_classes_stays_small():
     counts = (np.eye(150, dtype=np.int64) * 1000 + (np.arange(150)[:, None] + 1 == np.arange(150))).tolist()
     drawn = charts.heat(counts, [f"class {i}" for i in range(150)])
     assert drawn.count("<title>") == 150 + 149
@@ -328,6 +328,6 @@ def test_axes_have_round_numbers_and_long_curves_keep_their_peaks():
     assert [charts.short(n) for n in (800, 20_000, 1_500_000)] == ["800", "20k", "1.5M"]
 
 
-def test_curves_only_takes_nothing_about_the_images(tmp_path):
+def test_curves_only_contradicts_flags_about_images(tmp_path):
     with pytest.raises(OcrnetError, match="--curves_only does not evaluate images"):
         build.make(ReportOptions([tmp_path], curves_only=True, report_filter=ReportFilter(images=3)), print)

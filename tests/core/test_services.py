@@ -75,7 +75,7 @@ def row(step: int, kind: str = "train") -> dict:
     return {"kind": kind, "step": step, "loss": step / 2, "skipped": 0, "nothing": None}
 
 
-def test_what_is_measured_and_drawn_arrives(notes, tmp_path, capfd):
+def test_metrics_and_samples_reach_the_tracker(notes, tmp_path, capfd):
     run = start(tmp_path / "myrun")
     run.record(row(1))
     run.sample("a/b", 1, np.zeros((4, 4, 3), np.uint8))
@@ -89,7 +89,7 @@ def test_what_is_measured_and_drawn_arrives(notes, tmp_path, capfd):
     assert "a-secret-key" not in "".join(p.read_text() for p in (tmp_path / "myrun").rglob("*.[jly]*"))
 
 
-def test_a_resumed_run_goes_on_there_and_nothing_is_told_twice(notes, tmp_path):
+def test_a_resumed_run_continues_its_tracker_run_without_duplicate_rows(notes, tmp_path):
     run = start(tmp_path / "myrun")
     for step in (1, 2, 3):
         run.record(row(step))
@@ -108,7 +108,7 @@ def test_a_resumed_run_goes_on_there_and_nothing_is_told_twice(notes, tmp_path):
     assert read(notes)[-1] == {"finish": 1}
 
 
-def test_one_that_fails_is_told_of_once_and_left_alone(notes, tmp_path, monkeypatch, capfd):
+def test_a_tracker_that_fails_is_reported_once_and_switched_off(notes, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("FAILS_IN", "log")
     run = start(tmp_path / "myrun")
     for step in range(1, 6):
@@ -121,7 +121,7 @@ def test_one_that_fails_is_told_of_once_and_left_alone(notes, tmp_path, monkeypa
     assert "a-secret-key" not in run.log.with_name("wandb.log").read_text()
 
 
-def test_one_that_stalls_is_told_of_once_and_never_waited_for(notes, tmp_path, monkeypatch, capfd):
+def test_a_tracker_that_stalls_is_reported_once_and_never_waited_for(notes, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HANGS_IN", "log")
     monkeypatch.setattr(client, "SILENT_SECONDS", 0.5)
     run = start(tmp_path / "myrun")
@@ -137,7 +137,7 @@ def test_one_that_stalls_is_told_of_once_and_never_waited_for(notes, tmp_path, m
     assert capfd.readouterr().out.count("wandb: no reply for 0 s; switched off") == 1
 
 
-def test_a_full_pipe_is_a_stall_too(notes, tmp_path, monkeypatch, capfd):
+def test_a_full_pipe_counts_as_a_stalled_tracker(notes, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HANGS_IN", "log")
     run = start(tmp_path / "myrun")
 
@@ -157,7 +157,7 @@ def test_a_full_pipe_is_a_stall_too(notes, tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out.count("wandb: it no longer accepts data; switched off") == 1
 
 
-def test_the_end_waits_only_so_long(notes, tmp_path, monkeypatch, capfd):
+def test_the_end_of_a_run_waits_a_bounded_time(notes, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HANGS_IN", "finish")
     monkeypatch.setattr(client, "FINISH_SECONDS", 0.5)
     run = start(tmp_path / "myrun")
@@ -168,7 +168,7 @@ def test_the_end_waits_only_so_long(notes, tmp_path, monkeypatch, capfd):
     assert "wandb: not all data was sent within 0 s" in capfd.readouterr().out
 
 
-def test_one_that_cannot_begin_ends_a_fresh_run_but_not_a_resumed_one(notes, tmp_path, monkeypatch, capfd):
+def test_a_tracker_that_cannot_start_ends_a_fresh_run_but_not_a_resumed_one(notes, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("FAILS_IN", "init")
     message = r"trackers: wandb cannot start: RuntimeError: no route to \*\*\*; work offline"
     with pytest.raises(OcrnetError, match=message):
@@ -178,7 +178,7 @@ def test_one_that_cannot_begin_ends_a_fresh_run_but_not_a_resumed_one(notes, tmp
     assert capfd.readouterr().out.count("RuntimeError: no route to ***; metrics.jsonl has all data") == 1
 
 
-def test_training_tells_the_services_of_its_config(notes, tmp_path, monkeypatch):
+def test_training_starts_the_trackers_of_its_config(notes, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "modules")
     cfg = Config(save_dir=str(tmp_path / "myrun"), trackers=("wandb",), run_name="first")
     engine = SimpleNamespace(world=World(), startup_messages=())
@@ -186,7 +186,7 @@ def test_training_tells_the_services_of_its_config(notes, tmp_path, monkeypatch)
     assert [note.get("name", "end") for note in read(notes)] == ["first", "end"]
 
 
-def test_a_killed_run_leaves_what_it_told(notes, tmp_path, monkeypatch):
+def test_the_rows_of_a_killed_run_reach_the_tracker(notes, tmp_path, monkeypatch):
     """Its process gets SIGKILL; what speaks to the service hears of it, says so there, and ends."""
     monkeypatch.setenv("HANGS_IN", "log")
     monkeypatch.setenv("HANGS_FOR", "0.5")  # the run is gone when it could be answered
@@ -202,12 +202,12 @@ def test_a_killed_run_leaves_what_it_told(notes, tmp_path, monkeypatch):
     assert read(notes)[1:] == [{"log": {"train/loss": 0.5}, "step": 1}, {"finish": 1}]
 
 
-def test_other_ranks_tell_nobody(notes, tmp_path):
+def test_other_ranks_start_no_tracker(notes, tmp_path):
     Run(tmp_path, rank=1).open_services(["wandb"], project="p", run_name="", fresh=True)
     assert not notes.exists()
 
 
-def test_a_missing_package_is_named_with_its_cure(tmp_path, monkeypatch):
+def test_a_missing_tracker_package_is_reported_with_its_install_command(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     os.mkdir(tmp_path / "wandb")  # where wandb keeps its files

@@ -41,7 +41,7 @@ def test_a_second_signal_exits_at_once(process):
     assert process.wait(timeout=10) == 128 + signal.SIGTERM
 
 
-def test_signals_right_behind_the_first_are_of_the_same_request(process):
+def test_signals_within_a_second_of_the_first_are_one_request(process):
     ask(process, signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):  # a dying mpirun's, a terminal's
         time.sleep(0.01)

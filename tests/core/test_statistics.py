@@ -41,7 +41,7 @@ def test_sound_files_are_counted(own, workers):
     assert "\nignored: 25.00 % of all pixels" in said
 
 
-def test_what_is_wrong_is_named_and_the_rest_goes_on(own):
+def test_problems_are_reported_and_the_other_files_are_counted(own):
     image = own / "images/train/1.png"
     image.write_bytes(image.read_bytes()[:40])
     write_png(own / "labels/train/2.png", np.zeros((20, 31), np.uint8))
@@ -56,7 +56,7 @@ def test_what_is_wrong_is_named_and_the_rest_goes_on(own):
     assert statistics.text(report, dataset.classes).count("problem: ") == 3
 
 
-def test_masks_of_0_and_255_are_told_that_255_is_left_out(own):
+def test_masks_of_0_and_255_get_a_hint_that_255_is_ignored(own):
     for name in range(4):
         write_png(own / f"labels/train/{name}.png", np.where(np.eye(20, 30) > 0, 0, 255).astype(np.uint8))
     report, dataset = inspect(own)
@@ -67,7 +67,7 @@ def test_masks_of_0_and_255_are_told_that_255_is_left_out(own):
     assert report.problems == ["no pixel of the 4 images is labeled; all pixels are ignored"]
 
 
-def test_class_weights_are_those_of_the_formula():
+def test_class_weights_follow_the_formula():
     report = statistics.Report(np.array([9000, 1000]), np.array([1, 1]))
     raw = 1 / np.log(1.02 + np.array([0.9, 0.1]))
     np.testing.assert_allclose(report.class_weights, raw / (0.9 * raw[0] + 0.1 * raw[1]))

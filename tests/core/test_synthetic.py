@@ -43,7 +43,7 @@ def test_the_layout_is_that_of_cityscapes(root):
     assert not open_dataset("cityscapes", root, "test", labels=False).labeled
 
 
-def test_the_colors_are_those_of_the_ids(root):
+def test_the_color_files_match_the_ids(root):
     folder = root / "gtFine/train/demo"
     ids, color = (read_label(folder / "demo_000000_000019_gtFine_labelIds.png"),
                    read_image(folder / "demo_000000_000019_gtFine_color.png"))  # fmt: skip
@@ -70,7 +70,7 @@ def test_seeds_splits_and_numbers_give_different_scenes(root, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(32, 64), (96, 160)])
-def test_any_eight_scenes_hold_every_class_and_ignored_ids(size):
+def test_eight_consecutive_scenes_contain_every_class_and_ignored_ids(size):
     counts = np.zeros(256, int)
     for index in range(3, 11):
         image, ids = scene.draw(size, np.random.default_rng((9, index)), index=index)
@@ -91,7 +91,7 @@ def test_odd_sizes_are_drawn(size):
     assert len(np.unique(ids)) > 8
 
 
-def test_classes_can_be_told_apart_by_color():
+def test_classes_differ_in_color():
     """Something can be learnt: the mean colors of large classes are far from each other."""
     image, ids = scene.draw((128, 256), np.random.default_rng(3), index=0)
     means = [image[ids == ID[name]].mean(0) for name in ("sky", "road", "vegetation", "ego vehicle")]

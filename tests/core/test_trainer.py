@@ -81,7 +81,7 @@ def rows(run):
     return [json.loads(line) for line in run.metrics.read_text().splitlines()]
 
 
-def test_segments_stop_where_something_is_due(dataset, tmp_path):
+def test_segments_end_at_each_log_line_evaluation_and_checkpoint(dataset, tmp_path):
     engine = CountingEngine()
     run, progress = drive(engine, dataset, tmp_path / "out")
     assert engine.segments == [4, 1, 1, 2, 2]  # 4 log, 5 save, 6 evaluate, 8 log, 10 the end: all three
@@ -90,14 +90,14 @@ def test_segments_stop_where_something_is_due(dataset, tmp_path):
     assert [checkpoint.step_of(path) for path in checkpoint.steps(run.checkpoints)] == [10]
 
 
-def test_an_interval_longer_than_the_run_means_at_its_end(dataset, tmp_path):
+def test_an_interval_longer_than_the_run_applies_at_its_end(dataset, tmp_path):
     engine = CountingEngine()
     run, _ = drive(engine, dataset, tmp_path / "out", log_interval=99, save_interval=99, eval_interval=99)
     assert engine.segments == [10]
     assert [(row["kind"], row["step"]) for row in rows(run)] == [("train", 10), ("eval", 10)]
 
 
-def test_the_best_is_kept_and_remembered(dataset, tmp_path):
+def test_the_best_checkpoint_is_saved_and_recorded(dataset, tmp_path):
     engine = CountingEngine(good=6)
     run, progress = drive(engine, dataset, tmp_path / "out", eval_interval=2, save_interval=99)
     best = checkpoint.load(run.checkpoints / checkpoint.file_name(CONFIG.backbone.width, "best"))
@@ -112,7 +112,7 @@ def test_the_best_is_kept_and_remembered(dataset, tmp_path):
     ("option", "framework", "written"),
     [(None, "counting", False), (None, "mindspore", True), (True, "counting", True), (False, "mindspore", False)],
 )
-def test_weights_for_mindspore_beside_each_checkpoint(dataset, tmp_path, monkeypatch, option, framework, written):
+def test_mindspore_weights_are_saved_next_to_each_checkpoint(dataset, tmp_path, monkeypatch, option, framework, written):
     monkeypatch.setattr(CountingEngine, "versions", {framework: "1"})
     old = tmp_path / "out/checkpoint" / checkpoint.file_name(CONFIG.backbone.width, "best")
     old.parent.mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_a_worse_model_after_a_resume_does_not_replace_the_best(dataset, tmp_pat
     assert not (run.checkpoints / checkpoint.file_name(CONFIG.backbone.width, "best")).exists()
 
 
-def test_a_bad_step_is_counted_and_its_images_named(dataset, tmp_path):
+def test_a_skipped_step_is_counted_and_its_images_are_logged(dataset, tmp_path):
     run, progress = drive(CountingEngine(bad=(2, 6)), dataset, tmp_path / "out")
     assert (progress.skipped, progress.skipped_in_row) == (2, 0)
     said = [line for line in run.log.read_text().splitlines() if "not finite" in line]
@@ -149,7 +149,7 @@ def test_a_bad_step_is_counted_and_its_images_named(dataset, tmp_path):
     assert losses == pytest.approx({step: 0.5 + 0.1 * np.mean(steps) for step, steps in wanted.items()})
 
 
-def test_too_many_bad_steps_in_a_row_end_the_run(dataset, tmp_path):
+def test_too_many_skipped_steps_in_a_row_end_the_run(dataset, tmp_path):
     with pytest.raises(
         OcrnetError, match=r"3 steps in a row had a loss or gradient that is not finite.* before step 4,"
     ):
@@ -158,7 +158,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(("bad", "saved"), [((4,), [5, 10]), ((3, 4), [10]), ((8, 9), [5, 10])])
-def test_a_series_of_bad_steps_pushes_no_sound_checkpoint_out(dataset, tmp_path, bad, saved):
+def test_no_checkpoint_is_saved_within_a_series_of_skipped_steps(dataset, tmp_path, bad, saved):
     run, _ = drive(CountingEngine(bad=bad), dataset, tmp_path / "out", keep_checkpoint=0)
     assert [checkpoint.step_of(path) for path in checkpoint.steps(run.checkpoints)] == saved
 
@@ -174,7 +174,7 @@ def never_stopped(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 6, 7])
-def test_a_run_stopped_anywhere_ends_like_the_run_never_stopped(dataset, never_stopped, tmp_path, step):
+def test_a_run_stopped_and_resumed_at_any_step_ends_like_an_uninterrupted_one(dataset, never_stopped, tmp_path, step):
     """Also where the stop comes before the evaluation that is due at its step (6)."""
     whole, progress = never_stopped
     engine = CountingEngine(good=8, bad=(2,), stops=(step,))
@@ -217,7 +217,7 @@ def test_a_state_that_is_not_finite_is_never_saved(dataset, tmp_path):
     assert list((tmp_path / "out/checkpoint").iterdir()) == []
 
 
-def test_unreadable_images_are_said_once_counted_and_capped(dataset, tmp_path):
+def test_unreadable_images_are_logged_once_and_limited_in_number(dataset, tmp_path):
     class Reading(CountingEngine):
         errors: tuple = ("a.png is damaged",)
 
@@ -240,7 +240,7 @@ def test_without_evaluation_nothing_is_evaluated(dataset, tmp_path):
     assert {row["kind"] for row in rows(run)} == {"train"}
 
 
-def test_duration():
+def test_durations_are_formatted():
     assert duration(59.6) == "0:01:00"
     assert duration(3723) == "1:02:03"
     assert duration(2 * 86400 + 5) == "2 d 0:00:05"

@@ -22,7 +22,7 @@ def saved(path, tensors, **config):
     return path
 
 
-def test_our_checkpoint_tells_its_network(tmp_path, state):
+def test_our_checkpoint_stores_its_network(tmp_path, state):
     head = OcrHead(channels=16, key_channels=8, variant="mmseg", align_corners=True)
     cfg = as_dict(Config(backbone=Backbone(width=4), ocr_head=head))
     found = weights.read(
@@ -49,7 +49,7 @@ def test_something_else_is_refused(tmp_path):
         weights.read(tmp_path / "nowhere.safetensors")
 
 
-def test_the_backbone_alone_is_taken_and_the_rest_is_counted(tmp_path, state):
+def test_only_the_backbone_is_loaded_and_the_rest_is_counted(tmp_path, state):
     path = saved(tmp_path / "a.safetensors", state)
     found, report = weights.read_backbone(path, ARCH)
     assert set(found) == {name for name in state if architecture.is_backbone(name)}
@@ -68,7 +68,7 @@ def test_a_backbone_that_does_not_fit_is_refused(tmp_path, state):
         weights.read_backbone(tmp_path / "none.pth", ARCH)
 
 
-def test_wrappers_are_peeled_and_counters_left_out():
+def test_wrapper_prefixes_are_removed_and_counters_are_dropped():
     one = np.zeros(1, np.float32)
     names = ["module.model.conv1.weight", "model.bn1.weight", "bn1.bias"]
     dropped = ["model.bn1.num_batches_tracked", "loss.criterion.weight", "module.loss.criterion.weight"]

@@ -73,7 +73,7 @@ def test_a_file_is_worded_plainly(path):
     assert unplain(path) == []
 
 
-def test_a_word_of_the_list_is_found(tmp_path):
+def test_words_of_the_list_are_found(tmp_path):
     module = tmp_path / "module.py"
     module.write_text('"""The user is told."""\nx_told = 1  # beside it\ny = "anew"\nground_truth = "the ground truth"\n')
     text = module.read_text()

@@ -29,7 +29,7 @@ with ProgressBar(10, 2) as bar:
 """
 
 
-def test_no_bar_where_there_is_no_terminal(capsys):
+def test_no_progress_bar_without_a_terminal(capsys):
     with ProgressBar(10, 0) as bar:
         bar.advance()
         bar.figures(ROW | {"images_per_second": 1.0, "memory_bytes": 1})
@@ -38,7 +38,7 @@ def test_no_bar_where_there_is_no_terminal(capsys):
     assert capsys.readouterr().out.strip() == "a log line"
 
 
-def test_a_bar_on_a_terminal():
+def test_a_progress_bar_on_a_terminal():
     inner = [sys.executable, "-c", ON_A_TERMINAL]
     outer = [sys.executable, "-c", f"import pty; pty.spawn({inner!r})"]
     env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "140", "NO_COLOR": "1"}
@@ -61,7 +61,7 @@ def test_curves_are_drawn_from_the_metrics(tmp_path):
     assert (tmp_path / "none.png").read_bytes() != (tmp_path / "curves.png").read_bytes()
 
 
-def test_measurements_and_samples_reach_tensorboard(tmp_path):
+def test_metrics_and_samples_are_written_to_tensorboard(tmp_path):
     run = Run(tmp_path / "out")
     run.open_board(0)
     run.record(ROW)
