@@ -121,7 +121,9 @@ MUTATIONS = (
         "tests/core/test_checkpoint_folder.py::test_newest_valid_skips_damaged_checkpoints",
     ),
     Mutation(
-        "verify-checkpoint-digest", condition(False), "tests/core/test_checkpoint.py::test_every_flipped_bit_is_detected"
+        "verify-checkpoint-digest",
+        condition(False),
+        "tests/core/test_checkpoint.py::test_every_flipped_bit_is_detected",
     ),
     Mutation(
         "rename-checkpoint-when-complete",
@@ -352,9 +354,13 @@ MUTATIONS = (
         edit(r"= (\w+)\.with_name.*", r"= \1"),
         f"{CACHE}::test_a_process_killed_while_writing_leaves_no_pair",
     ),
-    Mutation("decode-changed-source", condition(False), f"{CACHE}::test_a_changed_source_is_decoded_again_into_the_same_file"),
     Mutation(
-        "do-not-cache-changing-source", condition(True), f"{CACHE}::test_a_source_that_changes_while_it_is_read_is_not_cached"
+        "decode-changed-source", condition(False), f"{CACHE}::test_a_changed_source_is_decoded_again_into_the_same_file"
+    ),
+    Mutation(
+        "do-not-cache-changing-source",
+        condition(True),
+        f"{CACHE}::test_a_source_that_changes_while_it_is_read_is_not_cached",
     ),
     Mutation(
         "cache-per-class-table",
@@ -379,14 +385,18 @@ MUTATIONS = (
         f"{TRACKERS}::test_a_tracker_that_stalls_is_reported_once_and_never_waited_for",
     ),
     Mutation(
-        "never-wait-for-tracker-pipe", edit(r", False", r", True"), f"{TRACKERS}::test_a_full_pipe_counts_as_a_stalled_tracker"
+        "never-wait-for-tracker-pipe",
+        edit(r", False", r", True"),
+        f"{TRACKERS}::test_a_full_pipe_counts_as_a_stalled_tracker",
     ),
     Mutation(
         "tracker-survives-killed-run",
         edit(r"contextlib\.suppress\(BrokenPipeError\)", r"contextlib.nullcontext()"),
         f"{TRACKERS}::test_the_rows_of_a_killed_run_reach_the_tracker",
     ),
-    Mutation("scrub-tracker-messages", delete, f"{TRACKERS}::test_a_tracker_that_fails_is_reported_once_and_switched_off"),
+    Mutation(
+        "scrub-tracker-messages", delete, f"{TRACKERS}::test_a_tracker_that_fails_is_reported_once_and_switched_off"
+    ),
     Mutation(
         "bound-url-download-time",
         edit(r"\.join\(\w+\)", r".join()"),
@@ -401,12 +411,12 @@ MUTATIONS = (
     Mutation("bound-url-image-pixels", condition(False), f"{URLS}::test_invalid_responses_are_refused_with_the_reason"),
     Mutation("redirect-to-http-only", condition(False), f"{URLS}::test_invalid_responses_are_refused_with_the_reason"),
     Mutation(
-        "detect-truncated-video", condition(True), f"{FILES}::test_a_truncated_video_is_reported_and_its_frames_are_kept"
+        "detect-truncated-video",
+        condition(True),
+        f"{FILES}::test_a_truncated_video_is_reported_and_its_frames_are_kept",
     ),
     Mutation("remove-unfinished-video", delete, f"{FILES}::test_a_stopped_video_leaves_no_unfinished_file"),
-    Mutation(
-        "count-written-frames", condition(False), f"{FILES}::test_a_video_that_is_not_fully_written_is_an_error"
-    ),
+    Mutation("count-written-frames", condition(False), f"{FILES}::test_a_video_that_is_not_fully_written_is_an_error"),
     Mutation(
         "validate-written-zip", condition(False), f"{SUBMIT}::test_what_was_written_is_read_back_before_it_has_its_name"
     ),

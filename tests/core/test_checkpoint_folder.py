@@ -55,7 +55,9 @@ def test_a_reader_finds_a_complete_checkpoint_at_any_moment_of_saving(tmp_path):
     path = tmp_path / checkpoint.file_name(18, "best")
     writer = run_python(SAVE_REPEATEDLY, path)
     writer.stdout.readline()
-    reader = run_python(LOAD_FOR_FIVE_SECONDS, path)  # a separate process, as a truncated memory map ends it with SIGBUS
+    reader = run_python(
+        LOAD_FOR_FIVE_SECONDS, path
+    )  # a separate process, as a truncated memory map ends it with SIGBUS
     steps, _ = reader.communicate()
     writer.kill()
     writer.communicate()
@@ -232,9 +234,14 @@ def test_resuming_from_a_ckpt_uses_the_safetensors_file_next_to_it(tmp_path):
     assert checkpoint.resolve_state(path) == (path, None)
     assert checkpoint.resolve_state(requested)[0] == path
     requested.touch()
-    assert checkpoint.resolve_state(requested) == (path, f"{requested} holds only weights: {path.name} in its folder is used.")
+    assert checkpoint.resolve_state(requested) == (
+        path,
+        f"{requested} holds only weights: {path.name} in its folder is used.",
+    )
     path.unlink()
-    with pytest.raises(OcrnetError, match=rf"{requested.name} holds only weights, and .* {path.name}, which is missing"):
+    with pytest.raises(
+        OcrnetError, match=rf"{requested.name} holds only weights, and .* {path.name}, which is missing"
+    ):
         checkpoint.resolve_state(requested)
 
 

@@ -1,4 +1,4 @@
-"""MindSpore .ckpt files, read and written without MindSpore: format, damage, tensor names, and the network in a file."""
+"""MindSpore .ckpt files, read and written without MindSpore: format, damage, tensor names, network."""
 
 import zlib
 
@@ -12,7 +12,7 @@ from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint, ckpt, mindspore
 
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
-THEIRS = Arch(**{**ARCH.__dict__, "variant": "mindspore"})
+PUBLIC_ARCH = Arch(**{**ARCH.__dict__, "variant": "mindspore"})
 ATTENTION = "ocr_head.object_context_block.self_att"
 
 
@@ -34,7 +34,7 @@ def reversed_names():
     """Return {canonical name: name in the public MindSpore OCRNet}, by inverting our table."""
     owners = {ours: theirs for theirs, ours in mindspore.FAMILY.heads.items()}
     names = {}
-    for name in architecture.shapes(THEIRS):
+    for name in architecture.shapes(PUBLIC_ARCH):
         owner, _, part = mindspore.cell_name(name).rpartition(".")
         if architecture.is_backbone(name):
             names[name] = f"backbone.{owner}.{part}".replace(".downsample.", ".down_sample.")
@@ -51,7 +51,7 @@ def state():
 @pytest.fixture
 def public_ocrnet():
     """The tensors of a checkpoint of the public MindSpore OCRNet: weights, ImageNet classifier, optimizer state."""
-    state = architecture.init(THEIRS, 3)
+    state = architecture.init(PUBLIC_ARCH, 3)
     named = {theirs: state[ours] for ours, theirs in reversed_names().items()}
     named["backbone.classifier.weight"] = np.zeros((10, 20), np.float32)
     named["backbone.incre_modules.0.0.down_sample.1.moving_mean"] = np.zeros(128, np.float32)
@@ -208,7 +208,7 @@ def test_our_names_without_metadata_mean_the_authors_network(tmp_path, state):
     assert equal(loaded.tensors, state)
 
 
-def files(tmp_path, state, public_ocrnet):
+def write_files(tmp_path, state, public_ocrnet):
     weights.write_ckpt(tmp_path / "own.ckpt", state, {"config": {}})
     ckpt.write(tmp_path / "bare.ckpt", {mindspore.cell_name(name): array for name, array in state.items()})
     named = {name: array for name, array in public_ocrnet.items() if name in reversed_names().values()}
@@ -217,7 +217,7 @@ def files(tmp_path, state, public_ocrnet):
 
 
 def test_truncated_files_are_refused(tmp_path, state, public_ocrnet):
-    for path in files(tmp_path, state, public_ocrnet):
+    for path in write_files(tmp_path, state, public_ocrnet):
         good = path.read_bytes()
         weights.read(path)
         for length in {*(len(good) * i // 50 for i in range(50)), *range(1, 12), len(good) - 1}:
@@ -227,7 +227,7 @@ def test_truncated_files_are_refused(tmp_path, state, public_ocrnet):
 
 
 def test_files_truncated_between_two_tensors_are_refused(tmp_path, state, public_ocrnet):
-    for path in files(tmp_path, state, public_ocrnet):
+    for path in write_files(tmp_path, state, public_ocrnet):
         good, ends = path.read_bytes(), [0]
         for name, array in ckpt.read(path).items():
             ends.append(ends[-1] + len(next(ckpt._records(name, array))))
@@ -239,7 +239,7 @@ def test_files_truncated_between_two_tensors_are_refused(tmp_path, state, public
 
 
 def test_a_flipped_bit_in_our_own_file_is_detected(tmp_path, state):
-    """Only our own files always have a checksum; in others, the CRC is optional."""
+    """Only our own write_files always have a checksum; in others, the CRC is optional."""
     path = tmp_path / "own.ckpt"
     weights.write_ckpt(path, state, {"config": {}})
     good = path.read_bytes()
@@ -273,9 +273,9 @@ def test_a_renamed_tensor_is_refused(tmp_path, state, tag):
 def test_the_public_mindspore_ocrnet_is_read(tmp_path, public_ocrnet):
     ckpt.write(tmp_path / "a.ckpt", public_ocrnet)
     loaded = weights.read(tmp_path / "a.ckpt")
-    expected = architecture.init(THEIRS, 3)
+    expected = architecture.init(PUBLIC_ARCH, 3)
     zeros = {"conv3x3_ocr.0.bias": np.zeros(16, np.float32), "aux_head.0.bias": np.zeros(60, np.float32)}
-    assert (loaded.arch, loaded.meta) == (THEIRS, {})
+    assert (loaded.arch, loaded.meta) == (PUBLIC_ARCH, {})
     assert equal(loaded.tensors, expected | zeros)
 
 
@@ -310,7 +310,7 @@ def test_the_public_mindspore_ocrnet_is_read(tmp_path, public_ocrnet):
 def test_names_of_the_public_mindspore_ocrnet(theirs, ours):
     one = np.zeros(1, np.float32)
     assert ours in mindspore.FAMILY.canonical({theirs: one}).tensors
-    assert ours in architecture.shapes(THEIRS)
+    assert ours in architecture.shapes(PUBLIC_ARCH)
 
 
 @pytest.mark.parametrize("name", ["ocr_head.extra.weight", "fcn_head.conv_cat.conv.0.weight", "neck.x", "moment"])

@@ -1,4 +1,4 @@
-"""URLs in a config: valid forms, settings without effect, arguments of ModelArts, and credentials, which are refused."""
+"""URLs in a config: valid forms, settings without effect, arguments of ModelArts, and refused credentials."""
 
 import re
 import shlex

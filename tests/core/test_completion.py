@@ -1,4 +1,4 @@
-"""What a real shell makes of TAB: commands, flags, values, config keys and files."""
+"""TAB completion in real shells: commands, flags, values, config keys and files."""
 
 import os
 import pty
@@ -59,12 +59,14 @@ def test_bash_completes_commands_flags_values_and_files(folder, capsys):
 
 
 def read(terminal: int, text: str) -> str:
-    """Return what the terminal shows up to ``text``, or within ten seconds."""
-    seen, end = "", time.monotonic() + 10
-    while not seen.endswith(text) and time.monotonic() < end:
+    """Return the output of the terminal up to ``text``, or of ten seconds."""
+    output, end = "", time.monotonic() + 10
+    while not output.endswith(text) and time.monotonic() < end:
         if select.select([terminal], [], [], 0.1)[0]:
-            seen += os.read(terminal, 4096).decode().replace("\a", "")  # the bell where several fit
-    return seen
+            output += (
+                os.read(terminal, 4096).decode().replace("\a", "")
+            )  # bash rings the bell if there are several completions
+    return output
 
 
 def test_every_flag_of_every_command_is_in_each_script(capsys):

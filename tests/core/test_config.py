@@ -1,4 +1,4 @@
-"""The config: every shipped YAML loads, and every mistake is one error that names key, value, source and remedy."""
+"""The config: every shipped YAML loads, and every error in one names the key, value, source and remedy."""
 
 import dataclasses
 from pathlib import Path
@@ -30,8 +30,8 @@ def test_every_shipped_yaml_loads(path):
 
 def test_the_original_yamls_are_shipped():
     names = {p.relative_to(ROOT / "config").as_posix() for p in YAMLS}
-    wanted = {f"ocrnet/config_ocrnet_hrw{w}_{k}k.yml" for w in (18, 32, 48) for k in (8, 16)}
-    assert wanted | {"cityscapes.yml"} <= names
+    expected = {f"ocrnet/config_ocrnet_hrw{w}_{k}k.yml" for w in (18, 32, 48) for k in (8, 16)}
+    assert expected | {"cityscapes.yml"} <= names
     assert 'dataset_dir: "your cityscapes"' in (ROOT / "config/cityscapes.yml").read_text()
 
 
@@ -134,9 +134,9 @@ def test_a_missing_config_suggests_a_similar_file(tmp_path):
     ],
 )
 def test_command_line_values_are_yaml_with_scientific_notation(text, value):
-    found = loader.parse_value(text)
-    assert found == value
-    assert type(found) is type(value)
+    parsed = loader.parse_value(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 def test_every_key_has_help_and_a_valid_default():
@@ -155,7 +155,7 @@ def test_the_config_is_immutable():
 
 
 def test_the_documented_table_matches_the_schema():
-    """After a change of the schema, paste there what `config.table()` returns."""
+    """After a change of the schema, replace the table in docs/config.md by the result of `config.table()`."""
     assert (ROOT / "docs/config.md").read_text().endswith("\n" + config.table() + "\n")
 
 
@@ -177,13 +177,13 @@ def test_the_old_name_of_a_key_is_accepted_with_a_warning(old, new, tmp_path, ca
     tree = {group: {name: value}} if group else {name: value}
     (tmp_path / "run.yml").write_text(yaml.safe_dump(tree))
     cfg, _ = load_config(parse("train", ["--config", str(tmp_path / "run.yml")]))
-    found = config.value(cfg, new)
-    assert found == (tuple(value) if isinstance(value, list) else value)
+    loaded = config.value(cfg, new)
+    assert loaded == (tuple(value) if isinstance(value, list) else value)
     warning = capsys.readouterr().err
     assert all(text in warning for text in (str(tmp_path / "run.yml"), f"'{old}'", f"'{new}'"))
     (tmp_path / "new.yml").write_text("{}")
     cfg, _ = load_config(parse("train", ["--config", str(tmp_path / "new.yml"), "--set", f"{old}={value}"]))
-    assert config.value(cfg, new) == found
+    assert config.value(cfg, new) == loaded
     assert f"'{old}'" in capsys.readouterr().err
 
 
@@ -203,7 +203,7 @@ def test_a_recorded_config_gets_the_current_names():
 
 
 @pytest.mark.parametrize(
-    ("given", "current"),
+    ("misspelt", "current"),
     [
         ("drain", "cloud.push_timeout"),
         ("expects", "min_miou"),
@@ -211,9 +211,9 @@ def test_a_recorded_config_gets_the_current_names():
         ("cloud.drian", "cloud.push_timeout"),
     ],
 )
-def test_a_misspelt_old_key_leads_to_the_current_name(given, current):
+def test_a_misspelt_old_key_leads_to_the_current_name(misspelt, current):
     with pytest.raises(OcrnetError, match=current):
-        parse("train", ["--config", "run.yml", "--set", f"{given}=1"])
+        parse("train", ["--config", "run.yml", "--set", f"{misspelt}=1"])
 
 
 def test_an_old_key_given_as_a_flag_leads_to_the_current_name():

@@ -1,4 +1,4 @@
-"""Datasets: the tables, the layouts, and what is said about every way in which they can be wrong."""
+"""Datasets: class tables, folder layouts, and the message for every error in them."""
 
 import pickle
 import typing
@@ -16,7 +16,7 @@ IMAGE, LABEL = np.full((6, 8, 3), 90, np.uint8), np.zeros((6, 8), np.uint8)
 
 @pytest.fixture
 def streets(tmp_path):
-    """A Cityscapes of two cities with three images each in train and val, and a test split without labels."""
+    """A Cityscapes folder of two cities with three images each in train and val, and a test split without labels."""
     root = tmp_path / "streets"
     for split in ("train", "val", "test"):
         for city in ("ulm", "aachen"):
@@ -40,7 +40,7 @@ def own(tmp_path):
     return root
 
 
-def fails(name, root, split="train", **options) -> str:
+def open_error(name, root, split="train", **options) -> str:
     with pytest.raises(OcrnetError) as caught:
         open_dataset(name, root, split, **options)
     return str(caught.value)
@@ -125,28 +125,28 @@ def test_a_split_without_labels_opens_without_them(streets):
     np.testing.assert_array_equal(test.image(5), IMAGE)
     with pytest.raises(OcrnetError, match=r"aachen_000000_000019_leftImg8bit.png was opened without a label"):
         test.read(0)
-    assert "gtFine/test does not exist; " in fails("cityscapes", streets, "test")
+    assert "gtFine/test does not exist; " in open_error("cityscapes", streets, "test")
 
 
 def test_missing_and_surplus_files_are_listed_in_one_error(streets):
     (streets / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png").unlink()
     (streets / "gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png").unlink()
     (streets / "leftImg8bit/train/aachen/aachen_000002_000019_leftImg8bit.png").unlink()
-    said = fails("cityscapes", streets)
-    assert "2 of 5 images have no label" in said
-    assert str(streets / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png") in said
-    assert "ulm_000001_000019_gtFine_labelIds.png" in said
-    assert "1 of 4 labels have no image" in said
-    assert "aachen_000002_000019_gtFine_labelIds.png" in said
+    message = open_error("cityscapes", streets)
+    assert "2 of 5 images have no label" in message
+    assert str(streets / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png") in message
+    assert "ulm_000001_000019_gtFine_labelIds.png" in message
+    assert "1 of 4 labels have no image" in message
+    assert "aachen_000002_000019_gtFine_labelIds.png" in message
 
 
 def test_a_long_list_of_missing_files_is_shortened(streets):
     for i in range(10, 30):
         write_png(streets / f"leftImg8bit/train/ulm/ulm_{i:06d}_000019_leftImg8bit.png", IMAGE)
-    said = fails("cityscapes", streets)
-    assert "20 of 26 images have no label" in said
-    assert said.count("_gtFine_labelIds.png") == 10
-    assert "and 10 more" in said
+    message = open_error("cityscapes", streets)
+    assert "20 of 26 images have no label" in message
+    assert message.count("_gtFine_labelIds.png") == 10
+    assert "and 10 more" in message
 
 
 def test_hidden_files_are_ignored(streets):
@@ -156,36 +156,36 @@ def test_hidden_files_are_ignored(streets):
 
 def test_a_wrong_root_is_refused_with_the_expected_layout(streets, tmp_path):
     for root in (tmp_path / "nowhere", "your cityscapes", ""):
-        said = fails("cityscapes", root)
-        assert f"data.dataset_dir: '{root}' does not exist" in said
-        assert "config/cityscapes.yml" in said
-        assert "--set data.dataset_dir=" in said
-        assert "leftImg8bit/SPLIT/CITY" in said
+        message = open_error("cityscapes", root)
+        assert f"data.dataset_dir: '{root}' does not exist" in message
+        assert "config/cityscapes.yml" in message
+        assert "--set data.dataset_dir=" in message
+        assert "leftImg8bit/SPLIT/CITY" in message
     (tmp_path / "file").write_text("")
-    assert "file' is not a folder" in fails("cityscapes", tmp_path / "file")
-    assert "config/cityscapes.yml" not in fails("camvid", tmp_path / "nowhere")
+    assert "file' is not a folder" in open_error("cityscapes", tmp_path / "file")
+    assert "config/cityscapes.yml" not in open_error("camvid", tmp_path / "nowhere")
 
 
 def test_a_root_one_folder_off_is_refused_with_the_right_one(streets):
     for wrong in (streets / "leftImg8bit", streets.parent, streets / "leftImg8bit/train"):
-        said = fails("cityscapes", wrong)
-        assert f"{wrong}/leftImg8bit does not exist; {wrong} holds " in said
-        assert f"did you mean data.dataset_dir={streets}?" in said
-        assert "gtFine/SPLIT/CITY" in said
+        message = open_error("cityscapes", wrong)
+        assert f"{wrong}/leftImg8bit does not exist; {wrong} holds " in message
+        assert f"did you mean data.dataset_dir={streets}?" in message
+        assert "gtFine/SPLIT/CITY" in message
 
 
 def test_a_wrong_or_empty_split_is_refused_with_the_folder_contents(streets):
-    assert "leftImg8bit holds test/, train/, val/" in fails("cityscapes", streets, "valid")
+    assert "leftImg8bit holds test/, train/, val/" in open_error("cityscapes", streets, "valid")
     (streets / "leftImg8bit/none").mkdir()
     (streets / "gtFine/none").mkdir()
-    said = fails("cityscapes", streets, "none")
-    assert "leftImg8bit/none holds no CITY/*_leftImg8bit.png; it holds nothing" in said
+    message = open_error("cityscapes", streets, "none")
+    assert "leftImg8bit/none holds no CITY/*_leftImg8bit.png; it holds nothing" in message
     write_png(streets / "leftImg8bit/none/lost_leftImg8bit.png", IMAGE)
-    assert "it holds lost_leftImg8bit.png" in fails("cityscapes", streets, "none", labels=False)
+    assert "it holds lost_leftImg8bit.png" in open_error("cityscapes", streets, "none", labels=False)
 
 
 def test_an_unknown_dataset_suggests_the_nearest(tmp_path):
-    assert "'cityscape' is not a known dataset; did you mean 'cityscapes'?" in fails("cityscape", tmp_path)
+    assert "'cityscape' is not a known dataset; did you mean 'cityscapes'?" in open_error("cityscape", tmp_path)
 
 
 # -- one sample
@@ -224,10 +224,10 @@ def test_camvid_ignores_its_last_id(own):
 
 def test_a_wrong_camvid_root_is_refused_with_the_expected_layout(tmp_path):
     (tmp_path / "CamVid").mkdir()
-    said = fails("camvid", tmp_path / "CamVid")
-    assert "CamVid/images does not exist" in said
-    assert "images/SPLIT/NAME.jpg" in said
-    assert "classes.yml" not in said
+    message = open_error("camvid", tmp_path / "CamVid")
+    assert "CamVid/images does not exist" in message
+    assert "images/SPLIT/NAME.jpg" in message
+    assert "classes.yml" not in message
 
 
 def test_ignore_label_is_ignored_in_addition_to_the_ids_of_the_layout(tmp_path):

@@ -1,4 +1,4 @@
-"""docs/weights.md: commands whose flags exist, a row for every family, and what convert can write."""
+"""docs/weights.md: its commands are valid, and its tables have every family and every target of convert."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The job files in examples/: their commands are ours, their syntax is right, and what to change is marked."""
+"""The job files in examples/: their commands and syntax are valid, and values to change are marked with CHANGE."""
 
 import shlex
 import subprocess
@@ -15,7 +15,7 @@ SHELL = ["mpirun.sh", "slurm.sbatch"]
 
 
 def command(name: str) -> list[str]:
-    """Return what follows train.py in a job file."""
+    """Return the arguments of train.py in a job file."""
     text = (EXAMPLES / name).read_text(encoding="utf-8")
     if name.endswith(".yml"):
         (worker,) = yaml.safe_load(text)["spec"]["pytorchReplicaSpecs"].values()
@@ -31,7 +31,9 @@ def test_commands_are_valid(name):
     args = flags.parse("train", command(name))
     cfg, _ = flags.load_config(args)
     assert args.options["resume_ckpt"] == "auto"
-    assert cfg.batch_size * 16 == cfg.base_batch_size  # two machines of eight cards keep the recipe's global batch
+    assert (
+        cfg.batch_size * 16 == cfg.base_batch_size
+    )  # 16 ranks, two machines of eight devices, have the global batch of the recipe
 
 
 def test_the_modelarts_job_is_a_valid_config():

@@ -1,4 +1,4 @@
-"""The public flags: frozen as a table; given values win; an unknown or doubled one is an error with a remedy."""
+"""The public flags: their table is frozen, they override the YAML, and unknown or repeated ones are errors."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ocrnet.utils.errors import OcrnetError
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "config/ocrnet/config_ocrnet_hrw32_16k.yml")
 
-# A change here is a change of what users type: update README.md, README_CN.md and CHANGELOG.md with it.
+# A change of this table changes the command line of users: update README.md, README_CN.md and CHANGELOG.md with it.
 FROZEN = {
     ("config", "train eval check submit export", None, None),
     ("device_target", "train eval predict submit report serve", "device_target", None),

@@ -1,4 +1,4 @@
-"""Ranks from the launchers' variables."""
+"""Rank and world size from the environment variables of launchers."""
 
 import pytest
 
@@ -43,6 +43,8 @@ def test_invalid_variables_are_refused(env):
 
 
 def test_msrun_without_a_node_id_is_refused():
-    env = {name: value for name, value in MSRUN.items() if name != "MS_NODE_ID"}  # RANK_ID is then the scheduler's, 0
+    env = {
+        name: value for name, value in MSRUN.items() if name != "MS_NODE_ID"
+    }  # RANK_ID is then that of the scheduler, 0
     with pytest.raises(OcrnetError, match="--node_rank"):
         read_world(env)

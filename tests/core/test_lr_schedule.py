@@ -1,4 +1,4 @@
-"""Learning-rate tables against their formulas."""
+"""Learning rates of each step, compared with their formulas."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from ocrnet.engines.lr_schedule import table
 def test_linear_with_warmup_matches_the_mindspore_implementation():
     cfg = Config(total_step=1000, warmup_step=100, lr_init=0.01, end_lr=1e-6)
     up, down = (0.01 - 1e-6) / 100, (0.01 - 1e-6) / 900
-    wanted = [1e-6 + i * up if i < 100 else 0.01 - (i - 100) * down for i in range(1000)]
-    np.testing.assert_allclose(table(cfg), wanted, rtol=1e-12)
+    expected = [1e-6 + i * up if i < 100 else 0.01 - (i - 100) * down for i in range(1000)]
+    np.testing.assert_allclose(table(cfg), expected, rtol=1e-12)
 
 
 def test_poly_without_warmup_matches_the_authors_formula():

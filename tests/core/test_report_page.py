@@ -1,4 +1,4 @@
-"""The report's page, comparison and card, from runs made up here: whole, safe to show, and true to the numbers."""
+"""The page, comparison and card of the report, from synthetic runs: complete, safe to open, with the right numbers."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """What a browser would take from a page: its elements, whether they close in order, its text."""
+    """The elements and the text of a page, as a browser reads them; checks that elements are closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -79,16 +79,16 @@ def test_hostile_names_are_escaped_and_the_page_loads_nothing(tmp_path, figures)
         page.page(run, None, note="<p>", refresh=5),
         compare.page([run, dataclasses.replace(run, name="<other>")], [figures, None]),
     ):
-        seen = Page(text)
-        assert [tag for tag, _ in seen.elements].count("script") == 1 + text.count('id="relation"')
-        assert not {tag for tag, _ in seen.elements} & {"link", "iframe", "object", "s", "u", "form", "base", "a"}
-        for tag, attributes in seen.elements:
+        parsed = Page(text)
+        assert [tag for tag, _ in parsed.elements].count("script") == 1 + text.count('id="relation"')
+        assert not {tag for tag, _ in parsed.elements} & {"link", "iframe", "object", "s", "u", "form", "base", "a"}
+        for tag, attributes in parsed.elements:
             assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
             for name in ("src", "href", "xlink:href", "srcset", "data"):
                 assert attributes.get(name, "data:").startswith("data:")
         assert "url(" not in text
         assert "@import" not in text
-        assert HOSTILE[1] in seen.text
+        assert HOSTILE[1] in parsed.text
         assert "alert(1)</script>" not in text
 
 
@@ -100,10 +100,10 @@ def test_the_page_has_every_section_and_its_numbers(tmp_path, figures):
     assert f"<b>{100 * figures.scores.mean_iou:.2f}</b>" in text
     assert text.count("data:image/") == 6 * 4 + 1 + 4
     assert len(text) < 1_000_000
-    lone = page.page(run, None)
-    assert [a["id"] for t, a in Page(lone).elements if t == "section"] == ["curves", "classes", "setup"]
-    assert "<b>30.00</b>" in lone  # the best evaluation on record
-    assert 'http-equiv="refresh"' not in lone
+    curves_only = page.page(run, None)
+    assert [a["id"] for t, a in Page(curves_only).elements if t == "section"] == ["curves", "classes", "setup"]
+    assert "<b>30.00</b>" in curves_only  # the best evaluation in metrics.jsonl
+    assert 'http-equiv="refresh"' not in curves_only
 
 
 def test_without_regions_only_that_section_is_missing(tmp_path, figures):
@@ -136,10 +136,10 @@ def test_unfinished_and_invalid_lines_are_skipped(tmp_path):
         file.write(b'{"kind": "train", "step": 40, "lo')
     (folder / "starts.jsonl").write_text('{"time": "x", "comm')
     (folder / "config.yml").write_text("a: [1")
-    found = source.read(folder)
-    assert found.train == whole.train
-    assert found.evals == whole.evals
-    Page(page.page(found, None))
+    run = source.read(folder)
+    assert run.train == whole.train
+    assert run.evals == whole.evals
+    Page(page.page(run, None))
 
 
 def test_missing_and_invalid_values_are_gaps(tmp_path):
@@ -155,10 +155,10 @@ def test_missing_and_invalid_values_are_gaps(tmp_path):
     assert not re.search(r"\b(nan|inf)\b", text.split("</style>")[1].split("<script>")[0])
 
 
-@pytest.mark.parametrize("what", ["nothing", "a file"])
-def test_a_path_that_is_not_a_run_is_refused(tmp_path, what):
+@pytest.mark.parametrize("kind", ["empty folder", "file"])
+def test_a_path_that_is_not_a_run_is_refused(tmp_path, kind):
     path = tmp_path / "x"
-    path.write_text("") if what == "a file" else path.mkdir()
+    path.write_text("") if kind == "file" else path.mkdir()
     with pytest.raises(OcrnetError, match=r"is not a (run )?folder.*give the save_dir"):
         build.make(ReportOptions([path]), print)
 
@@ -205,15 +205,15 @@ def test_the_card_has_the_numbers_of_the_page_and_an_edited_card_is_kept(tmp_pat
 
 
 def test_missing_images_are_omitted_with_a_message_unless_requested(tmp_path):
-    folder, said = write_run(tmp_path / "run"), []
-    written = build.make(ReportOptions([folder]), said.append)
+    folder, messages = write_run(tmp_path / "run"), []
+    written = build.make(ReportOptions([folder]), messages.append)
     assert written == [folder / "report.html", folder / "MODEL_CARD.md"]
-    assert any("images, confusion, boundaries and calibration are omitted" in line for line in said)
+    assert any("images, confusion, boundaries and calibration are omitted" in line for line in messages)
     assert "could not be evaluated" in written[0].read_text()
-    build.make(ReportOptions([folder], curves_only=True), said.append)
+    build.make(ReportOptions([folder], curves_only=True), messages.append)
     assert "Curves only" in written[0].read_text()
     with pytest.raises(OcrnetError, match="no checkpoint to evaluate"):
-        build.make(ReportOptions([folder], report_filter=ReportFilter(images=3)), said.append)
+        build.make(ReportOptions([folder], report_filter=ReportFilter(images=3)), messages.append)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_missing_images_are_omitted_with_a_message_unless_requested(tmp_path):
         (["--checkpoint_path", "x"], "several runs are given"),
     ],
 )
-def test_mistakes_are_named(tmp_path, argv, message):
+def test_invalid_arguments_are_refused(tmp_path, argv, message):
     runs = [write_run(tmp_path / name) for name in ("a", "b")]
     args = parse("report", [*map(str, runs), *argv])
     report_filter = ReportFilter(args.given, args.options.get("checkpoint_path"))
@@ -241,11 +241,11 @@ def test_names_are_printed_without_control_characters(tmp_path, capsys):
     folder = write_run(tmp_path / "a\x1b[2J\nb")
     assert main(["report", str(folder)]) == 0
     assert main(["report", f"{folder}c"]) == 2
-    said = capsys.readouterr()
-    assert r"a\x1b[2J\nb: images, confusion" in said.out
-    assert r"a\x1b[2J\nb/report.html" in said.out
-    assert r"a\x1b[2J" in said.err
-    assert "\x1b" not in said.out + said.err
+    output = capsys.readouterr()
+    assert r"a\x1b[2J\nb: images, confusion" in output.out
+    assert r"a\x1b[2J\nb/report.html" in output.out
+    assert r"a\x1b[2J" in output.err
+    assert "\x1b" not in output.out + output.err
 
 
 def test_runs_may_be_anywhere_on_the_command_line():
@@ -259,10 +259,10 @@ def test_a_page_that_cannot_be_written_is_an_error_and_the_older_one_is_kept(tmp
     output = build.make(ReportOptions([folder], curves_only=True), print)[0]
     before = output.read_bytes()
 
-    def full(path, data):
+    def fail_disk_full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", fail_disk_full)
     with pytest.raises(OcrnetError, match=r"cannot write .*report\.html: No space left on device"):
         build.make(ReportOptions([folder], curves_only=True), print)
     assert output.read_bytes() == before
@@ -270,7 +270,7 @@ def test_a_page_that_cannot_be_written_is_an_error_and_the_older_one_is_kept(tmp
 
 
 def test_watch_follows_a_run_and_ends_with_it(tmp_path):
-    folder, said = write_run(tmp_path / "run", steps=(10,)), []
+    folder, messages = write_run(tmp_path / "run", steps=(10,)), []
     lines = (write_run(tmp_path / "whole") / "metrics.jsonl").read_text().splitlines(keepends=True)
 
     def train() -> None:
@@ -286,11 +286,11 @@ def test_watch_follows_a_run_and_ends_with_it(tmp_path):
             time.sleep(0.4)
             file.write(lines[2][half:] + "".join(lines[3:]))
 
-    other = threading.Thread(target=train)
-    other.start()
-    output = build.watch(ReportOptions([folder]), said.append, interval=0.1)
-    other.join()
-    assert "report.html: run after step 10/30" in said[0]
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    output = build.watch(ReportOptions([folder]), messages.append, interval=0.1)
+    trainer.join()
+    assert "report.html: run after step 10/30" in messages[0]
     assert 'http-equiv="refresh"' not in output.read_text()
     assert "30 of 30 steps" in output.read_text()
 

@@ -1,4 +1,4 @@
-"""The run's folder: only rank 0 writes, a start leaves its record, a resume cuts what it will write again."""
+"""The run folder: only rank 0 writes, each start is recorded, and a resume removes the rows that it writes again."""
 
 import json
 import subprocess
@@ -68,7 +68,7 @@ def test_each_start_is_recorded(tmp_path):
 
 def test_rows_after_a_step_and_an_unfinished_row_are_removed(tmp_path):
     run = Run(tmp_path)
-    run.cut_metrics(step=3, evaluated_step=0)  # nothing there yet
+    run.cut_metrics(step=3, evaluated_step=0)  # metrics.jsonl does not exist yet
     for kind, step in (("train", 2), ("eval", 2), ("train", 4), ("train", 3), ("eval", 3)):
         run.record({"kind": kind, "step": step})
     with run.metrics.open("a") as file:

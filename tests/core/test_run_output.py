@@ -1,4 +1,4 @@
-"""What a run shows: progress bar, curves, TensorBoard, thumbnails."""
+"""The output of a run: progress bar, curves, TensorBoard, thumbnails."""
 
 import json
 import os
@@ -54,8 +54,8 @@ def test_curves_are_drawn_from_the_metrics(tmp_path):
     rows = [ROW, ROW | {"step": 10, "loss": None, "loss_aux": None, "loss_ocr": None}, SCORE]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plots.draw(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size[0] > 1000
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.size[0] > 1000
     (tmp_path / "none.jsonl").write_text("")
     plots.draw(tmp_path / "none.jsonl", tmp_path / "none.png")
     assert (tmp_path / "none.png").read_bytes() != (tmp_path / "curves.png").read_bytes()
@@ -97,6 +97,6 @@ def test_thumbnails_keep_the_classes():
 
 
 def test_a_legend_shows_every_color():
-    picture = legend(["road", "sky"], [(128, 64, 128), (70, 130, 180)])
-    colors = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+    image = legend(["road", "sky"], [(128, 64, 128), (70, 130, 180)])
+    colors = {tuple(pixel) for pixel in image.reshape(-1, 3).tolist()}
     assert {(128, 64, 128), (70, 130, 180)} <= colors

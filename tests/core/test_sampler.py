@@ -40,11 +40,11 @@ def test_a_sample_does_not_depend_on_the_order_of_access(dataset):
 
 
 def test_a_sample_has_the_documented_shapes_and_dtypes(dataset):
-    image, label, keep, unreadable = stream(dataset)[0]
+    image, label, dropout_mask, unreadable = stream(dataset)[0]
     assert unreadable == ()
     assert (image.shape, image.dtype) == ((64, 96, 3), np.uint8)
     assert (label.shape, label.dtype) == ((64, 96), np.uint8)
-    assert (keep.shape, keep.dtype) == ((16,), np.bool_)
+    assert (dropout_mask.shape, dropout_mask.dtype) == ((16,), np.bool_)
     assert image.flags.c_contiguous
     assert label.flags.c_contiguous
 
@@ -60,13 +60,13 @@ def test_each_epoch_has_every_image_once_in_its_own_order(dataset):
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
 def test_the_ranks_together_get_the_samples_of_one_rank_with_the_global_batch(ranks, accumulate_steps):
     for step in (0, 7):
-        alone = rank_sample_indices(step, batch_size=2 * ranks, accumulate_steps=accumulate_steps, world=World())
+        single = rank_sample_indices(step, batch_size=2 * ranks, accumulate_steps=accumulate_steps, world=World())
         shares = [
             rank_sample_indices(step, batch_size=2, accumulate_steps=accumulate_steps, world=World(r, ranks))
             for r in range(ranks)
         ]
         together = [[n for share in shares for n in share[m]] for m in range(accumulate_steps)]
-        assert together == alone
+        assert together == single
     flat = [
         n
         for step in range(4)
@@ -89,10 +89,10 @@ def test_val_stream_yields_every_image_once_over_all_ranks(dataset):
             shares = [[i for i, _, _ in val_stream(val, World(r, ranks), workers)] for r in range(ranks)]
             assert sorted(i for share in shares for i in share) == [0, 1, 2]
     (index, image, label), *_ = val_stream(val, World(), 2)
-    wanted_image, wanted_label = val.read(0)
+    expected_image, expected_label = val.read(0)
     assert index == 0
-    np.testing.assert_array_equal(image, wanted_image)
-    np.testing.assert_array_equal(label, wanted_label)
+    np.testing.assert_array_equal(image, expected_image)
+    np.testing.assert_array_equal(label, expected_label)
 
 
 def test_without_augmentation_a_sample_is_a_plain_crop():
@@ -111,7 +111,7 @@ def test_without_augmentation_a_sample_is_a_plain_crop():
 
 
 def test_image_and_label_are_transformed_alike():
-    """A label painted as an image: after scale, crop and flip, both still agree but for resampled edges."""
+    """An image painted from its label: after scale, crop and flip, both agree except at resampled edges."""
     label = cv2.resize(
         np.random.default_rng(5).integers(0, 10, (9, 14), np.uint8), (140, 90), interpolation=cv2.INTER_NEAREST
     )
@@ -147,14 +147,14 @@ def test_color_varies_in_the_documented_range():
     image = np.full((4, 4, 3), 100, np.uint8)
     grays = np.array([augment.vary_color(image, np.random.default_rng(n))[0, 0, 0] for n in range(2000)], int)
     untouched = (grays == 100).mean()
-    assert 0.2 < untouched < 0.3  # neither brightness nor contrast, each with probability one half
+    assert 0.2 < untouched < 0.3  # neither brightness nor contrast changes, each with probability 1/2
     assert grays.min() >= 20
     assert grays.max() <= 230
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_evaluation_prefetches_at_most_one_image_per_worker(workers):
-    """What is in memory does not grow with the number of images."""
+    """The number of images in memory does not grow with the dataset."""
 
     class Counting:
         started = 0

@@ -1,4 +1,4 @@
-"""Synthetic scenes: Cityscapes' layout, the same bytes every time, all classes, image and label as one."""
+"""Synthetic scenes: the Cityscapes layout, reproducible bytes, all classes, and images that match their labels."""
 
 import hashlib
 
@@ -92,7 +92,7 @@ def test_odd_sizes_are_drawn(size):
 
 
 def test_classes_differ_in_color():
-    """Something can be learnt: the mean colors of large classes are far from each other."""
+    """A network can learn from the scenes: the mean colors of large classes are far from each other."""
     image, ids = scene.draw((128, 256), np.random.default_rng(3), index=0)
     means = [image[ids == ID[name]].mean(0) for name in ("sky", "road", "vegetation", "ego vehicle")]
     for i, mean in enumerate(means):
@@ -117,7 +117,7 @@ def test_image_and_label_change_in_the_same_pixels():
         assert ((canvas.image == 0).all(-1) == ~changed).all(), name
 
 
-def test_mistakes_are_named(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("")
     for root in ("full", "full/file"):

@@ -1,4 +1,4 @@
-"""Passes: every pixel is covered, by windows that overlap by a third and never reach outside."""
+"""Passes: sliding windows cover every pixel, overlap by at least a third, and stay inside the image."""
 
 import itertools
 
