@@ -537,7 +537,7 @@ def mutated(mutation: Mutation) -> tuple[Path, str]:
 
 
 def run_test(test: str, files: dict[Path, str]) -> str:
-    """Run a test in a copy of the repository with other ``files``: passes, fails, times out, or why it does not run."""
+    """Run a test in a copy with replaced ``files``; return passes, fails, times out, or why it does not run."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "ocrnet"
         shutil.copytree(ROOT, copy, ignore=EXCLUDED)
@@ -551,7 +551,8 @@ def run_test(test: str, files: dict[Path, str]) -> str:
                 status: int | None = process.wait(SECONDS)
             except subprocess.TimeoutExpired:
                 status = None
-            for other in psutil.process_iter(["cmdline"]):  # what a failed test left running, and a test that hangs
+            # Kill the processes that a failed test left running, or a test that hangs.
+            for other in psutil.process_iter(["cmdline"]):
                 if any(folder in word for word in other.info["cmdline"] or ()):
                     other.kill()
             process.wait()

@@ -55,9 +55,8 @@ def test_a_reader_finds_a_complete_checkpoint_at_any_moment_of_saving(tmp_path):
     path = tmp_path / checkpoint.file_name(18, "best")
     writer = run_python(SAVE_REPEATEDLY, path)
     writer.stdout.readline()
-    reader = run_python(
-        LOAD_FOR_FIVE_SECONDS, path
-    )  # a separate process, as a truncated memory map ends it with SIGBUS
+    # Read in a separate process, as a truncated memory map ends it with SIGBUS.
+    reader = run_python(LOAD_FOR_FIVE_SECONDS, path)
     steps, _ = reader.communicate()
     writer.kill()
     writer.communicate()

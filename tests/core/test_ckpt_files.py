@@ -239,7 +239,7 @@ def test_files_truncated_between_two_tensors_are_refused(tmp_path, state, public
 
 
 def test_a_flipped_bit_in_our_own_file_is_detected(tmp_path, state):
-    """Only our own write_files always have a checksum; in others, the CRC is optional."""
+    """Only our own files always have a checksum; in other files, the CRC is optional."""
     path = tmp_path / "own.ckpt"
     weights.write_ckpt(path, state, {"config": {}})
     good = path.read_bytes()
@@ -307,7 +307,7 @@ def test_the_public_mindspore_ocrnet_is_read(tmp_path, public_ocrnet):
         (f"{ATTENTION}.out_project.conv.1.moving_variance", f"{architecture.BLOCK}.f_up.1.0.running_var"),
     ],
 )
-def test_names_of_the_public_mindspore_ocrnet(theirs, ours):
+def test_names_of_the_public_mindspore_ocrnet_are_mapped(theirs, ours):
     one = np.zeros(1, np.float32)
     assert ours in mindspore.FAMILY.canonical({theirs: one}).tensors
     assert ours in architecture.shapes(PUBLIC_ARCH)
@@ -347,7 +347,7 @@ def test_an_unexpected_tensor_in_our_namespace_is_refused(tmp_path, state):
         weights.read(tmp_path / "a.ckpt")
 
 
-def test_something_else_is_refused(tmp_path):
+def test_a_file_of_another_network_is_refused(tmp_path):
     ckpt.write(tmp_path / "a.ckpt", {"fc.weight": np.zeros((3, 3), np.float32)})
     with pytest.raises(OcrnetError, match=r"a\.ckpt: .*not from an OCRNet"):
         weights.read(tmp_path / "a.ckpt")

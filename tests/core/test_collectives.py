@@ -44,7 +44,10 @@ class LostRankError(Exception):
 
 
 class Exchange:
-    """The collectives of ranks that are threads; `errors` lists wrong uses, such as different ones at the same time."""
+    """The collectives of ranks that are threads.
+
+    `errors` lists misuse: ranks in different collectives, or a sum that waits for a rank that has ended.
+    """
 
     def __init__(self, size: int) -> None:
         self.size, self.turn = size, 0

@@ -63,9 +63,8 @@ def read(terminal: int, text: str) -> str:
     output, end = "", time.monotonic() + 10
     while not output.endswith(text) and time.monotonic() < end:
         if select.select([terminal], [], [], 0.1)[0]:
-            output += (
-                os.read(terminal, 4096).decode().replace("\a", "")
-            )  # bash rings the bell if there are several completions
+            # bash rings the bell if there are several completions.
+            output += os.read(terminal, 4096).decode().replace("\a", "")
     return output
 
 

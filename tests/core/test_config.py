@@ -203,7 +203,7 @@ def test_a_recorded_config_gets_the_current_names():
 
 
 @pytest.mark.parametrize(
-    ("misspelt", "current"),
+    ("misspelled", "current"),
     [
         ("drain", "cloud.push_timeout"),
         ("expects", "min_miou"),
@@ -211,9 +211,9 @@ def test_a_recorded_config_gets_the_current_names():
         ("cloud.drian", "cloud.push_timeout"),
     ],
 )
-def test_a_misspelt_old_key_leads_to_the_current_name(misspelt, current):
+def test_a_misspelled_old_key_leads_to_the_current_name(misspelled, current):
     with pytest.raises(OcrnetError, match=current):
-        parse("train", ["--config", "run.yml", "--set", f"{misspelt}=1"])
+        parse("train", ["--config", "run.yml", "--set", f"{misspelled}=1"])
 
 
 def test_an_old_key_given_as_a_flag_leads_to_the_current_name():

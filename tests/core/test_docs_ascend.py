@@ -45,14 +45,14 @@ def test_commands_have_flags_and_configs_that_exist(monkeypatch):
     assert count >= 12
 
 
-def test_every_test_that_is_named_exists():
+def test_every_quoted_test_exists():
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", text(PAGES[0])))
     assert len(named) > 20
     assert {name for name in named if f"def {name}(" not in source} == set()
 
 
-def test_every_message_that_is_quoted_is_in_the_code():
+def test_every_quoted_message_is_in_the_code():
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "ocrnet").rglob("*.py"))
     source = re.sub(r'"\s*\n\s*f?"', "", source)  # a string over several lines
     quoted = messages(PAGES[0])

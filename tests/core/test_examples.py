@@ -31,9 +31,8 @@ def test_commands_are_valid(name):
     args = flags.parse("train", command(name))
     cfg, _ = flags.load_config(args)
     assert args.options["resume_ckpt"] == "auto"
-    assert (
-        cfg.batch_size * 16 == cfg.base_batch_size
-    )  # 16 ranks, two machines of eight devices, have the global batch of the recipe
+    # 16 ranks, two machines of eight devices, have the global batch size of the recipe.
+    assert cfg.batch_size * 16 == cfg.base_batch_size
 
 
 def test_the_modelarts_job_is_a_valid_config():

@@ -43,8 +43,7 @@ def test_invalid_variables_are_refused(env):
 
 
 def test_msrun_without_a_node_id_is_refused():
-    env = {
-        name: value for name, value in MSRUN.items() if name != "MS_NODE_ID"
-    }  # RANK_ID is then that of the scheduler, 0
+    # Without MS_NODE_ID, RANK_ID is that of the scheduler, 0.
+    env = {name: value for name, value in MSRUN.items() if name != "MS_NODE_ID"}
     with pytest.raises(OcrnetError, match="--node_rank"):
         read_world(env)

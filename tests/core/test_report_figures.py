@@ -17,15 +17,15 @@ def blobs(rng: np.random.Generator, size: tuple[int, int], num_classes: int) -> 
 
 def slow_boundary(indices: np.ndarray, label: np.ndarray, index: int) -> list[tuple[int, int]]:
     height, width = indices.shape
-    found = []
+    pixels = []
     for y in range(height):
         for x in range(width):
             near = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
             if indices[y, x] == index and label[y, x] != 255 and any(
                 0 <= b < height and 0 <= a < width and label[b, a] != 255 and indices[b, a] != index for b, a in near
             ):  # fmt: skip
-                found.append((y, x))
-    return found
+                pixels.append((y, x))
+    return pixels
 
 
 def slow_scores(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> list[float]:

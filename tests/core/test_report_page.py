@@ -129,7 +129,7 @@ def test_credentials_and_paths_of_the_machine_are_not_on_the_page(tmp_path, figu
 
 def test_unfinished_and_invalid_lines_are_skipped(tmp_path):
     folder = write_run(tmp_path / "run")
-    whole = source.read(folder)
+    expected = source.read(folder)
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(b'[1]\n{"kind": "train"}\n{"kind": "train", "step": "9"}\n\xff\xfe\n')
         file.write(b'{"kind": "train", "step": 40, "loss": 1' + b"0" * 400 + b"}\n")
@@ -137,8 +137,8 @@ def test_unfinished_and_invalid_lines_are_skipped(tmp_path):
     (folder / "starts.jsonl").write_text('{"time": "x", "comm')
     (folder / "config.yml").write_text("a: [1")
     run = source.read(folder)
-    assert run.train == whole.train
-    assert run.evals == whole.evals
+    assert run.train == expected.train
+    assert run.evals == expected.evals
     Page(page.page(run, None))
 
 

@@ -43,7 +43,11 @@ def test_a_second_signal_exits_at_once(process):
 
 def test_signals_within_a_second_of_the_first_are_one_request(process):
     request_stop(process, signal.SIGTERM)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):  # as mpirun sends when it ends, and a terminal
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # mpirun sends these when it ends, and so does a terminal
         time.sleep(0.01)
         os.kill(process.pid, number)
     time.sleep(ONE_REQUEST_S)

@@ -26,7 +26,7 @@ CONFIG = Config(
 
 
 class CountingEngine:
-    """An engine whose weights count its steps; ``bad`` steps are not finite; it predicts correctly from step ``good`` on."""
+    """An engine whose weights count its steps; ``bad`` steps are not finite; it predicts class 1 from step ``good``."""
 
     world, startup_messages, versions = World(), (), {"counting": "1"}
 
@@ -155,7 +155,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(dataset, tmp_path):
     with pytest.raises(
         OcrnetError, match=r"3 steps in a row had a loss or gradient that is not finite.* before step 4,"
     ):
-        run_loop(CountingEngine(bad=(3, 4, 5)), dataset, tmp_path / "out")  # in two segments
+        run_loop(CountingEngine(bad=(3, 4, 5)), dataset, tmp_path / "out")  # in three segments
     run_loop(CountingEngine(bad=(3, 4, 6)), dataset, tmp_path / "other")
 
 
@@ -178,7 +178,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 6, 7])
 def test_a_run_stopped_and_resumed_at_any_step_ends_like_an_uninterrupted_one(dataset, uninterrupted, tmp_path, step):
     """Also if the stop comes before the evaluation that is due at the same step (6)."""
-    whole, progress = uninterrupted
+    expected_run, progress = uninterrupted
     engine = CountingEngine(good=8, bad=(2,), stops=(step,))
     folder = tmp_path / "out"
     run, _ = run_loop(engine, dataset, folder, stopped=stop_at(engine, step))
@@ -192,11 +192,11 @@ def test_a_run_stopped_and_resumed_at_any_step_ends_like_an_uninterrupted_one(da
     run, _ = run_loop(again, dataset, folder, progress=resumed)
     assert rows(run) == [
         {k: pytest.approx(v) if k.endswith(("second", "per_step")) else v for k, v in row.items()} | timings(mine)
-        for row, mine in zip(rows(whole), rows(run), strict=True)
+        for row, mine in zip(rows(expected_run), rows(run), strict=True)
     ]
     assert resumed == progress
     for name in (10, "best"):
-        files = [r.checkpoints / checkpoint.file_name(CONFIG.backbone.width, name) for r in (whole, run)]
+        files = [r.checkpoints / checkpoint.file_name(CONFIG.backbone.width, name) for r in (expected_run, run)]
         metas = [checkpoint.load(path).meta for path in files]
         for meta in metas:
             meta["config"].pop("save_dir")

@@ -39,7 +39,7 @@ def test_an_incomplete_checkpoint_is_refused(tmp_path, state):
         weights.read(saved(tmp_path / "a.safetensors", state))
 
 
-def test_something_else_is_refused(tmp_path):
+def test_files_of_other_networks_are_refused(tmp_path):
     with pytest.raises(OcrnetError, match=r"b\.safetensors: .*not from an OCRNet"):
         weights.read(saved(tmp_path / "b.safetensors", {"fc.weight": np.zeros((3, 3), np.float32)}))
     (tmp_path / "c.bin").write_bytes(b"hello, world, I am no weights file")
