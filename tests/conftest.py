@@ -1,4 +1,4 @@
-"""Tests that are marked ``long`` run in `make test-long` alone."""
+"""Tests that are marked ``long`` run only in `make test-long`."""
 
 import os
 

@@ -118,10 +118,12 @@ MUTATIONS = (
     Mutation(
         "skip-damaged-checkpoints",
         edit(r"reversed\((\w+\(\w+\))\)", r"reversed(\1[-1:])"),
-        "tests/core/test_checkpoint_folder.py::test_newest_valid_passes_over_what_is_damaged",
+        "tests/core/test_checkpoint_folder.py::test_newest_valid_skips_damaged_checkpoints",
     ),
     Mutation(
-        "verify-checkpoint-digest", condition(False), "tests/core/test_checkpoint.py::test_every_flipped_bit_is_found"
+        "verify-checkpoint-digest",
+        condition(False),
+        "tests/core/test_checkpoint.py::test_every_flipped_bit_is_detected",
     ),
     Mutation(
         "rename-checkpoint-when-complete",
@@ -149,7 +151,7 @@ MUTATIONS = (
     Mutation(
         "signals-within-a-second-are-one",
         condition(False),
-        "tests/core/test_signals.py::test_signals_right_behind_the_first_are_of_the_same_request",
+        "tests/core/test_signals.py::test_signals_within_a_second_of_the_first_are_one_request",
     ),
     Mutation(
         "keep-bn-statistics-of-nonfinite-step",
@@ -280,12 +282,12 @@ MUTATIONS = (
     Mutation(
         "refuse-credentials-in-url",
         value("False"),
-        "tests/core/test_cloud_urls.py::test_keys_in_a_url_are_refused_and_not_repeated",
+        "tests/core/test_cloud_urls.py::test_credentials_in_a_url_are_refused_and_not_printed",
     ),
     Mutation(
         "scrub-credentials",
         edit(r"\w+\.\w+\((\w+)\)\)$", r"\1)"),
-        "tests/core/test_cloud_urls.py::test_keys_of_the_environment_are_scrubbed",
+        "tests/core/test_cloud_urls.py::test_credentials_of_the_environment_are_scrubbed",
     ),
     Mutation("one-loss-denominator", delete, f"{RANKS}::test_two_ranks_of_batch_1_are_one_of_batch_2[torch-torchrun]"),
     Mutation(
@@ -329,89 +331,97 @@ MUTATIONS = (
     Mutation(
         "escape-class-names",
         edit(r"\{\w+\((\w+)\)\}'", r"{\1}'"),
-        f"{REPORT}::test_hostile_names_stay_text_and_nothing_is_fetched",
+        f"{REPORT}::test_hostile_names_are_escaped_and_the_page_loads_nothing",
     ),
     Mutation(
         "scrub-report",
         edit(r"\w+\.\w+\((str\(\w+\))\)", r"\1"),
-        f"{REPORT}::test_nothing_of_the_machine_and_no_key_lands_on_the_page",
+        f"{REPORT}::test_credentials_and_paths_of_the_machine_are_not_on_the_page",
     ),
     Mutation(
         "skip-unfinished-rows",
         edit(r"\(ValueError, RecursionError\)", r"RecursionError"),
-        f"{REPORT}::test_half_written_and_foreign_lines_are_passed_over",
+        f"{REPORT}::test_unfinished_and_invalid_lines_are_skipped",
     ),
     Mutation(
         "keep-edited-model-card",
         condition(False),
-        f"{REPORT}::test_the_card_says_what_the_page_says_and_an_edited_one_is_kept",
+        f"{REPORT}::test_the_card_has_the_numbers_of_the_page_and_an_edited_card_is_kept",
     ),
     Mutation(
         "no-boundary-at-ignored-pixels",
         edit(r" & (\w+)\[\w+\] & \1\[\w+\]", r""),
-        "tests/core/test_report_figures.py::test_what_is_left_out_makes_no_boundary_and_neither_does_the_border",
+        "tests/core/test_report_figures.py::test_ignored_pixels_and_the_image_border_are_no_boundary",
     ),
-    Mutation("verify-cached-pair", condition(False), f"{CACHE}::test_a_damaged_file_is_said_and_made_anew"),
+    Mutation("verify-cached-pair", condition(False), f"{CACHE}::test_a_damaged_file_is_reported_and_written_again"),
     Mutation(
         "rename-cached-pair-when-complete",
         edit(r"= (\w+)\.with_name.*", r"= \1"),
-        f"{CACHE}::test_a_process_killed_in_the_middle_of_writing_leaves_no_pair",
+        f"{CACHE}::test_a_process_killed_while_writing_leaves_no_pair",
     ),
-    Mutation("decode-changed-source", condition(False), f"{CACHE}::test_a_changed_source_is_decoded_anew_in_its_place"),
     Mutation(
-        "do-not-cache-changing-source", condition(True), f"{CACHE}::test_what_changes_while_it_is_read_is_not_kept"
+        "decode-changed-source", condition(False), f"{CACHE}::test_a_changed_source_is_decoded_again_into_the_same_file"
+    ),
+    Mutation(
+        "do-not-cache-changing-source",
+        condition(True),
+        f"{CACHE}::test_a_source_that_changes_while_it_is_read_is_not_cached",
     ),
     Mutation(
         "cache-per-class-table",
         edit(r", \w+\.\w+, sorted\(.*?\)", r""),
-        f"{CACHE}::test_other_classes_or_another_decoder_have_files_of_their_own",
+        f"{CACHE}::test_other_classes_or_another_decoder_use_separate_files",
     ),
-    Mutation("check-disk-space-for-cache", condition(False), f"{CACHE}::test_the_room_is_looked_at_at_the_start"),
+    Mutation("check-disk-space-for-cache", condition(False), f"{CACHE}::test_free_disk_space_is_checked_at_the_start"),
     Mutation(
         "cache-error-is-no-unreadable-image",
         edit(r" and \(not isinstance.*", r""),
-        f"{CACHE}::test_a_full_disk_is_an_error_that_no_setting_passes_over",
+        f"{CACHE}::test_a_full_disk_is_an_error_even_with_on_error_skip",
     ),
     Mutation("verify-cached-pair-once", delete, f"{CACHE}::test_a_checksum_is_compared_once_by_all_forked_processes"),
     Mutation(
         "send-rows-to-trackers-once",
         condition(True),
-        f"{TRACKERS}::test_a_resumed_run_goes_on_there_and_nothing_is_told_twice",
+        f"{TRACKERS}::test_a_resumed_run_continues_its_tracker_run_without_duplicate_rows",
     ),
     Mutation(
         "give-up-silent-tracker",
         condition(False),
-        f"{TRACKERS}::test_one_that_stalls_is_told_of_once_and_never_waited_for",
+        f"{TRACKERS}::test_a_tracker_that_stalls_is_reported_once_and_never_waited_for",
     ),
     Mutation(
-        "never-wait-for-tracker-pipe", edit(r", False", r", True"), f"{TRACKERS}::test_a_full_pipe_is_a_stall_too"
+        "never-wait-for-tracker-pipe",
+        edit(r", False", r", True"),
+        f"{TRACKERS}::test_a_full_pipe_counts_as_a_stalled_tracker",
     ),
     Mutation(
         "tracker-survives-killed-run",
         edit(r"contextlib\.suppress\(BrokenPipeError\)", r"contextlib.nullcontext()"),
-        f"{TRACKERS}::test_a_killed_run_leaves_what_it_told",
+        f"{TRACKERS}::test_the_rows_of_a_killed_run_reach_the_tracker",
     ),
-    Mutation("scrub-tracker-messages", delete, f"{TRACKERS}::test_one_that_fails_is_told_of_once_and_left_alone"),
+    Mutation(
+        "scrub-tracker-messages", delete, f"{TRACKERS}::test_a_tracker_that_fails_is_reported_once_and_switched_off"
+    ),
     Mutation(
         "bound-url-download-time",
         edit(r"\.join\(\w+\)", r".join()"),
-        f"{URLS}::test_a_server_that_keeps_one_waiting_is_left",
+        f"{URLS}::test_a_slow_server_is_given_up",
     ),
     Mutation(
-        "refuse-large-url-download", condition(False), f"{URLS}::test_what_is_no_image_or_breaks_its_word_is_named"
+        "refuse-large-url-download", condition(False), f"{URLS}::test_invalid_responses_are_refused_with_the_reason"
     ),
     Mutation(
-        "check-url-download-length", condition(False), f"{URLS}::test_what_is_no_image_or_breaks_its_word_is_named"
+        "check-url-download-length", condition(False), f"{URLS}::test_invalid_responses_are_refused_with_the_reason"
     ),
-    Mutation("bound-url-image-pixels", condition(False), f"{URLS}::test_what_is_no_image_or_breaks_its_word_is_named"),
-    Mutation("redirect-to-http-only", condition(False), f"{URLS}::test_what_is_no_image_or_breaks_its_word_is_named"),
+    Mutation("bound-url-image-pixels", condition(False), f"{URLS}::test_invalid_responses_are_refused_with_the_reason"),
+    Mutation("redirect-to-http-only", condition(False), f"{URLS}::test_invalid_responses_are_refused_with_the_reason"),
     Mutation(
-        "detect-truncated-video", condition(True), f"{FILES}::test_a_truncated_video_is_named_and_its_frames_are_kept"
+        "detect-truncated-video",
+        condition(True),
+        f"{FILES}::test_a_truncated_video_is_reported_and_its_frames_are_kept",
     ),
-    Mutation("remove-unfinished-video", delete, f"{FILES}::test_a_stopped_video_leaves_no_half_file"),
-    Mutation(
-        "count-written-frames", condition(False), f"{FILES}::test_a_video_that_the_disk_does_not_take_is_an_error"
-    ),
+    Mutation("remove-unfinished-video", delete, f"{FILES}::test_a_stopped_video_leaves_no_unfinished_file"),
+    Mutation("count-written-frames", condition(False), f"{FILES}::test_a_video_that_is_not_fully_written_is_an_error"),
     Mutation(
         "validate-written-zip", condition(False), f"{SUBMIT}::test_what_was_written_is_read_back_before_it_has_its_name"
     ),
@@ -532,7 +542,7 @@ def mutated(mutation: Mutation) -> tuple[Path, str]:
 
 
 def run_test(test: str, files: dict[Path, str]) -> str:
-    """Run a test in a copy of the repository with other ``files``: passes, fails, times out, or why it does not run."""
+    """Run a test in a copy with replaced ``files``; return passes, fails, times out, or why it does not run."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "ocrnet"
         shutil.copytree(ROOT, copy, ignore=EXCLUDED)
@@ -546,7 +556,8 @@ def run_test(test: str, files: dict[Path, str]) -> str:
                 status: int | None = process.wait(SECONDS)
             except subprocess.TimeoutExpired:
                 status = None
-            for other in psutil.process_iter(["cmdline"]):  # what a failed test left running, and a test that hangs
+            # Kill the processes that a failed test left running, or a test that hangs.
+            for other in psutil.process_iter(["cmdline"]):
                 if any(folder in word for word in other.info["cmdline"] or ()):
                     other.kill()
             process.wait()

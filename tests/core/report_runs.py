@@ -1,4 +1,4 @@
-"""Made-up runs for the tests of the report: a folder as training leaves it, and figures of an engine that paints."""
+"""Synthetic runs for the tests of the report: a run folder like one of training, and figures of a stand-in engine."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ HOSTILE = (
 
 
 class Engine:
-    """Answers what is painted into the image's red channel, wrong in a corner; regions and relation like an engine."""
+    """Predicts the class painted into the image's red channel, wrong in one corner; regions and relation are random."""
 
     def predict(self, images, passes, outputs=("labels",)):
         labels = images[..., 0] % 4
@@ -32,13 +32,13 @@ class Engine:
         small = -(-height // 4), -(-width // 4)
         regions = np.random.default_rng(0).random((count, 4, *small)).astype(np.float32)
         relation = np.random.default_rng(1).random((count, 4, *small)).astype(np.float32)
-        found = {
+        arrays = {
             "labels": labels.astype(np.uint8),
             "confidence": np.full(labels.shape, 0.9, np.float32),
             "regions": regions / regions.sum((2, 3), keepdims=True),
             "relation": relation / relation.sum(1, keepdims=True),
         }
-        return {name: found[name] for name in outputs}
+        return {name: arrays[name] for name in outputs}
 
 
 def write_run(folder: Path, *, steps=(10, 20, 30), gain=0.0, **changes) -> Path:
@@ -79,7 +79,9 @@ def made_up_figures(root: Path) -> Figures:
         write_png(root / f"{number}_label.png", label)
         pairs.append(Pair(f"<s>{number}</s>", root / f"{number}.png", root / f"{number}_label.png"))
     table = ClassTable(HOSTILE, ((9, 9, 9), (200, 0, 0), (0, 200, 0), (0, 0, 200)), (0, 1, 2, 3), frozenset({255}))
-    made = compute.look(Engine(), Config(num_workers=0), Dataset(table, pairs, root), 0, print)
-    how = {"scales": [1.0], "flip": False, "slide": None}
-    made.facts.update(checkpoint="x.safetensors", step=30, eval=how, parameters=12, arch={"width": 18}, versions={})
-    return made
+    figures = compute.look(Engine(), Config(num_workers=0), Dataset(table, pairs, root), 0, print)
+    eval_cfg = {"scales": [1.0], "flip": False, "slide": None}
+    figures.facts.update(
+        checkpoint="x.safetensors", step=30, eval=eval_cfg, parameters=12, arch={"width": 18}, versions={}
+    )
+    return figures

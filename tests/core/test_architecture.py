@@ -20,17 +20,17 @@ ARCHS = [
 
 
 @pytest.mark.parametrize(("width", "millions"), [(18, 12.081), (32, 32.954), (48, 70.373)])
-def test_parameter_counts_are_the_published_networks(width, millions):
+def test_parameter_counts_match_the_published_networks(width, millions):
     assert architecture.num_parameters(Arch(width=width)) / 1e6 == pytest.approx(millions, abs=5e-4)
 
 
-def test_every_width_has_the_authors_number_of_tensors():
+def test_every_width_has_as_many_tensors_as_the_authors_network():
     for width in (18, 32, 48):
         assert len(architecture.shapes(Arch(width=width))) == 1890 - 314  # without num_batches_tracked
 
 
 @pytest.mark.parametrize("arch", ARCHS, ids=str)
-def test_infer_reads_back_what_shapes_wrote(arch):
+def test_infer_recovers_an_arch_from_its_shapes(arch):
     table = architecture.shapes(arch)
     assert architecture.infer(table, variant=arch.variant) == arch
     architecture.check(table, arch, "x")
@@ -42,7 +42,7 @@ def test_infer_keeps_the_given_resize_rule():
     )
 
 
-def test_infer_says_what_is_missing():
+def test_infer_lists_missing_tensors():
     table = {name: shape for name, shape in architecture.shapes(SMALL).items() if architecture.is_backbone(name)}
     with pytest.raises(OcrnetError, match=r"missing: conv3x3_ocr\.0\.weight, ocr_distri_head.*, cls_head\.weight$"):
         architecture.infer(table)
@@ -50,23 +50,23 @@ def test_infer_says_what_is_missing():
         architecture.infer({})
 
 
-def test_check_lists_what_differs():
+def test_check_lists_all_differences():
     table = architecture.shapes(SMALL)
     del table["conv1.weight"]
     table["cls_head.weight"] = (7, 16, 1, 1)
     table |= {f"incre_modules.{i}": (1,) for i in range(8)}
     with pytest.raises(OcrnetError) as caught:
         architecture.check(table, SMALL, "some.pth")
-    said = str(caught.value)
-    assert said.startswith("some.pth: does not fit the network (width 6, ")
-    assert "1 missing: conv1.weight;" in said
-    assert "8 unexpected: incre_modules.0, " in said
-    assert "incre_modules.4 and 3 more" in said
-    assert "1 with another shape: cls_head.weight (7, 16, 1, 1), expected (5, 16, 1, 1)." in said
+    message = str(caught.value)
+    assert message.startswith("some.pth: does not fit the network (width 6, ")
+    assert "1 missing: conv1.weight;" in message
+    assert "8 unexpected: incre_modules.0, " in message
+    assert "incre_modules.4 and 3 more" in message
+    assert "1 with another shape: cls_head.weight (7, 16, 1, 1), expected (5, 16, 1, 1)." in message
 
 
 @pytest.mark.parametrize("variant", architecture.VARIANTS)
-def test_check_tells_variants_apart_by_shape(variant):
+def test_check_rejects_variants_with_other_shapes(variant):
     rule = architecture.VARIANTS[variant]
     table = architecture.shapes(dataclasses.replace(SMALL, variant=variant))
     if rule.aux_kernel == 1 and rule.bottleneck_kernel == 1:
@@ -76,7 +76,7 @@ def test_check_tells_variants_apart_by_shape(variant):
             architecture.check(table, SMALL, "x")
 
 
-def test_variants_change_the_shapes_that_they_say():
+def test_variants_change_the_shapes_that_they_define():
     assert architecture.shapes(Arch(variant="openseg"))["aux_head.0.weight"] == (720, 720, 3, 3)
     mindspore = Arch(variant="mindspore")
     assert architecture.shapes(mindspore)["ocr_distri_head.conv_bn_dropout.0.weight"] == (256, 1024, 3, 3)
@@ -85,7 +85,7 @@ def test_variants_change_the_shapes_that_they_say():
     assert architecture.head_channels(Arch()) == 512
 
 
-def test_variants_are_the_families():
+def test_each_variant_differs_from_the_default_as_listed():
     changed = {
         name: {
             key: value
@@ -112,7 +112,7 @@ def test_variants_are_the_families():
     }
 
 
-def test_rule_takes_the_archs_own_align_corners():
+def test_rule_uses_align_corners_of_the_arch():
     assert Arch().rule.align_corners
     assert not Arch(align_corners=False).rule.align_corners
     assert Arch(variant="mmseg", align_corners=True).rule == dataclasses.replace(
@@ -120,7 +120,7 @@ def test_rule_takes_the_archs_own_align_corners():
     )
 
 
-def test_names_are_sorted_into_buffers_norms_and_backbone():
+def test_names_are_classified_as_buffers_norms_and_backbone():
     table = architecture.shapes(SMALL)
     norms = {name.rpartition(".")[0] for name in table if architecture.is_buffer(name)}
     assert {name for name in table if architecture.is_norm(name)} == {n for n in table if n.rpartition(".")[0] in norms}
@@ -129,7 +129,7 @@ def test_names_are_sorted_into_buffers_norms_and_backbone():
     assert heads == {"conv3x3_ocr", "ocr_distri_head", "cls_head", "aux_head"}
 
 
-def test_decay_modes():
+def test_decay_modes_select_the_documented_parameters():
     parameters = [name for name in architecture.shapes(SMALL) if not architecture.is_buffer(name)]
     groups = {mode: {name for name in parameters if architecture.decays(name, mode)} for mode in architecture.DECAYS}
     biases = {"conv3x3_ocr.0.bias", "aux_head.0.bias", "aux_head.3.bias", "cls_head.bias"}
@@ -139,7 +139,7 @@ def test_decay_modes():
     assert groups["all"] - groups["no_norm"] == {name for name in parameters if architecture.is_norm(name)}
 
 
-def test_init_draws_by_name_and_seed():
+def test_init_depends_on_tensor_name_and_seed():
     state = architecture.init(SMALL, 1)
     assert {name: value.shape for name, value in state.items()} == architecture.shapes(SMALL)
     assert all(value.dtype == np.float32 for value in state.values())
@@ -155,7 +155,7 @@ def test_init_draws_by_name_and_seed():
     )
 
 
-def test_init_spreads():
+def test_init_has_the_expected_standard_deviations():
     arch = Arch(width=18, blocks=1, modules=(1, 1, 1))
     kaiming, normal = architecture.init(arch, 0), architecture.init(arch, 0, "normal")
     name = "stage4.0.branches.3.0.conv1.weight"  # 144, 144, 3, 3
@@ -175,7 +175,7 @@ def test_init_spreads():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"variant": "openseq"}, "did you mean 'openseg'"),
         ({"width": 0}, "width: 0 is not allowed"),
@@ -184,8 +184,8 @@ def test_init_spreads():
         ({"dropout": 1.0}, "dropout: 1.0"),
     ],
 )
-def test_arch_refuses_what_cannot_be(change, said):
-    with pytest.raises(OcrnetError, match=said):
+def test_arch_refuses_invalid_values(change, message):
+    with pytest.raises(OcrnetError, match=message):
         Arch(**change)
 
 

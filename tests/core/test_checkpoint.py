@@ -43,7 +43,7 @@ def test_round_trip(tmp_path, tensors):
     assert read.meta["format"] == 1
     assert checkpoint.read_meta(path) == read.meta
     assert os.listdir(path.parent) == ["a.safetensors"]
-    read.tensors["steps"] += 1  # what is read can be trained on
+    read.tensors["steps"] += 1  # loaded arrays are writable, as training needs
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_special_values_and_views_come_back_bit_for_bit(tmp_path):
     assert {name: read[name].tobytes() for name in arrays} == {name: arrays[name].tobytes() for name in arrays}
 
 
-def test_no_tensors_at_all(tmp_path):
+def test_a_checkpoint_may_hold_no_tensors(tmp_path):
     checkpoint.save(tmp_path / "a.safetensors", {}, META)
     assert checkpoint.load(tmp_path / "a.safetensors").tensors == {}
 
@@ -93,7 +93,7 @@ def test_the_file_is_plain_safetensors_with_one_json_value(tmp_path, tensors):
     assert json.loads(stored["ocrnet"])["config"] == META["config"]
 
 
-def test_what_cannot_be_stored_is_refused_before_anything_is_written(tmp_path):
+def test_unsupported_values_are_refused_before_anything_is_written(tmp_path):
     path = tmp_path / "a.safetensors"
     with pytest.raises(ValueError, match="meta 'best' is not strict JSON"):
         checkpoint.save(path, {}, {"step": 1, "best": {"mean_iou": float("nan")}})
@@ -104,7 +104,7 @@ def test_what_cannot_be_stored_is_refused_before_anything_is_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_every_flipped_bit_is_found(tmp_path):
+def test_every_flipped_bit_is_detected(tmp_path):
     path = tmp_path / "a.safetensors"
     small = {
         "a": np.arange(3, dtype=np.float32),
@@ -133,7 +133,7 @@ def test_every_flipped_bit_is_found(tmp_path):
     checkpoint.load(path)
 
 
-def test_every_other_byte_in_the_header_is_found(tmp_path):
+def test_every_changed_byte_of_the_header_is_detected(tmp_path):
     path = tmp_path / "a.safetensors"
     checkpoint.save(path, {"a": np.zeros(2), "b": np.ones(3, np.int32)}, {})
     good = path.read_bytes()
@@ -144,7 +144,7 @@ def test_every_other_byte_in_the_header_is_found(tmp_path):
                 checkpoint.load(path)
 
 
-def test_truncated_and_lengthened_files_are_found(tmp_path, tensors):
+def test_truncated_and_lengthened_files_are_detected(tmp_path, tensors):
     path = tmp_path / "a.safetensors"
     checkpoint.save(path, tensors, META)
     good = path.read_bytes()
@@ -164,7 +164,7 @@ def header_of(document):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "claims 0 bytes, the file has 0"),
         (b"PK\3\4" + bytes(100), "not a safetensors file"),
@@ -174,20 +174,20 @@ def header_of(document):
         (header_of("{}"), "not an ocrnet checkpoint"),
         (header_of('{"__metadata__": 3}'), "not an ocrnet checkpoint"),
         (header_of('{"__metadata__": {"ocrnet": "{}"}}'), "sha256 of its metadata does not match"),
-        # Too deep to parse, but not where MindSpore is in the process: it raises the recursion limit.
+        # Nested too deeply to parse, unless MindSpore is imported: it raises the recursion limit.
         (header_of('{"a":' * 5000 + "1" + "}" * 5000), "header is not JSON|not an ocrnet checkpoint"),
     ],
 )
-def test_other_files_are_named_for_what_they_are(tmp_path, content, said):
+def test_files_that_are_not_checkpoints_are_refused_with_the_reason(tmp_path, content, message):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     for read in (checkpoint.load, checkpoint.read_meta):
-        with pytest.raises(OcrnetError, match=said) as caught:
+        with pytest.raises(OcrnetError, match=message) as caught:
             read(path)
         assert str(path) in str(caught.value)
 
 
-def test_a_foreign_safetensors_file_is_refused_with_a_way_on(tmp_path):
+def test_a_foreign_safetensors_file_is_refused_with_a_remedy(tmp_path):
     path = tmp_path / "foreign.safetensors"
     safetensors.numpy.save_file({"x": np.zeros(3)}, path, metadata={"format": "pt"})
     with pytest.raises(OcrnetError, match="with ocrnet convert"):
@@ -203,7 +203,7 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
         checkpoint.load(path)
 
 
-def test_missing_file_and_folder_are_said(tmp_path):
+def test_missing_files_and_folders_are_reported(tmp_path):
     with pytest.raises(OcrnetError, match=r"cannot read checkpoint .*a\.safetensors: No such file"):
         checkpoint.load(tmp_path / "a.safetensors")
     with pytest.raises(OcrnetError, match=r"cannot read checkpoint .*: Is a directory"):

@@ -1,4 +1,4 @@
-"""Checkpoints in a folder: crashes and full disks while saving, names, listing, and what a given path means."""
+"""Checkpoints in a folder: crashes and full disks while saving, file names, listing, and how a path is resolved."""
 
 import os
 import random
@@ -27,7 +27,7 @@ def run_python(code, *args, **kwargs):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **kwargs)
 
 
-SAVE_AGAIN_AND_AGAIN = """
+SAVE_REPEATEDLY = """
     import sys
     import numpy as np
     from ocrnet.weights import checkpoint
@@ -53,22 +53,23 @@ LOAD_FOR_FIVE_SECONDS = """
 
 def test_a_reader_finds_a_complete_checkpoint_at_any_moment_of_saving(tmp_path):
     path = tmp_path / checkpoint.file_name(18, "best")
-    writer = run_python(SAVE_AGAIN_AND_AGAIN, path)
+    writer = run_python(SAVE_REPEATEDLY, path)
     writer.stdout.readline()
-    reader = run_python(LOAD_FOR_FIVE_SECONDS, path)  # a process of its own: a truncated mapping ends it by SIGBUS
+    # Read in a separate process, as a truncated memory map ends it with SIGBUS.
+    reader = run_python(LOAD_FOR_FIVE_SECONDS, path)
     steps, _ = reader.communicate()
     writer.kill()
     writer.communicate()
     assert reader.returncode == 0
-    assert int(steps) > 10, "too few saves were under way: this test has lost its meaning"
+    assert int(steps) > 10, "too few saves happened for this test to be meaningful"
 
 
-def test_kill_in_the_middle_of_saving_leaves_a_checkpoint_that_loads(tmp_path):
+def test_a_kill_while_saving_leaves_a_checkpoint_that_loads(tmp_path):
     path = tmp_path / checkpoint.file_name(18, "best")
-    moments, kills, strays = random.Random(5), 0, 0
-    while kills < 10 or (strays == 0 and kills < 200):
+    moments, kills, leftovers = random.Random(5), 0, 0
+    while kills < 10 or (leftovers == 0 and kills < 200):
         kills += 1
-        process = run_python(SAVE_AGAIN_AND_AGAIN, path)
+        process = run_python(SAVE_REPEATEDLY, path)
         process.stdout.readline()
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=moments.uniform(0.0, 0.08))
@@ -78,12 +79,12 @@ def test_kill_in_the_middle_of_saving_leaves_a_checkpoint_that_loads(tmp_path):
         read = checkpoint.load(path)
         assert read.meta["step"] in (last, last + 1)
         assert (read.tensors["x"] == read.meta["step"]).all()
-        strays += len(checkpoint.clean(tmp_path))
+        leftovers += len(checkpoint.clean(tmp_path))
         assert os.listdir(tmp_path) == [path.name]
-    assert strays > 0, "no kill hit a save under way: this test has lost its meaning"
+    assert leftovers > 0, "no kill interrupted a save, so this test is not meaningful"
 
 
-SAVE_UNDER_A_LIMIT = """
+SAVE_WITH_A_FILE_SIZE_LIMIT = """
     import resource, signal, sys
     import numpy as np
     from ocrnet.weights import checkpoint
@@ -103,27 +104,27 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, name):
     old = saved(tmp_path, 1)
     before = old.read_bytes()
     path = old if name == "old" else tmp_path / "new.safetensors"
-    message, _ = run_python(SAVE_UNDER_A_LIMIT, path, "report").communicate()
+    message, _ = run_python(SAVE_WITH_A_FILE_SIZE_LIMIT, path, "report").communicate()
     assert message == f"cannot write checkpoint {path}: File too large; make room there or choose another save_dir\n"
     assert os.listdir(tmp_path) == [old.name]
     assert old.read_bytes() == before
 
 
-def test_death_inside_a_write_leaves_the_old_file_and_a_stray_that_clean_removes(tmp_path):
+def test_dying_while_writing_leaves_the_old_file_and_a_temporary_one_that_clean_removes(tmp_path):
     old = saved(tmp_path, 1)
-    process = run_python(SAVE_UNDER_A_LIMIT, old, "die")
+    process = run_python(SAVE_WITH_A_FILE_SIZE_LIMIT, old, "die")
     process.communicate()
     assert process.returncode == -signal.SIGXFSZ
     assert checkpoint.load(old).meta["step"] == 1
-    (stray,) = set(tmp_path.iterdir()) - {old}
-    assert 0 < stray.stat().st_size <= 100_000
+    (leftover,) = set(tmp_path.iterdir()) - {old}
+    assert 0 < leftover.stat().st_size <= 100_000
     assert checkpoint.steps(tmp_path) == [old]
-    assert checkpoint.clean(tmp_path) == [stray]
+    assert checkpoint.clean(tmp_path) == [leftover]
     assert list(tmp_path.iterdir()) == [old]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_no_space_left_on_device_is_said(tmp_path):
+def test_no_space_left_on_device_is_reported(tmp_path):
     path = tmp_path / "a.safetensors"
     temporary = tmp_path / f".a.safetensors.{os.getpid()}.ocrnet-tmp"
     temporary.symlink_to("/dev/full")
@@ -159,7 +160,7 @@ def test_steps_sort_as_numbers(tmp_path):
     assert checkpoint.steps(tmp_path) == paths[::-1]
 
 
-def test_newest_valid_passes_over_what_is_damaged(tmp_path):
+def test_newest_valid_skips_damaged_checkpoints(tmp_path):
     assert checkpoint.newest_valid(tmp_path).checkpoint is None
     one, two, three = (saved(tmp_path, step) for step in (9, 10, 11))
     assert checkpoint.newest_valid(tmp_path).checkpoint.path == three
@@ -187,26 +188,26 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path):
     assert set(tmp_path.iterdir()) == {paths[2], paths[3], paths[3].with_suffix(".ckpt"), best}
 
 
-def test_resolve_a_file_is_that_file(tmp_path):
+def test_resolve_returns_a_file_unchanged(tmp_path):
     path = tmp_path / "weights.pth"
     path.touch()
     assert checkpoint.resolve(str(path)) == (path, None)
 
 
-def test_resolve_a_folder_is_its_newest_valid_checkpoint(tmp_path):
+def test_resolve_returns_the_newest_valid_checkpoint_of_a_folder(tmp_path):
     folder = tmp_path / "run" / "checkpoint"
     old, new = saved(folder, 9), saved(folder, 10)
-    for given in (folder, folder.parent):
-        found, said = checkpoint.resolve(given)
-        assert found == new
-        assert said == f"{given} is a folder: its newest valid checkpoint {new} is used."
+    for path in (folder, folder.parent):
+        resolved, note = checkpoint.resolve(path)
+        assert resolved == new
+        assert note == f"{path} is a folder: its newest valid checkpoint {new} is used."
     new.write_bytes(new.read_bytes()[:50])
-    found, said = checkpoint.resolve(folder.parent)
-    assert found == old
-    assert f"Skipped: {new} is truncated or altered" in said
+    resolved, note = checkpoint.resolve(folder.parent)
+    assert resolved == old
+    assert f"Skipped: {new} is truncated or altered" in note
 
 
-def test_resolve_a_folder_without_a_valid_checkpoint_lists_what_is_there(tmp_path):
+def test_resolve_lists_the_contents_of_a_folder_without_a_valid_checkpoint(tmp_path):
     with pytest.raises(OcrnetError, match="no valid numbered checkpoint; it contains nothing"):
         checkpoint.resolve(tmp_path)
     best = saved(tmp_path / "checkpoint", "best")
@@ -218,31 +219,36 @@ def test_resolve_a_folder_without_a_valid_checkpoint_lists_what_is_there(tmp_pat
         assert part in str(caught.value)
 
 
-def test_resolve_a_missing_ckpt_is_the_safetensors_beside_it(tmp_path):
+def test_resolve_replaces_a_missing_ckpt_by_the_safetensors_file_next_to_it(tmp_path):
     path = saved(tmp_path, 5, width=48)
-    asked = path.with_suffix(".ckpt")
-    assert checkpoint.resolve(asked) == (path, f"{asked} does not exist: {path.name} in its folder is used.")
-    asked.touch()
-    assert checkpoint.resolve(asked) == (asked, None)
+    requested = path.with_suffix(".ckpt")
+    assert checkpoint.resolve(requested) == (path, f"{requested} does not exist: {path.name} in its folder is used.")
+    requested.touch()
+    assert checkpoint.resolve(requested) == (requested, None)
 
 
-def test_going_on_from_a_ckpt_means_the_safetensors_beside_it(tmp_path):
+def test_resuming_from_a_ckpt_uses_the_safetensors_file_next_to_it(tmp_path):
     path = saved(tmp_path, 5, width=48)
-    asked = path.with_suffix(".ckpt")
+    requested = path.with_suffix(".ckpt")
     assert checkpoint.resolve_state(path) == (path, None)
-    assert checkpoint.resolve_state(asked)[0] == path
-    asked.touch()
-    assert checkpoint.resolve_state(asked) == (path, f"{asked} holds only weights: {path.name} in its folder is used.")
+    assert checkpoint.resolve_state(requested)[0] == path
+    requested.touch()
+    assert checkpoint.resolve_state(requested) == (
+        path,
+        f"{requested} holds only weights: {path.name} in its folder is used.",
+    )
     path.unlink()
-    with pytest.raises(OcrnetError, match=rf"{asked.name} holds only weights, and .* {path.name}, which is missing"):
-        checkpoint.resolve_state(asked)
+    with pytest.raises(
+        OcrnetError, match=rf"{requested.name} holds only weights, and .* {path.name}, which is missing"
+    ):
+        checkpoint.resolve_state(requested)
 
 
-def test_an_old_ckpt_never_stands_beside_a_new_checkpoint(tmp_path):
+def test_saving_a_checkpoint_removes_the_old_ckpt_next_to_it(tmp_path):
     path = saved(tmp_path, "best")
     twin = path.with_suffix(".ckpt")
     twin.touch()
-    twin.chmod(0o400)  # as MindSpore leaves its own
+    twin.chmod(0o400)  # MindSpore writes its files with this mode
     saved(tmp_path, "best")
     assert not twin.exists()
     twin.mkdir()
@@ -250,7 +256,7 @@ def test_an_old_ckpt_never_stands_beside_a_new_checkpoint(tmp_path):
         saved(tmp_path, "best")
 
 
-def test_resolve_a_wrong_path_names_what_is_near(tmp_path):
+def test_resolve_suggests_files_near_a_wrong_path(tmp_path):
     path = saved(tmp_path, 16000, width=48)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(OcrnetError, match=f"does not exist; its folder contains {path.name}$"):

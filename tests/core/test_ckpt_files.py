@@ -1,4 +1,4 @@
-"""MindSpore's .ckpt files without MindSpore: the format, its damage, the names in it, and what a file stands for."""
+"""MindSpore .ckpt files, read and written without MindSpore: format, damage, tensor names, network."""
 
 import zlib
 
@@ -12,7 +12,7 @@ from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint, ckpt, mindspore
 
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
-THEIRS = Arch(**{**ARCH.__dict__, "variant": "mindspore"})
+PUBLIC_ARCH = Arch(**{**ARCH.__dict__, "variant": "mindspore"})
 ATTENTION = "ocr_head.object_context_block.self_att"
 
 
@@ -25,16 +25,16 @@ def field(number, content):
 
 
 def record(tag, kind, dims, content):
-    """A record by hand, from the protobuf definition alone."""
+    """Encode a record by hand, following only the protobuf definition."""
     shape = b"".join(b"\x08" + varint(dim) for dim in dims)
     return field(1, field(1, tag.encode()) + field(2, shape + field(2, kind.encode()) + field(3, content)))
 
 
 def reversed_names():
-    """Canonical name -> the public MindSpore OCRNet's name, by turning our table round."""
+    """Return {canonical name: name in the public MindSpore OCRNet}, by inverting our table."""
     owners = {ours: theirs for theirs, ours in mindspore.FAMILY.heads.items()}
     names = {}
-    for name in architecture.shapes(THEIRS):
+    for name in architecture.shapes(PUBLIC_ARCH):
         owner, _, part = mindspore.cell_name(name).rpartition(".")
         if architecture.is_backbone(name):
             names[name] = f"backbone.{owner}.{part}".replace(".downsample.", ".down_sample.")
@@ -49,9 +49,9 @@ def state():
 
 
 @pytest.fixture
-def relative():
-    """A file of the public MindSpore OCRNet as its training writes it: weights, ImageNet classifier, optimizer."""
-    state = architecture.init(THEIRS, 3)
+def public_ocrnet():
+    """The tensors of a checkpoint of the public MindSpore OCRNet: weights, ImageNet classifier, optimizer state."""
+    state = architecture.init(PUBLIC_ARCH, 3)
     named = {theirs: state[ours] for ours, theirs in reversed_names().items()}
     named["backbone.classifier.weight"] = np.zeros((10, 20), np.float32)
     named["backbone.incre_modules.0.0.down_sample.1.moving_mean"] = np.zeros(128, np.float32)
@@ -64,12 +64,12 @@ def relative():
     return named
 
 
-def equal(found, wanted):
-    return found.keys() == wanted.keys() and all(
-        found[name].dtype == wanted[name].dtype.newbyteorder("=")
-        and found[name].shape == wanted[name].shape
-        and found[name].tobytes() == wanted[name].astype(wanted[name].dtype.newbyteorder("<")).tobytes()
-        for name in wanted
+def equal(loaded, expected):
+    return loaded.keys() == expected.keys() and all(
+        loaded[name].dtype == expected[name].dtype.newbyteorder("=")
+        and loaded[name].shape == expected[name].shape
+        and loaded[name].tobytes() == expected[name].astype(expected[name].dtype.newbyteorder("<")).tobytes()
+        for name in expected
     )
 
 
@@ -78,43 +78,43 @@ def equal(found, wanted):
 def test_round_trip(tmp_path, dtype, shape):
     array = (np.arange(np.prod(shape, dtype=int)).reshape(shape) * 3 - 1).astype(dtype)
     ckpt.write(tmp_path / "new" / "a.ckpt", {"x": array, "views": np.ones((3, 4), dtype).T[::2]})
-    found = ckpt.read(tmp_path / "new" / "a.ckpt")
-    assert equal(found, {"x": array, "views": np.ones((2, 3), dtype)})
-    found["x"] += found["x"]  # what is read can be trained on
+    loaded = ckpt.read(tmp_path / "new" / "a.ckpt")
+    assert equal(loaded, {"x": array, "views": np.ones((2, 3), dtype)})
+    loaded["x"] += loaded["x"]  # loaded arrays are writable, as training needs
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.ckpt"]
 
 
-def test_the_bytes_are_the_formats(tmp_path):
+def test_written_bytes_follow_the_format(tmp_path):
     array = np.arange(200, dtype=np.float32).reshape(2, 100)
     ckpt.write(tmp_path / "a.ckpt", {"a.b": array, "scalar": np.array(3, np.int64)})
-    wanted = record("a.b", "Float32", (2, 100), array.tobytes()) + record("scalar", "Int64", (), b"\3" + bytes(7))
-    assert (tmp_path / "a.ckpt").read_bytes() == wanted
+    expected = record("a.b", "Float32", (2, 100), array.tobytes()) + record("scalar", "Int64", (), b"\3" + bytes(7))
+    assert (tmp_path / "a.ckpt").read_bytes() == expected
 
 
-def test_what_mindspore_writes_beyond_it_is_read(tmp_path):
+def test_other_content_that_mindspore_writes_is_read(tmp_path):
     content = record("half", "BFloat16", (3,), bytes.fromhex("c03f 00c0 807f"))
     content += record("old scalar", "Float32", (0,), bytes(4)) + record("note", "str", (0,), "hé".encode("utf-32-le"))
     (tmp_path / "a.ckpt").write_bytes(content + b"crc_num" + zlib.crc32(content).to_bytes(10, "big"))
-    found = ckpt.read(tmp_path / "a.ckpt")
-    assert found["half"].dtype == np.float32
-    assert found["half"].tolist() == [1.5, -2.0, np.inf]
-    assert (found["old scalar"].shape, found["note"].item()) == ((), "hé")
+    loaded = ckpt.read(tmp_path / "a.ckpt")
+    assert loaded["half"].dtype == np.float32
+    assert loaded["half"].tolist() == [1.5, -2.0, np.inf]
+    assert (loaded["old scalar"].shape, loaded["note"].item()) == ((), "hé")
 
 
-def test_large_tensors_are_slices_of_one_tag(tmp_path, monkeypatch):
+def test_large_tensors_are_written_as_slices_with_one_tag(tmp_path, monkeypatch):
     monkeypatch.setattr(ckpt, "SLICE", 100)
     arrays = {"a": np.arange(60, dtype=np.float32).reshape(3, 20), "b": np.arange(25, dtype=np.float32)}
     ckpt.write(tmp_path / "a.ckpt", arrays)
     parts = [arrays["a"].tobytes()[begin : begin + 100] for begin in (0, 100, 200)]
-    wanted = b"".join(record("a", "Float32", (3, 20), part) for part in parts)
-    assert (tmp_path / "a.ckpt").read_bytes().startswith(wanted)
+    expected = b"".join(record("a", "Float32", (3, 20), part) for part in parts)
+    assert (tmp_path / "a.ckpt").read_bytes().startswith(expected)
     assert equal(ckpt.read(tmp_path / "a.ckpt"), arrays)
-    (tmp_path / "a.ckpt").write_bytes(wanted[: -len(record("a", "Float32", (3, 20), parts[-1]))])
+    (tmp_path / "a.ckpt").write_bytes(expected[: -len(record("a", "Float32", (3, 20), parts[-1]))])
     with pytest.raises(OcrnetError, match=r"'a' Float32 \(3, 20\) has 200 bytes"):
         ckpt.read(tmp_path / "a.ckpt")
 
 
-def test_what_the_format_lacks_is_not_written(tmp_path):
+def test_unsupported_tensors_are_not_written(tmp_path):
     for array in (np.zeros(2, complex), np.array("text"), np.zeros((0, 3), np.float32)):
         with pytest.raises(ValueError, match=r"'x' .* cannot be stored in a \.ckpt file"):
             ckpt.write(tmp_path / "a.ckpt", {"x": array})
@@ -125,7 +125,7 @@ GOOD = record("a", "Float32", (2,), bytes(8))
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b"hello", "not a MindSpore checkpoint"),
@@ -156,11 +156,11 @@ GOOD = record("a", "Float32", (2,), bytes(8))
         (record("a", "str", (0,), b"\xff\xff\xff\xff"), "does not decode"),
     ],
 )
-def test_damage_is_named(tmp_path, content, said):
+def test_damaged_files_are_refused_with_the_reason(tmp_path, content, message):
     path = tmp_path / "a.ckpt"
     path.write_bytes(content)
     for read in (ckpt.read, weights.read):
-        with pytest.raises(OcrnetError, match=said) as caught:
+        with pytest.raises(OcrnetError, match=message) as caught:
             read(path)
         assert str(path) in str(caught.value)
 
@@ -172,7 +172,7 @@ def test_a_missing_file_is_named(tmp_path):
         weights.read(tmp_path / "none.ckpt")
 
 
-def test_names_of_our_cells():
+def test_cell_names_map_to_canonical_names_and_back():
     for variant in architecture.VARIANTS:
         names = list(architecture.shapes(Arch(variant=variant)))
         cells = [mindspore.cell_name(name) for name in names]
@@ -185,7 +185,7 @@ def test_names_of_our_cells():
     assert mindspore.cell_name("aux_head.1.bias") == "aux_head.1.beta"
 
 
-def test_our_own_file_tells_its_network(tmp_path, state):
+def test_our_own_file_stores_its_network(tmp_path, state):
     path = tmp_path / "a.ckpt"
     head = OcrHead(channels=16, key_channels=8, variant="mmseg", align_corners=True)
     meta = {
@@ -194,30 +194,30 @@ def test_our_own_file_tells_its_network(tmp_path, state):
         "classes": {"names": ["é"]},
     }
     weights.write_ckpt(path, state | {"momentum/conv1.weight": state["conv1.weight"]}, meta)
-    found = weights.read(path)
-    assert equal(found.tensors, state)
-    assert found.arch == Arch(**{**ARCH.__dict__, "variant": "mmseg", "align_corners": True})
-    assert {key: found.meta[key] for key in meta} == meta
+    loaded = weights.read(path)
+    assert equal(loaded.tensors, state)
+    assert loaded.arch == Arch(**{**ARCH.__dict__, "variant": "mmseg", "align_corners": True})
+    assert {key: loaded.meta[key] for key in meta} == meta
 
 
-def test_our_names_without_the_document_mean_the_authors_network(tmp_path, state):
+def test_our_names_without_metadata_mean_the_authors_network(tmp_path, state):
     cells = {mindspore.cell_name(name): array for name, array in state.items()}
     ckpt.write(tmp_path / "a.bin", cells | {"epoch_num": np.array(3), "moments.conv1.weight": np.ones(3)})
-    found = weights.read(tmp_path / "a.bin")  # told by its content, not by its name
-    assert (found.arch, found.meta) == (ARCH, {})
-    assert equal(found.tensors, state)
+    loaded = weights.read(tmp_path / "a.bin")  # recognized by its content, not by its file name
+    assert (loaded.arch, loaded.meta) == (ARCH, {})
+    assert equal(loaded.tensors, state)
 
 
-def files(tmp_path, state, relative):
+def write_files(tmp_path, state, public_ocrnet):
     weights.write_ckpt(tmp_path / "own.ckpt", state, {"config": {}})
     ckpt.write(tmp_path / "bare.ckpt", {mindspore.cell_name(name): array for name, array in state.items()})
-    named = {name: array for name, array in relative.items() if name in reversed_names().values()}
-    ckpt.write(tmp_path / "relative.ckpt", named)
-    return [tmp_path / f"{name}.ckpt" for name in ("own", "bare", "relative")]
+    named = {name: array for name, array in public_ocrnet.items() if name in reversed_names().values()}
+    ckpt.write(tmp_path / "public_ocrnet.ckpt", named)
+    return [tmp_path / f"{name}.ckpt" for name in ("own", "bare", "public_ocrnet")]
 
 
-def test_every_cut_is_refused(tmp_path, state, relative):
-    for path in files(tmp_path, state, relative):
+def test_truncated_files_are_refused(tmp_path, state, public_ocrnet):
+    for path in write_files(tmp_path, state, public_ocrnet):
         good = path.read_bytes()
         weights.read(path)
         for length in {*(len(good) * i // 50 for i in range(50)), *range(1, 12), len(good) - 1}:
@@ -226,8 +226,8 @@ def test_every_cut_is_refused(tmp_path, state, relative):
                 weights.read(path)
 
 
-def test_a_cut_between_any_two_tensors_is_refused(tmp_path, state, relative):
-    for path in files(tmp_path, state, relative):
+def test_files_truncated_between_two_tensors_are_refused(tmp_path, state, public_ocrnet):
+    for path in write_files(tmp_path, state, public_ocrnet):
         good, ends = path.read_bytes(), [0]
         for name, array in ckpt.read(path).items():
             ends.append(ends[-1] + len(next(ckpt._records(name, array))))
@@ -238,8 +238,8 @@ def test_a_cut_between_any_two_tensors_is_refused(tmp_path, state, relative):
                 weights.read(path)
 
 
-def test_a_flipped_bit_is_found(tmp_path, state):
-    """In our own file; a foreign one without its optional CRC has nothing that tells of other numbers."""
+def test_a_flipped_bit_in_our_own_file_is_detected(tmp_path, state):
+    """Only our own files always have a checksum; in other files, the CRC is optional."""
     path = tmp_path / "own.ckpt"
     weights.write_ckpt(path, state, {"config": {}})
     good = path.read_bytes()
@@ -270,16 +270,16 @@ def test_a_renamed_tensor_is_refused(tmp_path, state, tag):
         weights.read(path)
 
 
-def test_the_public_mindspore_ocrnet(tmp_path, relative):
-    ckpt.write(tmp_path / "a.ckpt", relative)
-    found = weights.read(tmp_path / "a.ckpt")
-    wanted = architecture.init(THEIRS, 3)
+def test_the_public_mindspore_ocrnet_is_read(tmp_path, public_ocrnet):
+    ckpt.write(tmp_path / "a.ckpt", public_ocrnet)
+    loaded = weights.read(tmp_path / "a.ckpt")
+    expected = architecture.init(PUBLIC_ARCH, 3)
     zeros = {"conv3x3_ocr.0.bias": np.zeros(16, np.float32), "aux_head.0.bias": np.zeros(60, np.float32)}
-    assert (found.arch, found.meta) == (THEIRS, {})
-    assert equal(found.tensors, wanted | zeros)
+    assert (loaded.arch, loaded.meta) == (PUBLIC_ARCH, {})
+    assert equal(loaded.tensors, expected | zeros)
 
 
-# Written out from the sources named in ocrnet/weights/mindspore.py, and seen on Cells built from them.
+# Copied from the sources named in ocrnet/weights/mindspore.py, and checked against Cells built from them.
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
@@ -307,29 +307,29 @@ def test_the_public_mindspore_ocrnet(tmp_path, relative):
         (f"{ATTENTION}.out_project.conv.1.moving_variance", f"{architecture.BLOCK}.f_up.1.0.running_var"),
     ],
 )
-def test_names_of_the_public_mindspore_ocrnet(theirs, ours):
+def test_names_of_the_public_mindspore_ocrnet_are_mapped(theirs, ours):
     one = np.zeros(1, np.float32)
     assert ours in mindspore.FAMILY.canonical({theirs: one}).tensors
-    assert ours in architecture.shapes(THEIRS)
+    assert ours in architecture.shapes(PUBLIC_ARCH)
 
 
 @pytest.mark.parametrize("name", ["ocr_head.extra.weight", "fcn_head.conv_cat.conv.0.weight", "neck.x", "moment"])
-def test_an_unknown_name_is_refused(tmp_path, relative, name):
-    ckpt.write(tmp_path / "a.ckpt", relative | {name: np.zeros(1, np.float32)})
+def test_an_unknown_name_is_refused(tmp_path, public_ocrnet, name):
+    ckpt.write(tmp_path / "a.ckpt", public_ocrnet | {name: np.zeros(1, np.float32)})
     with pytest.raises(OcrnetError, match=rf"a\.ckpt: .*1 unexpected: {name}"):
         weights.read(tmp_path / "a.ckpt")
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("backbone.conv9.weight", r"1 unexpected: conv9\.weight"),
         ("backbone.cls_head.weight", r"1 unexpected: backbone\.cls_head\.weight"),
     ],
 )
-def test_an_unknown_name_in_the_backbone_is_refused(tmp_path, relative, name, said):
-    ckpt.write(tmp_path / "a.ckpt", relative | {name: np.zeros(1, np.float32)})
-    with pytest.raises(OcrnetError, match=rf"a\.ckpt: .*{said}"):
+def test_an_unknown_name_in_the_backbone_is_refused(tmp_path, public_ocrnet, name, message):
+    ckpt.write(tmp_path / "a.ckpt", public_ocrnet | {name: np.zeros(1, np.float32)})
+    with pytest.raises(OcrnetError, match=rf"a\.ckpt: .*{message}"):
         weights.read(tmp_path / "a.ckpt")
 
 
@@ -340,35 +340,35 @@ def test_one_tensor_under_two_names_is_refused(tmp_path, state):
         weights.read(tmp_path / "a.ckpt")
 
 
-def test_a_name_that_would_not_be_compared_is_refused(tmp_path, state):
+def test_an_unexpected_tensor_in_our_namespace_is_refused(tmp_path, state):
     cells = {mindspore.cell_name(name): array for name, array in state.items()}
     ckpt.write(tmp_path / "a.ckpt", cells | {"ocrnet/meta": np.zeros(3)})
     with pytest.raises(OcrnetError, match=r"a\.ckpt: .*1 unexpected: ocrnet/meta"):
         weights.read(tmp_path / "a.ckpt")
 
 
-def test_something_else_is_refused(tmp_path):
+def test_a_file_of_another_network_is_refused(tmp_path):
     ckpt.write(tmp_path / "a.ckpt", {"fc.weight": np.zeros((3, 3), np.float32)})
     with pytest.raises(OcrnetError, match=r"a\.ckpt: .*not from an OCRNet"):
         weights.read(tmp_path / "a.ckpt")
 
 
-def test_safetensors_under_a_ckpt_name(tmp_path, state):
+def test_a_safetensors_file_with_a_ckpt_name_is_read(tmp_path, state):
     checkpoint.save(tmp_path / "a.ckpt", state, {"config": {}})
     assert weights.read(tmp_path / "a.ckpt").arch == ARCH
 
 
-def test_a_backbone_from_mindcv_or_from_a_whole_network(tmp_path, state, relative):
+def test_a_backbone_is_read_from_mindcv_or_from_a_whole_network(tmp_path, state, public_ocrnet):
     backbone = {name: array for name, array in state.items() if architecture.is_backbone(name)}
     mindcv = {mindspore.cell_name(name).replace(".downsample.", ".down_sample."): a for name, a in backbone.items()}
     assert "layer1.0.down_sample.1.gamma" in mindcv
     beyond = {"classifier.bias": np.zeros(9, np.float32), "incre_modules.0.0.bn1.gamma": np.zeros(9, np.float32)}
     ckpt.write(tmp_path / "mindcv.ckpt", mindcv | beyond)
-    ckpt.write(tmp_path / "relative.ckpt", relative)
+    ckpt.write(tmp_path / "public_ocrnet.ckpt", public_ocrnet)
     weights.write_ckpt(tmp_path / "own.ckpt", state, {})
-    for name in ("mindcv", "relative", "own"):
-        found, report = weights.read_backbone(tmp_path / f"{name}.ckpt", ARCH)
-        assert equal(found, backbone)
+    for name in ("mindcv", "public_ocrnet", "own"):
+        loaded, report = weights.read_backbone(tmp_path / f"{name}.ckpt", ARCH)
+        assert equal(loaded, backbone)
         assert "0 missing" in report
         if name == "mindcv":
             assert "2 not used (classifier, incre_modules)" in report

@@ -1,4 +1,4 @@
-"""Urls in a config: what they may be, what has no effect, what ModelArts adds; keys are refused and never repeated."""
+"""URLs in a config: valid forms, settings without effect, arguments of ModelArts, and refused credentials."""
 
 import re
 import shlex
@@ -36,7 +36,7 @@ def load(*argv: str):
         ("x.tar", ("", "", "x.tar"), "."),
     ],
 )
-def test_a_url_in_parts(text, parts, parent):
+def test_a_url_is_split_into_its_parts(text, parts, parent):
     url = urls.parse("data_url", text)
     assert (url.scheme, url.bucket, url.path) == parts
     assert str(url) == text.rstrip("/")
@@ -69,7 +69,7 @@ def test_a_url_in_parts(text, parts, parent):
         ),
     ],
 )
-def test_what_cannot_be_is_told(argv, message):
+def test_invalid_urls_and_flags_are_refused(argv, message):
     with pytest.raises(OcrnetError, match=message):
         load(*argv)
 
@@ -84,15 +84,15 @@ def test_what_cannot_be_is_told(argv, message):
         ["--data_url", "sftp://KEY:hunter2@bucket/x"],
     ],
 )
-def test_keys_in_a_url_are_refused_and_not_repeated(argv, tmp_path, capsys):
+def test_credentials_in_a_url_are_refused_and_not_printed(argv, tmp_path, capsys):
     assert main.main(["train", "--config", CONFIG, "--save_dir", str(tmp_path / "out"), *argv]) == 2
-    said = "".join(capsys.readouterr())
-    assert "contains a key or a password before an '@'; remove it" in said or "given twice" in said
-    assert "hunter2" not in said
+    output = "".join(capsys.readouterr())
+    assert "contains a key or a password before an '@'; remove it" in output or "given twice" in output
+    assert "hunter2" not in output
     assert not (tmp_path / "out").exists()
 
 
-def test_what_modelarts_adds_is_passed_over_and_said():
+def test_arguments_added_by_modelarts_are_ignored_and_reported():
     argv = [
         "--enable_modelarts",
         "True",
@@ -111,7 +111,7 @@ def test_what_modelarts_adds_is_passed_over_and_said():
         load("--enable_modelarts", "True", "--rnk", "0")
 
 
-def test_a_checkpoint_is_named_once(tmp_path):
+def test_two_checkpoint_sources_are_refused(tmp_path):
     argv = ["--config", CONFIG, "--checkpoint_path", "x", "--ckpt_url", "y", "--save_dir", str(tmp_path)]
     with pytest.raises(OcrnetError, match="--checkpoint_path x and ckpt_url y both name a checkpoint; keep one"):
         eval_command.main(argv)
@@ -121,20 +121,20 @@ def test_a_checkpoint_is_named_once(tmp_path):
     ("url", "package", "command"),
     [("s3://b/x", "s3fs", r"pip install 'ocrnet\[s3\]'"), ("obs://b/x", "obs", r"pip install 'ocrnet\[obs\]'")],
 )
-def test_a_missing_package_is_named_with_its_command(url, package, command, monkeypatch):
+def test_a_missing_package_is_reported_with_its_install_command(url, package, command, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(OcrnetError, match=command):
         open_store(urls.parse("data_url", url), Cloud())
 
 
-def test_keys_of_the_environment_are_scrubbed(monkeypatch):
+def test_credentials_of_the_environment_are_scrubbed(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "abcd/efgh")
     monkeypatch.setenv("AccessKeyID", "HWKEY")
     assert str(StoreError("signed abcd/efgh by HWKEY for s3://u:p@b/x")) == "signed *** by *** for s3://***@b/x"
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_CN.md", "docs/cloud.md"])
-def test_what_the_pages_show_is_accepted(page, tmp_path, monkeypatch):
+def test_configs_and_commands_of_the_pages_are_accepted(page, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = (ROOT / page).read_text(encoding="utf-8")
     (block,) = [
@@ -149,13 +149,13 @@ def test_what_the_pages_show_is_accepted(page, tmp_path, monkeypatch):
         load_config(parse("train", shlex.split(line)))
 
 
-def test_the_page_about_clouds_tells_the_defaults_and_names_tests_that_exist():
+def test_docs_cloud_lists_the_defaults_and_existing_tests():
     text = (ROOT / "docs/cloud.md").read_text(encoding="utf-8")
-    told = dict(re.findall(r"^\| `(cloud\.\w+)` \| (.*?) ?\|", text, re.MULTILINE))
-    assert told.keys() == {name for name, _ in config.schema() if name.startswith("cloud.")}
+    documented = dict(re.findall(r"^\| `(cloud\.\w+)` \| (.*?) ?\|", text, re.MULTILINE))
+    assert documented.keys() == {name for name, _ in config.schema() if name.startswith("cloud.")}
     for name, item in config.schema():
-        if name in told and item.default != "":
-            assert told[name] == str(item.default), name
+        if name in documented and item.default != "":
+            assert documented[name] == str(item.default), name
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/cloud").glob("*.py"))
     named = re.findall(r"`((?:test|assert)_\w+)`", text)
     assert len(named) > 8

@@ -1,4 +1,4 @@
-"""Several ranks, each a thread with its own loop: what they agree on, and that none waits for one that is gone."""
+"""Several ranks, each a thread with its own loop: what they agree on, and that none waits for a rank that has ended."""
 
 import dataclasses
 import json
@@ -36,54 +36,59 @@ CONFIG = Config(
     backbone=Backbone(width=4, blocks=1, modules=(1, 1, 1)),
 )  # fmt: skip
 
-PATIENCE = 30  # seconds that a rank waits for another
+RANK_TIMEOUT = 30  # seconds that a rank waits for another
 
 
-class GoneError(Exception):
-    """A rank waits in a collective for one that has ended."""
+class LostRankError(Exception):
+    """A rank waits in a collective for a rank that has ended."""
 
 
 class Exchange:
-    """What the ranks meet in. Two that are in different collectives, or one that waits in vain, is a fault."""
+    """The collectives of ranks that are threads.
+
+    `errors` lists misuse: ranks in different collectives, or a sum that waits for a rank that has ended.
+    """
 
     def __init__(self, size: int) -> None:
         self.size, self.turn = size, 0
         self.changed = threading.Condition()
         self.waiting: dict[int, tuple] = {}
         self.totals: list = []
-        self.gone: set[int] = set()
-        self.faults: list[str] = []
+        self.ended: set[int] = set()
+        self.errors: list[str] = []
 
-    def meet(self, rank: int, kind: tuple, array=0):
+    def all_reduce(self, rank: int, kind: tuple, array=0):
         with self.changed:
             turn = self.turn
             self.waiting[rank] = (kind, array)
             if len(self.waiting) == self.size:
                 if len({kind for kind, _ in self.waiting.values()}) > 1:
-                    self.faults.append(f"different collectives: {self.waiting}")
+                    self.errors.append(f"different collectives: {self.waiting}")
                 self.totals.append(sum(array for _, array in self.waiting.values()))
                 self.waiting, self.turn = {}, turn + 1
                 self.changed.notify_all()
-            self.changed.wait_for(lambda: self.turn > turn or self.gone, PATIENCE)
+            self.changed.wait_for(lambda: self.turn > turn or self.ended, RANK_TIMEOUT)
             if self.turn == turn:
-                raise GoneError(f"rank {rank} waits in {kind} for {self.gone or 'a rank that does not come'}")
+                raise LostRankError(f"rank {rank} waits in {kind} for {self.ended or 'a rank that does not arrive'}")
             return self.totals[turn]
 
     def leave(self, rank: int) -> None:
         with self.changed:
-            self.gone.add(rank)
+            self.ended.add(rank)
             self.changed.notify_all()
 
 
 class RankEngine:
-    """An engine of one rank whose weights count its steps; it answers with the image's own red channel."""
+    """An engine of one rank whose weights count its steps; it predicts the red channel of the image."""
 
     startup_messages, versions = ("an engine of threads",), {"counting": "1"}
 
-    def __init__(self, rank: int, exchange: Exchange, *, pace: float = 0.0, breaks: int | None = None) -> None:
+    def __init__(
+        self, rank: int, exchange: Exchange, *, seconds_per_step: float = 0.0, failing_step: int | None = None
+    ) -> None:
         self.world, self.exchange = World(rank, exchange.size, rank, "threads"), exchange
-        self.pace, self.breaks = pace, breaks
-        self.step, self.looked, self.segments, self.sums = 0, 0, [], 0
+        self.seconds_per_step, self.failing_step = seconds_per_step, failing_step
+        self.step, self.predicted, self.segments, self.sums = 0, 0, [], 0
         self.unreadable: dict[int, str] = {}
         self.tensors: dict[str, np.ndarray] = {}
         self.failure: OcrnetError | None = None
@@ -95,12 +100,12 @@ class RankEngine:
         begun = self.step
         for _ in range(steps):
             try:
-                if self.step == self.breaks:
+                if self.step == self.failing_step:
                     raise OcrnetError("b.png is damaged")
-                self.exchange.meet(self.world.rank, ("step", self.step))
+                self.exchange.all_reduce(self.world.rank, ("step", self.step))
             except OcrnetError as error:
                 self.failure = error
-            except GoneError as error:
+            except LostRankError as error:
                 self.failure = OcrnetError(f"lost a rank: {error}")
             if self.failure and self.step == begun:
                 raise self.failure
@@ -111,10 +116,10 @@ class RankEngine:
         self.segments.append(taken)
         errors = tuple(error for step, error in self.unreadable.items() if begun <= step < self.step)
         ones = np.ones((taken, 2))
-        return Stats(ones, ones[:, 0] > 0, taken, max(1e-3, self.pace * taken), 0.0, 2**30, errors)
+        return Stats(ones, ones[:, 0] > 0, taken, max(1e-3, self.seconds_per_step * taken), 0.0, 2**30, errors)
 
     def predict(self, images, passes, outputs=("labels",)):
-        self.looked += 1
+        self.predicted += 1
         return {"labels": images[..., 0].copy()}
 
     def state(self):
@@ -128,9 +133,9 @@ class RankEngine:
         if self.world.size == 1:
             return array
         try:
-            return self.exchange.meet(self.world.rank, ("sum", array.shape, array.dtype), array)
-        except GoneError as error:
-            self.exchange.faults.append(str(error))
+            return self.exchange.all_reduce(self.world.rank, ("sum", array.shape, array.dtype), array)
+        except LostRankError as error:
+            self.exchange.errors.append(str(error))
             raise
 
     def close(self):
@@ -153,23 +158,23 @@ def on_ranks(size: int, work) -> list:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(2 * PATIENCE)
+        thread.join(2 * RANK_TIMEOUT)
         assert not thread.is_alive(), "a rank hangs"
-    assert exchange.faults == []
+    assert exchange.errors == []
     return outcomes
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    """Five images of two classes, of which a perfect answer is another part in each."""
+    """Five images of two classes; class 1 covers another part of each label."""
     pairs = []
     for place, name in enumerate("abcde"):
-        truth = np.zeros((40, 40), np.uint8)
-        truth[: 5 + 3 * place] = 1
-        image = np.repeat(truth[..., None], 3, axis=2)
+        label = np.zeros((40, 40), np.uint8)
+        label[: 5 + 3 * place] = 1
+        image = np.repeat(label[..., None], 3, axis=2)
         image[2 * place :, :7] = 0
         write_png(tmp_path / "data" / f"{name}.png", image)
-        write_png(tmp_path / "data" / f"{name}_label.png", truth)
+        write_png(tmp_path / "data" / f"{name}_label.png", label)
         pairs.append(Pair(name, tmp_path / "data" / f"{name}.png", tmp_path / "data" / f"{name}_label.png"))
     classes = ClassTable(("zero", "one"), ((0, 0, 0), (9, 9, 9)), (0, 1), frozenset({255}))
     return Dataset(classes, pairs, tmp_path)
@@ -177,12 +182,12 @@ def dataset(tmp_path: Path) -> Dataset:
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
-    """Drawing takes longer than all the rest."""
-    monkeypatch.setattr(plots, "draw", lambda metrics, picture: None)
+    """Draw no curves, as drawing takes longer than everything else in these tests."""
+    monkeypatch.setattr(plots, "draw", lambda metrics, image: None)
 
 
 class Runs:
-    """Loops over one shared run folder, and what is left of them."""
+    """Runs loops of several ranks over one shared run folder, and reads what they wrote."""
 
     def __init__(self, dataset: Dataset, folder: Path) -> None:
         self.dataset, self.folder = dataset, folder
@@ -221,14 +226,14 @@ def runs(dataset, tmp_path) -> Runs:
     return Runs(dataset, tmp_path / "out")
 
 
-def asked_at(step: int, *, rank: int, number: int = 15):
+def stop_signal_at(step: int, *, rank: int, number: int = 15):
     return lambda engine: number if engine.world.rank == rank and engine.step >= step else 0
 
 
-# The exchanges themselves
+# The collectives themselves
 
 
-def test_numbers_and_texts_of_all_ranks():
+def test_numbers_and_strings_of_all_ranks_are_gathered():
     texts = (["ä.png is damaged", "b"], [], ["\udcff.png"])
 
     def work(rank, exchange):
@@ -245,7 +250,7 @@ def test_numbers_and_texts_of_all_ranks():
         assert outcome == ([10, 11, 12], 0, 2, list(texts), [[], [], []])
 
 
-def test_one_rank_exchanges_nothing():
+def test_a_single_rank_communicates_nothing():
     engine = RankEngine(0, Exchange(1))
     assert (
         collectives.all_gather(engine, 3),
@@ -262,7 +267,7 @@ def test_one_rank_exchanges_nothing():
     assert engine.sums == 0
 
 
-def test_ranks_that_see_different_things_are_told_which():
+def test_values_that_differ_are_reported_by_rank():
     outcomes = on_ranks(3, lambda rank, exchange: collectives.check_same(
         RankEngine(rank, exchange), {"seed": "7", "checkpoint": "step 4" if rank == 1 else "step 8"}
     ))  # fmt: skip
@@ -271,7 +276,7 @@ def test_ranks_that_see_different_things_are_told_which():
 
 
 @pytest.mark.parametrize("error", [OcrnetError("mine"), MemoryError("mine")])
-def test_what_fails_on_one_rank_ends_on_all(error):
+def test_an_exception_on_one_rank_is_raised_on_all(error):
     def work(rank, exchange):
         with collectives.propagate_errors(RankEngine(rank, exchange)):
             if rank == 1:
@@ -288,29 +293,30 @@ def test_what_fails_on_one_rank_ends_on_all(error):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stop_on_one_rank_stops_all_at_one_step(runs, rank):
-    outcomes = on_ranks(3, lambda r, exchange: runs.fit(r, exchange, stopped=asked_at(2, rank=rank)))
+def test_a_stop_on_one_rank_stops_all_ranks_at_the_same_step(runs, rank):
+    outcomes = on_ranks(3, lambda r, exchange: runs.fit(r, exchange, stopped=stop_signal_at(2, rank=rank)))
     assert outcomes == [15, 15, 15]
-    assert [progress.step for progress in runs.progress] == [3, 3, 3]  # one step, then two, then the vote
+    # The ranks agree to stop after segments of one and of two steps.
+    assert [progress.step for progress in runs.progress] == [3, 3, 3]
     assert runs.saved == [3]
-    found = checkpoint.load(checkpoint.steps(runs.folder / "checkpoint")[0])
-    assert found.tensors["test/count"].tolist() == [3]
-    assert found.meta["cards"] == 3
+    saved = checkpoint.load(checkpoint.steps(runs.folder / "checkpoint")[0])
+    assert saved.tensors["test/count"].tolist() == [3]
+    assert saved.meta["cards"] == 3
 
 
-def test_a_stop_after_the_last_step_is_everyones_too(runs):
-    assert on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange, stopped=asked_at(12, rank=1))) == [15, 15]
+def test_a_stop_after_the_last_step_reaches_all_ranks(runs):
+    assert on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange, stopped=stop_signal_at(12, rank=1))) == [15, 15]
     assert runs.saved == [6, 12]
 
 
 @pytest.mark.parametrize(
-    ("paces", "segments"),
+    ("seconds_per_step", "segments"),
     [((0.01, 0.01), [1, 2, 4, 8, 5]), ((0.1, 2.4), [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]), ((9.0, 0.1), [1] * 20)],
 )
-def test_a_vote_comes_within_seconds_and_in_the_same_step_on_all(runs, paces, segments):
+def test_segment_lengths_follow_the_slowest_rank_and_are_equal_on_all(runs, seconds_per_step, segments):
     def work(rank, exchange):
         def prepare(engine):
-            engine.pace = paces[rank]
+            engine.seconds_per_step = seconds_per_step[rank]
 
         return runs.fit(rank, exchange, prepare=prepare, total_step=20, log_interval=20, save_interval=20,
                         eval_interval=20)  # fmt: skip
@@ -331,7 +337,7 @@ def test_only_rank_0_writes_and_each_file_once(runs, monkeypatch, capsys):
     assert runs.progress[0] == runs.progress[1] == runs.progress[2]
 
 
-def test_unreadable_names_of_all_ranks_are_gathered(runs):
+def test_unreadable_images_of_all_ranks_are_gathered(runs):
     def prepare(engine):
         engine.unreadable = {4: "b.png is damaged"} if engine.world.rank == 1 else {}
 
@@ -342,7 +348,7 @@ def test_unreadable_names_of_all_ranks_are_gathered(runs):
     assert (runs.folder / "logs/train.log").read_text().count("b.png is damaged") == 1
 
 
-def test_too_many_unreadable_images_on_all_ranks_together_end_all(runs):
+def test_too_many_unreadable_images_over_all_ranks_end_the_run(runs):
     def prepare(engine):
         engine.unreadable = {4: f"{engine.world.rank}.png is damaged"}
 
@@ -351,82 +357,82 @@ def test_too_many_unreadable_images_on_all_ranks_together_end_all(runs):
         assert "2 of 5 training images are unreadable" in str(outcome)
 
 
-def test_where_a_broken_image_ends_the_run_no_names_are_exchanged(runs, monkeypatch):
+def test_unreadable_images_are_not_gathered_if_the_first_one_ends_the_run(runs, monkeypatch):
     monkeypatch.delattr(collectives, "gather_strings")
     assert on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange)) == [0, 0]
 
 
 @pytest.mark.parametrize(
-    ("what", "stop"), [("train", 99), ("eval", 99), ("checkpoint", 99), ("checkpoint", 1), ("curves", 99)]
+    ("failing", "stop"), [("train", 99), ("eval", 99), ("checkpoint", 99), ("checkpoint", 1), ("curves", 99)]
 )
-def test_what_rank_0_cannot_write_ends_all(runs, monkeypatch, what, stop):
+def test_a_failed_write_on_rank_0_ends_all_ranks(runs, monkeypatch, failing, stop):
     def full(*args):
         raise OcrnetError("no space left")
 
     def record(run, row):
-        if run.writes and row["kind"] == what:
+        if run.writes and row["kind"] == failing:
             full()
 
     monkeypatch.setattr(Run, "record", record)
-    if what == "checkpoint":
+    if failing == "checkpoint":
         monkeypatch.setattr(checkpoint, "save", full)
-    if what == "curves":
+    if failing == "curves":
         monkeypatch.setattr(Run, "draw_curves", lambda run: full() if run.writes else None)
 
     def work(rank, exchange):
-        return runs.fit(rank, exchange, stopped=asked_at(stop, rank=1), run_eval=what == "eval")
+        return runs.fit(rank, exchange, stopped=stop_signal_at(stop, rank=1), run_eval=failing == "eval")
 
     first, second = on_ranks(2, work)
     assert (str(first), str(second)[:13]) == ("no space left", "rank 0 failed")
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-@pytest.mark.parametrize("step", [3, 5])  # first of a segment, and in its middle
-def test_a_step_that_fails_on_one_rank(runs, broken, step):
-    """The other may be in the middle of that step, where the engine ends it: nothing is exchanged any more."""
+@pytest.mark.parametrize("step", [3, 5])  # the first of a segment, and one within it
+def test_a_step_that_fails_on_one_rank_ends_all_ranks(runs, broken, step):
+    """The other rank may be within that step, where its engine raises an error; the ranks run no further collective."""
 
     def prepare(engine):
-        engine.breaks = step if engine.world.rank == broken else None
+        engine.failing_step = step if engine.world.rank == broken else None
 
     outcomes = on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange, prepare=prepare))
     assert str(outcomes[broken]).startswith("b.png is damaged")
     assert str(outcomes[1 - broken]).startswith("lost a rank")
     assert f"step {step} is saved" in str(outcomes[0])
-    assert "is saved" not in str(outcomes[1])  # it cannot know
-    found = checkpoint.load(checkpoint.steps(runs.folder / "checkpoint")[-1])
-    assert (found.meta["step"], found.tensors["test/count"].tolist()) == (step, [step])
+    assert "is saved" not in str(outcomes[1])  # rank 1 does not know whether rank 0 saved
+    saved = checkpoint.load(checkpoint.steps(runs.folder / "checkpoint")[-1])
+    assert (saved.meta["step"], saved.tensors["test/count"].tolist()) == (step, [step])
 
 
 # Evaluation
 
 
-def test_many_ranks_score_the_digits_of_one(dataset):
+def test_scores_are_identical_for_any_number_of_ranks(dataset):
     def score(rank, exchange):
         return as_dict(evaluate(RankEngine(rank, exchange), dataset, CONFIG, eval_cfg=CONFIG.eval))
 
-    (alone,) = on_ranks(1, score)
-    assert 0.1 < alone["mean_iou"] < 0.95
-    for size in (2, 3, 7):  # 7: two have no image
-        assert on_ranks(size, score) == [alone] * size
+    (single,) = on_ranks(1, score)
+    assert 0.1 < single["mean_iou"] < 0.95
+    for size in (2, 3, 7):  # with 7 ranks, two have no image
+        assert on_ranks(size, score) == [single] * size
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stop_in_the_middle_of_an_evaluation_abandons_it_on_all(runs, rank):
+def test_a_stop_during_an_evaluation_abandons_it_on_all_ranks(runs, rank):
     def stopped(engine):
-        return 2 if engine.world.rank == rank and engine.looked == 2 else 0
+        return 2 if engine.world.rank == rank and engine.predicted == 2 else 0
 
     assert on_ranks(2, lambda r, exchange: runs.fit(r, exchange, stopped=stopped)) == [2, 2]
     assert [(progress.step, progress.evaluated_step) for progress in runs.progress] == [(6, 0), (6, 0)]
     assert (runs.rows("eval"), runs.saved) == ([], [6])
-    found = checkpoint.load(checkpoint.steps(runs.folder / "checkpoint")[0])
+    saved = checkpoint.load(checkpoint.steps(runs.folder / "checkpoint")[0])
     assert on_ranks(
-        2, lambda r, exchange: runs.fit(r, exchange, progress=Progress(**found.meta["progress"]))
+        2, lambda r, exchange: runs.fit(r, exchange, progress=Progress(**saved.meta["progress"]))
     ) == [0, 0]  # fmt: skip
     assert [row["step"] for row in runs.rows("eval")] == [6, 12]
 
 
-def test_an_unreadable_validation_image_of_one_rank_ends_all(runs):
-    runs.dataset.path(1).write_bytes(b"no picture")
+def test_an_unreadable_validation_image_of_one_rank_ends_all_ranks(runs):
+    runs.dataset.path(1).write_bytes(b"no image")
     first, second = on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange))
     assert "b.png" in str(second)
     assert str(first).startswith("rank 1 failed")
@@ -434,12 +440,12 @@ def test_an_unreadable_validation_image_of_one_rank_ends_all(runs):
     assert runs.saved == [6]
 
 
-def test_no_rank_says_saved_where_rank_0_could_not_save(runs, monkeypatch):
+def test_no_rank_reports_a_checkpoint_that_rank_0_could_not_save(runs, monkeypatch):
     def full(path, *rest):
         raise OcrnetError("no space left")
 
     monkeypatch.setattr(checkpoint, "save", full)
-    runs.dataset.path(1).write_bytes(b"no picture")
+    runs.dataset.path(1).write_bytes(b"no image")
     first, second = on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange))
     assert "the finished steps cannot be saved either: no space left" in str(first)
     assert "the finished steps cannot be saved either: rank 0 failed" in str(second)
@@ -449,41 +455,41 @@ def test_no_rank_says_saved_where_rank_0_could_not_save(runs, monkeypatch):
 
 
 class Commands:
-    """`train`, `dry_run` and `eval` on ranks, with the engine of threads and five images in place of the real ones."""
+    """`train`, `dry_run` and `eval` on ranks, with `RankEngine` and five images as engine and dataset."""
 
     def __init__(self, dataset, folder, monkeypatch) -> None:
         self.cfg = dataclasses.replace(CONFIG, save_dir=str(folder))
-        self.here = threading.local()
+        self.thread = threading.local()
         for module in (setup, dry_run_module, eval_command):
             monkeypatch.setattr(module, "open_split", lambda cfg, split: dataset)
         for module in (setup, dry_run_module):
             monkeypatch.setattr(module, "open_engine", self.open_engine)
         monkeypatch.setattr("ocrnet.engines.factory.open_engine", self.open_engine)
-        monkeypatch.setattr(common, "read_world", lambda: self.here.world)
-        self.full = False
+        monkeypatch.setattr(common, "read_world", lambda: self.thread.world)
+        self.restore_fails = False
 
     def open_engine(self, cfg, arch, *, world, stream=None):
-        engine = RankEngine(world.rank, self.here.exchange)
-        if self.full and world.rank == 1:
-            engine.restore = self.refuse
+        engine = RankEngine(world.rank, self.thread.exchange)
+        if self.restore_fails and world.rank == 1:
+            engine.restore = self.fail_restore
         return engine
 
-    def refuse(self, state, step):
+    def fail_restore(self, state, step):
         raise OcrnetError("no memory")
 
-    def enter(self, rank, exchange) -> World:
-        self.here.exchange, self.here.world = exchange, World(rank, exchange.size)
-        return self.here.world
+    def set_world(self, rank, exchange) -> World:
+        self.thread.exchange, self.thread.world = exchange, World(rank, exchange.size)
+        return self.thread.world
 
     def train(self, rank, exchange, *, resume=None, **changes):
-        world = self.enter(rank, exchange)
+        world = self.set_world(rank, exchange)
         setup.train(dataclasses.replace(self.cfg, **changes), notes=[], resume=resume, world=world)
 
     def dry_run(self, rank, exchange):
-        return dry_run_module.dry_run(self.cfg, notes=[], world=self.enter(rank, exchange))
+        return dry_run_module.dry_run(self.cfg, notes=[], world=self.set_world(rank, exchange))
 
     def eval(self, rank, exchange, *argv):
-        self.enter(rank, exchange)
+        self.set_world(rank, exchange)
         return eval_command.main(["--config", "config/ocrnet/config_ocrnet_hrw18_8k.yml", *argv])
 
 
@@ -510,7 +516,7 @@ def test_ranks_that_would_resume_from_different_steps_end_before_anything_is_wri
     assert {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")} == left
 
 
-def test_a_folder_that_rank_0_cannot_claim_ends_all(commands, monkeypatch):
+def test_a_folder_that_rank_0_cannot_claim_ends_all_ranks(commands, monkeypatch):
     def refuse(run):
         if run.writes:
             raise OcrnetError("in use")
@@ -521,28 +527,28 @@ def test_a_folder_that_rank_0_cannot_claim_ends_all(commands, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["train", "dry_run", "eval"])
-def test_a_state_that_finds_no_room_on_one_rank_ends_all(commands, tmp_path, name):
+def test_a_state_that_one_rank_cannot_restore_ends_all_ranks(commands, tmp_path, name):
     if name == "eval":
         on_ranks(2, commands.train)
-    commands.full = True
+    commands.restore_fails = True
     argv = ["--checkpoint_path", str(tmp_path / "out"), "--save_dir", str(tmp_path / "eval")] if name == "eval" else []
     first, second = on_ranks(2, lambda *rank: getattr(commands, name)(*rank, *argv))
     assert (str(first)[:13], str(second)) == ("rank 1 failed", "no memory")
 
 
-def test_resuming_with_another_number_of_cards_is_said(commands, tmp_path):
+def test_resuming_with_another_number_of_ranks_is_logged(commands, tmp_path):
     on_ranks(2, commands.train)
     assert on_ranks(3, lambda *rank: commands.train(*rank, resume="auto", total_step=15)) == [None] * 3
-    said = (tmp_path / "out/logs/train.log").read_text()
-    assert "resume: the number of ranks is 3, was 2: the global batch changes to 3 crops a step, was 2;" in said
+    log = (tmp_path / "out/logs/train.log").read_text()
+    assert "resume: the number of ranks is 3, was 2: the global batch changes to 3 crops a step, was 2;" in log
     assert commands.cfg.batch_size == 1
     changes = {"resume": "auto", "total_step": 18, "batch_size": 3}
     assert on_ranks(1, lambda *rank: commands.train(*rank, **changes)) == [None]
-    said = (tmp_path / "out/logs/train.log").read_text()
-    assert "resume: the number of ranks is 1, was 3: the global batch is the same" in said
+    log = (tmp_path / "out/logs/train.log").read_text()
+    assert "resume: the number of ranks is 1, was 3: the global batch is the same" in log
 
 
-def test_a_checkpoint_from_before_cards_were_noted_had_one(tmp_path):
+def test_a_checkpoint_without_a_number_of_ranks_counts_as_one_rank(tmp_path):
     config = {"batch_size": 4, "accumulate_steps": 1}
     old = checkpoint.Checkpoint(tmp_path, {}, {"config": config})
     changed = setup._changed_batch
@@ -554,33 +560,33 @@ def test_a_checkpoint_from_before_cards_were_noted_had_one(tmp_path):
     assert line.startswith("resume: the number of ranks is 2, was 1: the global batch changes to 8")
 
 
-def test_every_rank_ends_with_the_status_of_the_one_signal(commands, monkeypatch, capsys):
-    class Asked(StopRequest):
+def test_every_rank_ends_with_the_exit_status_of_the_signal(commands, monkeypatch, capsys):
+    class SignalOnOtherRanks(StopRequest):
         def __call__(self):
-            return 0 if self.speaks else 15  # ranks other than 0
+            return 0 if self.speaks else 15  # the signal arrives on every rank but 0
 
-    monkeypatch.setattr(setup, "StopRequest", Asked)
+    monkeypatch.setattr(setup, "StopRequest", SignalOnOtherRanks)
     outcomes = on_ranks(3, commands.train)
     assert [type(outcome) for outcome in outcomes] == [Stopped] * 3
     assert [outcome.status for outcome in outcomes] == [143, 143, 143]
     assert capsys.readouterr().out.count("stopped after step 0") == 1
 
 
-def test_a_dry_run_is_printed_once_and_any_ranks_problem_counts(commands, monkeypatch, capsys):
+def test_a_dry_run_is_printed_once_and_reports_problems_of_all_ranks(commands, monkeypatch, capsys):
     assert on_ranks(2, commands.dry_run) == [[], []]
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in ("dry run: nothing was written", "parameters: ", "time: ", "an engine of threads"):
-        assert said.count(text) == 1, text
+        assert output.count(text) == 1, text
 
     def problem_on_rank_1(datasets, cfg):
-        return ["seen"], ["b.png is damaged"] if commands.here.world.rank == 1 else []
+        return ["data"], ["b.png is damaged"] if commands.thread.world.rank == 1 else []
 
     monkeypatch.setattr(dry_run_module, "lines_of_data", problem_on_rank_1)
     assert on_ranks(2, commands.dry_run) == [["b.png is damaged"], ["b.png is damaged"]]
     assert capsys.readouterr().out.count("problem: b.png is damaged") == 1
 
     def breaks_on_rank_1(datasets, cfg):
-        if commands.here.world.rank == 1:
+        if commands.thread.world.rank == 1:
             raise OcrnetError("no folder")
         return [], []
 
@@ -589,7 +595,7 @@ def test_a_dry_run_is_printed_once_and_any_ranks_problem_counts(commands, monkey
     assert (str(first)[:13], str(second)) == ("rank 1 failed", "no folder")
 
 
-def test_an_evaluation_by_many_ranks_is_told_once(commands, tmp_path, capsys):
+def test_an_evaluation_by_several_ranks_is_printed_once(commands, tmp_path, capsys):
     on_ranks(2, commands.train)
     capsys.readouterr()
     tables = []
@@ -597,13 +603,13 @@ def test_an_evaluation_by_many_ranks_is_told_once(commands, tmp_path, capsys):
         folder = tmp_path / f"eval{size}"
         argv = ("--checkpoint_path", str(tmp_path / "out"), "--save_dir", str(folder), "--set", "min_miou=0.99")
         assert on_ranks(size, lambda *rank: commands.eval(*rank, *argv)) == [1] * size  # noqa: B023
-        said = capsys.readouterr().out
-        tables.append(said[said.index("class") :])
+        output = capsys.readouterr().out
+        tables.append(output[output.index("class") :])
         assert len((folder / "eval.jsonl").read_text().splitlines()) == 1
     assert tables[0] == tables[1]
 
 
-def test_ranks_that_would_score_different_checkpoints_end(commands, tmp_path):
+def test_ranks_with_different_checkpoints_to_score_end(commands, tmp_path):
     on_ranks(1, commands.train)
     argv = ("--save_dir", str(tmp_path / "eval"), "--checkpoint_path")
     paths = [str(path) for path in checkpoint.steps(tmp_path / "out/checkpoint")]
@@ -612,7 +618,7 @@ def test_ranks_that_would_score_different_checkpoints_end(commands, tmp_path):
     assert not (tmp_path / "eval").exists()
 
 
-def test_an_error_names_its_rank_where_there_are_several(monkeypatch, capsys):
+def test_an_error_names_its_rank_if_there_are_several(monkeypatch, capsys):
     assert main.main(["nonsense"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown command")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
@@ -625,7 +631,7 @@ def test_an_error_names_its_rank_where_there_are_several(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("speaks", [True, False])
-def test_one_rank_tells_of_a_signal(speaks, capfd):
+def test_only_one_rank_prints_that_a_signal_arrived(speaks, capfd):
     with StopRequest(speaks=speaks) as stopped:
         assert stopped() == 0
         os.kill(os.getpid(), signal.SIGTERM)
@@ -633,14 +639,14 @@ def test_one_rank_tells_of_a_signal(speaks, capfd):
     assert ("SIGTERM: stopping" in capfd.readouterr().err) == speaks
 
 
-def test_many_ranks_show_no_bar(runs, monkeypatch):
-    asked = []
+def test_several_ranks_show_no_progress_bar(runs, monkeypatch):
+    shown_arguments = []
 
     class Bar(trainer.ProgressBar):
         def __init__(self, *args, shown=None):
-            asked.append(shown)
+            shown_arguments.append(shown)
             super().__init__(*args, shown=False)
 
     monkeypatch.setattr(trainer, "ProgressBar", Bar)
     on_ranks(2, lambda rank, exchange: runs.fit(rank, exchange))
-    assert asked == [False, False]
+    assert shown_arguments == [False, False]

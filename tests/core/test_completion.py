@@ -1,4 +1,4 @@
-"""What a real shell makes of TAB: commands, flags, values, config keys and files."""
+"""TAB completion in real shells: commands, flags, values, config keys and files."""
 
 import os
 import pty
@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_bash(folder, capsys):
+def test_bash_completes_commands_flags_values_and_files(folder, capsys):
     (folder / "rc").write_text(script("bash", capsys) + "PS1='> '\nbind 'set enable-bracketed-paste off'\n")
     process, terminal = pty.fork()
     if process == 0:
@@ -59,12 +59,13 @@ def test_bash(folder, capsys):
 
 
 def read(terminal: int, text: str) -> str:
-    """Return what the terminal shows up to ``text``, or within ten seconds."""
-    seen, end = "", time.monotonic() + 10
-    while not seen.endswith(text) and time.monotonic() < end:
+    """Return the output of the terminal up to ``text``, or of ten seconds."""
+    output, end = "", time.monotonic() + 10
+    while not output.endswith(text) and time.monotonic() < end:
         if select.select([terminal], [], [], 0.1)[0]:
-            seen += os.read(terminal, 4096).decode().replace("\a", "")  # the bell where several fit
-    return seen
+            # bash rings the bell if there are several completions.
+            output += os.read(terminal, 4096).decode().replace("\a", "")
+    return output
 
 
 def test_every_flag_of_every_command_is_in_each_script(capsys):
@@ -77,13 +78,13 @@ def test_every_flag_of_every_command_is_in_each_script(capsys):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_script_is_well_formed(shell, folder, capsys):
+def test_each_script_has_valid_syntax(shell, folder, capsys):
     if not shutil.which(shell):
         pytest.skip(f"this machine has no {shell}")
     (folder / "rc").write_text(script(shell, capsys))
     subprocess.run([shell, "-n", "rc"], check=True)
 
 
-def test_an_unknown_shell_is_a_mistake(capsys):
+def test_an_unknown_shell_is_an_error(capsys):
     assert main.main(["completion", "tcsh"]) == 2
     assert capsys.readouterr().err.startswith("error: argument shell: invalid choice: 'tcsh'")

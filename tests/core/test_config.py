@@ -1,4 +1,4 @@
-"""The config: every shipped YAML loads, and every mistake is one error that names key, value, source and remedy."""
+"""The config: every shipped YAML loads, and every error in one names the key, value, source and remedy."""
 
 import dataclasses
 from pathlib import Path
@@ -28,14 +28,14 @@ def test_every_shipped_yaml_loads(path):
     config.check(cfg)
 
 
-def test_the_seeds_yamls_are_shipped():
+def test_the_original_yamls_are_shipped():
     names = {p.relative_to(ROOT / "config").as_posix() for p in YAMLS}
-    wanted = {f"ocrnet/config_ocrnet_hrw{w}_{k}k.yml" for w in (18, 32, 48) for k in (8, 16)}
-    assert wanted | {"cityscapes.yml"} <= names
+    expected = {f"ocrnet/config_ocrnet_hrw{w}_{k}k.yml" for w in (18, 32, 48) for k in (8, 16)}
+    assert expected | {"cityscapes.yml"} <= names
     assert 'dataset_dir: "your cityscapes"' in (ROOT / "config/cityscapes.yml").read_text()
 
 
-def test_the_seeds_recipe():
+def test_the_original_recipe_is_unchanged():
     cfg, _ = load_config(parse("train", ["--config", str(ROOT / "config/ocrnet/config_ocrnet_hrw48_16k.yml")]))
     assert (cfg.total_step, cfg.warmup_step, cfg.lr_init, cfg.end_lr) == (160_000, 500, 0.01, 1e-6)
     assert (cfg.backbone.width, cfg.batch_size, cfg.data.crop_size) == (48, 2, (512, 1024))
@@ -57,7 +57,7 @@ def test_later_base_wins_and_the_file_wins_over_bases(tmp_path):
     assert (cfg.seed, cfg.batch_size, cfg.log_interval) == (3, 2, 1)
 
 
-def test_a_circle_of_bases_is_named(tmp_path):
+def test_circular_bases_are_refused(tmp_path):
     (tmp_path / "a.yml").write_text("__BASE__: c.yml\n")
     with pytest.raises(OcrnetError, match=r"(a|c)\.yml: circular __BASE__"):
         load(tmp_path, "__BASE__: a.yml\n")
@@ -95,7 +95,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "message"), BAD, ids=[text[:30].replace("\n", " ") for text, _ in BAD])
-def test_a_mistake_is_named(tmp_path, text, message):
+def test_an_invalid_config_is_refused_with_the_key_and_the_reason(tmp_path, text, message):
     with pytest.raises(OcrnetError, match=message):
         load(tmp_path, text)
 
@@ -104,7 +104,7 @@ def test_merge_keys_work_and_do_not_count_as_given_twice(tmp_path):
     assert load(tmp_path, "<<: {seed: 1, batch_size: 3}\nseed: 2\n") == Config(seed=2, batch_size=3)
 
 
-def test_number_of_classes_comes_from_the_dataset_or_contradicts_it():
+def test_the_number_of_classes_comes_from_the_dataset_and_must_not_contradict_it():
     assert config.with_classes(Config(), 11, "camvid").num_classes == 11
     with pytest.raises(OcrnetError, match="num_classes is 19 but camvid has 11 classes"):
         config.with_classes(Config(num_classes=19), 11, "camvid")
@@ -113,7 +113,7 @@ def test_number_of_classes_comes_from_the_dataset_or_contradicts_it():
         config.with_classes(weighted, 11, "camvid")
 
 
-def test_a_missing_config_names_its_neighbor(tmp_path):
+def test_a_missing_config_suggests_a_similar_file(tmp_path):
     (tmp_path / "camvid.yml").write_text("seed: 1")
     with pytest.raises(OcrnetError, match=r"camvidd\.yml' does not exist; did you mean '.*camvid\.yml'"):
         loader.read_yaml(tmp_path / "camvidd.yml")
@@ -133,13 +133,13 @@ def test_a_missing_config_names_its_neighbor(tmp_path):
         ("1.2.3", "1.2.3"),
     ],
 )
-def test_command_line_values_are_yaml_with_real_numbers(text, value):
-    found = loader.parse_value(text)
-    assert found == value
-    assert type(found) is type(value)
+def test_command_line_values_are_yaml_with_scientific_notation(text, value):
+    parsed = loader.parse_value(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
-def test_every_key_has_help_and_a_default_that_fits_itself():
+def test_every_key_has_help_and_a_valid_default():
     for name, item in config.schema():
         assert item.metadata["help"], name
         default = item.default
@@ -149,17 +149,17 @@ def test_every_key_has_help_and_a_default_that_fits_itself():
         )
 
 
-def test_the_config_cannot_be_written_to():
+def test_the_config_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 2
 
 
-def test_the_documented_table_is_the_schema():
-    """After a change of the schema, paste there what `config.table()` returns."""
+def test_the_documented_table_matches_the_schema():
+    """After a change of the schema, replace the table in docs/config.md by the result of `config.table()`."""
     assert (ROOT / "docs/config.md").read_text().endswith("\n" + config.table() + "\n")
 
 
-def test_a_tilde_is_ones_home_folder(monkeypatch, tmp_path):
+def test_a_tilde_means_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     argv = ["--config", str(ROOT / "config/own.yml"), "--save_dir", "~/run", "--set", "data.dataset_dir=~/images"]
     cfg, _ = load_config(parse("train", argv))
@@ -177,17 +177,17 @@ def test_the_old_name_of_a_key_is_accepted_with_a_warning(old, new, tmp_path, ca
     tree = {group: {name: value}} if group else {name: value}
     (tmp_path / "run.yml").write_text(yaml.safe_dump(tree))
     cfg, _ = load_config(parse("train", ["--config", str(tmp_path / "run.yml")]))
-    found = config.value(cfg, new)
-    assert found == (tuple(value) if isinstance(value, list) else value)
+    loaded = config.value(cfg, new)
+    assert loaded == (tuple(value) if isinstance(value, list) else value)
     warning = capsys.readouterr().err
     assert all(text in warning for text in (str(tmp_path / "run.yml"), f"'{old}'", f"'{new}'"))
     (tmp_path / "new.yml").write_text("{}")
     cfg, _ = load_config(parse("train", ["--config", str(tmp_path / "new.yml"), "--set", f"{old}={value}"]))
-    assert config.value(cfg, new) == found
+    assert config.value(cfg, new) == loaded
     assert f"'{old}'" in capsys.readouterr().err
 
 
-def test_both_names_of_a_key_are_refused(tmp_path):
+def test_the_old_and_the_current_name_of_a_key_together_are_refused(tmp_path):
     (tmp_path / "run.yml").write_text("expect: 0.5\nmin_miou: 0.6\n")
     with pytest.raises(OcrnetError, match="min_miou"):
         loader.read_yaml(tmp_path / "run.yml")
@@ -203,7 +203,7 @@ def test_a_recorded_config_gets_the_current_names():
 
 
 @pytest.mark.parametrize(
-    ("given", "current"),
+    ("misspelled", "current"),
     [
         ("drain", "cloud.push_timeout"),
         ("expects", "min_miou"),
@@ -211,9 +211,9 @@ def test_a_recorded_config_gets_the_current_names():
         ("cloud.drian", "cloud.push_timeout"),
     ],
 )
-def test_a_misspelt_old_key_leads_to_the_current_name(given, current):
+def test_a_misspelled_old_key_leads_to_the_current_name(misspelled, current):
     with pytest.raises(OcrnetError, match=current):
-        parse("train", ["--config", "run.yml", "--set", f"{given}=1"])
+        parse("train", ["--config", "run.yml", "--set", f"{misspelled}=1"])
 
 
 def test_an_old_key_given_as_a_flag_leads_to_the_current_name():

@@ -1,4 +1,4 @@
-"""Datasets: the tables, the layouts, and what is said about every way in which they can be wrong."""
+"""Datasets: class tables, folder layouts, and the message for every error in them."""
 
 import pickle
 import typing
@@ -16,7 +16,7 @@ IMAGE, LABEL = np.full((6, 8, 3), 90, np.uint8), np.zeros((6, 8), np.uint8)
 
 @pytest.fixture
 def streets(tmp_path):
-    """A Cityscapes of two cities with three images each in train and val, and a test split without labels."""
+    """A Cityscapes folder of two cities with three images each in train and val, and a test split without labels."""
     root = tmp_path / "streets"
     for split in ("train", "val", "test"):
         for city in ("ulm", "aachen"):
@@ -40,13 +40,13 @@ def own(tmp_path):
     return root
 
 
-def fails(name, root, split="train", **options) -> str:
+def open_error(name, root, split="train", **options) -> str:
     with pytest.raises(OcrnetError) as caught:
         open_dataset(name, root, split, **options)
     return str(caught.value)
 
 
-def test_the_names_are_those_of_the_config():
+def test_dataset_names_match_the_config():
     assert typing.get_args(config.Data.__dataclass_fields__["name"].type) == NAMES
 
 
@@ -58,7 +58,7 @@ TABLE = ClassTable(
 )
 
 
-def test_ids_become_indices_and_go_back():
+def test_ids_convert_to_indices_and_back():
     ids = np.array([[7, 23, 0, 255]], np.uint8)
     indices = TABLE.to_indices(ids, "file")
     assert indices.dtype == np.uint8
@@ -80,12 +80,12 @@ def test_an_index_without_a_class_is_refused():
             turn(np.array([[0, 2, 255]], np.uint8))
 
 
-def test_a_table_travels_to_worker_processes():
+def test_a_class_table_can_be_pickled():
     TABLE.to_indices(np.array([[7]], np.uint8), "file")
     assert pickle.loads(pickle.dumps(TABLE)) == TABLE
 
 
-def test_255_classes_fit():
+def test_a_class_table_holds_255_classes():
     table = ClassTable(tuple(map(str, range(255))), ((0, 0, 0),) * 255, tuple(range(255)), frozenset({255}))
     ids = np.arange(256, dtype=np.uint8)[None]
     np.testing.assert_array_equal(table.to_indices(ids, "file"), ids)
@@ -95,7 +95,7 @@ def test_255_classes_fit():
 # -- Cityscapes
 
 
-def test_every_id_of_a_label_file_has_a_meaning():
+def test_every_cityscapes_id_is_mapped():
     table = cityscapes.classes()
     indices = table.to_indices(np.array([[*range(34), 255]], np.uint8), "file")[0]
     expected = {label.id % 256: label.train_id for label in cityscapes.LABELS}
@@ -104,7 +104,7 @@ def test_every_id_of_a_label_file_has_a_meaning():
         table.to_indices(np.array([[34]], np.uint8), "file")
 
 
-def test_cityscapes_is_read_in_order(streets):
+def test_cityscapes_is_read_sorted_by_name(streets):
     for root in (streets, str(streets)):
         train = open_dataset("cityscapes", root, "train")
         assert len(train) == 6
@@ -125,73 +125,73 @@ def test_a_split_without_labels_opens_without_them(streets):
     np.testing.assert_array_equal(test.image(5), IMAGE)
     with pytest.raises(OcrnetError, match=r"aachen_000000_000019_leftImg8bit.png was opened without a label"):
         test.read(0)
-    assert "gtFine/test does not exist; " in fails("cityscapes", streets, "test")
+    assert "gtFine/test does not exist; " in open_error("cityscapes", streets, "test")
 
 
-def test_missing_and_surplus_files_are_all_named_at_once(streets):
+def test_missing_and_surplus_files_are_listed_in_one_error(streets):
     (streets / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png").unlink()
     (streets / "gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png").unlink()
     (streets / "leftImg8bit/train/aachen/aachen_000002_000019_leftImg8bit.png").unlink()
-    said = fails("cityscapes", streets)
-    assert "2 of 5 images have no label" in said
-    assert str(streets / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png") in said
-    assert "ulm_000001_000019_gtFine_labelIds.png" in said
-    assert "1 of 4 labels have no image" in said
-    assert "aachen_000002_000019_gtFine_labelIds.png" in said
+    message = open_error("cityscapes", streets)
+    assert "2 of 5 images have no label" in message
+    assert str(streets / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png") in message
+    assert "ulm_000001_000019_gtFine_labelIds.png" in message
+    assert "1 of 4 labels have no image" in message
+    assert "aachen_000002_000019_gtFine_labelIds.png" in message
 
 
-def test_a_long_list_of_missing_files_is_cut(streets):
+def test_a_long_list_of_missing_files_is_shortened(streets):
     for i in range(10, 30):
         write_png(streets / f"leftImg8bit/train/ulm/ulm_{i:06d}_000019_leftImg8bit.png", IMAGE)
-    said = fails("cityscapes", streets)
-    assert "20 of 26 images have no label" in said
-    assert said.count("_gtFine_labelIds.png") == 10
-    assert "and 10 more" in said
+    message = open_error("cityscapes", streets)
+    assert "20 of 26 images have no label" in message
+    assert message.count("_gtFine_labelIds.png") == 10
+    assert "and 10 more" in message
 
 
-def test_a_hidden_file_is_no_sample(streets):
+def test_hidden_files_are_ignored(streets):
     (streets / "leftImg8bit/train/ulm/._ulm_000000_000019_leftImg8bit.png").write_bytes(b"left by a Mac")
     assert len(open_dataset("cityscapes", streets, "train")) == 6
 
 
-def test_a_wrong_root_is_told_what_is_expected(streets, tmp_path):
+def test_a_wrong_root_is_refused_with_the_expected_layout(streets, tmp_path):
     for root in (tmp_path / "nowhere", "your cityscapes", ""):
-        said = fails("cityscapes", root)
-        assert f"data.dataset_dir: '{root}' does not exist" in said
-        assert "config/cityscapes.yml" in said
-        assert "--set data.dataset_dir=" in said
-        assert "leftImg8bit/SPLIT/CITY" in said
+        message = open_error("cityscapes", root)
+        assert f"data.dataset_dir: '{root}' does not exist" in message
+        assert "config/cityscapes.yml" in message
+        assert "--set data.dataset_dir=" in message
+        assert "leftImg8bit/SPLIT/CITY" in message
     (tmp_path / "file").write_text("")
-    assert "file' is not a folder" in fails("cityscapes", tmp_path / "file")
-    assert "config/cityscapes.yml" not in fails("camvid", tmp_path / "nowhere")
+    assert "file' is not a folder" in open_error("cityscapes", tmp_path / "file")
+    assert "config/cityscapes.yml" not in open_error("camvid", tmp_path / "nowhere")
 
 
-def test_a_root_one_step_off_is_told_the_right_one(streets):
+def test_a_root_one_folder_off_is_refused_with_the_right_one(streets):
     for wrong in (streets / "leftImg8bit", streets.parent, streets / "leftImg8bit/train"):
-        said = fails("cityscapes", wrong)
-        assert f"{wrong}/leftImg8bit does not exist; {wrong} holds " in said
-        assert f"did you mean data.dataset_dir={streets}?" in said
-        assert "gtFine/SPLIT/CITY" in said
+        message = open_error("cityscapes", wrong)
+        assert f"{wrong}/leftImg8bit does not exist; {wrong} holds " in message
+        assert f"did you mean data.dataset_dir={streets}?" in message
+        assert "gtFine/SPLIT/CITY" in message
 
 
-def test_a_wrong_or_empty_split_is_told_what_is_there(streets):
-    assert "leftImg8bit holds test/, train/, val/" in fails("cityscapes", streets, "valid")
+def test_a_wrong_or_empty_split_is_refused_with_the_folder_contents(streets):
+    assert "leftImg8bit holds test/, train/, val/" in open_error("cityscapes", streets, "valid")
     (streets / "leftImg8bit/none").mkdir()
     (streets / "gtFine/none").mkdir()
-    said = fails("cityscapes", streets, "none")
-    assert "leftImg8bit/none holds no CITY/*_leftImg8bit.png; it holds nothing" in said
+    message = open_error("cityscapes", streets, "none")
+    assert "leftImg8bit/none holds no CITY/*_leftImg8bit.png; it holds nothing" in message
     write_png(streets / "leftImg8bit/none/lost_leftImg8bit.png", IMAGE)
-    assert "it holds lost_leftImg8bit.png" in fails("cityscapes", streets, "none", labels=False)
+    assert "it holds lost_leftImg8bit.png" in open_error("cityscapes", streets, "none", labels=False)
 
 
 def test_an_unknown_dataset_suggests_the_nearest(tmp_path):
-    assert "'cityscape' is not a known dataset; did you mean 'cityscapes'?" in fails("cityscape", tmp_path)
+    assert "'cityscape' is not a known dataset; did you mean 'cityscapes'?" in open_error("cityscape", tmp_path)
 
 
 # -- one sample
 
 
-def test_sizes_that_differ_are_named(tmp_path):
+def test_different_sizes_of_image_and_label_are_refused(tmp_path):
     write_png(tmp_path / "image.png", IMAGE)
     write_png(tmp_path / "label.png", LABEL.T)
     dataset = Dataset(TABLE, [Pair("one", tmp_path / "image.png", tmp_path / "label.png")], tmp_path)
@@ -222,15 +222,15 @@ def test_camvid_ignores_its_last_id(own):
         train.read(0)
 
 
-def test_camvid_says_its_layout(tmp_path):
+def test_a_wrong_camvid_root_is_refused_with_the_expected_layout(tmp_path):
     (tmp_path / "CamVid").mkdir()
-    said = fails("camvid", tmp_path / "CamVid")
-    assert "CamVid/images does not exist" in said
-    assert "images/SPLIT/NAME.jpg" in said
-    assert "classes.yml" not in said
+    message = open_error("camvid", tmp_path / "CamVid")
+    assert "CamVid/images does not exist" in message
+    assert "images/SPLIT/NAME.jpg" in message
+    assert "classes.yml" not in message
 
 
-def test_ignore_label_is_left_out_beside_the_layouts_own(tmp_path):
+def test_ignore_label_is_ignored_in_addition_to_the_ids_of_the_layout(tmp_path):
     for split_file in ("images/train/a.png", "labels/train/a.png"):
         write_png(tmp_path / split_file, np.array([[0, 1, 9, 255]], np.uint8))
     (tmp_path / "classes.yml").write_text("[road, sky]")

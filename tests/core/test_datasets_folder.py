@@ -1,4 +1,4 @@
-"""One's own data: pairs by path, and a classes.yml whose every mistake is named."""
+"""Datasets of the `folder` layout: pairs by path, and an error for every mistake in classes.yml."""
 
 import numpy as np
 import pytest
@@ -20,14 +20,14 @@ def own(tmp_path):
     return root
 
 
-def fails(root, split="train", **options) -> str:
+def open_error(root, split="train", **options) -> str:
     with pytest.raises(OcrnetError) as caught:
         open_dataset("folder", root, split, **options)
     return str(caught.value)
 
 
 def test_pairs_are_found_at_any_depth_and_sorted(own):
-    write_png(own / "images/train/c.JPG", IMAGE)  # what it holds does not depend on its name
+    write_png(own / "images/train/c.JPG", IMAGE)  # a PNG with another extension is read by its content
     write_png(own / "labels/train/c.png", LABEL)
     (own / "images/train/.DS_Store").write_text("")
     (own / "images/train/readme.txt").write_text("")
@@ -47,39 +47,39 @@ def test_linked_folders_are_followed(own, tmp_path):
 
 def test_two_images_for_one_label_are_refused(own):
     write_png(own / "images/train/a.jpg", IMAGE)
-    said = fails(own)
-    assert "a.jpg and " in said
-    assert "a.png have the same label file" in said
+    message = open_error(own)
+    assert "a.jpg and " in message
+    assert "a.png have the same label file" in message
 
 
-def test_missing_and_surplus_labels_are_named(own):
+def test_missing_and_surplus_labels_are_listed(own):
     (own / "labels/train/a.png").rename(own / "labels/train/z.png")
-    said = fails(own)
-    assert "1 of 2 images have no label" in said
-    assert str(own / "labels/train/a.png") in said
-    assert "1 of 2 labels have no image" in said
-    assert str(own / "labels/train/z.png") in said
+    message = open_error(own)
+    assert "1 of 2 images have no label" in message
+    assert str(own / "labels/train/a.png") in message
+    assert "1 of 2 labels have no image" in message
+    assert str(own / "labels/train/z.png") in message
     assert len(open_dataset("folder", own, "train", labels=False)) == 2
 
 
-def test_labels_that_are_no_png_are_named(own):
+def test_labels_that_are_not_png_are_listed(own):
     (own / "labels/train/a.png").rename(own / "labels/train/a.JPG")
-    said = fails(own)
-    assert f"1 of 2 labels are not PNG files:\n  {own / 'labels/train/a.JPG'}" in said
-    assert "write them as PNG" in said
+    message = open_error(own)
+    assert f"1 of 2 labels are not PNG files:\n  {own / 'labels/train/a.JPG'}" in message
+    assert "write them as PNG" in message
 
 
-def test_wrong_layouts_are_told_the_right_one(own):
-    assert f"{own}/images/val does not exist; {own}/images holds train/" in fails(own, "val")
+def test_wrong_layouts_are_refused_with_the_right_one(own):
+    assert f"{own}/images/val does not exist; {own}/images holds train/" in open_error(own, "val")
     (own / "images/val").mkdir()
     (own / "labels/val").mkdir()
-    said = fails(own, "val")
-    assert "images/val holds no images (.jpg" in said
-    assert "DATASET_DIR/classes.yml" in said
+    message = open_error(own, "val")
+    assert "images/val holds no images (.jpg" in message
+    assert "DATASET_DIR/classes.yml" in message
     (own / "classes.yml").unlink()
-    said = fails(own)
-    assert f"{own}/classes.yml does not exist; {own} holds images/, labels/" in said
-    assert "classes.yml is a list of names" in said
+    message = open_error(own)
+    assert f"{own}/classes.yml does not exist; {own} holds images/, labels/" in message
+    assert "classes.yml is a list of names" in message
 
 
 # -- classes.yml
@@ -123,7 +123,7 @@ def test_255_classes_have_255_colors(own):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("", "classes is None"),
         ("[]", "classes is [], not a list of at least one class"),
@@ -155,8 +155,8 @@ def test_255_classes_have_255_colors(own):
         (str([f"c{i}" for i in range(256)]), "256 classes; at most 255 are allowed"),
     ],
 )
-def test_every_mistake_in_classes_yml_is_named(own, text, said):
+def test_every_mistake_in_classes_yml_is_named(own, text, expected):
     (own / "classes.yml").write_text(text)
-    message = fails(own)
+    message = open_error(own)
     assert str(own / "classes.yml") in message
-    assert said in message
+    assert expected in message

@@ -1,4 +1,4 @@
-"""docs/ascend.md and docs/ascend_cn.md: one set of commands whose flags exist, and tests and messages that exist."""
+"""docs/ascend.md and docs/ascend_cn.md: the same valid commands in both, and names of tests and messages that exist."""
 
 import re
 import shlex
@@ -34,34 +34,34 @@ def test_both_languages_have_the_same_commands_tests_and_messages():
 
 def test_commands_have_flags_and_configs_that_exist(monkeypatch):
     monkeypatch.chdir(ROOT)
-    found = 0
+    count = 0
     for _, block in (block for block in blocks(PAGES[0]) if block[0] == "shell"):
         for script, command, rest in OURS.findall(block.replace("\\\n", " ")):
             args = flags.parse(script or command, shlex.split(rest))
             assert (script or command) in main.COMMANDS
             if "config" in args.options:
                 flags.load_config(args)
-            found += 1
-    assert found >= 12
+            count += 1
+    assert count >= 12
 
 
-def test_every_test_that_is_named_exists():
+def test_every_quoted_test_exists():
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", text(PAGES[0])))
     assert len(named) > 20
     assert {name for name in named if f"def {name}(" not in source} == set()
 
 
-def test_every_message_that_is_quoted_is_in_the_code():
+def test_every_quoted_message_is_in_the_code():
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "ocrnet").rglob("*.py"))
-    source = re.sub(r'"\s*\n\s*f?"', "", source)  # a text over several lines
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # a string over several lines
     quoted = messages(PAGES[0])
     assert len(quoted) > 15
     assert [part for message in quoted for part in message.split("...") if part.strip() not in source] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
+def test_links_have_existing_targets(page):
     for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", text(page)):
         path = (ROOT / page).parent / target if target else ROOT / page
         assert path.exists(), target

@@ -1,4 +1,4 @@
-"""docs/predict.md: flags that exist, and kinds, endings, limits and fields that are the code's."""
+"""docs/predict.md: its flags exist; its kinds of results, file extensions, limits and JSON fields match the code."""
 
 import json
 import re
@@ -22,14 +22,14 @@ def test_commands_have_flags_that_exist():
         flags.parse(command, shlex.split(rest))
 
 
-def test_kinds_endings_and_limits_are_the_codes():
+def test_kinds_extensions_and_limits_match_the_code():
     rows = re.findall(r"^\| `(\w+)` \| `", TEXT, re.MULTILINE)
     assert (*rows, "json") == KINDS
-    usual = re.search(r"an image gets `([\w,]+)`, a video `([\w,]+)`", TEXT)
-    assert usual is not None
-    assert [parse_save(text) for text in usual.groups()] == [DEFAULT, DEFAULT_OF_VIDEO]
-    for endings in (IMAGES, VIDEOS):
-        assert ", ".join(ending[1:] for ending in endings) in TEXT
+    defaults = re.search(r"an image gets `([\w,]+)`, a video `([\w,]+)`", TEXT)
+    assert defaults is not None
+    assert [parse_save(text) for text in defaults.groups()] == [DEFAULT, DEFAULT_OF_VIDEO]
+    for extensions in (IMAGES, VIDEOS):
+        assert ", ".join(extension[1:] for extension in extensions) in TEXT
     limits = (
         f"{download.MOST_SECONDS:g} seconds, {download.MOST_BYTES >> 20} MiB and {download.MOST_PIXELS // 10**6} mega"
     )
@@ -43,12 +43,12 @@ def test_kinds_endings_and_limits_are_the_codes():
     assert [f"{sum(cities.values()):,}" in TEXT for cities in submit.CITIES.values()] == [True, True]
 
 
-def test_the_json_is_as_it_is_shown(tmp_path):
+def test_the_json_has_the_documented_fields(tmp_path):
     (block,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     areas = Areas(("road", "sky"))
     areas.add(Source("photo", "photos/photo.jpg"), (2, 2), areas.total + 2)
     areas.write(tmp_path / "areas.json", whole=True)
-    shown, written = json.loads(block), json.loads((tmp_path / "areas.json").read_text())
-    assert list(shown) == list(written)
-    assert list(shown["images"][0]) == list(written["images"][0])
-    assert list(shown["all"]) == list(written["all"])
+    documented, written = json.loads(block), json.loads((tmp_path / "areas.json").read_text())
+    assert list(documented) == list(written)
+    assert list(documented["images"][0]) == list(written["images"][0])
+    assert list(documented["all"]) == list(written["all"])

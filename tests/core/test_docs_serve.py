@@ -1,4 +1,4 @@
-"""docs/serve.md: flags, limits and addresses that are the code's."""
+"""docs/serve.md: its flags exist; its limits, startup lines and JSON fields match the code."""
 
 import importlib.util
 import json
@@ -24,16 +24,16 @@ def test_commands_have_flags_that_exist():
     assert set(re.findall(r"`--(\w+)", TEXT)) <= known
 
 
-def test_limits_are_the_codes():
+def test_limits_match_the_code():
     limits = Settings()
-    for name, said in (
+    for name, row in (
         ("max_megabytes", f"{limits.max_megabytes}, counted"),
         ("max_megapixels", f"{limits.max_megapixels}, read from the header"),
         ("timeout", f"{limits.timeout:g} seconds"),
         ("max_requests", f"{limits.max_requests} being decoded"),
     ):
-        assert f"| `--{name}` | {said}" in TEXT
-    for said in (
+        assert f"| `--{name}` | {row}" in TEXT
+    for text in (
         f"limits: {limits.max_megabytes} MB and {limits.max_megapixels} megapixels an image, {limits.timeout:g} s, "
         f"{limits.max_requests} requests at a time; one image at a time",
         f"serving at http://{limits.host}:{limits.port}/",
@@ -53,21 +53,21 @@ def test_limits_are_the_codes():
         settings.TOKEN_VARIABLE,
         ", ".join(list(request_body.KINDS.values())[:-1]) + " or " + list(request_body.KINDS.values())[-1],
     ):
-        assert said in TEXT, said
+        assert text in TEXT, text
 
 
-def test_the_json_has_the_fields_that_are_shown():
+def test_the_json_has_the_documented_fields():
     (block,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     model = SimpleNamespace(names=("road",), palette=((128, 64, 128),))
-    made = responses.summary(model, worker.Prediction(np.zeros((2, 2), np.uint8)), 1.0)
-    shown = json.loads(block)
-    assert list(shown) == list(made)
-    assert list(shown["classes"][0]) == list(made["classes"][0])
-    assert shown["classes"][0]["color"] == made["classes"][0]["color"]
+    response = responses.summary(model, worker.Prediction(np.zeros((2, 2), np.uint8)), 1.0)
+    documented = json.loads(block)
+    assert list(documented) == list(response)
+    assert list(documented["classes"][0]) == list(response["classes"][0])
+    assert documented["classes"][0]["color"] == response["classes"][0]["color"]
 
 
-def test_a_missing_library_is_told_with_its_remedy(monkeypatch, capsys):
-    real = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else real(name))
+def test_a_missing_library_is_reported_with_its_install_command(monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else find_spec(name))
     assert main.main(["serve", "--checkpoint_path", "output"]) == 2
     assert "pip install -e '.[serve]'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The documentation's pages: the messages they quote exist, and every page is in the navigation."""
+"""The documentation: the messages it quotes exist, its examples work, and every page is in the navigation."""
 
 import ast
 import re
@@ -14,42 +14,42 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
 
-def told() -> list[str]:
-    """Return every text in the source, what is filled in as …, in the order of the f-string."""
-    found = []
+def source_strings() -> list[str]:
+    """Return every string in the source, with … for each replacement field of an f-string."""
+    strings = []
     for path in (ROOT / "ocrnet").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
-                found.append("".join(map(str, parts)))
+                strings.append("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
+                strings.append(node.value)
+    return strings
 
 
-def quoted() -> list[str]:
+def quoted_messages() -> list[str]:
     rows = [line for line in (DOCS / "errors.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     return [message for row in rows for message in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
 
 
 def occurs(message: str, sources: list[str]) -> bool:
-    """Say whether the parts between the … stand in one text of the source, in this order."""
+    """Return whether the parts between the … occur in one string of the source, in this order."""
     parts = [part.strip() for part in message.split("…") if part.strip(" ;:,.'()")]
     pattern = re.compile(".*?".join(map(re.escape, parts)), re.DOTALL)
     return any(pattern.search(source) for source in sources)
 
 
-def test_every_quoted_message_is_one_of_the_program():
-    sources, messages = told(), quoted()
+def test_every_quoted_message_is_in_the_source():
+    sources, messages = source_strings(), quoted_messages()
     assert len(messages) >= 40
     assert [message for message in messages if not occurs(message, sources)] == []
     assert not occurs("save_dir '…' holds no checkpoints of an earlier run", sources)
 
 
-def test_colors_become_indices_as_the_page_says(tmp_path, monkeypatch):
+def test_the_documented_color_conversion_works(tmp_path, monkeypatch):
     (block, _) = re.findall(r"^```python\n(.*?)^```", (DOCS / "own_data.md").read_text(encoding="utf-8"), re.M | re.S)
-    picture = np.array([[(128, 64, 128), (70, 130, 180), (1, 2, 3)]], np.uint8)
-    write_png(tmp_path / "mydata/colors/train/a.png", picture)
+    image = np.array([[(128, 64, 128), (70, 130, 180), (1, 2, 3)]], np.uint8)
+    write_png(tmp_path / "mydata/colors/train/a.png", image)
     monkeypatch.chdir(tmp_path)
     exec(block, {})
     assert read_label(tmp_path / "mydata/labels/train/a.png").tolist() == [[0, 2, 255]]

@@ -1,4 +1,4 @@
-"""docs/weights.md: commands whose flags exist, a row for every family, and what convert can write."""
+"""docs/weights.md: its commands are valid, and its tables have every family and every target of convert."""
 
 import re
 import shlex
@@ -21,7 +21,7 @@ def test_commands_have_flags_that_exist():
         assert options["output"].endswith(target.suffix if target else ".safetensors")
 
 
-def test_every_family_has_its_row_and_every_target():
+def test_every_family_and_every_target_has_a_row():
     rows = [line.split("|")[1].strip() for line in TEXT.splitlines() if line.startswith("| ")]
     for family in weights.FAMILIES:
         assert family.title.replace("mmsegmentation", "mmsegmentation 0.x, 1.x") in rows

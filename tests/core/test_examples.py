@@ -1,4 +1,4 @@
-"""The job files in examples/: their commands are ours, their syntax is right, and what to change is marked."""
+"""The job files in examples/: their commands and syntax are valid, and values to change are marked with CHANGE."""
 
 import shlex
 import subprocess
@@ -15,7 +15,7 @@ SHELL = ["mpirun.sh", "slurm.sbatch"]
 
 
 def command(name: str) -> list[str]:
-    """Return what follows train.py in a job file."""
+    """Return the arguments of train.py in a job file."""
     text = (EXAMPLES / name).read_text(encoding="utf-8")
     if name.endswith(".yml"):
         (worker,) = yaml.safe_load(text)["spec"]["pytorchReplicaSpecs"].values()
@@ -27,14 +27,15 @@ def command(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [*SHELL, "pytorchjob.yml"])
-def test_commands_are_ours(name):
+def test_commands_are_valid(name):
     args = flags.parse("train", command(name))
     cfg, _ = flags.load_config(args)
     assert args.options["resume_ckpt"] == "auto"
-    assert cfg.batch_size * 16 == cfg.base_batch_size  # two machines of eight cards keep the recipe's global batch
+    # 16 ranks, two machines of eight devices, have the global batch size of the recipe.
+    assert cfg.batch_size * 16 == cfg.base_batch_size
 
 
-def test_the_modelarts_job_is_a_config():
+def test_the_modelarts_job_is_a_valid_config():
     args = flags.parse("train", ["--config", str(EXAMPLES / "modelarts.yml"), "--rank", "0", "--world_size=1"])
     cfg, _ = flags.load_config(args)
     assert isinstance(cfg, Config)
@@ -43,11 +44,11 @@ def test_the_modelarts_job_is_a_config():
 
 
 @pytest.mark.parametrize("name", SHELL)
-def test_the_shell_reads_them(name):
+def test_shell_scripts_have_valid_syntax(name):
     subprocess.run(["bash", "-n", str(EXAMPLES / name)], check=True)
 
 
 @pytest.mark.parametrize("name", [*SHELL, "pytorchjob.yml", "modelarts.yml", "hosts"])
-def test_what_to_change_is_marked(name):
+def test_values_to_change_are_marked(name):
     text = (EXAMPLES / name).read_text(encoding="utf-8")
     assert "CHANGE" in text

@@ -1,4 +1,4 @@
-"""The public flags: frozen as a table; given values win; an unknown or doubled one is an error with a remedy."""
+"""The public flags: their table is frozen, they override the YAML, and unknown or repeated ones are errors."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from ocrnet.utils.errors import OcrnetError
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "config/ocrnet/config_ocrnet_hrw32_16k.yml")
 
-# A change here is a change of what users type: update README.md, README_CN.md and CHANGELOG.md with it.
+# A change of this table changes the command line of users: update README.md, README_CN.md and CHANGELOG.md with it.
 FROZEN = {
     ("config", "train eval check submit", None, None),
     ("config", "export", None, None),
@@ -108,14 +108,14 @@ def test_choices_and_defaults_of_help_are_those_of_the_schema():
             assert f"(default: {default}" in flag.description or default in (None, "") or flag.name == "engine"
 
 
-def test_given_flags_win_and_defaults_do_not(tmp_path):
+def test_flags_override_the_yaml_and_flag_defaults_do_not(tmp_path):
     path = tmp_path / "c.yml"
     path.write_text("batch_size: 8\nseed: 5\n")
     cfg, _ = load_config(parse("train", ["--config", str(path), "--seed", "7"]))
     assert (cfg.batch_size, cfg.seed) == (8, 7)
 
 
-def test_set_takes_several_and_repeats_and_ends_at_the_next_flag():
+def test_set_takes_several_values_up_to_the_next_flag_and_may_be_repeated():
     cfg, _ = train("--set", "data.crop_size=[64,128]", "lr_init=1e-3", "--mix", "True", "--set", "total_step=20")
     assert cfg.data.crop_size == (64, 128)
     assert (cfg.lr_init, cfg.mix, cfg.total_step) == (1e-3, True, 20)
@@ -148,12 +148,12 @@ def test_set_keeps_text_keys_as_text():
         (["--mi", "True"], r"unknown flag '--mi'; did you mean '--mix'"),
     ],
 )
-def test_a_wrong_command_line_is_named(argv, message):
+def test_an_invalid_command_line_is_refused(argv, message):
     with pytest.raises(OcrnetError, match=message):
         train(*argv)
 
 
-def test_equal_values_given_twice_are_no_contradiction():
+def test_equal_values_given_twice_are_accepted():
     assert train("--batch_size", "4", "--set", "batch_size=4")[0].batch_size == 4
 
 
@@ -162,7 +162,7 @@ def test_config_is_required():
         load_config(parse("train", []))
 
 
-def test_a_shortened_run_shortens_warmup_and_says_so():
+def test_a_shortened_run_shortens_warmup_with_a_note():
     cfg, notes = train("--set", "total_step=40")
     assert (cfg.total_step, cfg.warmup_step) == (40, 4)
     assert any("warmup_step: 4 instead of 500" in note for note in notes)
@@ -171,7 +171,7 @@ def test_a_shortened_run_shortens_warmup_and_says_so():
         train("--set", "total_step=40", "warmup_step=500")
 
 
-def test_multi_scale_means_the_seeds_six_scales():
+def test_multi_scale_means_six_scales():
     def scales(*argv: str):
         return load_config(parse("eval", ["--config", CONFIG, *argv]))[0].eval.scales
 
@@ -182,11 +182,11 @@ def test_multi_scale_means_the_seeds_six_scales():
         scales("--multi_scale", "True", "--set", "eval.scales=[1.0]")
 
 
-def test_checkpoint_path_has_its_alias():
+def test_ckpt_path_is_an_alias_of_checkpoint_path():
     assert parse("eval", ["--ckpt_path", "x"]).options == {"checkpoint_path": "x"}
 
 
-def test_a_bare_flag_means_true_and_predict_takes_its_input_first():
+def test_a_flag_without_value_means_true_and_predict_takes_its_source_first():
     assert flags.as_bool(parse("train", ["--dry_run"]), "dry_run")
     assert not flags.as_bool(parse("train", ["--dry_run", "False"]), "dry_run")
     assert not flags.as_bool(parse("train", []), "dry_run")

@@ -1,4 +1,4 @@
-"""Image files: every kind comes out as RGB or ids, and every damaged one is refused by name."""
+"""Image files: every format is read as RGB or class ids, and a damaged file is refused with its path."""
 
 import io
 import threading
@@ -14,11 +14,11 @@ from ocrnet.data.image_io import image_size, read_image, read_label, write_png
 from ocrnet.utils.errors import OcrnetError
 
 RNG = np.random.default_rng(0)
-PICTURE = cv2.GaussianBlur(RNG.integers(0, 256, (24, 40, 3), np.uint8), (5, 5), 0)
+IMAGE = cv2.GaussianBlur(RNG.integers(0, 256, (24, 40, 3), np.uint8), (5, 5), 0)
 IDS = RNG.integers(0, 16, (24, 40), np.uint8)
 
 
-def encoded(kind: str, array=PICTURE, mode=None, **options) -> bytes:
+def encoded(kind: str, array=IMAGE, mode=None, **options) -> bytes:
     file = io.BytesIO()
     image = Image.fromarray(array)
     (image if mode is None else image.convert(mode)).save(file, kind, **options)
@@ -31,18 +31,18 @@ def stored(tmp_path, data: bytes, name="file.png"):
     return path
 
 
-def test_what_is_written_is_read_back(tmp_path):
-    write_png(tmp_path / "new/folders/rgb.png", PICTURE)
+def test_a_written_png_is_read_back(tmp_path):
+    write_png(tmp_path / "new/folders/rgb.png", IMAGE)
     write_png(tmp_path / "gray.png", IDS)
     image, label = read_image(tmp_path / "new/folders/rgb.png"), read_label(str(tmp_path / "gray.png"))
-    np.testing.assert_array_equal(image, PICTURE)
+    np.testing.assert_array_equal(image, IMAGE)
     np.testing.assert_array_equal(label, IDS)
     assert image.dtype == label.dtype == np.uint8
     # Pillow agrees that the file holds R, G, B in this order.
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new/folders/rgb.png")), PICTURE)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new/folders/rgb.png")), IMAGE)
 
 
-def test_a_large_picture_has_small_chunks(tmp_path):
+def test_a_large_png_is_written_in_small_chunks(tmp_path):
     noise = RNG.integers(0, 256, (1500, 2000, 3), np.uint8)
     write_png(tmp_path / "a.png", noise)
     data, position, longest = (tmp_path / "a.png").read_bytes(), 8, 0
@@ -54,70 +54,74 @@ def test_a_large_picture_has_small_chunks(tmp_path):
 
 
 def test_every_kind_of_image_becomes_8_bit_rgb(tmp_path):
-    gray = PICTURE[..., 0]
+    gray = IMAGE[..., 0]
     for mode in ("L", "1", "P", "RGBA", "LA"):
-        source = Image.fromarray(PICTURE).convert(mode)
+        source = Image.fromarray(IMAGE).convert(mode)
         source.save(tmp_path / f"{mode}.png")
         np.testing.assert_array_equal(read_image(tmp_path / f"{mode}.png"), np.asarray(source.convert("RGB")), mode)
-    deep = PICTURE.astype(np.uint16) * 257
+    deep = IMAGE.astype(np.uint16) * 257
     assert cv2.imwrite(str(tmp_path / "deep.png"), deep[..., ::-1])
     assert cv2.imwrite(str(tmp_path / "deepgray.png"), deep[..., 0])
-    np.testing.assert_array_equal(read_image(tmp_path / "deep.png"), PICTURE)
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png"), IMAGE)
     np.testing.assert_array_equal(read_image(tmp_path / "deepgray.png"), np.stack([gray] * 3, -1))
 
 
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])
-def test_an_opencv_that_knows_no_rgb_gives_the_same(tmp_path, monkeypatch, kind, upright):
+def test_an_opencv_without_an_rgb_flag_gives_the_same_image(tmp_path, monkeypatch, kind, upright):
     turned = Image.Exif()
     turned[0x112] = 6
     for mode in ("RGB", "L", "CMYK") if kind == "JPEG" else ("RGB", "L", "RGBA"):
         path = stored(tmp_path, encoded(kind, mode=mode, exif=turned))
-        at_once = read_image(path, upright=upright)
+        direct = read_image(path, upright=upright)
         monkeypatch.setattr(image_io, "_COLORS", cv2.IMREAD_COLOR)
-        np.testing.assert_array_equal(read_image(path, upright=upright), at_once)
+        np.testing.assert_array_equal(read_image(path, upright=upright), direct)
         monkeypatch.undo()
 
 
-def test_the_size_is_told_without_decoding(tmp_path):
+def test_the_size_is_read_without_decoding(tmp_path):
     for kind in ("PNG", "JPEG", "WEBP"):
         assert image_size(stored(tmp_path, encoded(kind))) == (24, 40)
     with pytest.raises(OcrnetError, match="does not exist"):
         image_size(tmp_path / "none.png")
     with pytest.raises(OcrnetError, match=r"file\.png is damaged or not an image"):
-        image_size(stored(tmp_path, b"no picture"))
+        image_size(stored(tmp_path, b"no image"))
 
 
 def test_transparent_pixels_keep_their_color(tmp_path):
-    see_through = np.dstack([PICTURE, np.zeros(PICTURE.shape[:2], np.uint8)])
-    np.testing.assert_array_equal(read_image(stored(tmp_path, encoded("PNG", see_through))), PICTURE)
+    transparent = np.dstack([IMAGE, np.zeros(IMAGE.shape[:2], np.uint8)])
+    np.testing.assert_array_equal(read_image(stored(tmp_path, encoded("PNG", transparent))), IMAGE)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "BMP", "TIFF", "WEBP"])
 def test_other_formats_are_read(tmp_path, kind):
     read = read_image(stored(tmp_path, encoded(kind, quality=95), f"file.{kind.lower()}"))
-    assert read.shape == PICTURE.shape
-    assert np.abs(read.astype(int) - PICTURE).mean() < 6
+    assert read.shape == IMAGE.shape
+    assert np.abs(read.astype(int) - IMAGE).mean() < 6
 
 
 def test_exif_orientation_is_ignored(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6  # rotated by 90 degrees
     read = read_image(stored(tmp_path, encoded("JPEG", quality=95, exif=turned), "turned.jpg"))
-    assert read.shape == PICTURE.shape
+    assert read.shape == IMAGE.shape
 
 
-def test_what_a_camera_appends_to_a_jpeg_does_no_harm(tmp_path):
+def test_data_that_a_camera_appends_to_a_jpeg_is_ignored(tmp_path):
     whole = encoded("JPEG")
     read = read_image(stored(tmp_path, whole + b"appended by a camera", "file.jpg"))
     np.testing.assert_array_equal(read, read_image(stored(tmp_path, whole, "whole.jpg")))
 
 
 @pytest.mark.parametrize("read", [read_image, read_label])
-def test_missing_empty_and_alien_files_are_named(tmp_path, read):
-    for data, said in ((None, "does not exist"), (b"", "is empty"), (b"no image at all", "is damaged or not an image")):
+def test_missing_empty_and_other_files_are_refused_with_their_path(tmp_path, read):
+    for data, message in (
+        (None, "does not exist"),
+        (b"", "is empty"),
+        (b"no image at all", "is damaged or not an image"),
+    ):
         path = tmp_path / "the_file.png" if data is None else stored(tmp_path, data, "the_file.png")
-        with pytest.raises(OcrnetError, match=f"the_file.png {said}"):
+        with pytest.raises(OcrnetError, match=f"the_file.png {message}"):
             read(path)
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(OcrnetError, match=r"folder.png cannot be read"):
@@ -168,7 +172,7 @@ def test_labels_are_ids_as_stored(tmp_path):
 
 
 def gray_png(ids: np.ndarray, *, bits: int) -> bytes:
-    """Return a gray PNG of few bits: Pillow writes none, so one with a palette loses its palette."""
+    """Return a gray PNG of 2 or 4 bits: Pillow writes none, so this removes the palette from a PNG with one."""
     image = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
     image.putpalette([0, 0, 0] * 2**bits)
     file = io.BytesIO()
@@ -194,7 +198,7 @@ def test_colored_lossy_and_too_deep_labels_are_refused(tmp_path):
         read_label(path)
 
 
-def test_writing_leaves_the_old_file_or_the_new_one(tmp_path):
+def test_a_file_is_complete_at_any_moment_of_writing(tmp_path):
     path = tmp_path / "label.png"
     big = [np.full((200, 300), value, np.uint8) for value in (1, 2)]
     write_png(path, big[0])

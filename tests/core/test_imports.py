@@ -19,9 +19,9 @@ ENGINES = ("ocrnet.engines.torch", "ocrnet.engines.mindspore")
 
 
 def core_modules() -> list[str]:
-    # The MindSpore engine refuses NumPy 2 at its import, which walking into it is.
-    found = [m.name for m in pkgutil.walk_packages(ocrnet.__path__, "ocrnet.", onerror=lambda name: None)]
-    return ["ocrnet", *(name for name in found if not name.startswith(ENGINES) and name != "ocrnet.__main__")]
+    # walk_packages imports each package, and the MindSpore engine refuses NumPy 2 at import: ignore this error.
+    modules = [m.name for m in pkgutil.walk_packages(ocrnet.__path__, "ocrnet.", onerror=lambda name: None)]
+    return ["ocrnet", *(name for name in modules if not name.startswith(ENGINES) and name != "ocrnet.__main__")]
 
 
 def run(*modules: str) -> subprocess.CompletedProcess:
@@ -31,9 +31,9 @@ def run(*modules: str) -> subprocess.CompletedProcess:
 def test_the_core_imports_no_framework():
     names = core_modules()
     assert {"ocrnet.train.trainer", "ocrnet.engines.base", "ocrnet.weights.pth", "ocrnet.export.open"} <= set(names)
-    found = run(*names)
-    assert found.returncode == 0, found.stderr
+    result = run(*names)
+    assert result.returncode == 0, result.stderr
 
 
-def test_the_block_works():
+def test_the_test_blocks_frameworks():
     assert run("ocrnet.engines.torch.engine").returncode != 0

@@ -1,4 +1,4 @@
-"""Ranks from the launchers' variables."""
+"""Rank and world size from the environment variables of launchers."""
 
 import pytest
 
@@ -32,17 +32,18 @@ SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "7", "SLURM_LOCALID": "1", "SLURM_N
         (MSRUN_SCHEDULER, World(0, 2, 0, "msrun's scheduler")),
     ],
 )  # fmt: skip
-def test_launchers(env, world):
+def test_rank_and_world_size_are_read_from_the_variables_of_launchers(env, world):
     assert read_world(env) == world
 
 
 @pytest.mark.parametrize("env", [{"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "x", "WORLD_SIZE": "2"}])
-def test_nonsense_is_refused(env):
+def test_invalid_variables_are_refused(env):
     with pytest.raises(OcrnetError):
         read_world(env)
 
 
-def test_msrun_on_several_machines_says_which_rank_this_is_or_is_refused():
-    env = {name: value for name, value in MSRUN.items() if name != "MS_NODE_ID"}  # RANK_ID is then the scheduler's, 0
+def test_msrun_without_a_node_id_is_refused():
+    # Without MS_NODE_ID, RANK_ID is that of the scheduler, 0.
+    env = {name: value for name, value in MSRUN.items() if name != "MS_NODE_ID"}
     with pytest.raises(OcrnetError, match="--node_rank"):
         read_world(env)

@@ -1,4 +1,4 @@
-"""What `ocrnet predict` looks at, how it cuts, what it writes: with a stand-in that answers an image's own colors."""
+"""`ocrnet predict`: sources, tiles and results, with a stand-in model that predicts from the colors of an image."""
 
 import json
 import os
@@ -25,55 +25,53 @@ ARCH = Arch(width=18, num_classes=4)
 
 
 class Colors:
-    """A model that answers each pixel's red value, a quarter of its green as confidence, and what it was shown."""
+    """Predicts the red value of each pixel, with confidence green / 255; `sizes` lists the sizes of its inputs."""
 
     arch = ARCH
     names = ("road", "sky", "car", "tree")
     palette = ((128, 64, 128), (70, 130, 180), (0, 0, 142), (107, 142, 35))
 
     def __init__(self) -> None:
-        self.shown: list[tuple[int, int]] = []
+        self.sizes: list[tuple[int, int]] = []
 
     def outputs(self, image, outputs, scales, flip, slide):
-        self.shown.append(image.shape[:2])
-        found = {"labels": image[..., 0].copy(), "confidence": image[..., 1] / np.float32(255)}
-        return {name: found[name] for name in outputs}
+        self.sizes.append(image.shape[:2])
+        maps = {"labels": image[..., 0].copy(), "confidence": image[..., 1] / np.float32(255)}
+        return {name: maps[name] for name in outputs}
 
 
 class Quarters(Colors):
-    """Answers the four classes, by the quarter of 0 to 255 that red lies in."""
+    """Predicts one of four classes: the quarter of 0 to 255 that contains the red value."""
 
     def outputs(self, image, outputs, scales, flip, slide):
-        found = super().outputs(image, outputs, scales, flip, slide)
-        return found | {"labels": found["labels"] // 64}
+        maps = super().outputs(image, outputs, scales, flip, slide)
+        return maps | {"labels": maps["labels"] // 64}
 
 
-def run(source, output, *, model=None, **changes) -> predictor.Report:
-    said = changes.setdefault("say", [].append)
-    job = Job(model or Quarters(), output, changes.pop("how", Eval()), **changes)
-    assert said is job.say
+def run(source, output, *, model=None, say=lambda line: None, **changes) -> predictor.Report:
+    job = Job(model or Quarters(), output, Eval(), say=say, **changes)
     return predictor.predict(job, sources.find(str(source), output))
 
 
 def names(source, output="out") -> list[str]:
-    return [found.name for found in sources.find(str(source), output)]
+    return [entry.name for entry in sources.find(str(source), output)]
 
 
-# --- what a source means
+# --- sources
 
 
-def test_a_folders_results_have_unique_names(tmp_path):
+def test_results_of_a_folder_have_unique_names(tmp_path):
     for name in ("a.png", "a.jpg", "deep/b.png", "deep/film.mp4", ".hidden.png", "note.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     assert names(tmp_path, tmp_path / "out") == ["a.jpg", "a.png", "deep/b", "deep/film"]
     assert names(tmp_path, tmp_path / "deep") == ["a.jpg", "a.png"]
-    assert [found.kind for found in sources.find(str(tmp_path), "out")] == ["image", "image", "image", "video"]
+    assert [entry.kind for entry in sources.find(str(tmp_path), "out")] == ["image", "image", "image", "video"]
     (tmp_path / "a.jpg.png").write_bytes(b"x")
     assert names(tmp_path) == ["a.jpg", "a.jpg.png", "a.png", "deep/b.png", "deep/film.mp4"]
 
 
-def test_results_of_two_sources_are_never_one_file(tmp_path):
+def test_two_sources_never_write_the_same_file(tmp_path):
     for name in ("a.mp4", "a/000000.png", "b.jpg", "b.png/x.jpg", "c.jpg", "c.png.mp4", "d.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -85,19 +83,19 @@ def test_results_of_two_sources_are_never_one_file(tmp_path):
         names(tmp_path)
 
 
-def test_a_pattern_finds_images_and_videos_named_below_its_folder(tmp_path):
+def test_a_pattern_finds_images_and_videos(tmp_path):
     for name in ("p/a.png", "p/b.jpg", "p/deep/a.png", "p/deep/c.mov", "p/.a.png", "p/note.txt", "p/x[1].png"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(b"x")
     assert names(tmp_path / "p/*") == ["a", "b", "x[1]"]
     assert names(tmp_path / "p/**/[ac].*") == ["a", "deep/a", "deep/c"]
     assert names(tmp_path / "*/a.png") == ["p/a"]
-    assert names(tmp_path / "p/x[1].png") == ["x[1]"]  # a file of this name goes before the pattern
+    assert names(tmp_path / "p/x[1].png") == ["x[1]"]  # a file with this name has precedence over the pattern
     with pytest.raises(OcrnetError, match=r"'.*\*\.bmp' matches no images"):
         names(tmp_path / "p/*.bmp")
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_sources_are_refused(tmp_path):
     with pytest.raises(OcrnetError, match="does not exist; give an image, a video, a folder, a quoted pattern"):
         names(tmp_path / "no")
     (tmp_path / "note.txt").write_text("x")
@@ -105,47 +103,47 @@ def test_what_is_not_there_is_named(tmp_path):
         names(tmp_path)
 
 
-def test_a_file_of_another_name_is_what_it_holds(tmp_path):
+def test_the_kind_of_a_file_follows_its_content(tmp_path):
     film(tmp_path / "film.mp4", 2)
     os.rename(tmp_path / "film.mp4", tmp_path / "film.dat")
     write_png(tmp_path / "photo.png", np.zeros((20, 30, 3), np.uint8))
     os.rename(tmp_path / "photo.png", tmp_path / "photo")
-    (tmp_path / "text.txt").write_text("no picture\n" * 100)
+    (tmp_path / "text.txt").write_text("no image\n" * 100)
     kinds = [sources.find(str(tmp_path / name), "out")[0].kind for name in ("film.dat", "photo", "text.txt")]
     assert kinds == ["video", "image", "image"]
 
 
-def test_a_playlist_is_no_video(tmp_path):
+def test_a_playlist_is_refused_as_a_video(tmp_path):
     film(tmp_path / "film.ts.mp4", 12)
     (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{tmp_path / 'film.ts.mp4'}'\n")
     with pytest.raises(OcrnetError, match=r"list\.mp4 is damaged or not a video"):
         run(tmp_path / "list.mp4", tmp_path / "out")
 
 
-# --- how an image is looked at
+# --- tiles
 
 
-def test_a_small_image_is_looked_at_whole():
+def test_a_small_image_is_predicted_whole():
     model = Colors()
-    seen = tiles.predict_tiled(model, np.zeros((300, 400, 3), np.uint8), Eval())
-    assert (seen.labels.shape, seen.tiles, model.shown) == ((300, 400), 1, [(300, 400)])
-    assert seen.confidence is None
+    prediction = tiles.predict_tiled(model, np.zeros((300, 400, 3), np.uint8), Eval())
+    assert (prediction.labels.shape, prediction.tiles, model.sizes) == ((300, 400), 1, [(300, 400)])
+    assert prediction.confidence is None
 
 
 @pytest.mark.parametrize("size", [(700, 900), (257, 1500), (1200, 301)])
-def test_tiles_cover_every_pixel_once_and_stay_below_the_bound(size):
+def test_tiles_cover_every_pixel_and_stay_below_the_memory_limit(size):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), np.uint8)
-    how = Eval(max_memory=0.1)
+    eval_cfg = Eval(max_memory=0.1)
     model, steps = Colors(), []
-    seen = tiles.predict_tiled(model, image, how, confidence=True, step=lambda *at: steps.append(at))
-    np.testing.assert_array_equal(seen.labels, image[..., 0])
-    np.testing.assert_array_equal(seen.confidence, image[..., 1])
-    assert seen.tiles == len(model.shown) > 1
-    assert steps == [(i + 1, seen.tiles) for i in range(seen.tiles)]
-    for shown in model.shown:
+    prediction = tiles.predict_tiled(model, image, eval_cfg, confidence=True, step=lambda *at: steps.append(at))
+    np.testing.assert_array_equal(prediction.labels, image[..., 0])
+    np.testing.assert_array_equal(prediction.confidence, image[..., 1])
+    assert prediction.tiles == len(model.sizes) > 1
+    assert steps == [(i + 1, prediction.tiles) for i in range(prediction.tiles)]
+    for tile in model.sizes:
         side = tiles.SMALLEST_TILE
-        assert flops.predict_bytes(ARCH, shown) <= 0.1 * 2**30 or shown == (min(size[0], side), min(size[1], side))
+        assert flops.predict_bytes(ARCH, tile) <= 0.1 * 2**30 or tile == (min(size[0], side), min(size[1], side))
 
 
 def test_a_pixel_is_taken_from_the_tile_in_which_it_lies_further_inside():
@@ -154,8 +152,8 @@ def test_a_pixel_is_taken_from_the_tile_in_which_it_lies_further_inside():
 
 # --- kinds of image files
 
-PICTURE = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8), (40, 24))
-PILLOW = Image.fromarray(PICTURE)
+IMAGE = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8), (40, 24))
+PILLOW = Image.fromarray(IMAGE)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
@@ -171,42 +169,42 @@ def test_an_image_is_turned_upright(tmp_path, name, orientation):
     upright = np.asarray(PILLOW.transpose(turn))
     assert read.shape == upright.shape
     assert np.abs(read.astype(int) - upright).mean() < (12 if name.endswith("jpg") else 0.1)
-    if not name.endswith("tif"):  # libtiff turns always
+    if not name.endswith("tif"):  # libtiff always applies the orientation
         assert read_image(tmp_path / name).shape == (24, 40, 3)
 
 
 @pytest.mark.parametrize(
-    ("name", "mode", "near"),
+    ("name", "mode", "tolerance"),
     [
         ("gray.png", "L", 0), ("gray.jpg", "L", 1), ("gray.tif", "L", 0), ("alpha.png", "RGBA", 0),
         ("alpha.webp", "RGBA", 0), ("gray_alpha.png", "LA", 0), ("palette.png", "P", 0), ("palette.tif", "P", 0),
         ("palette.bmp", "P", 0), ("bits.png", "1", 0), ("cmyk.jpg", "CMYK", 2), ("cmyk.tif", "CMYK", 0),
     ],
 )  # fmt: skip
-def test_every_kind_of_image_is_predicted_as_pillow_shows_it(tmp_path, name, mode, near):
+def test_every_kind_of_image_is_predicted_as_pillow_shows_it(tmp_path, name, mode, tolerance):
     stored = PILLOW.convert(mode)
     stored.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {"quality": 95}))
     shown = np.asarray(Image.open(tmp_path / name).convert("RGB"))
     report = run(tmp_path / name, tmp_path / "out", model=Quarters(), save=("indices", "side"))
     assert report.written == 1
     left = read_image(tmp_path / f"out/side/{name.partition('.')[0]}.png")[:, :40]
-    assert np.abs(left.astype(int) - shown).max(initial=0) <= near * 3
-    assert np.abs(left.astype(int) - shown).mean() <= near
+    assert np.abs(left.astype(int) - shown).max(initial=0) <= tolerance * 3
+    assert np.abs(left.astype(int) - shown).mean() <= tolerance
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep_gray.png", "deep_gray.tif"])
-def test_16_bits_are_divided_not_cut_off(tmp_path, name):
-    deep = PICTURE[..., 0] if "gray" in name else PICTURE
+def test_16_bits_are_scaled_to_8_bits(tmp_path, name):
+    deep = IMAGE[..., 0] if "gray" in name else IMAGE
     stored = deep.astype(np.uint16) * 256 + 129
     assert cv2.imwrite(str(tmp_path / name), stored if "gray" in name else stored[..., ::-1])
     shown = np.stack([deep] * 3, -1) if "gray" in name else deep
     np.testing.assert_array_equal(read_image(tmp_path / name, upright=True), shown)
 
 
-# --- what is written
+# --- results
 
 
-def test_every_kind_of_result(tmp_path):
+def test_every_kind_of_result_is_written(tmp_path):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (60, 90, 3), np.uint8)
     write_png(tmp_path / "in/a.png", image)
@@ -223,13 +221,13 @@ def test_every_kind_of_result(tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == sorted([*kinds[:-1], "areas.json", "legend.png"])
 
 
-def test_the_usual_results(tmp_path):
+def test_the_default_results_are_written(tmp_path):
     write_png(tmp_path / "a.png", np.zeros((20, 30, 3), np.uint8))
     run(tmp_path / "a.png", tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["areas.json", "color", "indices", "legend.png", "overlay"]
 
 
-def test_large_pictures_are_written_in_strips_like_small_ones(tmp_path, monkeypatch):
+def test_images_written_in_strips_equal_those_written_whole(tmp_path, monkeypatch):
     image = np.random.default_rng(0).integers(0, 256, (61, 90, 3), np.uint8)
     write_png(tmp_path / "a.png", image)
     for name, pixels in (("whole", 2**22), ("strips", 90 * 7)):
@@ -242,7 +240,7 @@ def test_large_pictures_are_written_in_strips_like_small_ones(tmp_path, monkeypa
     assert (tmp_path / "whole/areas.json").read_text() == (tmp_path / "strips/areas.json").read_text()
 
 
-def test_label_ids_are_for_cityscapes_alone(tmp_path):
+def test_label_ids_are_only_for_cityscapes(tmp_path):
     model = Quarters()
     model.names = cityscapes.classes().names
     labels = np.array([[0, 18], [255, 7]], np.uint8)
@@ -252,29 +250,29 @@ def test_label_ids_are_for_cityscapes_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("ovrelay", "did you mean 'overlay'"), (",", "name some of overlay"), ("all", "not one of")]
+    ("text", "message"), [("ovrelay", "did you mean 'overlay'"), (",", "name some of overlay"), ("all", "not one of")]
 )
-def test_an_unknown_kind_is_named(text, said):
-    with pytest.raises(OcrnetError, match=said):
+def test_an_unknown_kind_of_result_is_refused(text, message):
+    with pytest.raises(OcrnetError, match=message):
         parse_save(text)
 
 
-def test_areas_are_those_of_the_indices(tmp_path):
+def test_areas_match_the_written_indices(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         write_png(tmp_path / f"in/{name}.png", rng.integers(0, 256, (40, 50, 3), np.uint8))
     report = run(tmp_path / "in", tmp_path / "out")
-    found = json.loads((tmp_path / "out/areas.json").read_text())
-    assert found["classes"] == list(Colors.names)
-    assert found["whole"] is True
+    areas = json.loads((tmp_path / "out/areas.json").read_text())
+    assert areas["classes"] == list(Colors.names)
+    assert areas["whole"] is True
     total = np.zeros(4, int)
-    for row in found["images"]:
+    for row in areas["images"]:
         counts = np.bincount(read_label(tmp_path / f"out/indices/{row['name']}.png").reshape(-1), minlength=4)
         assert row["pixels"] == {name: int(n) for name, n in zip(Colors.names, counts, strict=True)}
         assert row["share"] == {name: round(n / 2000, 6) for name, n in row["pixels"].items()}
         assert (row["source"], row["height"], row["width"]) == (str(tmp_path / f"in/{row['name']}.png"), 40, 50)
         total += counts
-    assert [found["all"]["pixels"][name] for name in Colors.names] == total.tolist() == report.areas.total.tolist()
+    assert [areas["all"]["pixels"][name] for name in Colors.names] == total.tolist() == report.areas.total.tolist()
     assert "% of the pixels" in predictor.text(report)
 
 
@@ -286,12 +284,12 @@ def test_a_name_that_is_not_utf8_is_escaped_and_the_rest_is_written(tmp_path, ca
     report = run(tmp_path / "in", tmp_path / "out", say=predict._say)
     assert report.written == 2
     assert "has a name that is not valid UTF-8" in report.problems[0]
-    found = json.loads((tmp_path / "out/areas.json").read_text())
-    assert [row["name"] for row in found["images"]] == ["ok", f"{odd}.png"]
+    areas = json.loads((tmp_path / "out/areas.json").read_text())
+    assert [row["name"] for row in areas["images"]] == ["ok", f"{odd}.png"]
     assert os.path.exists(f"{tmp_path}/out/indices/{odd}.png.png")
-    said = capsys.readouterr().out
-    assert f"{tmp_path}/in/\\udcff\\udcfe\\n.png: 20x30" in said
-    assert len(said.splitlines()) == 3
+    stdout = capsys.readouterr().out
+    assert f"{tmp_path}/in/\\udcff\\udcfe\\n.png: 20x30" in stdout
+    assert len(stdout.splitlines()) == 3
 
 
 def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
@@ -308,29 +306,29 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
     ("names", "keys"),
     [(("x", "x", "y"), ["x (0)", "x (1)", "y"]), (("x", "x", "x (1)"), ["x (0)", "x (1)", "x (1) (2)"])],
 )
-def test_classes_of_one_name_stay_apart(names, keys):
-    found = Areas(names).of(np.array([3, 2, 1]))
-    assert list(found["pixels"].items()) == list(zip(keys, [3, 2, 1], strict=True))
-    assert list(found["share"]) == keys
+def test_classes_with_the_same_name_have_separate_areas(names, keys):
+    areas = Areas(names).of(np.array([3, 2, 1]))
+    assert list(areas["pixels"].items()) == list(zip(keys, [3, 2, 1], strict=True))
+    assert list(areas["share"]) == keys
 
 
-def test_names_are_said_without_control_characters_and_cut():
+def test_class_names_are_printed_shortened_and_without_control_characters():
     areas = Areas(["\x1b[31mred\n" + "x" * 60_000])
     areas.total += 1
-    said = predictor.text(predictor.Report(areas))
-    assert said.startswith(r"  \x1b[31mred\nxxx")
-    assert len(said) < 120
+    text = predictor.text(predictor.Report(areas))
+    assert text.startswith(r"  \x1b[31mred\nxxx")
+    assert len(text) < 120
 
 
-def test_a_broken_file_is_said_counted_and_passed_over(tmp_path):
+def test_a_broken_file_is_reported_and_skipped(tmp_path):
     write_png(tmp_path / "in/a.png", np.zeros((20, 30, 3), np.uint8))
     (tmp_path / "in/b.png").write_bytes((tmp_path / "in/a.png").read_bytes()[:-20])
     (tmp_path / "in/c.mp4").write_bytes(b"no film")
-    said = []
-    report = run(tmp_path / "in", tmp_path / "out", say=said.append)
+    lines = []
+    report = run(tmp_path / "in", tmp_path / "out", say=lines.append)
     assert report.written == 1
     assert len(report.problems) == 2
-    assert [line for line in said if "skipped:" in line] == [
+    assert [line for line in lines if "skipped:" in line] == [
         f"[2/3] skipped: {report.problems[0]}", f"[3/3] skipped: {report.problems[1]}",
     ]  # fmt: skip
     assert "b.png is truncated" in report.problems[0]
@@ -353,23 +351,23 @@ def stops_after(count: int):
     return check
 
 
-def test_a_stop_leaves_what_is_done_and_says_so(tmp_path):
+def test_a_stop_keeps_finished_results_and_marks_the_areas_incomplete(tmp_path):
     for name in ("a", "b", "c"):
         write_png(tmp_path / f"in/{name}.png", np.zeros((20, 30, 3), np.uint8))
     with pytest.raises(Stop):
         run(tmp_path / "in", tmp_path / "out", check=stops_after(3))
     assert os.listdir(tmp_path / "out/overlay") == ["a.png"]
-    found = json.loads((tmp_path / "out/areas.json").read_text())
-    assert (found["whole"], [row["name"] for row in found["images"]]) == (False, ["a"])
+    areas = json.loads((tmp_path / "out/areas.json").read_text())
+    assert (areas["whole"], [row["name"] for row in areas["images"]]) == (False, ["a"])
 
 
 # --- progress
 
 
-def test_progress_says_rate_and_time_left(monkeypatch):
-    now, said = [100.0], []
+def test_progress_shows_rate_and_time_left(monkeypatch):
+    now, lines = [100.0], []
     monkeypatch.setattr("ocrnet.predict.progress.time.monotonic", lambda: now[0])
-    with Progress(10, said.append, shown=False) as progress:
+    with Progress(10, lines.append, shown=False) as progress:
         for seconds in (4, 4, 4, 8):
             now[0] += seconds
             progress.done()
@@ -377,10 +375,10 @@ def test_progress_says_rate_and_time_left(monkeypatch):
         now[0] += 20
         progress.part("frame", 30, 60, begun)
         now[0] += 1
-        progress.part("frame", 31, 0, begun)  # too early to speak again
+        progress.part("frame", 31, 0, begun)  # too early for another line
         now[0] += 20
         progress.part("frame", 32, 0, begun)
-    assert said == [
+    assert lines == [
         "3/10 images, 0.25 images/s, about 0:28 left",
         "frames 30/60, 1.5 frames/s, about 0:49 left",
         "frames 32, 0.78 frames/s, about 1:32 left",
@@ -392,7 +390,7 @@ def test_progress_says_rate_and_time_left(monkeypatch):
 
 
 def film(path, frames, *, rate=29.97, size=(48, 64)) -> list[int]:
-    """Write a video whose frames are of one red each; return the classes of the frames."""
+    """Write a video with one red value in each frame; return the classes that `Quarters` predicts for the frames."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size[::-1])
     assert writer.isOpened()
     reds = [40 + 40 * (i % 5) for i in range(frames)]
@@ -409,10 +407,10 @@ def test_a_video_keeps_rate_length_and_size(tmp_path):
     report = run(tmp_path / "film.mp4", tmp_path / "out", save=("overlay", "side", "confidence", "indices", "json"))
     assert report.problems == []
     for kind, width in (("overlay", 64), ("side", 128), ("confidence", 64)):
-        with video.Reader(tmp_path / f"out/{kind}/film.mp4") as made:
-            frames = list(made)
-        assert (len(frames), made.promised, made.size) == (12, 12, (48, width))
-        assert made.rate == pytest.approx(29.97)
+        with video.Reader(tmp_path / f"out/{kind}/film.mp4") as reader:
+            frames = list(reader)
+        assert (len(frames), reader.promised, reader.size) == (12, 12, (48, width))
+        assert reader.rate == pytest.approx(29.97)
     indices = sorted((tmp_path / "out/indices/film").iterdir())
     assert [np.unique(read_label(path)).tolist() for path in indices] == [[value] for value in classes]
     lines = [json.loads(line) for line in (tmp_path / "out/areas/film.jsonl").read_text().splitlines()]
@@ -424,23 +422,23 @@ def test_a_video_keeps_rate_length_and_size(tmp_path):
     assert row["frames_per_second"] == pytest.approx(29.97)
 
 
-def test_the_usual_results_of_a_video_and_its_odd_size(tmp_path):
+def test_the_default_results_of_a_video_with_an_odd_size_are_written(tmp_path):
     writer = video.Writer(tmp_path / "odd.mp4", 10)
     with writer:
         for i in range(5):
             writer.write(np.full((31, 45, 3), 50 * i, np.uint8))
         writer.finish()
-    with video.Reader(tmp_path / "odd.mp4") as made:
-        assert made.size == (32, 46)
-        assert len(list(made)) == 5
-    said = []
-    run(tmp_path / "odd.mp4", tmp_path / "out", say=said.append)
+    with video.Reader(tmp_path / "odd.mp4") as reader:
+        assert reader.size == (32, 46)
+        assert len(list(reader)) == 5
+    lines = []
+    run(tmp_path / "odd.mp4", tmp_path / "out", say=lines.append)
     files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert sorted(files) == ["areas.json", "areas/odd.jsonl", "legend.png", "overlay/odd.mp4"]
-    assert "32x46, 5 frames at 10 a second, without sound" in said[-1]
+    assert "32x46, 5 frames at 10 a second, without sound" in lines[-1]
 
 
-def test_a_truncated_video_is_named_and_its_frames_are_kept(tmp_path):
+def test_a_truncated_video_is_reported_and_its_frames_are_kept(tmp_path):
     path = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     rng = np.random.default_rng(0)
@@ -452,23 +450,23 @@ def test_a_truncated_video_is_named_and_its_frames_are_kept(tmp_path):
     (problem,) = report.problems
     assert "film.avi is truncated or damaged: " in problem
     assert "of 40 frames" in problem
-    with video.Reader(tmp_path / "out/overlay/film.mp4") as made:
-        assert 10 < len(list(made)) < 30
-    whole = tmp_path / "whole.mp4"  # whose index, at its end, is lost: nothing of it can be read
+    with video.Reader(tmp_path / "out/overlay/film.mp4") as reader:
+        assert 10 < len(list(reader)) < 30
+    whole = tmp_path / "whole.mp4"  # without the index at its end, no frame can be read
     film(whole, 20)
     whole.write_bytes(whole.read_bytes()[:-200])
     with pytest.raises(OcrnetError, match=r"whole\.mp4 is damaged or not a video"):
         run(whole, tmp_path / "out")
 
 
-def test_a_stopped_video_leaves_no_half_file(tmp_path):
+def test_a_stopped_video_leaves_no_unfinished_file(tmp_path):
     film(tmp_path / "film.mp4", 12)
     with pytest.raises(Stop):
         run(tmp_path / "film.mp4", tmp_path / "out", check=stops_after(6), save=("overlay", "confidence", "json"))
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["legend.png"]
 
 
-def test_a_stopped_video_keeps_the_frames_that_are_files_of_their_own(tmp_path):
+def test_a_stopped_video_keeps_the_frames_that_have_separate_files(tmp_path):
     film(tmp_path / "film.mp4", 12)
     with pytest.raises(Stop):
         run(tmp_path / "film.mp4", tmp_path / "out", check=stops_after(6), save=("overlay", "indices", "json"))
@@ -477,11 +475,11 @@ def test_a_stopped_video_keeps_the_frames_that_are_files_of_their_own(tmp_path):
     assert len(left) > 3
 
 
-def test_a_video_that_the_disk_does_not_take_is_an_error(tmp_path):
+def test_a_video_that_is_not_fully_written_is_an_error(tmp_path):
     with video.Writer(tmp_path / "film.mp4", 10) as writer:
         for _ in range(4):
             writer.write(np.zeros((32, 48, 3), np.uint8))
-        writer._frames += 1  # one that OpenCV lost without a word
+        writer._frames += 1  # as if OpenCV had lost a frame without an error
         with pytest.raises(OcrnetError, match="4 of 5 frames were written; is the disk full"):
             writer.finish()
     assert os.listdir(tmp_path) == []

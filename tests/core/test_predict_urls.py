@@ -1,4 +1,4 @@
-"""Images behind urls, from a real server on this machine: also one that stalls, lies about lengths, or never ends."""
+"""Images from URLs, with a real local server that also stalls, sends wrong lengths, or never ends a response."""
 
 import io
 import socket
@@ -15,13 +15,13 @@ from PIL import Image
 from ocrnet.predict import download, sources
 from ocrnet.utils.errors import OcrnetError
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
 
 
 def png(*size: int) -> bytes:
-    """Return the picture, with another width and height in its header where they are given."""
+    """Return the image as a PNG; ``size``, if given, replaces the width and height in its header."""
     file = io.BytesIO()
-    Image.fromarray(PICTURE).save(file, "PNG")
+    Image.fromarray(IMAGE).save(file, "PNG")
     data = bytearray(file.getvalue())
     if size:
         data[16:24] = struct.pack(">II", *size)
@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        self.server.seen.append(self.path)
+        self.server.requests.append(self.path)
         self.close_connection = True
         name = self.path.strip("/").partition("/")[0].partition(".")[0]
         getattr(self, name, self.missing)()
@@ -66,13 +66,13 @@ class Handler(BaseHTTPRequestHandler):
     def wide(self):
         self.body(png(12_000, 10_000))
 
-    def longer(self):  # promises more than there is
+    def longer(self):  # its Content-Length is more than its body
         self.body(png(), len(png()) + 50)
 
-    def shorter(self):  # promises less than there is
+    def shorter(self):  # its Content-Length is less than its body
         self.body(png(), len(png()) - 50)
 
-    def huge(self):  # says that it is larger than the limit; nothing of it should be waited for
+    def huge(self):  # its Content-Length is above the limit; the client must not wait for the body
         self.head(Content_Length=download.MOST_BYTES + 1)
         self.stall()
 
@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
     def stall(self):
         self.server.released.wait(20)
 
-    def trickle(self):  # a byte now and then, for ten seconds: no timeout of a socket ends this
+    def trickle(self):  # a byte every 50 ms for ten seconds, so that no socket timeout ends it
         self.head(Content_Length=200)
         while not self.server.released.wait(0.05):
             self.wfile.write(b"x")
@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         self.head(302, Location="/photo.png", Content_Length=0)
 
     def around(self):
-        self.head(302, Location=f"/around/{len(self.server.seen)}", Content_Length=0)
+        self.head(302, Location=f"/around/{len(self.server.requests)}", Content_Length=0)
 
     def to_file(self):
         self.head(302, Location="file:///etc/hostname", Content_Length=0)
@@ -116,16 +116,16 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.seen, made.ended, made.released = [], threading.Event(), threading.Event()
-    made.url = f"http://127.0.0.1:{made.server_port}"
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http_server.requests, http_server.ended, http_server.released = [], threading.Event(), threading.Event()
+    http_server.url = f"http://127.0.0.1:{http_server.server_port}"
+    thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield made
-    made.released.set()
-    made.shutdown()
+    yield http_server
+    http_server.released.set()
+    http_server.shutdown()
     thread.join()
-    made.server_close()
+    http_server.server_close()
 
 
 def read(url: str) -> np.ndarray:
@@ -135,19 +135,19 @@ def read(url: str) -> np.ndarray:
 
 def test_a_path_that_is_not_ascii_is_encoded(server):
     for path in ("photo/фото 1.jpg?größe=%41", "photo/\udcff.jpg"):
-        np.testing.assert_array_equal(read(f"{server.url}/{path}"), PICTURE)
-    assert server.seen == ["/photo/%D1%84%D0%BE%D1%82%D0%BE%201.jpg?gr%C3%B6%C3%9Fe=%41", "/photo/%FF.jpg"]
+        np.testing.assert_array_equal(read(f"{server.url}/{path}"), IMAGE)
+    assert server.requests == ["/photo/%D1%84%D0%BE%D1%82%D0%BE%201.jpg?gr%C3%B6%C3%9Fe=%41", "/photo/%FF.jpg"]
     assert download._encoded("https://me:pass@bücher.de:80/ü") == "https://me:pass@xn--bcher-kva.de:80/%C3%BC"
 
 
-def test_an_image_is_downloaded_also_where_it_has_moved_to(server):
+def test_an_image_is_downloaded_also_after_a_redirect(server):
     for path in ("photo.png?size=full#top", "moved"):
-        np.testing.assert_array_equal(read(f"{server.url}/{path}"), PICTURE)
-    assert server.seen == ["/photo.png?size=full", "/moved", "/photo.png"]
+        np.testing.assert_array_equal(read(f"{server.url}/{path}"), IMAGE)
+    assert server.requests == ["/photo.png?size=full", "/moved", "/photo.png"]
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("missing.png", "the server returned 404"),
         ("ill.png", "the server returned 500"),
@@ -163,15 +163,15 @@ def test_an_image_is_downloaded_also_where_it_has_moved_to(server):
         ("to_ftp", r"redirects to ftp://127\.0\.0\.1/photo\.png, which is not an http"),
     ],
 )
-def test_what_is_no_image_or_breaks_its_word_is_named(server, path, said):
-    with pytest.raises(OcrnetError, match=said) as caught:
+def test_invalid_responses_are_refused_with_the_reason(server, path, message):
+    with pytest.raises(OcrnetError, match=message) as caught:
         read(f"{server.url}/{path}")
     assert path in str(caught.value)
-    assert len(server.seen) <= 2 + download.MOST_REDIRECTS
+    assert len(server.requests) <= 2 + download.MOST_REDIRECTS
 
 
 @pytest.mark.parametrize("path", ["stall.png", "trickle.png"])
-def test_a_server_that_keeps_one_waiting_is_left(server, path, monkeypatch):
+def test_a_slow_server_is_given_up(server, path, monkeypatch):
     monkeypatch.setattr(download, "MOST_SECONDS", 0.3)
     begun = time.monotonic()
     with pytest.raises(OcrnetError, match=r"was not downloaded within 0\.3 seconds|timed out"):
@@ -179,14 +179,14 @@ def test_a_server_that_keeps_one_waiting_is_left(server, path, monkeypatch):
     assert time.monotonic() - begun < 3
 
 
-def test_an_answer_without_an_end_is_cut_off(server, monkeypatch):
+def test_an_endless_response_is_cut_off(server, monkeypatch):
     monkeypatch.setattr(download, "MOST_BYTES", 2**20)
     with pytest.raises(OcrnetError, match="is larger than 1 MiB"):
         read(f"{server.url}/endless.png")
     assert server.ended.wait(5)
 
 
-def test_no_server(monkeypatch):
+def test_a_refused_connection_is_reported(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -194,10 +194,10 @@ def test_no_server(monkeypatch):
             read(f"http://127.0.0.1:{free.getsockname()[1]}/a.png")
 
 
-def test_offline_forbids_urls_and_asks_nobody(server):
+def test_offline_refuses_urls_and_sends_no_request(server):
     with pytest.raises(OcrnetError, match=r"--offline: .*photo\.png"):
         sources.find(f"{server.url}/photo.png", "out", offline=True)
-    assert server.seen == []
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("url", ["ftp://host/a.png", "file:///etc/passwd", "s3://bucket/a.png", "HTTP:///a.png"])
@@ -206,7 +206,7 @@ def test_other_urls_are_refused(url):
         sources.find(url, "out")
 
 
-def test_passwords_in_urls_are_not_repeated(server):
+def test_passwords_in_urls_are_not_printed(server):
     url = server.url.replace("://", "://user:secret@") + "/missing.png"
     with pytest.raises(OcrnetError) as caught:
         read(url)
@@ -221,6 +221,6 @@ def test_passwords_in_urls_are_not_repeated(server):
         ("a/..%2F..%2Fetc%2Fpasswd", "etc_passwd"), (".hidden", "hidden"), ("x" * 300 + ".png", "x" * 100),
     ],
 )  # fmt: skip
-def test_a_result_has_a_harmless_name(path, name):
+def test_a_result_has_a_safe_name(path, name):
     (source,) = sources.find(f"https://host/{path}", "out")
     assert source.name == name

@@ -1,4 +1,4 @@
-"""The report's page, comparison and card, from runs made up here: whole, safe to show, and true to the numbers."""
+"""The page, comparison and card of the report, from synthetic runs: complete, safe to open, with the right numbers."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """What a browser would take from a page: its elements, whether they close in order, its text."""
+    """The elements and the text of a page, as a browser reads them; checks that elements are closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def figures(tmp_path_factory) -> Figures:
     return made_up_figures(tmp_path_factory.mktemp("images"))
 
 
-def test_what_is_shown_comes_from_the_counts(figures):
+def test_the_facts_follow_from_the_confusion_matrix(figures):
     facts = figures.facts
     assert facts["images"] == facts["of"] == 8
     assert [s["why"] for s in facts["samples"]] == ["best"] * 3 + ["worst"] * 3 + ["same"] * 2
@@ -72,27 +72,27 @@ def test_what_is_shown_comes_from_the_counts(figures):
     assert facts["calibration"]["error"] == pytest.approx(abs(0.9 - right), abs=1e-6)
 
 
-def test_hostile_names_stay_text_and_nothing_is_fetched(tmp_path, figures):
+def test_hostile_names_are_escaped_and_the_page_loads_nothing(tmp_path, figures):
     run = source.read(write_run(tmp_path / "<b onclick=alert(3)>&run"))
     for text in (
         page.page(run, figures),
         page.page(run, None, note="<p>", refresh=5),
         compare.page([run, dataclasses.replace(run, name="<other>")], [figures, None]),
     ):
-        seen = Page(text)
-        assert [tag for tag, _ in seen.elements].count("script") == 1 + text.count('id="relation"')
-        assert not {tag for tag, _ in seen.elements} & {"link", "iframe", "object", "s", "u", "form", "base", "a"}
-        for tag, attributes in seen.elements:
+        parsed = Page(text)
+        assert [tag for tag, _ in parsed.elements].count("script") == 1 + text.count('id="relation"')
+        assert not {tag for tag, _ in parsed.elements} & {"link", "iframe", "object", "s", "u", "form", "base", "a"}
+        for tag, attributes in parsed.elements:
             assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
             for name in ("src", "href", "xlink:href", "srcset", "data"):
                 assert attributes.get(name, "data:").startswith("data:")
         assert "url(" not in text
         assert "@import" not in text
-        assert HOSTILE[1] in seen.text
+        assert HOSTILE[1] in parsed.text
         assert "alert(1)</script>" not in text
 
 
-def test_the_page_has_every_part_and_its_numbers(tmp_path, figures):
+def test_the_page_has_every_section_and_its_numbers(tmp_path, figures):
     run = source.read(write_run(tmp_path / "run"))
     text = page.page(run, figures)
     ids = [attributes["id"] for tag, attributes in Page(text).elements if tag == "section"]
@@ -100,20 +100,20 @@ def test_the_page_has_every_part_and_its_numbers(tmp_path, figures):
     assert f"<b>{100 * figures.scores.mean_iou:.2f}</b>" in text
     assert text.count("data:image/") == 6 * 4 + 1 + 4
     assert len(text) < 1_000_000
-    lone = page.page(run, None)
-    assert [a["id"] for t, a in Page(lone).elements if t == "section"] == ["curves", "classes", "setup"]
-    assert "<b>30.00</b>" in lone  # the best evaluation on record
-    assert 'http-equiv="refresh"' not in lone
+    curves_only = page.page(run, None)
+    assert [a["id"] for t, a in Page(curves_only).elements if t == "section"] == ["curves", "classes", "setup"]
+    assert "<b>30.00</b>" in curves_only  # the best evaluation in metrics.jsonl
+    assert 'http-equiv="refresh"' not in curves_only
 
 
-def test_without_regions_the_page_lacks_that_part_alone(tmp_path, figures):
+def test_without_regions_only_that_section_is_missing(tmp_path, figures):
     facts = figures.facts | {"ocr": None}
     text = page.page(source.read(write_run(tmp_path / "run")), Figures(facts, figures.arrays))
     assert "Object regions (OCR)" not in text
     assert 'id="images"' in text
 
 
-def test_nothing_of_the_machine_and_no_key_lands_on_the_page(tmp_path, figures, monkeypatch):
+def test_credentials_and_paths_of_the_machine_are_not_on_the_page(tmp_path, figures, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
     folder = write_run(
         tmp_path / "run", data_url="s3://bucket/a?X-Amz-Signature=abcdef", train_url="s3://k:pw123@bucket/x"
@@ -127,22 +127,22 @@ def test_nothing_of_the_machine_and_no_key_lands_on_the_page(tmp_path, figures, 
     assert "…/camvid" in page.page(run, figures)
 
 
-def test_half_written_and_foreign_lines_are_passed_over(tmp_path):
+def test_unfinished_and_invalid_lines_are_skipped(tmp_path):
     folder = write_run(tmp_path / "run")
-    whole = source.read(folder)
+    expected = source.read(folder)
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(b'[1]\n{"kind": "train"}\n{"kind": "train", "step": "9"}\n\xff\xfe\n')
         file.write(b'{"kind": "train", "step": 40, "loss": 1' + b"0" * 400 + b"}\n")
         file.write(b'{"kind": "train", "step": 40, "lo')
     (folder / "starts.jsonl").write_text('{"time": "x", "comm')
     (folder / "config.yml").write_text("a: [1")
-    found = source.read(folder)
-    assert found.train == whole.train
-    assert found.evals == whole.evals
-    Page(page.page(found, None))
+    run = source.read(folder)
+    assert run.train == expected.train
+    assert run.evals == expected.evals
+    Page(page.page(run, None))
 
 
-def test_values_that_are_missing_or_odd_are_gaps(tmp_path):
+def test_missing_and_invalid_values_are_gaps(tmp_path):
     folder = write_run(tmp_path / "run")
     rows = [
         {"kind": "train", "step": 40, "loss": None, "memory_bytes": "many", "seconds_per_step": 0},
@@ -155,15 +155,15 @@ def test_values_that_are_missing_or_odd_are_gaps(tmp_path):
     assert not re.search(r"\b(nan|inf)\b", text.split("</style>")[1].split("<script>")[0])
 
 
-@pytest.mark.parametrize("what", ["nothing", "a file"])
-def test_what_is_no_run_is_named(tmp_path, what):
+@pytest.mark.parametrize("kind", ["empty folder", "file"])
+def test_a_path_that_is_not_a_run_is_refused(tmp_path, kind):
     path = tmp_path / "x"
-    path.write_text("") if what == "a file" else path.mkdir()
+    path.write_text("") if kind == "file" else path.mkdir()
     with pytest.raises(OcrnetError, match=r"is not a (run )?folder.*give the save_dir"):
         build.make(ReportOptions([path]), print)
 
 
-def test_a_comparison_puts_the_classes_that_moved_first(tmp_path):
+def test_a_comparison_lists_the_most_changed_classes_first(tmp_path):
     runs = [source.read(write_run(tmp_path / name, gain=gain)) for name, gain in (("one", 0.0), ("two", 0.05))]
     text = compare.page(runs, [None, None])
     table = text.split('id="classes"')[1].split("</section>")[0]
@@ -184,12 +184,12 @@ def test_a_comparison_shows_the_same_images_and_the_keys_that_differ(tmp_path, f
     assert 'id="images"' not in compare.page(runs, [figures, other])
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path):
+def test_runs_with_the_same_name_get_distinct_names(tmp_path):
     runs = [source.read(write_run(tmp_path / name / "run")) for name in ("a", "b")]
     assert compare.distinct(runs) == ["a/run", "b/run"]
 
 
-def test_the_card_says_what_the_page_says_and_an_edited_one_is_kept(tmp_path, figures):
+def test_the_card_has_the_numbers_of_the_page_and_an_edited_card_is_kept(tmp_path, figures):
     run = source.read(write_run(tmp_path / "run"))
     text = card.card(run, figures)
     assert f"| mean IoU | {100 * figures.scores.mean_iou:.2f} |" in text
@@ -204,16 +204,16 @@ def test_the_card_says_what_the_page_says_and_an_edited_one_is_kept(tmp_path, fi
     assert path.read_text().endswith("by hand\n")
 
 
-def test_images_that_are_not_here_are_left_out_and_said_unless_asked_for(tmp_path):
-    folder, said = write_run(tmp_path / "run"), []
-    written = build.make(ReportOptions([folder]), said.append)
+def test_missing_images_are_omitted_with_a_message_unless_requested(tmp_path):
+    folder, messages = write_run(tmp_path / "run"), []
+    written = build.make(ReportOptions([folder]), messages.append)
     assert written == [folder / "report.html", folder / "MODEL_CARD.md"]
-    assert any("images, confusion, boundaries and calibration are omitted" in line for line in said)
+    assert any("images, confusion, boundaries and calibration are omitted" in line for line in messages)
     assert "could not be evaluated" in written[0].read_text()
-    build.make(ReportOptions([folder], curves_only=True), said.append)
+    build.make(ReportOptions([folder], curves_only=True), messages.append)
     assert "Curves only" in written[0].read_text()
     with pytest.raises(OcrnetError, match="no checkpoint to evaluate"):
-        build.make(ReportOptions([folder], report_filter=ReportFilter(images=3)), said.append)
+        build.make(ReportOptions([folder], report_filter=ReportFilter(images=3)), messages.append)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_images_that_are_not_here_are_left_out_and_said_unless_asked_for(tmp_pat
         (["--checkpoint_path", "x"], "several runs are given"),
     ],
 )
-def test_mistakes_are_named(tmp_path, argv, message):
+def test_invalid_arguments_are_refused(tmp_path, argv, message):
     runs = [write_run(tmp_path / name) for name in ("a", "b")]
     args = parse("report", [*map(str, runs), *argv])
     report_filter = ReportFilter(args.given, args.options.get("checkpoint_path"))
@@ -237,32 +237,32 @@ def test_mistakes_are_named(tmp_path, argv, message):
         build.watch(ReportOptions([runs[0]], report_filter=ReportFilter(images=1)), print)
 
 
-def test_names_are_said_without_control_characters(tmp_path, capsys):
+def test_names_are_printed_without_control_characters(tmp_path, capsys):
     folder = write_run(tmp_path / "a\x1b[2J\nb")
     assert main(["report", str(folder)]) == 0
     assert main(["report", f"{folder}c"]) == 2
-    said = capsys.readouterr()
-    assert r"a\x1b[2J\nb: images, confusion" in said.out
-    assert r"a\x1b[2J\nb/report.html" in said.out
-    assert r"a\x1b[2J" in said.err
-    assert "\x1b" not in said.out + said.err
+    output = capsys.readouterr()
+    assert r"a\x1b[2J\nb: images, confusion" in output.out
+    assert r"a\x1b[2J\nb/report.html" in output.out
+    assert r"a\x1b[2J" in output.err
+    assert "\x1b" not in output.out + output.err
 
 
-def test_runs_stand_anywhere_on_the_command_line_and_a_bare_flag_takes_none():
+def test_runs_may_be_anywhere_on_the_command_line():
     args = parse("report", ["--watch", "a", "--set", "eval.flip=True", "b", "--curves_only", "False", "c"])
     assert args.inputs == ("a", "b", "c")
     assert args.options == {"watch": "True", "curves_only": "False"}
 
 
-def test_a_page_that_cannot_be_written_is_said_and_an_older_one_stays(tmp_path, monkeypatch):
+def test_a_page_that_cannot_be_written_is_an_error_and_the_older_one_is_kept(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run")
     output = build.make(ReportOptions([folder], curves_only=True), print)[0]
     before = output.read_bytes()
 
-    def full(path, data):
+    def fail_disk_full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", fail_disk_full)
     with pytest.raises(OcrnetError, match=r"cannot write .*report\.html: No space left on device"):
         build.make(ReportOptions([folder], curves_only=True), print)
     assert output.read_bytes() == before
@@ -270,7 +270,7 @@ def test_a_page_that_cannot_be_written_is_said_and_an_older_one_stays(tmp_path, 
 
 
 def test_watch_follows_a_run_and_ends_with_it(tmp_path):
-    folder, said = write_run(tmp_path / "run", steps=(10,)), []
+    folder, messages = write_run(tmp_path / "run", steps=(10,)), []
     lines = (write_run(tmp_path / "whole") / "metrics.jsonl").read_text().splitlines(keepends=True)
 
     def train() -> None:
@@ -286,11 +286,11 @@ def test_watch_follows_a_run_and_ends_with_it(tmp_path):
             time.sleep(0.4)
             file.write(lines[2][half:] + "".join(lines[3:]))
 
-    other = threading.Thread(target=train)
-    other.start()
-    output = build.watch(ReportOptions([folder]), said.append, interval=0.1)
-    other.join()
-    assert "report.html: run after step 10/30" in said[0]
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    output = build.watch(ReportOptions([folder]), messages.append, interval=0.1)
+    trainer.join()
+    assert "report.html: run after step 10/30" in messages[0]
     assert 'http-equiv="refresh"' not in output.read_text()
     assert "30 of 30 steps" in output.read_text()
 
@@ -304,7 +304,7 @@ def test_watch_writes_a_last_page_when_it_is_interrupted(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_many_classes_do_not_make_a_page_of_many_megabytes():
+def test_a_confusion_matrix_of_many_classes_stays_small():
     counts = (np.eye(150, dtype=np.int64) * 1000 + (np.arange(150)[:, None] + 1 == np.arange(150))).tolist()
     drawn = charts.heat(counts, [f"class {i}" for i in range(150)])
     assert drawn.count("<title>") == 150 + 149
@@ -328,6 +328,6 @@ def test_axes_have_round_numbers_and_long_curves_keep_their_peaks():
     assert [charts.short(n) for n in (800, 20_000, 1_500_000)] == ["800", "20k", "1.5M"]
 
 
-def test_curves_only_takes_nothing_about_the_images(tmp_path):
+def test_curves_only_contradicts_flags_about_images(tmp_path):
     with pytest.raises(OcrnetError, match="--curves_only does not evaluate images"):
         build.make(ReportOptions([tmp_path], curves_only=True, report_filter=ReportFilter(images=3)), print)

@@ -1,4 +1,4 @@
-"""The run's folder: only rank 0 writes, a start leaves its record, a resume cuts what it will write again."""
+"""The run folder: only rank 0 writes, each start is recorded, and a resume removes the rows that it writes again."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from ocrnet.tracking.run_dir import Run, core_versions, git_commit
 from ocrnet.utils.errors import OcrnetError
 
 
-def test_lines_and_rows_are_kept(tmp_path, capsys):
+def test_log_lines_and_metric_rows_are_written(tmp_path, capsys):
     run = Run(tmp_path / "out")
     run.say("hello")
     run.record({"step": 1, "loss": 0.1})
@@ -34,7 +34,7 @@ def test_other_ranks_write_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OcrnetError, match=r"save_dir '.*file' cannot be used"):
         Run(tmp_path / "file")
@@ -48,14 +48,14 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
         run.record({"step": 1})
 
 
-def test_an_evaluation_has_files_of_its_own(tmp_path):
+def test_an_evaluation_has_separate_files(tmp_path):
     run = Run(tmp_path, name="eval")
     run.record({"step": 1})
     assert [p.name for p in tmp_path.glob("*.jsonl")] == ["eval.jsonl"]
     assert not run.checkpoints.exists()
 
 
-def test_a_start_leaves_its_record(tmp_path):
+def test_each_start_is_recorded(tmp_path):
     run = Run(tmp_path)
     for _ in range(2):
         run.begin(Config(seed=5), core_versions())
@@ -66,9 +66,9 @@ def test_a_start_leaves_its_record(tmp_path):
     assert {"ocrnet", "python", "numpy", "opencv-python-headless"} <= starts[0]["versions"].keys()
 
 
-def test_rows_after_a_step_and_half_a_row_are_cut(tmp_path):
+def test_rows_after_a_step_and_an_unfinished_row_are_removed(tmp_path):
     run = Run(tmp_path)
-    run.cut_metrics(step=3, evaluated_step=0)  # nothing there yet
+    run.cut_metrics(step=3, evaluated_step=0)  # metrics.jsonl does not exist yet
     for kind, step in (("train", 2), ("eval", 2), ("train", 4), ("train", 3), ("eval", 3)):
         run.record({"kind": kind, "step": step})
     with run.metrics.open("a") as file:

@@ -1,4 +1,4 @@
-"""Synthetic scenes: Cityscapes' layout, the same bytes every time, all classes, image and label as one."""
+"""Synthetic scenes: the Cityscapes layout, reproducible bytes, all classes, and images that match their labels."""
 
 import hashlib
 
@@ -43,7 +43,7 @@ def test_the_layout_is_that_of_cityscapes(root):
     assert not open_dataset("cityscapes", root, "test", labels=False).labeled
 
 
-def test_the_colors_are_those_of_the_ids(root):
+def test_the_color_files_match_the_ids(root):
     folder = root / "gtFine/train/demo"
     ids, color = (read_label(folder / "demo_000000_000019_gtFine_labelIds.png"),
                    read_image(folder / "demo_000000_000019_gtFine_color.png"))  # fmt: skip
@@ -70,7 +70,7 @@ def test_seeds_splits_and_numbers_give_different_scenes(root, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(32, 64), (96, 160)])
-def test_any_eight_scenes_hold_every_class_and_ignored_ids(size):
+def test_eight_consecutive_scenes_contain_every_class_and_ignored_ids(size):
     counts = np.zeros(256, int)
     for index in range(3, 11):
         image, ids = scene.draw(size, np.random.default_rng((9, index)), index=index)
@@ -91,8 +91,8 @@ def test_odd_sizes_are_drawn(size):
     assert len(np.unique(ids)) > 8
 
 
-def test_classes_can_be_told_apart_by_color():
-    """Something can be learnt: the mean colors of large classes are far from each other."""
+def test_classes_differ_in_color():
+    """A network can learn from the scenes: the mean colors of large classes are far from each other."""
     image, ids = scene.draw((128, 256), np.random.default_rng(3), index=0)
     means = [image[ids == ID[name]].mean(0) for name in ("sky", "road", "vegetation", "ego vehicle")]
     for i, mean in enumerate(means):
@@ -117,7 +117,7 @@ def test_image_and_label_change_in_the_same_pixels():
         assert ((canvas.image == 0).all(-1) == ~changed).all(), name
 
 
-def test_mistakes_are_named(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("")
     for root in ("full", "full/file"):

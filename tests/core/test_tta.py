@@ -1,4 +1,4 @@
-"""Passes: every pixel is covered, by windows that overlap by a third and never reach outside."""
+"""Passes: sliding windows cover every pixel, overlap by at least a third, and stay inside the image."""
 
 import itertools
 
@@ -9,12 +9,12 @@ from ocrnet.config import Eval
 from ocrnet.engines.tta import make_passes, make_windows
 
 
-def test_whole_image_once_by_default():
+def test_the_default_is_one_pass_over_the_whole_image():
     (one,) = make_passes(Eval(), (360, 480))
     assert (one.size, one.flip, one.windows) == ((360, 480), False, ((0, 0, 360, 480),))
 
 
-def test_every_scale_and_its_mirror_image():
+def test_each_scale_has_a_pass_and_a_mirrored_pass():
     passes = make_passes(Eval(scales=(0.5, 1.0, 1.75), flip=True), (1024, 2048))
     assert [(p.size, p.flip) for p in passes] == [
         ((512, 1024), False), ((512, 1024), True), ((1024, 2048), False), ((1024, 2048), True),
@@ -22,14 +22,14 @@ def test_every_scale_and_its_mirror_image():
     ]  # fmt: skip
 
 
-def test_base_size_replaces_the_images_own():
+def test_base_size_replaces_the_image_size():
     (one,) = make_passes(Eval(scales=(0.5,)), (375, 1242), base_size=(512, 1024))
     assert one.size == (256, 512)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (100, 300), (33, 1000), (40, 50)])
 @pytest.mark.parametrize("window", [(64, 64), (48, 96), (1000, 1000)])
-def test_windows_cover_and_overlap(size, window):
+def test_windows_cover_the_image_and_overlap_by_a_third(size, window):
     count = np.zeros(size, int)
     windows = make_windows(size, window)
     for top, left, height, width in windows:

@@ -20,7 +20,7 @@ def test_overlay_blends_by_alpha_and_leaves_ignored_pixels():
     np.testing.assert_array_equal(visualize.overlay(image, indices, np.array(PALETTE), alpha=1)[0], PALETTE)
 
 
-def test_overlay_refuses_what_does_not_fit():
+def test_overlay_refuses_wrong_shapes_dtypes_and_indices():
     image = np.zeros((4, 6, 3), np.uint8)
     with pytest.raises(ValueError, match=r"\(4, 6, 3\) and indices uint8 \(6, 4\)"):
         visualize.overlay(image, np.zeros((6, 4), np.uint8), PALETTE)
@@ -30,28 +30,28 @@ def test_overlay_refuses_what_does_not_fit():
         visualize.overlay(image, np.full((4, 6), 3, np.uint8), PALETTE)
 
 
-def has_color(picture, color):
-    return bool((picture == np.array(color, np.uint8)).all(axis=-1).any())
+def has_color(image, color):
+    return bool((image == np.array(color, np.uint8)).all(axis=-1).any())
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 8), (120, 160), (400, 700)])
-def test_side_by_side_has_its_panels_and_a_legend_of_what_occurs(height, width):
+def test_side_by_side_has_its_panels_and_a_legend_of_the_classes_in_them(height, width):
     image = np.full((height, width, 3), 100, np.uint8)
     prediction = np.zeros((height, width), np.uint8)
-    truth = np.where(np.arange(width) < width // 2, 1, 255)[None].repeat(height, 0).astype(np.uint8)
-    with_truth = visualize.side_by_side(image, prediction, truth, palette=PALETTE, names=NAMES)
+    label = np.where(np.arange(width) < width // 2, 1, 255)[None].repeat(height, 0).astype(np.uint8)
+    with_label = visualize.side_by_side(image, prediction, label, palette=PALETTE, names=NAMES)
     without = visualize.side_by_side(image, prediction, None, palette=PALETTE, names=NAMES)
-    assert with_truth.dtype == np.uint8
-    assert with_truth.shape[0] > height
+    assert with_label.dtype == np.uint8
+    assert with_label.shape[0] > height
     gap = without.shape[1] - 2 * width
     assert 0 < gap < width
-    assert with_truth.shape[1] == 3 * width + 2 * gap
+    assert with_label.shape[1] == 3 * width + 2 * gap
 
-    last_row = with_truth[height - 1]
+    last_row = with_label[height - 1]
     np.testing.assert_array_equal(last_row[:width], image[-1])
-    np.testing.assert_array_equal(last_row[width + gap : 2 * width + gap], visualize.overlay(image, truth, PALETTE)[-1])
+    np.testing.assert_array_equal(last_row[width + gap : 2 * width + gap], visualize.overlay(image, label, PALETTE)[-1])
     np.testing.assert_array_equal(last_row[2 * (width + gap) :], visualize.overlay(image, prediction, PALETTE)[-1])
-    assert [has_color(with_truth[height:], color) for color in PALETTE] == [True, True, False]
+    assert [has_color(with_label[height:], color) for color in PALETTE] == [True, True, False]
     assert [has_color(without[height:], color) for color in PALETTE] == [True, False, False]
 
 
@@ -66,8 +66,8 @@ def test_a_long_legend_takes_more_rows():
     assert all(has_color(many[100:], color) for color in palette)
 
 
-def test_nothing_but_ignored_pixels_still_makes_a_picture():
+def test_an_image_of_only_ignored_pixels_is_drawn():
     image = np.full((50, 60, 3), 9, np.uint8)
     void = np.full((50, 60), 255, np.uint8)
-    picture = visualize.side_by_side(image, void, void, palette=PALETTE, names=NAMES)
-    np.testing.assert_array_equal(picture[49, -60:], image[49])
+    panels = visualize.side_by_side(image, void, void, palette=PALETTE, names=NAMES)
+    np.testing.assert_array_equal(panels[49, -60:], image[49])

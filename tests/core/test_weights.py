@@ -1,4 +1,4 @@
-"""Weights from our own files; what is not complete or not of this network is refused by name."""
+"""Weights from our own files; incomplete files and files of other networks are refused with their path."""
 
 import numpy as np
 import pytest
@@ -22,15 +22,15 @@ def saved(path, tensors, **config):
     return path
 
 
-def test_our_checkpoint_tells_its_network(tmp_path, state):
+def test_our_checkpoint_stores_its_network(tmp_path, state):
     head = OcrHead(channels=16, key_channels=8, variant="mmseg", align_corners=True)
     cfg = as_dict(Config(backbone=Backbone(width=4), ocr_head=head))
-    found = weights.read(
+    loaded = weights.read(
         saved(tmp_path / "a.safetensors", state | {"momentum/conv1.weight": state["conv1.weight"]}, **cfg)
     )
-    assert found.arch == Arch(**{**ARCH.__dict__, "variant": "mmseg", "align_corners": True})
-    assert "momentum/conv1.weight" in found.tensors
-    assert found.meta["step"] == 0
+    assert loaded.arch == Arch(**{**ARCH.__dict__, "variant": "mmseg", "align_corners": True})
+    assert "momentum/conv1.weight" in loaded.tensors
+    assert loaded.meta["step"] == 0
 
 
 def test_an_incomplete_checkpoint_is_refused(tmp_path, state):
@@ -39,7 +39,7 @@ def test_an_incomplete_checkpoint_is_refused(tmp_path, state):
         weights.read(saved(tmp_path / "a.safetensors", state))
 
 
-def test_something_else_is_refused(tmp_path):
+def test_files_of_other_networks_are_refused(tmp_path):
     with pytest.raises(OcrnetError, match=r"b\.safetensors: .*not from an OCRNet"):
         weights.read(saved(tmp_path / "b.safetensors", {"fc.weight": np.zeros((3, 3), np.float32)}))
     (tmp_path / "c.bin").write_bytes(b"hello, world, I am no weights file")
@@ -49,12 +49,12 @@ def test_something_else_is_refused(tmp_path):
         weights.read(tmp_path / "nowhere.safetensors")
 
 
-def test_the_backbone_alone_is_taken_and_the_rest_is_counted(tmp_path, state):
+def test_only_the_backbone_is_loaded_and_the_rest_is_counted(tmp_path, state):
     path = saved(tmp_path / "a.safetensors", state)
-    found, report = weights.read_backbone(path, ARCH)
-    assert set(found) == {name for name in state if architecture.is_backbone(name)}
-    unused = len(state) - len(found)
-    assert f"{len(found)} tensors loaded from {path}, 0 missing, {unused} not used" in report
+    loaded, report = weights.read_backbone(path, ARCH)
+    assert set(loaded) == {name for name in state if architecture.is_backbone(name)}
+    unused = len(state) - len(loaded)
+    assert f"{len(loaded)} tensors loaded from {path}, 0 missing, {unused} not used" in report
     assert "cls_head" in report
 
 
@@ -68,9 +68,9 @@ def test_a_backbone_that_does_not_fit_is_refused(tmp_path, state):
         weights.read_backbone(tmp_path / "none.pth", ARCH)
 
 
-def test_wrappers_are_peeled_and_counters_left_out():
+def test_wrapper_prefixes_are_removed_and_counters_are_dropped():
     one = np.zeros(1, np.float32)
     names = ["module.model.conv1.weight", "model.bn1.weight", "bn1.bias"]
     dropped = ["model.bn1.num_batches_tracked", "loss.criterion.weight", "module.loss.criterion.weight"]
-    found = hrnet.FAMILY.canonical(dict.fromkeys([*names, *dropped], one))
-    assert set(found.tensors) == {"conv1.weight", "bn1.weight", "bn1.bias"}
+    loaded = hrnet.FAMILY.canonical(dict.fromkeys([*names, *dropped], one))
+    assert set(loaded.tensors) == {"conv1.weight", "bn1.weight", "bn1.bias"}

@@ -1,9 +1,8 @@
 """Names, docstrings, comments, messages and pages are plain technical English, without the words below.
 
-What each should be instead is usually the standard term: logged or printed for "told" and "said", next to or besides
-for "beside", only for "alone", continues or resumes for "goes on", missing for "not at hand", inspect or predict for
-"look at", prediction or response for "answer", failure or error for "fault", ground truth for "truth". Chinese pages
-are exempt.
+The standard terms replace them: logged or printed for "told" and "said", next to or besides for "beside", only for
+"alone", continues or resumes for "goes on", missing for "not at hand", inspect or predict for "look at", prediction or
+response for "answer", failure or error for "fault", ground truth for "truth". Chinese pages are exempt.
 """
 
 import ast
@@ -38,18 +37,18 @@ PAGES += sorted(path for path in (ROOT / "docs").glob("*.md") if not path.stem.e
 PAGES += sorted((ROOT / "config").rglob("*.yml")) + sorted((ROOT / "ocrnet").rglob("*.js"))
 
 
-def shown(path: Path) -> str:
+def relative_name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
 def texts(source: str) -> list[tuple[int, str]]:
     """Return the strings and comments of a module, each with its line number."""
     nodes = ast.walk(ast.parse(source))
-    found = [(n.lineno, n.value) for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    strings = [(n.lineno, n.value) for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
-            found.append((token.start[0], token.string))
-    return found
+            strings.append((token.start[0], token.string))
+    return strings
 
 
 def names(source: str) -> list[tuple[int, str]]:
@@ -58,8 +57,8 @@ def names(source: str) -> list[tuple[int, str]]:
     return [(t.start[0], t.string) for t in tokens if t.type == tokenize.NAME and not keyword.iskeyword(t.string)]
 
 
-def unplain(path: Path) -> list[str]:
-    """Return what is not worded plainly in a file, as "path:line: word"."""
+def listed_words(path: Path) -> list[str]:
+    """Return the words of the list in a file, as "path:line: word"."""
     source = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         parts, identifiers = list(enumerate(source.splitlines(), 1)), []
@@ -67,15 +66,17 @@ def unplain(path: Path) -> list[str]:
         parts, identifiers = texts(source), names(source)
     found = [(line, match[0]) for line, text in parts for match in WORDS.finditer(text) if not match[0].isupper()]
     found += [(line, name) for line, name in identifiers if NAMES.search(name.lower()) and name not in ALLOWED]
-    return [f"{shown(path)}:{line}: {word}" for line, word in sorted(found)]
+    return [f"{relative_name(path)}:{line}: {word}" for line, word in sorted(found)]
 
 
-@pytest.mark.parametrize("path", [path for path in PYTHON + PAGES if shown(path) not in EXEMPT], ids=shown)
-def test_a_file_is_worded_plainly(path):
-    assert unplain(path) == []
+@pytest.mark.parametrize(
+    "path", [path for path in PYTHON + PAGES if relative_name(path) not in EXEMPT], ids=relative_name
+)
+def test_a_file_has_no_words_of_the_list(path):
+    assert listed_words(path) == []
 
 
-def test_a_word_of_the_list_is_found():
+def test_words_of_the_list_are_found():
     source = '"""The user is told."""\nx_told = 1  # beside it\ny = "anew"\nground_truth = "the ground truth"\n'
     assert [match[0] for _, part in texts(source) if (match := WORDS.search(part))] == ["told", "anew", "beside"]
     assert [name for _, name in names(source) if NAMES.search(name)] == ["x_told"]

@@ -1,4 +1,4 @@
-"""What a run shows: progress bar, curves, TensorBoard, thumbnails."""
+"""The output of a run: progress bar, curves, TensorBoard, thumbnails."""
 
 import json
 import os
@@ -29,7 +29,7 @@ with ProgressBar(10, 2) as bar:
 """
 
 
-def test_no_bar_where_there_is_no_terminal(capsys):
+def test_no_progress_bar_without_a_terminal(capsys):
     with ProgressBar(10, 0) as bar:
         bar.advance()
         bar.figures(ROW | {"images_per_second": 1.0, "memory_bytes": 1})
@@ -38,7 +38,7 @@ def test_no_bar_where_there_is_no_terminal(capsys):
     assert capsys.readouterr().out.strip() == "a log line"
 
 
-def test_a_bar_on_a_terminal():
+def test_a_progress_bar_on_a_terminal():
     inner = [sys.executable, "-c", ON_A_TERMINAL]
     outer = [sys.executable, "-c", f"import pty; pty.spawn({inner!r})"]
     env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "140", "NO_COLOR": "1"}
@@ -54,14 +54,14 @@ def test_curves_are_drawn_from_the_metrics(tmp_path):
     rows = [ROW, ROW | {"step": 10, "loss": None, "loss_aux": None, "loss_ocr": None}, SCORE]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plots.draw(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size[0] > 1000
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.size[0] > 1000
     (tmp_path / "none.jsonl").write_text("")
     plots.draw(tmp_path / "none.jsonl", tmp_path / "none.png")
     assert (tmp_path / "none.png").read_bytes() != (tmp_path / "curves.png").read_bytes()
 
 
-def test_measurements_and_samples_reach_tensorboard(tmp_path):
+def test_metrics_and_samples_are_written_to_tensorboard(tmp_path):
     run = Run(tmp_path / "out")
     run.open_board(0)
     run.record(ROW)
@@ -97,6 +97,6 @@ def test_thumbnails_keep_the_classes():
 
 
 def test_a_legend_shows_every_color():
-    picture = legend(["road", "sky"], [(128, 64, 128), (70, 130, 180)])
-    colors = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+    image = legend(["road", "sky"], [(128, 64, 128), (70, 130, 180)])
+    colors = {tuple(pixel) for pixel in image.reshape(-1, 3).tolist()}
     assert {(128, 64, 128), (70, 130, 180)} <= colors
