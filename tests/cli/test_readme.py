@@ -149,7 +149,7 @@ def test_a_section_runs_as_it_stands(title, cityscapes, tmp_path):
     if title == "Cityscapes":
         assert len(list((tmp_path / "output/visualize").glob("*.png"))) == 3
     if title == "Your own images":
-        assert len(list((tmp_path / "answers/indices").glob("*.png"))) == 2
+        assert len(list((tmp_path / "predictions/indices").glob("*.png"))) == 2
         run_the_python_block(tmp_path)
 
 
@@ -158,4 +158,4 @@ def run_the_python_block(folder: Path) -> None:
     before = "from ocrnet.data.image_io import read_image\nimage = read_image('photos/0.png')\n"
     after = "assert labels.shape == image.shape[:2] and scores.shape == (3, *image.shape[:2])\n"
     subprocess.run([sys.executable, "-c", before + block + after], cwd=folder, check=True, timeout=120)
-    assert read_image(folder / "answers/overlay/0.png").shape == (80, 96, 3)
+    assert read_image(folder / "predictions/overlay/0.png").shape == (80, 96, 3)
