@@ -103,17 +103,25 @@ SUBMIT = "tests/cli/test_submit.py"
 LOADER = "tests/torch/test_dataloader.py"
 
 MUTATIONS = (
-    Mutation("restore-momentum", condition(False), f"{INTERRUPTIONS}::test_kill_9_at_random_moments"),
-    Mutation("restore-stream-position", value("0"), f"{INTERRUPTIONS}::test_kill_9_at_random_moments"),
+    Mutation(
+        "restore-momentum",
+        condition(False),
+        f"{INTERRUPTIONS}::test_a_run_killed_at_random_moments_resumes_to_the_same_result",
+    ),
+    Mutation(
+        "restore-stream-position",
+        value("0"),
+        f"{INTERRUPTIONS}::test_a_run_killed_at_random_moments_resumes_to_the_same_result",
+    ),
     Mutation(
         "restore-unlogged-losses",
         edit(r"(\['progress'\])\)", r"\1 | {'losses': []})"),
-        f"{INTERRUPTIONS}::test_kill_9_at_random_moments",
+        f"{INTERRUPTIONS}::test_a_run_killed_at_random_moments_resumes_to_the_same_result",
     ),
     Mutation(
         "cut-metrics-after-restored-step",
         delete,
-        "tests/cli/test_seed_commands.py::test_auto_resume_cuts_the_rows_after_the_restored_step",
+        "tests/cli/test_seed_commands.py::test_auto_resume_removes_the_metrics_after_the_restored_step",
     ),
     Mutation(
         "skip-damaged-checkpoints",
@@ -131,7 +139,7 @@ MUTATIONS = (
     Mutation(
         "stop-on-signal",
         edit(r"(for \w+) in \w+", r"\1 in ()"),
-        f"{INTERRUPTIONS}::test_a_signal_to_every_process_ends_with_a_checkpoint",
+        f"{INTERRUPTIONS}::test_a_run_stopped_by_a_signal_resumes_to_the_same_result",
     ),
     Mutation(
         "workers-ignore-signals",
@@ -164,7 +172,7 @@ MUTATIONS = (
     Mutation(
         "end-after-max-skipped",
         condition(False),
-        f"{INTERRUPTIONS}::test_weights_that_are_not_finite_end_the_run_naming_the_images",
+        f"{INTERRUPTIONS}::test_weights_that_are_not_finite_end_the_run_and_the_images_are_logged",
     ),
     Mutation(
         "never-save-nonfinite-state",
@@ -172,7 +180,9 @@ MUTATIONS = (
         "tests/core/test_trainer.py::test_a_state_that_is_not_finite_is_never_saved",
     ),
     Mutation(
-        "report-dead-worker", condition(True), f"{INTERRUPTIONS}::test_a_killed_worker_ends_the_run_with_a_message"
+        "report-dead-worker",
+        condition(True),
+        f"{INTERRUPTIONS}::test_a_killed_dataloader_worker_ends_the_run_with_an_error",
     ),
     Mutation(
         "report-dead-worker-in-order",
@@ -183,13 +193,17 @@ MUTATIONS = (
     Mutation(
         "save-steps-before-error",
         delete,
-        f"{INTERRUPTIONS}::test_a_run_that_a_broken_image_ended_goes_on_once_it_is_mended",
+        f"{INTERRUPTIONS}::test_a_run_ended_by_a_damaged_image_resumes_after_the_image_is_repaired",
     ),
     Mutation(
-        "recreate-removed-run-folder", delete, f"{INTERRUPTIONS}::test_a_run_folder_removed_under_the_run_is_made_again"
+        "recreate-removed-run-folder", delete, f"{INTERRUPTIONS}::test_a_run_folder_removed_during_the_run_is_recreated"
     ),
-    Mutation("lock-run-folder", delete, f"{INTERRUPTIONS}::test_a_folder_in_use_is_refused"),
-    Mutation("cap-unreadable-images", condition(False), f"{INTERRUPTIONS}::test_a_broken_image_can_be_passed_over"),
+    Mutation("lock-run-folder", delete, f"{INTERRUPTIONS}::test_a_run_folder_in_use_is_refused"),
+    Mutation(
+        "cap-unreadable-images",
+        condition(False),
+        f"{INTERRUPTIONS}::test_on_error_skip_replaces_damaged_images_up_to_a_limit",
+    ),
     Mutation(
         "apply-weight-decay",
         edit(r"\([\w.]+, True\)", r"(0.0, True)"),
@@ -282,16 +296,18 @@ MUTATIONS = (
         edit(r"\w+\.\w+\((\w+)\)\)$", r"\1)"),
         "tests/core/test_cloud_urls.py::test_keys_of_the_environment_are_scrubbed",
     ),
-    Mutation("one-loss-denominator", delete, f"{RANKS}::test_two_ranks_of_batch_1_are_one_of_batch_2[torch-torchrun]"),
+    Mutation(
+        "one-loss-denominator", delete, f"{RANKS}::test_two_ranks_of_batch_1_match_one_rank_of_batch_2[torch-torchrun]"
+    ),
     Mutation(
         "synchronize-batch-norm",
         value("False"),
-        f"{RANKS}::test_two_ranks_of_batch_1_are_one_of_batch_2[torch-torchrun]",
+        f"{RANKS}::test_two_ranks_of_batch_1_match_one_rank_of_batch_2[torch-torchrun]",
     ),
     Mutation(
         "separate-store-per-start",
         edit(r"dist\.PrefixStore\(.*, (\w+)\)", r"\1"),
-        f"{RANKS}::test_a_killed_rank_comes_back_and_ends_bit_for_bit",
+        f"{RANKS}::test_a_killed_rank_is_restarted_and_the_run_ends_the_same",
     ),
     Mutation(
         "give-up-hanging-rank",
@@ -301,9 +317,11 @@ MUTATIONS = (
     Mutation(
         "resume-after-restart",
         edit(r"(\w+), (\w+) = .*", r"\2 = []"),
-        f"{RANKS}::test_a_killed_rank_comes_back_and_ends_bit_for_bit",
+        f"{RANKS}::test_a_killed_rank_is_restarted_and_the_run_ends_the_same",
     ),
-    Mutation("end-with-launcher", delete, f"{RANKS}::test_ranks_whose_launcher_was_killed_stop_with_a_checkpoint"),
+    Mutation(
+        "end-with-launcher", delete, f"{RANKS}::test_ranks_save_a_checkpoint_and_stop_when_their_launcher_is_killed"
+    ),
     Mutation("keep-sigint-from-mindspore", delete, "tests/mindspore/test_interrupts.py::test_while_a_graph_runs"),
     Mutation(
         "defer-sigint-while-compiling",
@@ -313,12 +331,12 @@ MUTATIONS = (
     Mutation(
         "same-config-on-all-ranks",
         edit(r"flat\(.*?\)\)", r"flat({})"),
-        f"{RANKS}::test_ranks_that_were_not_given_the_same_are_refused[batch_size]",
+        f"{RANKS}::test_ranks_that_differ_in_config_or_images_are_refused[batch_size]",
     ),
     Mutation(
         "same-images-on-all-ranks",
         value("{}"),
-        f"{RANKS}::test_ranks_that_were_not_given_the_same_are_refused[validation images]",
+        f"{RANKS}::test_ranks_that_differ_in_config_or_images_are_refused[validation images]",
     ),
     Mutation("check-upload-at-start", delete, f"{PUSH}::test_whether_a_store_takes_files_is_tried_at_the_start"),
     Mutation(
@@ -408,10 +426,12 @@ MUTATIONS = (
         "count-written-frames", condition(False), f"{FILES}::test_a_video_that_the_disk_does_not_take_is_an_error"
     ),
     Mutation(
-        "validate-written-zip", condition(False), f"{SUBMIT}::test_what_was_written_is_read_back_before_it_has_its_name"
+        "validate-written-zip", condition(False), f"{SUBMIT}::test_a_written_zip_is_validated_before_it_is_renamed"
     ),
     Mutation(
-        "submit-label-ids", edit(r"\w+\.\w+\.to_ids\((\w+)\)", r"\1"), f"{SUBMIT}::test_the_zip_holds_what_eval_scores"
+        "submit-label-ids",
+        edit(r"\w+\.\w+\.to_ids\((\w+)\)", r"\1"),
+        f"{SUBMIT}::test_the_zip_holds_the_predictions_that_eval_scores",
     ),
     Mutation(
         "batch-equal-sizes-only",

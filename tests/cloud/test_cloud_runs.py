@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from commands import assert_same_end, run, start, wait_for
+from commands import assert_identical_runs, run, start, wait_for
 from servers import SECRETS, every_third
 
 from ocrnet.weights import checkpoint
@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_in_an_empty_machine(place, proxy, cityscapes, whol
     step = int(re.search(r"resume: from .*, step (\d+)\n", found.stdout)[1])
     assert 0 < step < 28
     assert f"w6_{step}_rank0.safetensors (2.4 MiB) is downloaded to {second / 'out'}" in found.stdout
-    assert_same_end(second / "out", whole)
+    assert_identical_runs(second / "out", whole)
     assert_nothing_secret(second, found.stdout, found.stderr)
     # What is in the store is what is here, the record of the first start included.
     for name in (LAST, "config.yml", "metrics.jsonl", "starts.jsonl", "curves.png"):
