@@ -214,77 +214,83 @@ MUTATIONS = (
         edit(r"INTER_NEAREST_EXACT", r"INTER_NEAREST"),
         "tests/contract/test_golden.py::test_losses_are_the_stored_ones",
     ),
-    Mutation("verify-downloaded-digest", condition(False), f"{PULL}::test_what_never_comes_whole_is_no_file"),
+    Mutation("verify-downloaded-digest", condition(False), f"{PULL}::test_an_incomplete_download_leaves_no_file"),
     Mutation(
         "rename-download-when-complete",
         edit(r"= (\w+)\.with_name.*", r"= \1"),
-        f"{PULL}::test_what_never_comes_whole_is_no_file",
+        f"{PULL}::test_an_incomplete_download_leaves_no_file",
     ),
     Mutation(
-        "resume-partial-download", edit(r" and .*:", r":"), f"{PULL}::test_a_killed_pull_is_taken_up_within_a_file"
+        "resume-partial-download", edit(r" and .*:", r":"), f"{PULL}::test_a_killed_download_resumes_within_a_file"
     ),
     Mutation(
-        "keep-downloaded-files", edit(r" if .*\]", r"]"), f"{PULL}::test_a_folder_is_pulled_once_and_what_changed_again"
+        "keep-downloaded-files",
+        edit(r" if .*\]", r"]"),
+        f"{PULL}::test_a_folder_is_downloaded_once_and_changed_files_again",
     ),
     Mutation(
         "download-changed-files",
         edit(r" if .* or ", r" if "),
-        f"{PULL}::test_a_folder_is_pulled_once_and_what_changed_again",
+        f"{PULL}::test_a_folder_is_downloaded_once_and_changed_files_again",
     ),
-    Mutation("one-download-per-machine", delete, f"{PULL}::test_one_process_of_a_machine_pulls_and_the_others_wait"),
-    Mutation("check-size-without-md5", delete, f"{PULL}::test_without_an_md5_the_size_is_asked_twice_and_said"),
+    Mutation("one-download-per-machine", delete, f"{PULL}::test_one_process_per_machine_downloads_and_the_others_wait"),
+    Mutation("check-size-without-md5", delete, f"{PULL}::test_without_an_md5_the_size_is_checked_twice_and_logged"),
     Mutation(
         "check-disk-space-for-download",
         condition(False),
-        f"{PULL}::test_a_full_disk_is_told_and_costs_nothing_that_is_there",
+        f"{PULL}::test_a_full_disk_is_an_error_and_a_smaller_download_then_succeeds",
     ),
-    Mutation("retry-failed-requests", condition(True), f"{PULL}::test_a_server_that_fails_every_third_request"),
+    Mutation(
+        "retry-failed-requests", condition(True), f"{PULL}::test_a_download_succeeds_when_every_third_request_fails"
+    ),
     Mutation(
         "give-up-stalled-request",
         edit(r", timeout=[\w.]+", r""),
-        "tests/cloud/test_stores.py::test_a_stalled_request_is_given_up",
+        "tests/cloud/test_stores.py::test_a_stalled_request_times_out",
     ),
     Mutation(
         "extract-tar-safely",
         edit(r"'data'", r"'fully_trusted'"),
-        f"{PULL}::test_a_tar_that_cannot_be_trusted_is_no_dataset",
+        f"{PULL}::test_an_unsafe_or_damaged_tar_is_refused",
     ),
     Mutation(
         "keep-unconfirmed-checkpoint",
         value("()"),
-        "tests/cloud/test_cloud_runs.py::test_a_run_that_cannot_push_says_so_and_the_next_start_makes_up_for_it",
+        "tests/cloud/test_cloud_runs.py::test_failed_uploads_are_reported_and_repeated_by_the_next_start",
     ),
-    Mutation("confirm-upload", condition(False), f"{PUSH}::test_a_store_that_lies_about_what_it_has_is_not_believed"),
+    Mutation("confirm-upload", condition(False), f"{PUSH}::test_an_upload_with_a_wrong_size_is_not_confirmed"),
     Mutation(
         "upload-record-before-checkpoint",
         edit(r"return \(?0,", r"return (3,"),
-        f"{PUSH}::test_the_record_goes_before_the_checkpoint_of_its_moment",
+        f"{PUSH}::test_metrics_are_uploaded_before_their_checkpoint",
     ),
     Mutation(
         "refused-file-blocks-nothing",
         edit(r"self\.\w+\.get\(\w+, 0\)", r"0"),
-        f"{PUSH}::test_a_file_that_the_store_refuses_holds_nothing_up",
+        f"{PUSH}::test_a_refused_file_does_not_block_other_uploads",
     ),
     Mutation(
         "prune-older-steps-only",
         edit(r"( is not None) and \w+ <= \w+", r"\1"),
-        f"{PUSH}::test_a_later_run_in_the_store_is_not_pruned_by_one_begun_from_an_older_checkpoint",
+        f"{PUSH}::test_later_checkpoints_in_the_store_are_not_pruned",
     ),
-    Mutation("wait-for-uploads-at-end", value("[]"), f"{PUSH}::test_whatever_ends_a_run_what_it_saved_is_pushed"),
+    Mutation("wait-for-uploads-at-end", value("[]"), f"{PUSH}::test_saved_files_are_uploaded_however_a_run_ends"),
     Mutation(
         "bound-wait-for-uploads",
         edit(r"< (\w+):", r"< \1 + 60:"),
-        f"{PUSH}::test_the_end_waits_so_long_and_names_what_is_left",
+        f"{PUSH}::test_the_end_of_a_run_waits_for_push_timeout_and_names_the_rest",
     ),
-    Mutation("download-record-with-checkpoint", delete, f"{PUSH}::test_the_newest_checkpoint_comes_with_its_record"),
     Mutation(
-        "skip-damaged-remote-checkpoint", delete, f"{PUSH}::test_a_damaged_checkpoint_in_the_store_is_passed_over"
+        "download-record-with-checkpoint", delete, f"{PUSH}::test_the_newest_checkpoint_is_downloaded_with_its_metrics"
     ),
-    Mutation("download-damaged-copy-again", value("1"), f"{PUSH}::test_what_was_altered_on_its_way_is_fetched_again"),
+    Mutation("skip-damaged-remote-checkpoint", delete, f"{PUSH}::test_a_damaged_checkpoint_in_the_store_is_skipped"),
+    Mutation(
+        "download-damaged-copy-again", value("1"), f"{PUSH}::test_a_checkpoint_altered_in_transit_is_downloaded_again"
+    ),
     Mutation(
         "look-for-remote-checkpoint",
         value("[]"),
-        "tests/cloud/test_cloud_runs.py::test_a_killed_run_goes_on_in_an_empty_machine",
+        "tests/cloud/test_cloud_runs.py::test_a_killed_run_resumes_on_an_empty_machine",
     ),
     Mutation(
         "refuse-credentials-in-url",
@@ -338,7 +344,7 @@ MUTATIONS = (
         value("{}"),
         f"{RANKS}::test_ranks_that_differ_in_config_or_images_are_refused[validation images]",
     ),
-    Mutation("check-upload-at-start", delete, f"{PUSH}::test_whether_a_store_takes_files_is_tried_at_the_start"),
+    Mutation("check-upload-at-start", delete, f"{PUSH}::test_an_unwritable_store_is_an_error_at_the_start"),
     Mutation(
         "escape-class-names",
         edit(r"\{\w+\((\w+)\)\}'", r"{\1}'"),
