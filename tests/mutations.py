@@ -442,62 +442,64 @@ MUTATIONS = (
     Mutation(
         "batch-equal-sizes-only",
         edit(r" if .*?\]", r"]"),
-        f"{LIMITS}::test_waiting_images_of_one_size_and_wish_are_looked_at_together",
+        f"{LIMITS}::test_queued_images_of_the_same_size_and_options_are_batched",
     ),
     Mutation(
         "failed-image-spares-its-batch",
         edit(r"\(.* else (\w+\(\w+\))\)$", r"(\1)"),
-        f"{LIMITS}::test_an_image_that_fails_spoils_none_of_its_batch",
+        f"{LIMITS}::test_an_image_that_fails_does_not_fail_its_batch",
     ),
+    Mutation("full-server-reads-no-body", delete, f"{LIMITS}::test_a_full_server_sends_retry_after_and_reads_no_body"),
+    Mutation("bound-images-in-memory", condition(False), f"{LIMITS}::test_the_memory_of_images_in_progress_is_limited"),
     Mutation(
-        "full-server-reads-no-body", delete, f"{LIMITS}::test_a_full_server_says_when_to_come_again_and_reads_no_body"
+        "compare-token",
+        edit(r"hmac\.compare_digest\(.*\):", r"True:"),
+        f"{LIMITS}::test_requests_without_the_token_get_401",
     ),
-    Mutation("bound-images-in-memory", condition(False), f"{LIMITS}::test_the_images_in_work_fit_into_memory"),
-    Mutation("compare-token", edit(r"hmac\.compare_digest\(.*\):", r"True:"), f"{LIMITS}::test_a_token_is_asked_for"),
-    Mutation("cancel-abandoned-request", delete, f"{LIMITS}::test_who_went_away_is_not_answered"),
+    Mutation("cancel-abandoned-request", delete, f"{LIMITS}::test_the_image_of_a_disconnected_client_is_not_predicted"),
     Mutation(
         "time-out-request",
         edit(r", timeout=\w+", r""),
-        f"{LIMITS}::test_what_takes_too_long_is_given_up_and_never_looked_at",
+        f"{LIMITS}::test_a_request_that_times_out_gets_504_and_is_not_predicted",
     ),
-    Mutation("close-idle-connection", delete, f"{LIMITS}::test_slow_clients_hold_nothing"),
-    Mutation("time-out-slow-body", edit(r", timeout=\w+", r""), f"{LIMITS}::test_slow_clients_hold_nothing"),
-    Mutation(
-        "bound-bodies-in-memory", condition(False), f"{LIMITS}::test_bodies_that_are_being_read_share_a_bounded_memory"
-    ),
+    Mutation("close-idle-connection", delete, f"{LIMITS}::test_slow_clients_do_not_block_others"),
+    Mutation("time-out-slow-body", edit(r", timeout=\w+", r""), f"{LIMITS}::test_slow_clients_do_not_block_others"),
+    Mutation("bound-bodies-in-memory", condition(False), f"{LIMITS}::test_bodies_in_progress_share_a_memory_limit"),
     Mutation(
         "bound-silence-within-body",
         edit(r"min\((.*), .*\)", r"\1"),
-        f"{ABUSE}::test_who_sent_fast_may_not_be_silent_for_long",
+        f"{ABUSE}::test_a_body_that_stalls_after_a_fast_start_times_out",
     ),
-    Mutation("drop-silent-bodies-first", condition(True), f"{ABUSE}::test_silent_bodies_make_room_for_others"),
+    Mutation(
+        "drop-silent-bodies-first",
+        condition(True),
+        f"{ABUSE}::test_stalled_bodies_are_dropped_when_others_need_the_memory",
+    ),
     Mutation(
         "free-body-before-inference",
         delete,
-        f"{ABUSE}::test_a_body_is_counted_until_it_is_decoded_and_not_kept_after_it",
+        f"{ABUSE}::test_a_body_counts_until_it_is_decoded_and_is_then_freed",
     ),
     Mutation(
         "keep-connection-of-slow-reader",
         edit(r" if \w+ else (\w+)", r" or \1"),
-        f"{ABUSE}::test_a_large_answer_is_sent_to_a_slow_client_and_not_kept_for_a_silent_one",
+        f"{ABUSE}::test_a_large_response_reaches_a_slow_client_and_is_dropped_for_a_stuck_one",
     ),
     Mutation(
         "close-connection-of-stuck-reader",
         edit(r"= .* if ", r"= False if "),
-        f"{ABUSE}::test_a_large_answer_is_sent_to_a_slow_client_and_not_kept_for_a_silent_one",
+        f"{ABUSE}::test_a_large_response_reaches_a_slow_client_and_is_dropped_for_a_stuck_one",
     ),
-    Mutation(
-        "compare-origin", value("False"), f"{ABUSE}::test_pages_of_others_are_refused_however_the_browser_says_it"
-    ),
+    Mutation("compare-origin", value("False"), f"{ABUSE}::test_requests_from_other_origins_and_host_names_are_refused"),
     Mutation(
         "refuse-foreign-host-names",
         condition(False),
-        f"{ABUSE}::test_pages_of_others_are_refused_however_the_browser_says_it",
+        f"{ABUSE}::test_requests_from_other_origins_and_host_names_are_refused",
     ),
     Mutation(
         "check-pixels-before-decoding",
         condition(False),
-        "tests/serve/test_serve.py::test_sixty_malformed_uploads_get_4xx_and_the_server_lives",
+        "tests/serve/test_serve.py::test_sixty_malformed_uploads_get_4xx_and_the_server_survives",
     ),
 )
 
