@@ -50,10 +50,10 @@ def test_wrong_checkpoints_are_refused(w48_run, cityscapes, tmp_path):
         assert "truncated or altered" in run_failing(
             "train.py", "--config", W48, *CPU, "--resume_ckpt", path, *dataset, *SMALL
         )
-    other = run_failing(
+    wrong_width = run_failing(
         "train.py", "--config", W48.replace("48", "32"), *CPU, "--resume_ckpt", intact, *dataset, *SMALL
     )
-    assert "width 32" in other
+    assert "width 32" in wrong_width
     shorter = run_failing(
         "train.py", "--config", W48, *CPU, "--resume_ckpt", intact, *dataset, *SMALL[1:], "total_step=3"
     )

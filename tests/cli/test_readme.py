@@ -109,13 +109,13 @@ def test_every_section_with_commands_is_tested():
 
 def shrink(line: str, folder: Path) -> str:
     """Return the command with a small network, few steps, the CPU, and pip in `--dry-run` mode."""
-    words = shlex.split(line)
-    if words[0] == "pip":
-        return f"cd {ROOT} && pip {words[1]} --dry-run --quiet --no-build-isolation {shlex.join(words[2:])}"
-    trains = words[:2] in (["python", "train.py"], ["ocrnet", "train"])
-    if trains and "--resume_ckpt" not in words and "--save_dir" not in words:
+    argv = shlex.split(line)
+    if argv[0] == "pip":
+        return f"cd {ROOT} && pip {argv[1]} --dry-run --quiet --no-build-isolation {shlex.join(argv[2:])}"
+    trains = argv[:2] in (["python", "train.py"], ["ocrnet", "train"])
+    if trains and "--resume_ckpt" not in argv and "--save_dir" not in argv:
         shutil.rmtree(folder / "output", ignore_errors=True)
-    if trains or words[:2] == ["python", "eval.py"]:
+    if trains or argv[:2] == ["python", "eval.py"]:
         return f"{line.replace('--device_target GPU', '--device_target CPU')} --set {' '.join(SMALL)}"
     return line
 
@@ -149,7 +149,7 @@ def test_commands_of_a_section_succeed(title, cityscapes, tmp_path):
     if title == "Cityscapes":
         assert len(list((tmp_path / "output/visualize").glob("*.png"))) == 3
     if title == "Your own images":
-        assert len(list((tmp_path / "answers/indices").glob("*.png"))) == 2
+        assert len(list((tmp_path / "predictions/indices").glob("*.png"))) == 2
         run_the_python_block(tmp_path)
 
 
@@ -158,4 +158,4 @@ def run_the_python_block(folder: Path) -> None:
     prologue = "from ocrnet.data.image_io import read_image\nimage = read_image('photos/0.png')\n"
     epilogue = "assert labels.shape == image.shape[:2] and scores.shape == (3, *image.shape[:2])\n"
     subprocess.run([sys.executable, "-c", prologue + block + epilogue], cwd=folder, check=True, timeout=120)
-    assert read_image(folder / "answers/overlay/0.png").shape == (80, 96, 3)
+    assert read_image(folder / "predictions/overlay/0.png").shape == (80, 96, 3)

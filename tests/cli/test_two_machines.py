@@ -16,8 +16,8 @@ FIRST, SECOND = (f"ocrnet{number}-{os.getpid()}" for number in (1, 2))
 ADDRESSES = {FIRST: "10.177.0.1", SECOND: "10.177.0.2"}
 
 
-def ip(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+def ip(*argv: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["ip", *argv], capture_output=True, text=True, check=False)
 
 
 def unavailable_reason() -> str:

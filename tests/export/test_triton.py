@@ -54,9 +54,9 @@ def model_config():
         ],
     }.items():  # fmt: skip
         message_type = proto.message_type.add(name=message)
-        for number, (name, kind, many) in enumerate(fields, 1):
+        for number, (name, kind, repeated) in enumerate(fields, 1):
             entry = message_type.field.add(
-                name=name, number=number, label=field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
+                name=name, number=number, label=field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
             )
             if kind in types:
                 entry.type = types[kind]

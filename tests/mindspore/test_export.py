@@ -42,7 +42,7 @@ def test_the_exported_network_answers_like_the_torch_engine(saved, tmp_path, cap
 
 
 @pytest.mark.long
-def test_a_file_that_differs_from_the_checkpoint_is_not_written(saved, tmp_path, capsys):
+def test_a_file_that_answers_otherwise_is_not_left(saved, tmp_path, capsys):
     output = tmp_path / "new" / "small.mindir"
     argv = ["export", "--checkpoint_path", str(saved), "--output", str(output), "--size", "[64, 96]"]
     assert main.main([*argv, "--tolerance", "0"]) == 2

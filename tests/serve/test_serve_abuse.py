@@ -120,14 +120,14 @@ def test_requests_from_other_origins_and_host_names_are_refused():
         ).status
 
     with fake_server(FakeNetwork()) as served:
-        url, own = served.url, urlsplit(served.url).netloc
-        port = own.rpartition(":")[2]
+        url, address = served.url, urlsplit(served.url).netloc
+        port = address.rpartition(":")[2]
         assert status(url, Origin="http://evil.example") == 403
         assert status(url, Origin="null") == status(url, Origin="http://[") == 403
         assert status(url, Origin=f"http://127.0.0.1:{int(port) - 1}") == 403
-        assert status(url, Origin=f"http://{own}") == 200
+        assert status(url, Origin=f"http://{address}") == 200
         for site, code in (("same-origin", 200), ("none", 200), ("same-site", 403), ("cross-site", 403)):
-            assert status(url, Origin=f"http://{own}", Sec_Fetch_Site=site) == code
+            assert status(url, Origin=f"http://{address}", Sec_Fetch_Site=site) == code
         for method in ("POST", "GET"):  # the attacker's host name resolves to this server
             foreign = {"Host": f"evil.example:{port}", "Sec_Fetch_Site": "same-origin"}
             assert status(url, method, Origin=f"http://evil.example:{port}", **foreign) == 403

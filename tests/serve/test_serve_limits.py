@@ -209,11 +209,11 @@ def test_bodies_in_progress_share_a_memory_limit(monkeypatch):
         part = bytes(700_000)
         head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n"
         address = urlsplit(served.url).netloc.split(":")
-        with socket.create_connection(address, timeout=TIMEOUT) as slow, socket.create_connection(address) as other:
+        with socket.create_connection(address, timeout=TIMEOUT) as slow, socket.create_connection(address) as second:
             slow.sendall(head + part)
             wait_until(lambda: served.service.reader._held >= 700_000)
-            other.sendall(head + part)
-            assert other.recv(1000).split()[1] == b"503"
+            second.sendall(head + part)
+            assert second.recv(1000).split()[1] == b"503"
         wait_until(lambda: served.service.reader._held == 0)
         assert request(served.url, "/predict", red_png(3)).status == 200
 
