@@ -142,7 +142,7 @@ def test_commands_of_a_section_succeed(title, cityscapes, tmp_path):
         allowed = (0, 1) if line == "ocrnet doctor" else (0,)  # 1: doctor reports a problem of this machine
         assert result.returncode in allowed, f"{command}\n{result.stdout}{result.stderr}"
         last = tmp_path / "output/checkpoint/OCRNet_hrnet_seg_w32_4_rank0.safetensors"
-        if last.exists():  # the name after the shipped number of steps
+        if last.exists():  # copy it to the name that it has after the shipped number of steps
             shutil.copy(last, last.with_name(last.name.replace("_4_", "_160000_")))
     if title == "Quick start":
         assert (tmp_path / "predictions/overlay/photo.png").is_file()
