@@ -103,17 +103,25 @@ SUBMIT = "tests/cli/test_submit.py"
 LOADER = "tests/torch/test_dataloader.py"
 
 MUTATIONS = (
-    Mutation("restore-momentum", condition(False), f"{INTERRUPTIONS}::test_kill_9_at_random_moments"),
-    Mutation("restore-stream-position", value("0"), f"{INTERRUPTIONS}::test_kill_9_at_random_moments"),
+    Mutation(
+        "restore-momentum",
+        condition(False),
+        f"{INTERRUPTIONS}::test_a_run_killed_at_random_moments_resumes_to_the_same_result",
+    ),
+    Mutation(
+        "restore-stream-position",
+        value("0"),
+        f"{INTERRUPTIONS}::test_a_run_killed_at_random_moments_resumes_to_the_same_result",
+    ),
     Mutation(
         "restore-unlogged-losses",
         edit(r"(\['progress'\])\)", r"\1 | {'losses': []})"),
-        f"{INTERRUPTIONS}::test_kill_9_at_random_moments",
+        f"{INTERRUPTIONS}::test_a_run_killed_at_random_moments_resumes_to_the_same_result",
     ),
     Mutation(
         "cut-metrics-after-restored-step",
         delete,
-        "tests/cli/test_seed_commands.py::test_auto_resume_cuts_the_rows_after_the_restored_step",
+        "tests/cli/test_seed_commands.py::test_auto_resume_removes_the_metrics_after_the_restored_step",
     ),
     Mutation(
         "skip-damaged-checkpoints",
@@ -133,7 +141,7 @@ MUTATIONS = (
     Mutation(
         "stop-on-signal",
         edit(r"(for \w+) in \w+", r"\1 in ()"),
-        f"{INTERRUPTIONS}::test_a_signal_to_every_process_ends_with_a_checkpoint",
+        f"{INTERRUPTIONS}::test_a_run_stopped_by_a_signal_resumes_to_the_same_result",
     ),
     Mutation(
         "workers-ignore-signals",
@@ -166,7 +174,7 @@ MUTATIONS = (
     Mutation(
         "end-after-max-skipped",
         condition(False),
-        f"{INTERRUPTIONS}::test_weights_that_are_not_finite_end_the_run_naming_the_images",
+        f"{INTERRUPTIONS}::test_weights_that_are_not_finite_end_the_run_and_the_images_are_logged",
     ),
     Mutation(
         "never-save-nonfinite-state",
@@ -174,7 +182,9 @@ MUTATIONS = (
         "tests/core/test_trainer.py::test_a_state_that_is_not_finite_is_never_saved",
     ),
     Mutation(
-        "report-dead-worker", condition(True), f"{INTERRUPTIONS}::test_a_killed_worker_ends_the_run_with_a_message"
+        "report-dead-worker",
+        condition(True),
+        f"{INTERRUPTIONS}::test_a_killed_dataloader_worker_ends_the_run_with_an_error",
     ),
     Mutation(
         "report-dead-worker-in-order",
@@ -190,13 +200,17 @@ MUTATIONS = (
     Mutation(
         "save-steps-before-error",
         delete,
-        f"{INTERRUPTIONS}::test_a_run_that_a_broken_image_ended_goes_on_once_it_is_mended",
+        f"{INTERRUPTIONS}::test_a_run_ended_by_a_damaged_image_resumes_after_the_image_is_repaired",
     ),
     Mutation(
-        "recreate-removed-run-folder", delete, f"{INTERRUPTIONS}::test_a_run_folder_removed_under_the_run_is_made_again"
+        "recreate-removed-run-folder", delete, f"{INTERRUPTIONS}::test_a_run_folder_removed_during_the_run_is_recreated"
     ),
-    Mutation("lock-run-folder", delete, f"{INTERRUPTIONS}::test_a_folder_in_use_is_refused"),
-    Mutation("cap-unreadable-images", condition(False), f"{INTERRUPTIONS}::test_a_broken_image_can_be_passed_over"),
+    Mutation("lock-run-folder", delete, f"{INTERRUPTIONS}::test_a_run_folder_in_use_is_refused"),
+    Mutation(
+        "cap-unreadable-images",
+        condition(False),
+        f"{INTERRUPTIONS}::test_on_error_skip_replaces_damaged_images_up_to_a_limit",
+    ),
     Mutation(
         "apply-weight-decay",
         edit(r"\([\w.]+, True\)", r"(0.0, True)"),
@@ -207,77 +221,83 @@ MUTATIONS = (
         edit(r"INTER_NEAREST_EXACT", r"INTER_NEAREST"),
         "tests/contract/test_golden.py::test_losses_are_the_stored_ones",
     ),
-    Mutation("verify-downloaded-digest", condition(False), f"{PULL}::test_what_never_comes_whole_is_no_file"),
+    Mutation("verify-downloaded-digest", condition(False), f"{PULL}::test_an_incomplete_download_leaves_no_file"),
     Mutation(
         "rename-download-when-complete",
         edit(r"= (\w+)\.with_name.*", r"= \1"),
-        f"{PULL}::test_what_never_comes_whole_is_no_file",
+        f"{PULL}::test_an_incomplete_download_leaves_no_file",
     ),
     Mutation(
-        "resume-partial-download", edit(r" and .*:", r":"), f"{PULL}::test_a_killed_pull_is_taken_up_within_a_file"
+        "resume-partial-download", edit(r" and .*:", r":"), f"{PULL}::test_a_killed_download_resumes_within_a_file"
     ),
     Mutation(
-        "keep-downloaded-files", edit(r" if .*\]", r"]"), f"{PULL}::test_a_folder_is_pulled_once_and_what_changed_again"
+        "keep-downloaded-files",
+        edit(r" if .*\]", r"]"),
+        f"{PULL}::test_a_folder_is_downloaded_once_and_changed_files_again",
     ),
     Mutation(
         "download-changed-files",
         edit(r" if .* or ", r" if "),
-        f"{PULL}::test_a_folder_is_pulled_once_and_what_changed_again",
+        f"{PULL}::test_a_folder_is_downloaded_once_and_changed_files_again",
     ),
-    Mutation("one-download-per-machine", delete, f"{PULL}::test_one_process_of_a_machine_pulls_and_the_others_wait"),
-    Mutation("check-size-without-md5", delete, f"{PULL}::test_without_an_md5_the_size_is_asked_twice_and_said"),
+    Mutation("one-download-per-machine", delete, f"{PULL}::test_one_process_per_machine_downloads_and_the_others_wait"),
+    Mutation("check-size-without-md5", delete, f"{PULL}::test_without_an_md5_the_size_is_checked_twice_and_logged"),
     Mutation(
         "check-disk-space-for-download",
         condition(False),
-        f"{PULL}::test_a_full_disk_is_told_and_costs_nothing_that_is_there",
+        f"{PULL}::test_a_full_disk_is_an_error_and_a_smaller_download_then_succeeds",
     ),
-    Mutation("retry-failed-requests", condition(True), f"{PULL}::test_a_server_that_fails_every_third_request"),
+    Mutation(
+        "retry-failed-requests", condition(True), f"{PULL}::test_a_download_succeeds_when_every_third_request_fails"
+    ),
     Mutation(
         "give-up-stalled-request",
         edit(r", timeout=[\w.]+", r""),
-        "tests/cloud/test_stores.py::test_a_stalled_request_is_given_up",
+        "tests/cloud/test_stores.py::test_a_stalled_request_times_out",
     ),
     Mutation(
         "extract-tar-safely",
         edit(r"'data'", r"'fully_trusted'"),
-        f"{PULL}::test_a_tar_that_cannot_be_trusted_is_no_dataset",
+        f"{PULL}::test_an_unsafe_or_damaged_tar_is_refused",
     ),
     Mutation(
         "keep-unconfirmed-checkpoint",
         value("()"),
-        "tests/cloud/test_cloud_runs.py::test_a_run_that_cannot_push_says_so_and_the_next_start_makes_up_for_it",
+        "tests/cloud/test_cloud_runs.py::test_failed_uploads_are_reported_and_repeated_by_the_next_start",
     ),
-    Mutation("confirm-upload", condition(False), f"{PUSH}::test_a_store_that_lies_about_what_it_has_is_not_believed"),
+    Mutation("confirm-upload", condition(False), f"{PUSH}::test_an_upload_with_a_wrong_size_is_not_confirmed"),
     Mutation(
         "upload-record-before-checkpoint",
         edit(r"return \(?0,", r"return (3,"),
-        f"{PUSH}::test_the_record_goes_before_the_checkpoint_of_its_moment",
+        f"{PUSH}::test_metrics_are_uploaded_before_their_checkpoint",
     ),
     Mutation(
         "refused-file-blocks-nothing",
         edit(r"self\.\w+\.get\(\w+, 0\)", r"0"),
-        f"{PUSH}::test_a_file_that_the_store_refuses_holds_nothing_up",
+        f"{PUSH}::test_a_refused_file_does_not_block_other_uploads",
     ),
     Mutation(
         "prune-older-steps-only",
         edit(r"( is not None) and \w+ <= \w+", r"\1"),
-        f"{PUSH}::test_a_later_run_in_the_store_is_not_pruned_by_one_begun_from_an_older_checkpoint",
+        f"{PUSH}::test_later_checkpoints_in_the_store_are_not_pruned",
     ),
-    Mutation("wait-for-uploads-at-end", value("[]"), f"{PUSH}::test_whatever_ends_a_run_what_it_saved_is_pushed"),
+    Mutation("wait-for-uploads-at-end", value("[]"), f"{PUSH}::test_saved_files_are_uploaded_however_a_run_ends"),
     Mutation(
         "bound-wait-for-uploads",
         edit(r"< (\w+):", r"< \1 + 60:"),
-        f"{PUSH}::test_the_end_waits_so_long_and_names_what_is_left",
+        f"{PUSH}::test_the_end_of_a_run_waits_for_push_timeout_and_names_the_rest",
     ),
-    Mutation("download-record-with-checkpoint", delete, f"{PUSH}::test_the_newest_checkpoint_comes_with_its_record"),
     Mutation(
-        "skip-damaged-remote-checkpoint", delete, f"{PUSH}::test_a_damaged_checkpoint_in_the_store_is_passed_over"
+        "download-record-with-checkpoint", delete, f"{PUSH}::test_the_newest_checkpoint_is_downloaded_with_its_metrics"
     ),
-    Mutation("download-damaged-copy-again", value("1"), f"{PUSH}::test_what_was_altered_on_its_way_is_fetched_again"),
+    Mutation("skip-damaged-remote-checkpoint", delete, f"{PUSH}::test_a_damaged_checkpoint_in_the_store_is_skipped"),
+    Mutation(
+        "download-damaged-copy-again", value("1"), f"{PUSH}::test_a_checkpoint_altered_in_transit_is_downloaded_again"
+    ),
     Mutation(
         "look-for-remote-checkpoint",
         value("[]"),
-        "tests/cloud/test_cloud_runs.py::test_a_killed_run_goes_on_in_an_empty_machine",
+        "tests/cloud/test_cloud_runs.py::test_a_killed_run_resumes_on_an_empty_machine",
     ),
     Mutation(
         "refuse-credentials-in-url",
@@ -289,16 +309,18 @@ MUTATIONS = (
         edit(r"\w+\.\w+\((\w+)\)\)$", r"\1)"),
         "tests/core/test_cloud_urls.py::test_credentials_of_the_environment_are_scrubbed",
     ),
-    Mutation("one-loss-denominator", delete, f"{RANKS}::test_two_ranks_of_batch_1_are_one_of_batch_2[torch-torchrun]"),
+    Mutation(
+        "one-loss-denominator", delete, f"{RANKS}::test_two_ranks_of_batch_1_match_one_rank_of_batch_2[torch-torchrun]"
+    ),
     Mutation(
         "synchronize-batch-norm",
         value("False"),
-        f"{RANKS}::test_two_ranks_of_batch_1_are_one_of_batch_2[torch-torchrun]",
+        f"{RANKS}::test_two_ranks_of_batch_1_match_one_rank_of_batch_2[torch-torchrun]",
     ),
     Mutation(
         "separate-store-per-start",
         edit(r"dist\.PrefixStore\(.*, (\w+)\)", r"\1"),
-        f"{RANKS}::test_a_killed_rank_comes_back_and_ends_bit_for_bit",
+        f"{RANKS}::test_a_killed_rank_is_restarted_and_the_run_ends_the_same",
     ),
     Mutation(
         "give-up-hanging-rank",
@@ -308,9 +330,11 @@ MUTATIONS = (
     Mutation(
         "resume-after-restart",
         edit(r"(\w+), (\w+) = .*", r"\2 = []"),
-        f"{RANKS}::test_a_killed_rank_comes_back_and_ends_bit_for_bit",
+        f"{RANKS}::test_a_killed_rank_is_restarted_and_the_run_ends_the_same",
     ),
-    Mutation("end-with-launcher", delete, f"{RANKS}::test_ranks_whose_launcher_was_killed_stop_with_a_checkpoint"),
+    Mutation(
+        "end-with-launcher", delete, f"{RANKS}::test_ranks_save_a_checkpoint_and_stop_when_their_launcher_is_killed"
+    ),
     Mutation("keep-sigint-from-mindspore", delete, "tests/mindspore/test_interrupts.py::test_while_a_graph_runs"),
     Mutation(
         "defer-sigint-while-compiling",
@@ -320,14 +344,14 @@ MUTATIONS = (
     Mutation(
         "same-config-on-all-ranks",
         edit(r"flat\(.*?\)\)", r"flat({})"),
-        f"{RANKS}::test_ranks_that_were_not_given_the_same_are_refused[batch_size]",
+        f"{RANKS}::test_ranks_that_differ_in_config_or_images_are_refused[batch_size]",
     ),
     Mutation(
         "same-images-on-all-ranks",
         value("{}"),
-        f"{RANKS}::test_ranks_that_were_not_given_the_same_are_refused[validation images]",
+        f"{RANKS}::test_ranks_that_differ_in_config_or_images_are_refused[validation images]",
     ),
-    Mutation("check-upload-at-start", delete, f"{PUSH}::test_whether_a_store_takes_files_is_tried_at_the_start"),
+    Mutation("check-upload-at-start", delete, f"{PUSH}::test_an_unwritable_store_is_an_error_at_the_start"),
     Mutation(
         "escape-class-names",
         edit(r"\{\w+\((\w+)\)\}'", r"{\1}'"),
@@ -423,70 +447,74 @@ MUTATIONS = (
     Mutation("remove-unfinished-video", delete, f"{FILES}::test_a_stopped_video_leaves_no_unfinished_file"),
     Mutation("count-written-frames", condition(False), f"{FILES}::test_a_video_that_is_not_fully_written_is_an_error"),
     Mutation(
-        "validate-written-zip", condition(False), f"{SUBMIT}::test_what_was_written_is_read_back_before_it_has_its_name"
+        "validate-written-zip", condition(False), f"{SUBMIT}::test_a_written_zip_is_validated_before_it_is_renamed"
     ),
     Mutation(
-        "submit-label-ids", edit(r"\w+\.\w+\.to_ids\((\w+)\)", r"\1"), f"{SUBMIT}::test_the_zip_holds_what_eval_scores"
+        "submit-label-ids",
+        edit(r"\w+\.\w+\.to_ids\((\w+)\)", r"\1"),
+        f"{SUBMIT}::test_the_zip_holds_the_predictions_that_eval_scores",
     ),
     Mutation(
         "batch-equal-sizes-only",
         edit(r" if .*?\]", r"]"),
-        f"{LIMITS}::test_waiting_images_of_one_size_and_wish_are_looked_at_together",
+        f"{LIMITS}::test_queued_images_of_the_same_size_and_options_are_batched",
     ),
     Mutation(
         "failed-image-spares-its-batch",
         edit(r"\(.* else (\w+\(\w+\))\)$", r"(\1)"),
-        f"{LIMITS}::test_an_image_that_fails_spoils_none_of_its_batch",
+        f"{LIMITS}::test_an_image_that_fails_does_not_fail_its_batch",
     ),
+    Mutation("full-server-reads-no-body", delete, f"{LIMITS}::test_a_full_server_sends_retry_after_and_reads_no_body"),
+    Mutation("bound-images-in-memory", condition(False), f"{LIMITS}::test_the_memory_of_images_in_progress_is_limited"),
     Mutation(
-        "full-server-reads-no-body", delete, f"{LIMITS}::test_a_full_server_says_when_to_come_again_and_reads_no_body"
+        "compare-token",
+        edit(r"hmac\.compare_digest\(.*\):", r"True:"),
+        f"{LIMITS}::test_requests_without_the_token_get_401",
     ),
-    Mutation("bound-images-in-memory", condition(False), f"{LIMITS}::test_the_images_in_work_fit_into_memory"),
-    Mutation("compare-token", edit(r"hmac\.compare_digest\(.*\):", r"True:"), f"{LIMITS}::test_a_token_is_asked_for"),
-    Mutation("cancel-abandoned-request", delete, f"{LIMITS}::test_who_went_away_is_not_answered"),
+    Mutation("cancel-abandoned-request", delete, f"{LIMITS}::test_the_image_of_a_disconnected_client_is_not_predicted"),
     Mutation(
         "time-out-request",
         edit(r", timeout=\w+", r""),
-        f"{LIMITS}::test_what_takes_too_long_is_given_up_and_never_looked_at",
+        f"{LIMITS}::test_a_request_that_times_out_gets_504_and_is_not_predicted",
     ),
-    Mutation("close-idle-connection", delete, f"{LIMITS}::test_slow_clients_hold_nothing"),
-    Mutation("time-out-slow-body", edit(r", timeout=\w+", r""), f"{LIMITS}::test_slow_clients_hold_nothing"),
-    Mutation(
-        "bound-bodies-in-memory", condition(False), f"{LIMITS}::test_bodies_that_are_being_read_share_a_bounded_memory"
-    ),
+    Mutation("close-idle-connection", delete, f"{LIMITS}::test_slow_clients_do_not_block_others"),
+    Mutation("time-out-slow-body", edit(r", timeout=\w+", r""), f"{LIMITS}::test_slow_clients_do_not_block_others"),
+    Mutation("bound-bodies-in-memory", condition(False), f"{LIMITS}::test_bodies_in_progress_share_a_memory_limit"),
     Mutation(
         "bound-silence-within-body",
         edit(r"min\((.*), .*\)", r"\1"),
-        f"{ABUSE}::test_who_sent_fast_may_not_be_silent_for_long",
+        f"{ABUSE}::test_a_body_that_stalls_after_a_fast_start_times_out",
     ),
-    Mutation("drop-silent-bodies-first", condition(True), f"{ABUSE}::test_silent_bodies_make_room_for_others"),
+    Mutation(
+        "drop-silent-bodies-first",
+        condition(True),
+        f"{ABUSE}::test_stalled_bodies_are_dropped_when_others_need_the_memory",
+    ),
     Mutation(
         "free-body-before-inference",
         delete,
-        f"{ABUSE}::test_a_body_is_counted_until_it_is_decoded_and_not_kept_after_it",
+        f"{ABUSE}::test_a_body_counts_until_it_is_decoded_and_is_then_freed",
     ),
     Mutation(
         "keep-connection-of-slow-reader",
         edit(r" if \w+ else (\w+)", r" or \1"),
-        f"{ABUSE}::test_a_large_answer_is_sent_to_a_slow_client_and_not_kept_for_a_silent_one",
+        f"{ABUSE}::test_a_large_response_reaches_a_slow_client_and_is_dropped_for_a_stuck_one",
     ),
     Mutation(
         "close-connection-of-stuck-reader",
         edit(r"= .* if ", r"= False if "),
-        f"{ABUSE}::test_a_large_answer_is_sent_to_a_slow_client_and_not_kept_for_a_silent_one",
+        f"{ABUSE}::test_a_large_response_reaches_a_slow_client_and_is_dropped_for_a_stuck_one",
     ),
-    Mutation(
-        "compare-origin", value("False"), f"{ABUSE}::test_pages_of_others_are_refused_however_the_browser_says_it"
-    ),
+    Mutation("compare-origin", value("False"), f"{ABUSE}::test_requests_from_other_origins_and_host_names_are_refused"),
     Mutation(
         "refuse-foreign-host-names",
         condition(False),
-        f"{ABUSE}::test_pages_of_others_are_refused_however_the_browser_says_it",
+        f"{ABUSE}::test_requests_from_other_origins_and_host_names_are_refused",
     ),
     Mutation(
         "check-pixels-before-decoding",
         condition(False),
-        "tests/serve/test_serve.py::test_sixty_malformed_uploads_get_4xx_and_the_server_lives",
+        "tests/serve/test_serve.py::test_sixty_malformed_uploads_get_4xx_and_the_server_survives",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""A real Chromium for the tests of pages: `open_page(url)` opens one, which notes what a page must not do."""
+"""Headless Chromium: `open_page(url)` opens a page and records its errors and its requests to other hosts."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,28 +14,28 @@ ARGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PATIENCE_MS = 30_000  # of a click, or a text that is waited for: CI's two cores do other things too
-WITHIN = ("data", "blob", "about")
+TIMEOUT_MS = 30_000  # of a click or a wait for a text; the two cores of CI run other tests at the same time
+LOCAL_SCHEMES = ("data", "blob", "about")
 
 
 @dataclass
-class Watched:
-    """A page, the errors on its console, and the addresses it asked for elsewhere; those are not reached."""
+class WatchedPage:
+    """A page, the errors on its console, and the urls that it requested from other hosts; these are blocked."""
 
     page: Any  # playwright.sync_api.Page
     errors: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
 
     def assert_clean(self) -> None:
-        """Assert that nothing was wrong, and nothing came from elsewhere."""
+        """Assert that there were no errors and no requests to other hosts."""
         assert self.errors == []
         assert self.foreign == []
 
 
-# A package's, not the session's: while Playwright runs, asyncio takes the thread for one with a loop in it.
+# Of package scope, not session scope: while Playwright runs, asyncio considers its loop to run in this thread.
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    """Return a headless Chromium; skip where there is none, unless OCRNET_TEST_BROWSER asks for it."""
+    """Return a headless Chromium; without one, skip, or fail if OCRNET_TEST_BROWSER is set."""
     sync_api = None
     missing = "" if CHROMIUM.exists() else f"no Chromium at {CHROMIUM}: apt-get install chromium"
     try:
@@ -47,36 +47,38 @@ def browser() -> Iterator[Any]:
     if missing:
         pytest.skip(missing)
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGS), timeout=2 * PATIENCE_MS)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGS), timeout=2 * TIMEOUT_MS)
         yield chromium
         chromium.close()
 
 
 @pytest.fixture
-def open_page(browser: Any) -> Iterator[Callable[..., Watched]]:
-    """Return what opens an address, http or file, in a window of its own; ``dark`` and ``width`` as a person has it."""
+def open_page(browser: Any) -> Iterator[Callable[..., WatchedPage]]:
+    """Return a function that opens an http or file url in a new window of a width, with the light or dark scheme."""
     contexts = []
 
-    def open_page(url: str, *, width: int = 1280, height: int = 800, dark: bool = False) -> Watched:
+    def open_page(url: str, *, width: int = 1280, height: int = 800, dark: bool = False) -> WatchedPage:
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
         )
         contexts.append(context)
-        context.set_default_timeout(PATIENCE_MS)
-        watched = Watched(context.new_page())
-        home = urlsplit(url)
+        context.set_default_timeout(TIMEOUT_MS)
+        watched = WatchedPage(context.new_page())
+        origin = urlsplit(url)
 
-        def look(route: Any) -> None:
-            asked = urlsplit(route.request.url)
-            if asked.scheme in WITHIN or (asked.scheme, asked.netloc) == (home.scheme, home.netloc):
+        def intercept(route: Any) -> None:
+            target = urlsplit(route.request.url)
+            if target.scheme in LOCAL_SCHEMES or (target.scheme, target.netloc) == (origin.scheme, origin.netloc):
                 route.continue_()
             else:
                 watched.foreign.append(route.request.url)
                 route.abort()
 
-        context.route("**/*", look)
+        context.route("**/*", intercept)
         watched.page.on("pageerror", lambda error: watched.errors.append(str(error)))
-        watched.page.on("console", lambda said: watched.errors.append(said.text) if said.type == "error" else None)
+        watched.page.on(
+            "console", lambda message: watched.errors.append(message.text) if message.type == "error" else None
+        )
         watched.page.goto(url)
         return watched
 

@@ -1,8 +1,8 @@
-"""The browser fixture itself: it sees a script's error and an address elsewhere, and lets neither pass."""
+"""The browser fixture records the errors of scripts and requests to other hosts."""
 
 import pytest
 
-PAGE = """<!doctype html><meta name="viewport" content="width=device-width"><title>{title}</title><p id="said"></p>
+PAGE = """<!doctype html><meta name="viewport" content="width=device-width"><title>{title}</title><p id="output"></p>
 <link rel="icon" href="data:,"><script>{script}</script>"""
 
 
@@ -16,17 +16,17 @@ def write(tmp_path):
     return write
 
 
-def test_a_sound_page_is_clean(open_page, write):
-    script = "said.textContent = innerWidth + ' ' + matchMedia('(prefers-color-scheme: dark)').matches"
-    seen = open_page(write(script), width=390, dark=True)
-    assert seen.page.inner_text("#said") == "390 true"
-    seen.assert_clean()
+def test_a_valid_page_has_no_errors(open_page, write):
+    script = "output.textContent = innerWidth + ' ' + matchMedia('(prefers-color-scheme: dark)').matches"
+    watched = open_page(write(script), width=390, dark=True)
+    assert watched.page.inner_text("#output") == "390 true"
+    watched.assert_clean()
 
 
-def test_errors_and_requests_elsewhere_are_noted(open_page, write):
-    seen = open_page(write("fetch('https://example.com/').catch(() => { said.textContent = 'no' })"))
-    seen.page.wait_for_selector("text=no", state="attached")
-    assert seen.foreign == ["https://example.com/"]
+def test_script_errors_and_requests_to_other_hosts_are_recorded(open_page, write):
+    watched = open_page(write("fetch('https://example.com/').catch(() => { output.textContent = 'no' })"))
+    watched.page.wait_for_selector("text=no", state="attached")
+    assert watched.foreign == ["https://example.com/"]
     with pytest.raises(AssertionError):
-        seen.assert_clean()
+        watched.assert_clean()
     assert any("oops" in text for text in open_page(write("oops()")).errors)

@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing is fetched, nothing overflows, and a pixel's relation follows the finger."""
+"""The report in a browser: it loads nothing, fits a phone, and shows the relation of the pixel pointed at."""
 
 import numpy as np
 import pytest
@@ -21,39 +21,39 @@ def pages(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["one", "both"])
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_page_fits_a_phone_and_fetches_nothing(pages, open_page, name, dark):
-    seen = open_page((pages / f"{name}.html").as_uri(), width=390, dark=dark)
-    assert seen.page.evaluate("document.documentElement.scrollWidth") == 390
-    back = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, back[4:-1].split(","))) < 200) is dark
-    broken = "Array.from(document.images).filter(image => !image.complete || !image.naturalWidth).length"
-    assert seen.page.evaluate(broken) == 0
-    seen.assert_clean()
+def test_a_page_fits_a_phone_and_loads_nothing(pages, open_page, name, dark):
+    watched = open_page((pages / f"{name}.html").as_uri(), width=390, dark=dark)
+    assert watched.page.evaluate("document.documentElement.scrollWidth") == 390
+    background = watched.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) < 200) is dark
+    broken_images = "Array.from(document.images).filter(image => !image.complete || !image.naturalWidth).length"
+    assert watched.page.evaluate(broken_images) == 0
+    watched.assert_clean()
 
 
-def test_pointing_tells_a_pixels_relation_and_a_steps_values(pages, open_page):
-    seen = open_page((pages / "one.html").as_uri())
-    relation = seen.page.locator(".relation")
+def test_pointing_shows_the_relation_of_a_pixel_and_the_values_of_a_step(pages, open_page):
+    watched = open_page((pages / "one.html").as_uri())
+    relation = watched.page.locator(".relation")
     first = relation.inner_text()
-    seen.page.locator(".stage").click(position={"x": 30, "y": 30})
+    watched.page.locator(".stage").click(position={"x": 30, "y": 30})
     clicked = relation.inner_text()
-    seen.page.keyboard.press("ArrowRight")
+    watched.page.keyboard.press("ArrowRight")
     assert len({first, clicked, relation.inner_text()}) == 3
-    shares = [float(text) for text in seen.page.locator(".relation b").all_inner_texts()]
-    kept = np.load(pages / "relation.npy") / 2.55  # num_classes, height, width: in per cent
-    box, (_, height, width) = seen.page.locator(".stage").bounding_box(), kept.shape
-    there = kept[:, int(30 / box["height"] * height), int(30 / box["width"] * width) + 1]
-    assert shares == pytest.approx(there.tolist(), abs=0.06)
-    chart = seen.page.locator("figure.chart").first
+    shares = [float(text) for text in watched.page.locator(".relation b").all_inner_texts()]
+    relation_map = np.load(pages / "relation.npy") / 2.55  # num_classes,height,width in percent
+    box, (_, height, width) = watched.page.locator(".stage").bounding_box(), relation_map.shape
+    expected = relation_map[:, int(30 / box["height"] * height), int(30 / box["width"] * width) + 1]
+    assert shares == pytest.approx(expected.tolist(), abs=0.06)
+    chart = watched.page.locator("figure.chart").first
     chart.locator("svg").hover(position={"x": 60, "y": 60})
     assert "step 10" in chart.inner_text()
-    seen.page.mouse.move(0, 0)
+    watched.page.mouse.move(0, 0)
     assert "step" not in chart.inner_text()
-    seen.assert_clean()
+    watched.assert_clean()
 
 
-def test_a_live_page_loads_itself_anew(pages, open_page):
-    seen = open_page((pages / "live.html").as_uri())
-    with seen.page.expect_event("load", timeout=10_000):
+def test_a_live_page_reloads(pages, open_page):
+    watched = open_page((pages / "live.html").as_uri())
+    with watched.page.expect_event("load", timeout=10_000):
         pass
-    seen.assert_clean()
+    watched.assert_clean()

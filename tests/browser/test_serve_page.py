@@ -1,4 +1,4 @@
-"""The page of `ocrnet serve` in a real browser, before the real server and a tiny network."""
+"""The page of `ocrnet serve` in a browser, with a tiny network."""
 
 import base64
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from serving import TOKEN, Fake, faked, real, write_tiny
+from serving import TOKEN, FakeNetwork, fake_server, real_server, write_checkpoint
 
 import ocrnet
 from ocrnet.config import EVAL_SCALES
@@ -14,9 +14,9 @@ from ocrnet.config import EVAL_SCALES
 SIZE = (90, 140)
 DROP = """([name, kind, data]) => {
   const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
-  const moved = new DataTransfer();
-  moved.items.add(new File([bytes], name, { type: kind }));
-  const event = new DragEvent("drop", { dataTransfer: moved, bubbles: true, cancelable: true });
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, { type: kind }));
+  const event = new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
   document.getElementById("drop").dispatchEvent(event);
 }"""
 
@@ -34,7 +34,7 @@ def photo(image):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +44,21 @@ def offline(tiny):
 
 @pytest.fixture(scope="module")
 def served(tiny):
-    with real(tiny) as found:
-        yield found
+    with real_server(tiny) as running:
+        yield running
 
 
 def drop(page, name, kind, data):
     page.evaluate(DROP, [name, kind, base64.b64encode(data).decode()])
 
 
-def shown(page):
+def wait_for_result(page):
     page.wait_for_selector("#result:not([hidden])")
     page.wait_for_selector("#busy", state="hidden")
 
 
 def pixels(page, canvas):
-    """Return the RGBA of a canvas, as the page sees it."""
+    """Return the RGBA values of a canvas."""
     return np.array(page.evaluate(
         f"""() => {{ const c = document.getElementById("{canvas}");
         return [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]; }}"""
@@ -70,20 +70,20 @@ def click(page, x, y):
     page.mouse.click(box["x"] + (x + 0.5) * box["width"] / SIZE[1], box["y"] + (y + 0.5) * box["height"] / SIZE[0])
 
 
-def kept(page, button):
-    with page.expect_download() as got:
+def saved_file(page, button):
+    with page.expect_download() as download:
         page.click(button)
-    data = Path(got.value.path()).read_bytes()
-    return got.value.suggested_filename, cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    data = Path(download.value.path()).read_bytes()
+    return download.value.suggested_filename, cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
-def test_from_a_dropped_image_to_the_result_kept(open_page, served, offline, image, photo):
-    seen = open_page(served.url)
-    page = seen.page
+def test_a_dropped_image_is_predicted_explained_and_saved(open_page, served, offline, image, photo):
+    watched = open_page(served.url)
+    page = watched.page
     page.wait_for_selector("#network:text-is('OCRNet-HRNet-W4, 5 classes')")
     drop(page, "photo.png", "image/png", photo)
-    shown(page)
-    found = offline.outputs(image, ("labels", "confidence", "relation"))
+    wait_for_result(page)
+    outputs = offline.outputs(image, ("labels", "confidence", "relation"))
     labels = offline.predict(image)
 
     np.testing.assert_array_equal(pixels(page, "image")[..., :3], image)
@@ -91,25 +91,25 @@ def test_from_a_dropped_image_to_the_result_kept(open_page, served, offline, ima
     assert (overlay[..., 3] > 0).all()
     assert len(np.unique(overlay.reshape(-1, 4), axis=0)) == len(np.unique(labels)) > 1
 
-    def cut():
+    def clip_path():
         return page.evaluate("getComputedStyle(document.getElementById('overlay')).clipPath")
 
-    before = cut()
+    before = clip_path()
     page.locator("#slider").fill("80")
-    assert cut() != before
+    assert clip_path() != before
     assert page.evaluate("document.getElementById('divider').getBoundingClientRect().x") > 640
 
     for x, y in ((3, 4), (131, 80), (60, 33)):
         click(page, x, y)
         assert page.inner_text("#chosen strong") == offline.names[labels[y, x]]
-        sure = round(float(found["confidence"][y, x]) * 255) / 255
-        assert f"Probability {100 * sure:.1f} %, at column {x}, row {y}" == page.inner_text("#sure")
-        rows, columns = found["relation"].shape[1:]
+        confidence = round(float(outputs["confidence"][y, x]) * 255) / 255
+        assert f"Probability {100 * confidence:.1f} %, at column {x}, row {y}" == page.inner_text("#sure")
+        rows, columns = outputs["relation"].shape[1:]
         names, parts = (page.locator(f"#relation {part}").all_inner_texts() for part in (".name", ".name + span"))
-        told = dict(zip(names, parts, strict=True))
+        shown_relation = dict(zip(names, parts, strict=True))
         for index, name in enumerate(offline.names):
-            part = round(float(found["relation"][index, y * rows // SIZE[0], x * columns // SIZE[1]]) * 255) / 255
-            assert told[name] == ("< 0.1 %" if part < 0.001 else f"{100 * part:.1f} %")
+            part = round(float(outputs["relation"][index, y * rows // SIZE[0], x * columns // SIZE[1]]) * 255) / 255
+            assert shown_relation[name] == ("< 0.1 %" if part < 0.001 else f"{100 * part:.1f} %")
 
     page.focus("#frame")
     page.keyboard.press("Shift+ArrowRight")
@@ -125,62 +125,62 @@ def test_from_a_dropped_image_to_the_result_kept(open_page, served, offline, ima
     counts = np.bincount(labels.reshape(-1), minlength=5)
     assert names == [offline.names[i] for i in np.argsort(-counts, kind="stable") if counts[i]]
 
-    name, indices = kept(page, "#save-labels")
+    name, indices = saved_file(page, "#save-labels")
     assert name == "photo_labels.png"
     assert indices.dtype == np.uint8
     np.testing.assert_array_equal(indices, labels)
-    name, picture = kept(page, "#save-overlay")
-    assert (name, picture.shape[:2]) == ("photo_overlay.png", SIZE)
+    name, overlay_saved = saved_file(page, "#save-overlay")
+    assert (name, overlay_saved.shape[:2]) == ("photo_overlay.png", SIZE)
 
     page.check("[name=look][value=multi]", force=True)
-    shown(page)
-    np.testing.assert_array_equal(kept(page, "#save-labels")[1], offline.predict(image, EVAL_SCALES, flip=True))
-    seen.assert_clean()
+    wait_for_result(page)
+    np.testing.assert_array_equal(saved_file(page, "#save-labels")[1], offline.predict(image, EVAL_SCALES, flip=True))
+    watched.assert_clean()
 
 
-def test_an_error_is_told_and_what_was_there_stays(open_page, served, photo):
-    seen = open_page(served.url, width=390, dark=True)
-    page = seen.page
-    drop(page, "letter.txt", "text/plain", b"Dear network,")
+def test_an_error_is_shown_and_the_previous_result_stays(open_page, served, photo):
+    watched = open_page(served.url, width=390, dark=True)
+    page = watched.page
+    drop(page, "letter.txt", "text/plain", b"not an image")
     page.wait_for_selector("#error:not([hidden])")
     assert page.inner_text("#error") == "letter.txt: unsupported image format; supported: JPEG, PNG, WebP, BMP."
     page.set_input_files("#file", {"name": "photo.png", "mimeType": "image/png", "buffer": photo})
-    shown(page)
+    wait_for_result(page)
     assert not page.is_visible("#error")
     drop(page, "cut.png", "image/png", photo[:200])
     page.wait_for_selector("#error:not([hidden])")
     assert "cut.png: the image is damaged" in page.inner_text("#error")
     assert page.inner_text("#caption").startswith("photo.png: 140\u00a0×\u00a090")
-    assert page.evaluate("document.documentElement.scrollWidth") == 390  # nothing sticks out of a phone
-    assert seen.foreign == []
-    assert all("415" in text or "400" in text for text in seen.errors)  # Chromium's own words for such an answer
+    assert page.evaluate("document.documentElement.scrollWidth") == 390  # nothing overflows a phone
+    assert watched.foreign == []
+    assert all("415" in text or "400" in text for text in watched.errors)  # Chromium logs each 4xx response as an error
 
 
-def test_the_whole_page_is_reached_by_keyboard(open_page, served, photo):
-    seen = open_page(served.url)
-    seen.page.keyboard.press("Tab")
-    assert seen.page.evaluate("document.activeElement.id") == "file"
-    seen.page.set_input_files("#file", {"name": "photo.png", "mimeType": "image/png", "buffer": photo})
-    shown(seen.page)
-    reached = []
+def test_all_controls_are_reached_by_keyboard(open_page, served, photo):
+    watched = open_page(served.url)
+    watched.page.keyboard.press("Tab")
+    assert watched.page.evaluate("document.activeElement.id") == "file"
+    watched.page.set_input_files("#file", {"name": "photo.png", "mimeType": "image/png", "buffer": photo})
+    wait_for_result(watched.page)
+    focused = []
     for _ in range(30):
-        seen.page.keyboard.press("Tab")
-        reached.append(seen.page.evaluate("document.activeElement.id || document.activeElement.name"))
-    wanted = ["frame", "slider", "look", "save-labels", "save-overlay", "all-title"]
-    assert [name for name in dict.fromkeys(reached) if name in wanted] == wanted
-    seen.assert_clean()
+        watched.page.keyboard.press("Tab")
+        focused.append(watched.page.evaluate("document.activeElement.id || document.activeElement.name"))
+    expected = ["frame", "slider", "look", "save-labels", "save-overlay", "all-title"]
+    assert [name for name in dict.fromkeys(focused) if name in expected] == expected
+    watched.assert_clean()
 
 
-def test_a_token_is_asked_for_and_remembered(open_page, photo):
-    network = Fake()
-    with faked(network, token=TOKEN) as served:
-        seen = open_page(served.url)
-        seen.page.wait_for_selector("#ask:not([hidden])")
-        assert seen.page.inner_text("#error") == "this server requires a token."
-        seen.page.fill("#token", TOKEN)
-        seen.page.click("#ask button")
-        seen.page.wait_for_selector("#network:not(:empty)")
-        drop(seen.page, "photo.png", "image/png", photo)
-        shown(seen.page)
-        assert seen.foreign == []
+def test_the_page_asks_for_the_token_once(open_page, photo):
+    network = FakeNetwork()
+    with fake_server(network, token=TOKEN) as served:
+        watched = open_page(served.url)
+        watched.page.wait_for_selector("#ask:not([hidden])")
+        assert watched.page.inner_text("#error") == "this server requires a token."
+        watched.page.fill("#token", TOKEN)
+        watched.page.click("#ask button")
+        watched.page.wait_for_selector("#network:not(:empty)")
+        drop(watched.page, "photo.png", "image/png", photo)
+        wait_for_result(watched.page)
+        assert watched.foreign == []
     assert network.batches == [1]

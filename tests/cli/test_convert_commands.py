@@ -1,4 +1,4 @@
-"""Other implementations' weights in every command that takes a checkpoint, as they are and converted."""
+"""Weights of other implementations in eval, predict and train, converted or not."""
 
 import json
 import pickle
@@ -20,47 +20,38 @@ def paddle(tmp_path):
     return tmp_path / "model.pdparams"
 
 
-def test_eval_and_predict(paddle, cityscapes, tmp_path, capsys):
-    ours = tmp_path / "ours.safetensors"
-    assert main(["convert", "--input", str(paddle), "--output", str(ours)]) == 0
+def test_eval_and_predict_with_paddleseg_weights(paddle, cityscapes, tmp_path, capsys):
+    converted = tmp_path / "converted.safetensors"
+    assert main(["convert", "--input", str(paddle), "--output", str(converted)]) == 0
     scores = []
-    for path in (paddle, ours):
+    for path in (paddle, converted):
         argv = ["eval", "--config", W48, "--device_target", "CPU", "--checkpoint_path", str(path)]
         argv += ["--save_dir", str(tmp_path / path.stem), "--set", f"data.dataset_dir={cityscapes}"]
         assert main(argv) == 0
-        said = capsys.readouterr().out
-        assert ("family: PaddleSeg; align_corners False" in said) == (path is paddle)
-        assert "variant: the config has hrnet" in said
-        assert "data.mean and data.std: the config has [0.485, 0.456, 0.406]" in said
-        assert "[0.5, 0.5, 0.5]" in said or path is ours
+        output = capsys.readouterr().out
+        assert ("family: PaddleSeg; align_corners False" in output) == (path is paddle)
+        assert "variant: the config has hrnet" in output
+        assert "data.mean and data.std: the config has [0.485, 0.456, 0.406]" in output
+        assert "[0.5, 0.5, 0.5]" in output or path is converted
         rows = (tmp_path / path.stem / "eval.jsonl").read_text().splitlines()
         scores.append(json.loads(rows[-1])["mean_iou"])
     assert scores[0] == scores[1]
-    picture = str(next((cityscapes / "leftImg8bit/val").rglob("*.png")))
-    argv = ["predict", picture, "--checkpoint_path", str(paddle), "--device_target", "CPU"]
+    image = str(next((cityscapes / "leftImg8bit/val").rglob("*.png")))
+    argv = ["predict", image, "--checkpoint_path", str(paddle), "--device_target", "CPU"]
     assert main([*argv, "--output", str(tmp_path / "out")]) == 0
     assert "7 biases folded" in capsys.readouterr().out
 
 
-def test_training_begins_from_timms_backbone(cityscapes, tmp_path, capsys):
+def test_training_starts_from_a_timm_backbone(cityscapes, tmp_path, capsys):
     state = fill(Classifier(48, 1, (1, 1, 1))).state_dict()
     weights = tmp_path / "timm.safetensors"
     safetensors.numpy.save_file({name: x.numpy() for name, x in state.items()}, weights, metadata={"format": "pt"})
-    argv = [
-        "train",
-        "--config",
-        W48,
-        "--device_target",
-        "CPU",
-        "--save_dir",
-        str(tmp_path / "out"),
-        "--run_eval",
-        "False",
-    ]
+    argv = ["train", "--config", W48, "--device_target", "CPU", "--save_dir", str(tmp_path / "out")]
+    argv += ["--run_eval", "False"]
     small = [setting for setting in SMALL if "_step" not in setting and "_interval" not in setting]
     argv += ["--set", f"data.dataset_dir={cityscapes}", *small, "total_step=1"]
     argv += ["backbone.pretrained=True", f"backbone.backbone_ckpt={weights}"]
     assert main(argv) == 0
-    said = capsys.readouterr().out
-    assert "tensors loaded" in said
-    assert "trained with nearest-neighbor resizing between branches" in said
+    output = capsys.readouterr().out
+    assert "tensors loaded" in output
+    assert "trained with nearest-neighbor resizing between branches" in output

@@ -1,4 +1,4 @@
-"""Exported files in the commands that take checkpoints: eval's digits, predict's pictures, bench's table."""
+"""Exported files in eval, predict and bench: scores and images equal those of the checkpoint."""
 
 import json
 
@@ -17,7 +17,7 @@ def exported(w48_run, cityscapes, tmp_path_factory):
     return path
 
 
-def test_eval_gives_the_checkpoints_digits(w48_run, exported, cityscapes, tmp_path):
+def test_eval_of_an_exported_file_scores_like_the_checkpoint(w48_run, exported, cityscapes, tmp_path):
     rows = []
     for number, (path, flags) in enumerate(((w48_run, []), (exported, []), (exported, ["eval.slide=[96,192]"]))):
         folder = tmp_path / str(number)
@@ -28,9 +28,9 @@ def test_eval_gives_the_checkpoints_digits(w48_run, exported, cityscapes, tmp_pa
     assert "onnxruntime" in rows[1]["versions"]
     for row in rows[1:]:
         assert row["mean_iou"] == pytest.approx(rows[0]["mean_iou"], abs=5e-5)
-    facts = json.loads(_metadata(exported))
-    assert facts["comparison"]["mean_iou"] == pytest.approx(rows[0]["mean_iou"], abs=5e-5)
-    assert facts["names"][0] == "road"
+    metadata = json.loads(_metadata(exported))
+    assert metadata["comparison"]["mean_iou"] == pytest.approx(rows[0]["mean_iou"], abs=5e-5)
+    assert metadata["names"][0] == "road"
 
 
 def _metadata(path):
@@ -39,22 +39,22 @@ def _metadata(path):
     return onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map["ocrnet"]
 
 
-def test_predict_gives_the_checkpoints_pictures(w48_run, exported, cityscapes, tmp_path):
+def test_predict_with_an_exported_file_writes_the_same_images(w48_run, exported, cityscapes, tmp_path):
     photos = cityscapes / "leftImg8bit/val"
     for name, path in (("checkpoint", w48_run), ("file", exported)):
         argv = ["predict", str(photos), "--checkpoint_path", str(path), "--device_target", "CPU", "--output"]
         assert main([*argv, str(tmp_path / name)]) == 0
-    pictures = sorted(p.relative_to(tmp_path / "file") for p in (tmp_path / "file").rglob("*.png"))
-    assert len(pictures) == 10
-    for picture in pictures:
-        assert (tmp_path / "file" / picture).read_bytes() == (tmp_path / "checkpoint" / picture).read_bytes()
+    images = sorted(p.relative_to(tmp_path / "file") for p in (tmp_path / "file").rglob("*.png"))
+    assert len(images) == 10
+    for image in images:
+        assert (tmp_path / "file" / image).read_bytes() == (tmp_path / "checkpoint" / image).read_bytes()
 
 
-def test_bench_compares_and_recommends(w48_run, exported, capsys):
+def test_bench_prints_a_table_and_a_recommendation(w48_run, exported, capsys):
     assert main(["bench", "--checkpoint_path", str(w48_run), str(exported), "--rounds", "1"]) == 0
-    said = capsys.readouterr().out
-    assert " at 96x192, 1 rounds" in said
-    (row,) = (line for line in said.splitlines() if line.startswith("net.onnx"))
+    output = capsys.readouterr().out
+    assert " at 96x192, 1 rounds" in output
+    (row,) = (line for line in output.splitlines() if line.startswith("net.onnx"))
     assert "onnxruntime, float32" in row
     assert row.endswith("0.000 %")
-    assert "recommended: " in said
+    assert "recommended: " in output

@@ -1,4 +1,4 @@
-"""The seed's commands on its own framework: train, kill, resume, evaluate."""
+"""The commands of the original implementation on MindSpore: train, kill, resume, evaluate."""
 
 import json
 import os
@@ -22,14 +22,14 @@ pytestmark = [
 
 def command(cityscapes, folder, *more: str) -> list[str]:
     small = [pair for pair in SMALL if pair.partition("=")[0] not in ("total_step", "save_interval", "eval_interval",
-                                                                     "num_workers", "data.crop_size")]  # fmt: skip
+                                                                      "num_workers", "data.crop_size")]  # fmt: skip
     return ["train.py", "--config", W32, "--device_target", "CPU", "--engine", "mindspore", "--mix", "True",
             "--save_dir", str(folder), "--resume_ckpt", "auto", "--log_interval", "2",
             "--set", f"data.dataset_dir={cityscapes}", "data.crop_size=[64,128]", "total_step=8", "save_interval=3",
             "eval_interval=8", "num_workers=1", *small, *more]  # fmt: skip
 
 
-def test_kill_9_resume_and_evaluation(cityscapes, tmp_path):
+def test_a_killed_run_resumes_to_the_same_result_and_both_engines_evaluate_it(cityscapes, tmp_path):
     run(*command(cityscapes, tmp_path / "whole"))
     killed = command(cityscapes, tmp_path / "killed", "run_eval=False")
     process = subprocess.Popen(
@@ -39,22 +39,23 @@ def test_kill_9_resume_and_evaluation(cityscapes, tmp_path):
     assert any("step 4/8" in line for line in process.stdout)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=30)
-    found = run(*killed)
-    assert ", step 3" in found.stdout
-    mine, theirs = checkpoint.load(tmp_path / "killed" / LAST), checkpoint.load(tmp_path / "whole" / LAST)
-    assert mine.tensors.keys() == theirs.tensors.keys()
-    assert "scaler/scale" in mine.tensors
-    for name, array in theirs.tensors.items():
-        np.testing.assert_array_equal(mine.tensors[name], array, err_msg=name)
+    result = run(*killed)
+    assert ", step 3" in result.stdout
+    actual, expected = checkpoint.load(tmp_path / "killed" / LAST), checkpoint.load(tmp_path / "whole" / LAST)
+    assert actual.tensors.keys() == expected.tensors.keys()
+    assert "scaler/scale" in actual.tensors
+    for name, array in expected.tensors.items():
+        np.testing.assert_array_equal(actual.tensors[name], array, err_msg=name)
     *steps, evaluation = rows(tmp_path / "whole")
     assert rows(tmp_path / "killed") == steps
     evaluate = ["eval.py", "--config", W32, "--device_target", "CPU", "--mix", "True", "--save_dir", tmp_path / "eval"]
     data = ["--set", f"data.dataset_dir={cityscapes}", "num_workers=1"]
-    path = (tmp_path / "killed" / LAST).with_suffix(".ckpt")  # as the seed's page has it
+    path = (tmp_path / "killed" / LAST).with_suffix(".ckpt")  # the suffix that the original README uses
     for engine in ("mindspore", "torch"):
-        said = run(*evaluate, "--engine", engine, "--checkpoint_path", path, *data).stdout
-        assert f"engine: {engine} " in said
-        assert f"checkpoint: {path}" in said
+        output = run(*evaluate, "--engine", engine, "--checkpoint_path", path, *data).stdout
+        assert f"engine: {engine} " in output
+        assert f"checkpoint: {path}" in output
     on_mindspore, on_torch = (json.loads(line) for line in (tmp_path / "eval/eval.jsonl").read_text().splitlines())
     assert on_mindspore["mean_iou"] == evaluation["mean_iou"]
-    assert on_torch["mean_iou"] == pytest.approx(on_mindspore["mean_iou"], abs=0.01)  # bfloat16 there, float16 here
+    # PyTorch uses bfloat16 and MindSpore float16.
+    assert on_torch["mean_iou"] == pytest.approx(on_mindspore["mean_iou"], abs=0.01)

@@ -1,4 +1,4 @@
-"""Every command of the README, run section by section as it stands, on small data and with a small network."""
+"""The commands of the README run section by section, unedited except for a smaller network and fewer steps."""
 
 import os
 import re
@@ -21,10 +21,10 @@ READMES = ("README.md", "README_CN.md")
 CODE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SCENE = "leftImg8bit/val/demo/demo_000000_000019_leftImg8bit.png"
 
-# Pages whose commands are run after those of a section, on what these have made.
+# Pages whose commands run after those of a section, on the files that these have written.
 PAGES = {"Quick start": "quickstart", "Your own images": "own_data", "Cityscapes": "cityscapes"}
 
-# Commands that are not run here, and the lines of .ci/run that run them.
+# Commands that .ci/run runs instead, with the line that does.
 ELSEWHERE = {"make quickstart": "make quickstart STEPS=20", "make test": "make test"}
 
 
@@ -38,10 +38,10 @@ def commands(markdown: str) -> list[str]:
 
 
 def sections(markdown: str) -> dict[str, list[str]]:
-    """Return the commands of each section that has some, by its title."""
+    """Return {title: commands} of the sections that have commands."""
     parts = re.split(r"^## (.+)$", markdown, flags=re.MULTILINE)
-    found = {title: commands(body) for title, body in zip(parts[1::2], parts[2::2], strict=True)}
-    return {title: lines for title, lines in found.items() if lines}
+    by_title = {title: commands(body) for title, body in zip(parts[1::2], parts[2::2], strict=True)}
+    return {title: lines for title, lines in by_title.items() if lines}
 
 
 def test_both_languages_have_the_same_commands():
@@ -55,7 +55,7 @@ def test_both_languages_have_the_same_commands():
     ]
 
 
-def test_links_lead_somewhere():
+def test_relative_links_point_to_existing_files():
     for name in READMES:
         for target in re.findall(r"\]\(([^)#]+)\)", text(name)):
             assert target.startswith("https://") or (ROOT / target).exists(), f"{name}: {target}"
@@ -67,7 +67,7 @@ def quick_start(folder: Path, cityscapes: Path) -> None:
     cv2.imwrite(str(folder / "photo.jpg"), cv2.imread(str(cityscapes / SCENE)))
 
 
-def own_images(folder: Path, cityscapes: Path) -> None:
+def own_dataset(folder: Path, cityscapes: Path) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for i in range(2):
@@ -77,15 +77,15 @@ def own_images(folder: Path, cityscapes: Path) -> None:
     shutil.copytree(folder / "mydata/images/val", folder / "photos")
 
 
-def full_cityscapes(folder: Path, cityscapes: Path) -> None:
-    """Put the data's folder into config/cityscapes.yml, as the README says."""
+def cityscapes_config(folder: Path, cityscapes: Path) -> None:
+    """Write the dataset folder into config/cityscapes.yml, as the README instructs."""
     path = folder / "config/cityscapes.yml"
     edited = path.read_text().replace("your cityscapes", str(cityscapes))
     assert str(cityscapes) in edited
     path.write_text(edited)
 
 
-def real_camvid(folder: Path, cityscapes: Path) -> None:
+def camvid_dataset(folder: Path, cityscapes: Path) -> None:
     rng = np.random.default_rng(0)
     count = len(camvid.classes(folder))
     for split in ("train", "val"):
@@ -97,31 +97,31 @@ def real_camvid(folder: Path, cityscapes: Path) -> None:
 PREPARE: dict[str, Callable[[Path, Path], None]] = {
     "Quick start": quick_start,
     "Install": lambda folder, cityscapes: None,
-    "Your own images": own_images,
-    "Cityscapes": full_cityscapes,
-    "What it reaches": real_camvid,
+    "Your own images": own_dataset,
+    "Cityscapes": cityscapes_config,
+    "What it reaches": camvid_dataset,
 }
 
 
-def test_every_section_with_commands_is_run():
+def test_every_section_with_commands_is_tested():
     assert sections(text("README.md")).keys() == PREPARE.keys()
 
 
-def made_small(line: str, folder: Path) -> str:
-    """Return the command as it is run here: a small network, few steps, the CPU, nothing installed."""
-    words = shlex.split(line)
-    if words[0] == "pip":
-        return f"cd {ROOT} && pip {words[1]} --dry-run --quiet --no-build-isolation {shlex.join(words[2:])}"
-    trains = words[:2] in (["python", "train.py"], ["ocrnet", "train"])
-    if trains and "--resume_ckpt" not in words and "--save_dir" not in words:
+def shrink(line: str, folder: Path) -> str:
+    """Return the command with a small network, few steps, the CPU, and pip in `--dry-run` mode."""
+    argv = shlex.split(line)
+    if argv[0] == "pip":
+        return f"cd {ROOT} && pip {argv[1]} --dry-run --quiet --no-build-isolation {shlex.join(argv[2:])}"
+    trains = argv[:2] in (["python", "train.py"], ["ocrnet", "train"])
+    if trains and "--resume_ckpt" not in argv and "--save_dir" not in argv:
         shutil.rmtree(folder / "output", ignore_errors=True)
-    if trains or words[:2] == ["python", "eval.py"]:
+    if trains or argv[:2] == ["python", "eval.py"]:
         return f"{line.replace('--device_target GPU', '--device_target CPU')} --set {' '.join(SMALL)}"
     return line
 
 
 @pytest.mark.parametrize("title", PREPARE)
-def test_a_section_runs_as_it_stands(title, cityscapes, tmp_path):
+def test_commands_of_a_section_succeed(title, cityscapes, tmp_path):
     shutil.copytree(ROOT / "config", tmp_path / "config")
     for entry in ("train.py", "eval.py"):
         os.symlink(ROOT / entry, tmp_path / entry)
@@ -135,14 +135,14 @@ def test_a_section_runs_as_it_stands(title, cityscapes, tmp_path):
         if line in ELSEWHERE:
             assert ELSEWHERE[line] in (ROOT / ".ci/run").read_text().splitlines()
             continue
-        small = made_small(line, tmp_path)
-        done = subprocess.run(
-            ["bash", "-ec", small], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False
+        command = shrink(line, tmp_path)
+        result = subprocess.run(
+            ["bash", "-ec", command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False
         )
-        allowed = (0, 1) if line == "ocrnet doctor" else (0,)  # this machine may be short of something
-        assert done.returncode in allowed, f"{small}\n{done.stdout}{done.stderr}"
+        allowed = (0, 1) if line == "ocrnet doctor" else (0,)  # 1: doctor reports a problem of this machine
+        assert result.returncode in allowed, f"{command}\n{result.stdout}{result.stderr}"
         last = tmp_path / "output/checkpoint/OCRNet_hrnet_seg_w32_4_rank0.safetensors"
-        if last.exists():  # what the shipped number of steps would have left
+        if last.exists():  # copy it to the name that it has after the shipped number of steps
             shutil.copy(last, last.with_name(last.name.replace("_4_", "_160000_")))
     if title == "Quick start":
         assert (tmp_path / "predictions/overlay/photo.png").is_file()
@@ -155,7 +155,7 @@ def test_a_section_runs_as_it_stands(title, cityscapes, tmp_path):
 
 def run_the_python_block(folder: Path) -> None:
     (block,) = [block for kind, block in CODE.findall(text("README.md")) if kind == "python"]
-    before = "from ocrnet.data.image_io import read_image\nimage = read_image('photos/0.png')\n"
-    after = "assert labels.shape == image.shape[:2] and scores.shape == (3, *image.shape[:2])\n"
-    subprocess.run([sys.executable, "-c", before + block + after], cwd=folder, check=True, timeout=120)
+    prologue = "from ocrnet.data.image_io import read_image\nimage = read_image('photos/0.png')\n"
+    epilogue = "assert labels.shape == image.shape[:2] and scores.shape == (3, *image.shape[:2])\n"
+    subprocess.run([sys.executable, "-c", prologue + block + epilogue], cwd=folder, check=True, timeout=120)
     assert read_image(folder / "predictions/overlay/0.png").shape == (80, 96, 3)

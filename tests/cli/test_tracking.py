@@ -1,4 +1,4 @@
-"""What a run tells the real MLflow, and W&B where it is installed, read back from their files."""
+"""The metrics and samples that a run logs to MLflow, and to W&B if it is installed, read back from their files."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ import pytest
 from ocrnet.config import Config
 from ocrnet.tracking.run_dir import Run
 
-BLOCK = 32768  # of a .wandb file
+BLOCK = 32768  # bytes in a block of a .wandb file
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def services(tmp_path, monkeypatch) -> list[str]:
 
 
 def train(folder: Path, names: list[str], steps: range, *, fresh: bool) -> None:
-    """Tell what a run tells that goes through these steps."""
+    """Log what a run logs in these steps."""
     run = Run(folder)
     run.cut_metrics(step=steps[0] - 1, evaluated_step=steps[0] - 1)
     run.begin(Config(seed=5), {})
@@ -38,52 +38,52 @@ def train(folder: Path, names: list[str], steps: range, *, fresh: bool) -> None:
     run.close("finished")
 
 
-def test_a_run_and_its_resumption_are_one_run_there(services, tmp_path):
+def test_a_resumed_run_continues_the_same_tracked_run(services, tmp_path):
     folder = tmp_path / "myrun"
     train(folder, services, range(1, 5), fresh=True)
-    train(folder, services, range(3, 7), fresh=False)  # from step 2: 3 and 4 come again
-    told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in told if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
-    look_at_mlflow(told)
+    train(folder, services, range(3, 7), fresh=False)  # resumes from step 2, so steps 3 and 4 are logged again
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in logged if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    check_mlflow(logged)
     if "wandb" in services:
-        look_at_wandb(folder, told)
-    kept = [*folder.rglob("*.yml"), *folder.rglob("*.log"), *folder.rglob("*.json*")]
-    assert not any("a-secret-token" in path.read_text() for path in kept)
+        check_wandb(folder, logged)
+    texts = [*folder.rglob("*.yml"), *folder.rglob("*.log"), *folder.rglob("*.json*")]
+    assert not any("a-secret-token" in path.read_text() for path in texts)
 
 
-def look_at_mlflow(told: list[dict]) -> None:
+def check_mlflow(logged: list[dict]) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient()
-    (found,) = client.search_runs([client.get_experiment_by_name("streets").experiment_id])
-    assert (found.info.run_name, found.info.status) == ("myrun", "FINISHED")
-    assert found.data.params["seed"] == "5"
+    (run,) = client.search_runs([client.get_experiment_by_name("streets").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("myrun", "FINISHED")
+    assert run.data.params["seed"] == "5"
     for kind, name in (("train", "loss"), ("train", "learning_rate"), ("eval", "mean_iou")):
-        points = client.get_metric_history(found.info.run_id, f"{kind}/{name}")
-        wanted = [(row["step"], row[name]) for row in told if row["kind"] == kind]
-        seen = sorted((point.step, point.value) for point in points)
-        assert [step for step, _ in seen] == [step for step, _ in wanted]
-        assert seen[-1] == wanted[-1]
-    folders = [item.path for item in client.list_artifacts(found.info.run_id, "samples")]
+        history = client.get_metric_history(run.info.run_id, f"{kind}/{name}")
+        expected = [(row["step"], row[name]) for row in logged if row["kind"] == kind]
+        points = sorted((point.step, point.value) for point in history)
+        assert [step for step, _ in points] == [step for step, _ in expected]
+        assert points[-1] == expected[-1]
+    folders = [item.path for item in client.list_artifacts(run.info.run_id, "samples")]
     assert folders == ["samples/step_2", "samples/step_4", "samples/step_6"]
 
 
 def wandb_records(path: Path) -> Iterator[bytes]:
     """Yield the records of a .wandb file: 7 bytes of header, then LevelDB's log format."""
-    data, place, record = path.read_bytes(), 7, b""
-    while place + 7 <= len(data):
-        if BLOCK - place % BLOCK < 7:  # no header fits into the rest of a block
-            place += BLOCK - place % BLOCK
+    data, offset, record = path.read_bytes(), 7, b""
+    while offset + 7 <= len(data):
+        if BLOCK - offset % BLOCK < 7:  # no header fits into the rest of a block
+            offset += BLOCK - offset % BLOCK
             continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        record += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
+        record += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):  # a complete record, or its last part
             yield record
             record = b""
 
 
-def look_at_wandb(folder: Path, told: list[dict]) -> None:
+def check_wandb(folder: Path, logged: list[dict]) -> None:
     from wandb.proto.wandb_internal_pb2 import Record
 
     files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
@@ -97,6 +97,6 @@ def look_at_wandb(folder: Path, told: list[dict]) -> None:
             values = {(item.key or item.nested_key[0]): item.value_json for item in record.history.item}
             if "train/loss" in values:
                 losses.append((int(values["_step"]), float(values["train/loss"])))
-    wanted = [(row["step"], row["loss"]) for row in told if row["kind"] == "train"]
-    assert [step for step, _ in losses] == [step for step, _ in wanted]
-    assert losses[-1] == pytest.approx(wanted[-1])
+    expected = [(row["step"], row["loss"]) for row in logged if row["kind"] == "train"]
+    assert [step for step, _ in losses] == [step for step, _ in expected]
+    assert losses[-1] == pytest.approx(expected[-1])

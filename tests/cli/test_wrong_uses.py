@@ -1,4 +1,4 @@
-"""A table of wrong flags, wrong configs and wrong files: exit status 2 and one line that says what to do."""
+"""Wrong flags, configs and files: each ends with exit status 2 and an error that names the value and the remedy."""
 
 import shutil
 
@@ -16,7 +16,7 @@ OWN = str(ROOT / "config/own.yml")
 SUBMIT = ["submit", "--config", W48, "--checkpoint_path", "train.py"]
 EXPORT = ["export", "--checkpoint_path", "train.py", "--output"]
 
-# What is typed after `ocrnet train --config W48 --device_target CPU --save_dir OUT`, and what the error must hold.
+# Arguments after `ocrnet train --config W48 --device_target CPU --save_dir OUT`, and the parts of the error.
 FLAGS = [
     (["--bacth_size", "2"], ["'--bacth_size'", "did you mean '--batch_size'"]),
     (["--batch_size", "0"], ["batch_size", "at least 1"]),
@@ -58,7 +58,7 @@ FLAGS = [
     (["--multi_scale", "True"], ["unknown flag '--multi_scale'"]),
 ]  # fmt: skip
 
-# A whole YAML file, and what the error must hold.
+# The content of a config file c.yml, and the parts of the error.
 YAMLS = [
     ("batch_size: 2\nbatch_size: 4\n", ["batch_size", "twice"]),
     ("bacth_size: 2\n", ["unknown key 'bacth_size'", "did you mean 'batch_size'"]),
@@ -72,27 +72,27 @@ YAMLS = [
 ]
 
 
-def fails(capsys, argv: list[str], *parts: str) -> None:
+def assert_error(capsys, argv: list[str], *parts: str) -> None:
     assert main(argv) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert "Traceback" not in said
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ")
+    assert "Traceback" not in stderr
     for part in parts:
-        assert part in said, said
+        assert part in stderr, stderr
 
 
 @pytest.mark.parametrize(("argv", "parts"), FLAGS, ids=[" ".join(argv) for argv, _ in FLAGS])
-def test_wrong_flags(capsys, cityscapes, tmp_path, argv, parts):
-    usual = {"--config": W48, "--device_target": "CPU", "--save_dir": str(tmp_path / "out")}
-    given = [word for flag, value in usual.items() if flag not in argv for word in (flag, value)]
-    fails(capsys, ["train", *given, "--set", f"data.dataset_dir={cityscapes}", *argv], *parts)
+def test_a_wrong_flag_is_refused(capsys, cityscapes, tmp_path, argv, parts):
+    defaults = {"--config": W48, "--device_target": "CPU", "--save_dir": str(tmp_path / "out")}
+    required = [word for flag, value in defaults.items() if flag not in argv for word in (flag, value)]
+    assert_error(capsys, ["train", *required, "--set", f"data.dataset_dir={cityscapes}", *argv], *parts)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("text", "parts"), YAMLS, ids=[text.splitlines()[0] for text, _ in YAMLS])
-def test_wrong_yaml(capsys, tmp_path, text, parts):
+def test_a_wrong_config_file_is_refused(capsys, tmp_path, text, parts):
     (tmp_path / "c.yml").write_text(text)
-    fails(capsys, ["train", "--config", str(tmp_path / "c.yml"), "--save_dir", str(tmp_path / "out")], *parts)
+    assert_error(capsys, ["train", "--config", str(tmp_path / "c.yml"), "--save_dir", str(tmp_path / "out")], *parts)
     assert not (tmp_path / "out").exists()
 
 
@@ -182,51 +182,51 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
         (["bench", "--checkpoint_path", "train.py"], "train.py"),
     ],
 )
-def test_wrong_commands(capsys, monkeypatch, argv, part):
+def test_a_wrong_command_is_refused(capsys, monkeypatch, argv, part):
     monkeypatch.chdir(ROOT)
     if part is None:
         assert main(argv) == 2
         return
-    fails(capsys, argv, part)
+    assert_error(capsys, argv, part)
     assert not list(ROOT.glob("x.*"))
 
 
-def test_weights_of_no_known_family(capsys, tmp_path):
+def test_weights_of_an_unknown_family_are_refused(capsys, tmp_path):
     safetensors.numpy.save_file({"fc.weight": np.zeros((3, 4), np.float32)}, tmp_path / "resnet.safetensors")
     argv = ["convert", "--input", str(tmp_path / "resnet.safetensors"), "--output", str(tmp_path / "x.safetensors")]
-    fails(capsys, argv, "not from an OCRNet or HRNet of a known family (names: fc.weight)", "PaddleSeg")
+    assert_error(capsys, argv, "not from an OCRNet or HRNet of a known family (names: fc.weight)", "PaddleSeg")
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_no_run_goes_on_from_converted_weights(capsys, cityscapes, tmp_path):
+def test_a_run_cannot_resume_from_converted_weights(capsys, cityscapes, tmp_path):
     weights = tmp_path / "x.safetensors"
     assert main(["convert", "--input", str(ROOT / FIXTURE), "--output", str(weights)]) == 0
     argv = ["train", "--config", W48, "--device_target", "CPU", "--save_dir", str(tmp_path / "out")]
     argv += ["--set", f"data.dataset_dir={cityscapes}", "--resume_ckpt", str(weights)]
-    fails(capsys, argv, "has only converted weights", "backbone.backbone_ckpt=")
+    assert_error(capsys, argv, "has only converted weights", "backbone.backbone_ckpt=")
 
 
-def own(root):
-    """Make a sound dataset of one's own: two classes, one pair a split."""
+def write_dataset(root):
+    """Write a valid dataset of the kind `folder`: two classes, one image with its label for each split."""
     for split in ("train", "val"):
         write_png(root / f"images/{split}/a.png", np.zeros((64, 64, 3), np.uint8))
         write_png(root / f"labels/{split}/a.png", np.zeros((64, 64), np.uint8))
     (root / "classes.yml").write_text("[road, sky]")
 
 
-def lose_the_label(root):
+def remove_label(root):
     (root / "labels/train/a.png").unlink()
 
 
-def add_a_label(root):
+def add_label(root):
     shutil.copy(root / "labels/train/a.png", root / "labels/train/b.png")
 
 
-def lose_the_classes(root):
+def remove_classes(root):
     (root / "classes.yml").unlink()
 
 
-def name_a_class_twice(root):
+def repeat_class_name(root):
     (root / "classes.yml").write_text("[road, road]")
 
 
@@ -234,46 +234,46 @@ def misspell_a_key(root):
     (root / "classes.yml").write_text("classes: [{nmae: road}]")
 
 
-def lose_val(root):
+def remove_val(root):
     shutil.rmtree(root / "images/val")
 
 
-def empty_train(root):
+def remove_train_image(root):
     (root / "images/train/a.png").unlink()
 
 
-def use_another_id(root):
+def use_unknown_id(root):
     write_png(root / "labels/train/a.png", np.full((64, 64), 9, np.uint8))
 
 
-def color_the_label(root):
+def write_color_label(root):
     write_png(root / "labels/train/a.png", np.zeros((64, 64, 3), np.uint8))
 
 
-def cut_the_image(root):
+def truncate_image(root):
     path = root / "images/train/a.png"
     path.write_bytes(path.read_bytes()[:60])
 
 
 @pytest.mark.parametrize(
-    ("spoil", "parts"),
+    ("damage", "parts"),
     [
-        (lose_the_label, ["1 of 1 images have no label", "a.png"]),
-        (add_a_label, ["1 of 2 labels have no image", "b.png"]),
-        (lose_the_classes, ["classes.yml does not exist"]),
-        (name_a_class_twice, ["classes 0 and 1 have the same name, road"]),
+        (remove_label, ["1 of 1 images have no label", "a.png"]),
+        (add_label, ["1 of 2 labels have no image", "b.png"]),
+        (remove_classes, ["classes.yml does not exist"]),
+        (repeat_class_name, ["classes 0 and 1 have the same name, road"]),
         (misspell_a_key, ["unknown key 'nmae'", "did you mean 'name'"]),
-        (lose_val, ["images/val does not exist"]),
-        (empty_train, ["holds no images"]),
-        (use_another_id, ["holds the unknown id 9", "a.png"]),
-        (color_the_label, ["a.png has mode RGB", "one-channel PNG"]),
-        (cut_the_image, ["a.png is truncated"]),
+        (remove_val, ["images/val does not exist"]),
+        (remove_train_image, ["holds no images"]),
+        (use_unknown_id, ["holds the unknown id 9", "a.png"]),
+        (write_color_label, ["a.png has mode RGB", "one-channel PNG"]),
+        (truncate_image, ["a.png is truncated"]),
     ],
 )
-def test_wrong_files(capsys, tmp_path, spoil, parts):
-    own(tmp_path / "data")
-    spoil(tmp_path / "data")
+def test_a_wrong_dataset_is_refused(capsys, tmp_path, damage, parts):
+    write_dataset(tmp_path / "data")
+    damage(tmp_path / "data")
     settings = ["data.crop_size=[64,64]", "num_workers=0", "backbone.blocks=1", "backbone.modules=[1,1,1]"]
     argv = ["train", "--config", OWN, "--device_target", "CPU", "--save_dir", str(tmp_path / "out")]
-    fails(capsys, [*argv, "--set", f"data.dataset_dir={tmp_path / 'data'}", *settings], *parts)
+    assert_error(capsys, [*argv, "--set", f"data.dataset_dir={tmp_path / 'data'}", *settings], *parts)
     assert not list((tmp_path / "out").rglob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, spoken to by both SDKs through a proxy."""
+"""Fixtures: an S3 server on the loopback interface, which both SDKs reach through a proxy."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from servers import SECRETS, Place, Proxy
+from servers import SECRETS, Bucket, Proxy
 
 from ocrnet.cloud import retry
 from ocrnet.data.datasets import synthetic
@@ -17,7 +17,7 @@ from ocrnet.data.datasets import synthetic
 
 @pytest.fixture(scope="session")
 def cityscapes(tmp_path_factory) -> Path:
-    """Return a Cityscapes tree: 6 train, 3 val, 1 test scenes of 96x192."""
+    """Return a dataset folder in Cityscapes layout: 6 train, 3 val and 1 test images of 96x192."""
     root = tmp_path_factory.mktemp("cityscapes") / "data"
     synthetic.write(root, train=6, val=3, test=1, size=(96, 192), seed=0)
     return root
@@ -34,32 +34,32 @@ def moto() -> Iterator[tuple[str, int]]:
 
 @pytest.fixture
 def proxy(moto) -> Iterator[Proxy]:
-    found = Proxy(moto)
-    found.start()
-    yield found
-    found.stop()
+    proxy = Proxy(moto)
+    proxy.start()
+    yield proxy
+    proxy.stop()
 
 
 @pytest.fixture
-def quick(monkeypatch) -> None:
-    """Pause but shortly between two tries, in this process."""
+def short_pauses(monkeypatch) -> None:
+    """Shorten the pauses between retries in this process."""
     monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.05)
 
 
 @pytest.fixture(params=["obs", "s3"])
-def place(request, moto, proxy, monkeypatch) -> Place:
-    """A fresh bucket as each SDK sees it: for what depends on the SDK."""
-    return fresh(request.param, moto, proxy, monkeypatch)
+def sdk_bucket(request, moto, proxy, monkeypatch) -> Bucket:
+    """Return a new bucket, for each SDK: for tests that depend on the SDK."""
+    return create_bucket(request.param, moto, proxy, monkeypatch)
 
 
 @pytest.fixture
-def bucket(moto, proxy, monkeypatch) -> Place:
-    """A fresh bucket as one SDK sees it: for what comes after the SDK."""
-    return fresh("s3", moto, proxy, monkeypatch)
+def bucket(moto, proxy, monkeypatch) -> Bucket:
+    """Return a new bucket for one SDK: for tests that do not depend on the SDK."""
+    return create_bucket("s3", moto, proxy, monkeypatch)
 
 
-def fresh(kind: str, moto: tuple[str, int], proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Make a bucket, and an environment in which this process and those it starts reach it by the proxy."""
+def create_bucket(kind: str, moto: tuple[str, int], proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """Create a bucket, and set the environment so that this process and its children reach it through the proxy."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OBS_ENDPOINT", proxy.url)
@@ -69,4 +69,4 @@ def fresh(kind: str, moto: tuple[str, int], proxy: Proxy, monkeypatch: pytest.Mo
     direct = boto3.client("s3", endpoint_url="http://{}:{}".format(*moto))
     name = f"bucket-{time.monotonic_ns()}-{os.getpid()}"
     direct.create_bucket(Bucket=name)
-    return Place(kind, name, direct)
+    return Bucket(kind, name, direct)

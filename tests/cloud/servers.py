@@ -1,4 +1,4 @@
-"""A proxy before a real S3 server that misbehaves on demand, and a bucket as seen by one of the SDKs."""
+"""A proxy that injects failures into the requests to an S3 server, and a bucket with one of the SDKs."""
 
 import http.client
 import http.server
@@ -12,7 +12,7 @@ from ocrnet.cloud.store import Store
 from ocrnet.config import Cloud
 from ocrnet.utils.urls import parse
 
-# What must never be seen in any output or file.
+# Credentials that must not be in any output or file.
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIATESTKEYOFS3", "AWS_SECRET_ACCESS_KEY": "secret-of-s3-0123456789",
     "AccessKeyID": "TESTKEYOFOBS", "SecretAccessKey": "secret-of-obs-0123456789",
@@ -20,25 +20,27 @@ SECRETS = {
 
 SIGNED = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 
-Fault = Callable[[str, str], str | None]
+Failure = Callable[[str, str], str | None]
 
 
 @dataclass
 class Proxy:
-    """An HTTP proxy before the S3 server; ``fault(method, path)`` says what to do to a request but pass it on.
+    """An HTTP proxy of the S3 server; ``failure(method, path)`` returns the failure to inject into a request, or None.
 
-    ``fail``: answer 503. ``stall``: answer nothing until `healed`. ``short``: end the body in its middle. ``flip``:
-    alter a byte of the body. ``grow``: claim one byte more than there is, in a listing or a HEAD.
+    ``fail``: respond with 503. ``stall``: do not respond until `healed` is set. ``short``: send half of the body.
+    ``flip``: alter a byte of the body. ``grow``: add 1 to a size, in a listing or the response to HEAD.
+    ``requests`` holds (method, path) of all requests, ``failures`` (failure, method, path) of the failures injected.
     """
 
     server: tuple[str, int]
-    seen: list[tuple[str, str]] = field(default_factory=list)
-    faults: list[tuple[str, str, str]] = field(default_factory=list)
-    fault: Fault = lambda method, path: None
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    failure: Failure = lambda method, path: None
     healed: threading.Event = field(default_factory=threading.Event)
 
     def heal(self) -> None:
-        self.fault = lambda method, path: None
+        """Stop injecting failures."""
+        self.failure = lambda method, path: None
         self.healed.set()
 
     @property
@@ -57,14 +59,14 @@ class Proxy:
                 except OSError:  # the client gave up
                     self.close_connection = True
 
-            def answer(self) -> None:
+            def respond(self) -> None:
                 if self.headers.get("Expect") == "100-continue":
-                    pass  # answered by the base class
+                    pass  # the base class has responded
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                proxy.seen.append((self.command, self.path))
-                kind = proxy.fault(self.command, self.path)
+                proxy.requests.append((self.command, self.path))
+                kind = proxy.failure(self.command, self.path)
                 if kind:
-                    proxy.faults.append((kind, self.command, self.path))
+                    proxy.failures.append((kind, self.command, self.path))
                 if kind == "fail":
                     self.reply(503, {}, b"<Error><Code>ServiceUnavailable</Code><Message>later</Message></Error>")
                     return
@@ -75,11 +77,11 @@ class Proxy:
                 upstream = http.client.HTTPConnection(*proxy.server, timeout=60)
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in ("connection", "expect")}
                 if headers.get("Authorization", "").startswith("AWS "):
-                    headers["Authorization"] = SIGNED  # moto takes what follows a slash in an old signature for a host
+                    headers["Authorization"] = SIGNED  # moto parses an old signature that contains a slash as a host
                 upstream.request(self.command, self.path, body, headers)
-                found = upstream.getresponse()
-                content = found.read()
-                self.reply(found.status, dict(found.getheaders()), content, kind)
+                response = upstream.getresponse()
+                content = response.read()
+                self.reply(response.status, dict(response.getheaders()), content, kind)
                 upstream.close()
 
             def reply(self, status: int, headers: dict, content: bytes, kind: str | None = None) -> None:
@@ -104,7 +106,7 @@ class Proxy:
                 elif self.command != "HEAD":
                     self.wfile.write(content)
 
-            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer  # noqa: N815
+            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = respond  # noqa: N815
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -124,39 +126,39 @@ class Proxy:
         self._server.server_close()
 
 
-def every_third(*methods: str) -> Fault:
-    """Fail every third request of these methods."""
-    lock, seen = threading.Lock(), dict.fromkeys(methods, 0)
+def every_third(*methods: str) -> Failure:
+    """Return a failure function that fails every third request of these methods."""
+    lock, counts = threading.Lock(), dict.fromkeys(methods, 0)
 
-    def fault(method: str, path: str) -> str | None:
+    def failure(method: str, path: str) -> str | None:
         with lock:
-            if method in seen:
-                seen[method] += 1
-            return "fail" if method in seen and seen[method] % 3 == 0 else None
+            if method in counts:
+                counts[method] += 1
+            return "fail" if method in counts and counts[method] % 3 == 0 else None
 
-    return fault
+    return failure
 
 
 @dataclass
-class Place:
-    """A bucket as seen through one SDK, and directly through another client."""
+class Bucket:
+    """A bucket: `store` opens it with the SDK ``kind`` through the proxy, ``direct`` is a client without the proxy."""
 
     kind: str
-    bucket: str
+    name: str
     direct: object
 
     def url(self, path: str) -> str:
-        return f"{self.kind}://{self.bucket}/{path}"
+        return f"{self.kind}://{self.name}/{path}"
 
     def store(self, path: str, **cloud: object) -> Store:
         return open_store(parse("url", self.url(path)), Cloud(**{"timeout": 2, "retries": 4} | cloud))
 
-    def put(self, name: str, content: bytes) -> None:
-        self.direct.put_object(Bucket=self.bucket, Key=name, Body=content)
+    def put(self, key: str, content: bytes) -> None:
+        self.direct.put_object(Bucket=self.name, Key=key, Body=content)
 
-    def get(self, name: str) -> bytes:
-        return self.direct.get_object(Bucket=self.bucket, Key=name)["Body"].read()
+    def get(self, key: str) -> bytes:
+        return self.direct.get_object(Bucket=self.name, Key=key)["Body"].read()
 
     def names(self, prefix: str = "") -> set[str]:
-        found = self.direct.list_objects_v2(Bucket=self.bucket, Prefix=prefix)
-        return {entry["Key"] for entry in found.get("Contents", [])}
+        listing = self.direct.list_objects_v2(Bucket=self.name, Prefix=prefix)
+        return {entry["Key"] for entry in listing.get("Contents", [])}

@@ -1,4 +1,4 @@
-"""Results to a store: by a thread that no step waits for, and nothing local goes before the store confirmed it."""
+"""Uploads to a store: a thread uploads while training continues, and unconfirmed local checkpoints are kept."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from servers import Place
+from servers import Bucket
 
 from ocrnet.cloud import resume
 from ocrnet.cloud.folder import FolderStore
@@ -18,18 +18,18 @@ from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped
 from ocrnet.weights import checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 class Folder:
-    """A run's folder, as the loop writes it."""
+    """A run folder as the training loop writes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int | str) -> Path:
-        """Write a checkpoint, after the row of its step."""
+        """Append the metrics of a step, then write its checkpoint."""
         if isinstance(step, int):
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"kind": "train", "step": step}) + "\n")
@@ -47,173 +47,173 @@ def folder(tmp_path) -> Folder:
     return Folder(tmp_path / "out")
 
 
-def pusher(store, folder: Folder, *, keep: int = 2, **cloud) -> Push:
+def start_push(store, folder: Folder, *, keep: int = 2, **cloud) -> Push:
     push = Push(store, folder.path, Cloud(**{"timeout": 1} | cloud), keep=keep)
     push.compare(store.list("checkpoint/"))
     push.start()
     return push
 
 
-def steps(place: Place) -> list[int]:
-    return sorted(step for name in place.names("run/") if (step := checkpoint.step_of(name)) is not None)
+def stored_steps(bucket: Bucket) -> list[int]:
+    return sorted(step for name in bucket.names("run/") if (step := checkpoint.step_of(name)) is not None)
 
 
-def until(found) -> None:
-    end = time.monotonic() + 30
-    while not found():
-        assert time.monotonic() < end
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_what_is_saved_is_pushed_and_pruned_on_both_sides(place, folder):
-    push = pusher(place.store("run"), folder)
+def test_checkpoints_are_uploaded_and_pruned_locally_and_in_the_store(sdk_bucket, folder):
+    push = start_push(sdk_bucket.store("run"), folder)
     for step in (1, 2, 3):
         path = folder.save(step)
         push.files()
         push.checkpoint(path)
-        until(lambda step=step: step in steps(place))
+        wait_until(lambda step=step: step in stored_steps(sdk_bucket))
         checkpoint.prune(path.parent, 2, push.unconfirmed())
     push.checkpoint(folder.save("best"))
-    said = []
-    assert push.drain(30, said.append) == []
-    assert steps(place) == folder.steps() == [2, 3]
-    for name in place.names("run/"):
-        assert place.get(name) == (folder.path / name.removeprefix("run/")).read_bytes()
-    assert {name for name in place.names("run/") if "best" in name}
-    end = f"uploaded to {place.url('run')}"
-    assert any(line.startswith("upload: 7 files, ") and line.endswith(end) for line in said)
+    messages = []
+    assert push.drain(30, messages.append) == []
+    assert stored_steps(sdk_bucket) == folder.steps() == [2, 3]
+    for name in sdk_bucket.names("run/"):
+        assert sdk_bucket.get(name) == (folder.path / name.removeprefix("run/")).read_bytes()
+    assert {name for name in sdk_bucket.names("run/") if "best" in name}
+    end = f"uploaded to {sdk_bucket.url('run')}"
+    assert any(line.startswith("upload: 7 files, ") and line.endswith(end) for line in messages)
 
 
 @pytest.mark.parametrize("kind", ["stall", "fail"])
-def test_no_step_waits_and_nothing_goes_while_the_store_does_not_take_it(place, proxy, folder, kind):
-    push = pusher(place.store("run"), folder)
-    proxy.fault = lambda method, path: kind
+def test_a_failing_store_delays_no_step_and_no_checkpoint_is_deleted(sdk_bucket, proxy, folder, kind):
+    push = start_push(sdk_bucket.store("run"), folder)
+    proxy.failure = lambda method, path: kind
     for step in range(1, 7):
         path = folder.save(step)
-        begun = time.monotonic()
+        started = time.monotonic()
         push.files()
         push.checkpoint(path)
         checkpoint.prune(path.parent, 2, push.unconfirmed())
-        assert time.monotonic() - begun < 0.5
-    until(lambda: len(proxy.faults) > 1)
+        assert time.monotonic() - started < 0.5
+    wait_until(lambda: len(proxy.failures) > 1)
     assert folder.steps() == [1, 2, 3, 4, 5, 6]
-    until(lambda: any("the file is kept, retrying in" in line for line in push.news()))
+    wait_until(lambda: any("the file is kept, retrying in" in line for line in push.news()))
     proxy.heal()
-    said = []
-    assert push.drain(30, said.append) == []
-    assert steps(place) == [5, 6]  # older ones are of no use any more
+    messages = []
+    assert push.drain(30, messages.append) == []
+    assert stored_steps(sdk_bucket) == [5, 6]  # older checkpoints are not uploaded any more
     assert checkpoint.prune(folder.path / "checkpoint", 2, push.unconfirmed())
     assert folder.steps() == [5, 6]
-    assert any("accepts files again" in line for line in said)
-    assert any("tries failed" in line for line in said)
+    assert any("accepts files again" in line for line in messages)
+    assert any("tries failed" in line for line in messages)
 
 
-def test_the_record_goes_before_the_checkpoint_of_its_moment(bucket, proxy, folder):
-    proxy.fault = lambda method, path: None if proxy.healed.is_set() or method != "PUT" else "stall"
-    push = pusher(bucket.store("run", timeout=20), folder)
+def test_metrics_are_uploaded_before_their_checkpoint(bucket, proxy, folder):
+    proxy.failure = lambda method, path: None if proxy.healed.is_set() or method != "PUT" else "stall"
+    push = start_push(bucket.store("run", timeout=20), folder)
     for step in (1, 2):
         path = folder.save(step)
         (folder.path / "samples").mkdir(exist_ok=True)
-        (folder.path / "samples/a.png").write_bytes(b"picture")
+        (folder.path / "samples/a.png").write_bytes(b"image")
         push.files()
         push.checkpoint(path)
     with (folder.path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "step": 3}\n')  # of later: it belongs to the next checkpoint
+        file.write('{"kind": "train", "step": 3}\n')  # this later row belongs to the next checkpoint
     proxy.heal()
     assert push.drain(30, print) == []
-    puts = [path.split("?")[0].rpartition("/")[2] for method, path in proxy.seen if method == "PUT"]
+    puts = [path.split("?")[0].rpartition("/")[2] for method, path in proxy.requests if method == "PUT"]
     assert puts[-4:] == ["metrics.jsonl", checkpoint.file_name(6, 2), checkpoint.file_name(6, 1), "a.png"]
     rows = [json.loads(line)["step"] for line in bucket.get("run/metrics.jsonl").splitlines()]
     assert rows == [1, 2]
 
 
-def test_a_store_that_lies_about_what_it_has_is_not_believed(place, proxy, folder):
-    proxy.fault = lambda method, path: "grow" if method == "HEAD" and "rank0" in path else None
-    push = pusher(place.store("run"), folder, keep=1)
+def test_an_upload_with_a_wrong_size_is_not_confirmed(sdk_bucket, proxy, folder):
+    proxy.failure = lambda method, path: "grow" if method == "HEAD" and "rank0" in path else None
+    push = start_push(sdk_bucket.store("run"), folder, keep=1)
     push.checkpoint(folder.save(1))
     push.checkpoint(folder.save(2))
-    until(lambda: len(proxy.faults) > 2)
+    wait_until(lambda: len(proxy.failures) > 2)
     assert len(push.unconfirmed()) == 2
-    *names, why = push.drain(0.2, print)
+    *names, reason = push.drain(0.2, print)
     assert names == [f"checkpoint/{checkpoint.file_name(6, step)}" for step in (1, 2)]
-    assert "bytes were uploaded, but the object in the store has" in why
+    assert "bytes were uploaded, but the object in the store has" in reason
     proxy.heal()
 
 
-def test_a_file_that_the_store_refuses_holds_nothing_up(bucket, proxy, folder):
-    proxy.fault = lambda method, path: "fail" if "odd" in path or "w6_2_" in path else None
+def test_a_refused_file_does_not_block_other_uploads(bucket, proxy, folder):
+    proxy.failure = lambda method, path: "fail" if "odd" in path or "w6_2_" in path else None
     (folder.path / "odd.png").write_bytes(b"x")
     for step in (1, 2):
         folder.save(step)
-    push = pusher(bucket.store("run"), folder)
+    push = start_push(bucket.store("run"), folder)
     push.files()
-    until(lambda: steps(bucket) == [1] and "run/metrics.jsonl" in bucket.names("run/"))
+    wait_until(lambda: stored_steps(bucket) == [1] and "run/metrics.jsonl" in bucket.names("run/"))
     assert push.drain(0.2, print)[:-1] == [f"checkpoint/{checkpoint.file_name(6, 2)}", "odd.png"]
 
 
-def test_what_an_earlier_start_could_not_push_is_pushed_first(bucket, folder):
+def test_files_left_by_an_earlier_start_are_uploaded(bucket, folder):
     for step in (1, 2, 3):
         folder.save(step)
     folder.save("best")
     second = "checkpoint/" + checkpoint.file_name(6, 2)
     bucket.put(f"run/{second}", (folder.path / second).read_bytes())
     bucket.put("run/checkpoint/" + checkpoint.file_name(6, "best"), b"another")
-    push = pusher(bucket.store("run"), folder)
+    push = start_push(bucket.store("run"), folder)
     assert push.drain(30, print) == []
-    assert steps(bucket) == [2, 3]
+    assert stored_steps(bucket) == [2, 3]
     best = "checkpoint/" + checkpoint.file_name(6, "best")
     assert bucket.get(f"run/{best}") == (folder.path / best).read_bytes()
 
 
-def test_a_later_run_in_the_store_is_not_pruned_by_one_begun_from_an_older_checkpoint(bucket, folder):
+def test_later_checkpoints_in_the_store_are_not_pruned(bucket, folder):
     other = Folder(folder.path.parent / "other")
     for step in (10, 11):
         bucket.put(f"run/checkpoint/{checkpoint.file_name(6, step)}", other.save(step).read_bytes())
-    push = pusher(bucket.store("run"), folder, keep=1)
+    push = start_push(bucket.store("run"), folder, keep=1)
     push.checkpoint(folder.save(4))
     assert push.drain(30, print) == []
-    assert steps(bucket) == [4, 10, 11]
+    assert stored_steps(bucket) == [4, 10, 11]
 
 
-def short_run(place: Place, folder: Folder, cloud: Cloud, error: Exception | None = None) -> None:
-    """Save a checkpoint, and end."""
+def short_run(bucket: Bucket, folder: Folder, cloud: Cloud, error: Exception | None = None) -> None:
+    """Save one checkpoint, then raise ``error`` or end normally."""
     with Pushing(cloud) as pushing:
-        push = Push(place.store("run", timeout=60), folder.path, cloud, keep=1)
+        push = Push(bucket.store("run", timeout=60), folder.path, cloud, keep=1)
         pushing.begin(push, print)
         push.checkpoint(folder.save(3))
         if error:
             raise error
 
 
-def test_the_end_waits_so_long_and_names_what_is_left(bucket, proxy, folder):
-    proxy.fault = lambda method, path: "stall" if method == "PUT" else None
-    begun = time.monotonic()
-    with pytest.raises(OcrnetError) as told:
+def test_the_end_of_a_run_waits_for_push_timeout_and_names_the_rest(bucket, proxy, folder):
+    proxy.failure = lambda method, path: "stall" if method == "PUT" else None
+    started = time.monotonic()
+    with pytest.raises(OcrnetError) as raised:
         short_run(bucket, folder, Cloud(push_timeout=1))
-    assert 0.9 < time.monotonic() - begun < 10
+    assert 0.9 < time.monotonic() - started < 10
     name = checkpoint.file_name(6, 3)
-    assert f"not uploaded to {bucket.url('run')} within 1 s (cloud.push_timeout): checkpoint/{name}" in str(told.value)
-    kept = f"all files are kept in {folder.path}; run the same command with --resume_ckpt auto to upload"
-    assert kept in str(told.value)
+    message = str(raised.value)
+    assert f"not uploaded to {bucket.url('run')} within 1 s (cloud.push_timeout): checkpoint/{name}" in message
+    assert f"all files are kept in {folder.path}; run the same command with --resume_ckpt auto to upload" in message
 
 
 @pytest.mark.parametrize("error", [OcrnetError("the images are broken"), Stopped(signal.SIGTERM), None])
-def test_whatever_ends_a_run_what_it_saved_is_pushed(bucket, folder, error):
+def test_saved_files_are_uploaded_however_a_run_ends(bucket, folder, error):
     with pytest.raises(type(error)) if error else contextlib.nullcontext():
         short_run(bucket, folder, Cloud(), error)
-    assert steps(bucket) == [3]
+    assert stored_steps(bucket) == [3]
     assert "run/metrics.jsonl" in bucket.names("run/")
 
 
-def test_an_error_and_what_was_not_pushed_are_both_told(bucket, proxy, folder):
-    proxy.fault = lambda method, path: "fail"
+def test_an_error_and_the_files_not_uploaded_are_both_reported(bucket, proxy, folder):
+    proxy.failure = lambda method, path: "fail"
     with pytest.raises(OcrnetError, match=r"the images are broken; moreover, not uploaded to .*checkpoint/"):
         short_run(bucket, folder, Cloud(push_timeout=0), OcrnetError("the images are broken"))
 
 
-def test_a_folder_takes_results_whole_or_not_at_all(folder, tmp_path, monkeypatch):
+def test_a_folder_store_holds_only_complete_files(folder, tmp_path, monkeypatch):
     store = FolderStore(tmp_path / "share")
-    push = pusher(store, folder)
+    push = start_push(store, folder)
     push.checkpoint(folder.save(1))
     assert push.drain(30, print) == []
     (name,) = [item.name for item in store.list("checkpoint/")]
@@ -221,86 +221,88 @@ def test_a_folder_takes_results_whole_or_not_at_all(folder, tmp_path, monkeypatc
     assert not list((tmp_path / "share").rglob(".*"))
 
 
-# Resuming from what was pushed.
+# Resuming from a store.
 
 
-def pushed(place: Place, folder: Folder, *saved: int | str) -> None:
-    for step in saved:
+def upload_run(bucket: Bucket, folder: Folder, *steps: int | str) -> None:
+    """Save these steps in a run folder and copy its files to the store."""
+    for step in steps:
         folder.save(step)
     for path in folder.path.rglob("*"):
         if path.is_file():
-            place.put(f"run/{path.relative_to(folder.path)}", path.read_bytes())
+            bucket.put(f"run/{path.relative_to(folder.path)}", path.read_bytes())
 
 
-def bring(place: Place, folder: Folder, resumed: str | None = "auto", **cloud) -> list[str]:
-    said: list[str] = []
+def download(bucket: Bucket, folder: Folder, resume_from: str | None = "auto", **cloud) -> list[str]:
+    """Prepare a run folder from the store as the start of a run does; return the messages."""
+    messages: list[str] = []
     cloud = Cloud(**{"timeout": 1, "retries": 1} | cloud)
-    cfg = Config(train_url=place.url("run"), save_dir=str(folder.path), cloud=cloud)
-    return resume.begin(cfg, resumed, said.append)[2] + said
+    cfg = Config(train_url=bucket.url("run"), save_dir=str(folder.path), cloud=cloud)
+    return resume.begin(cfg, resume_from, messages.append)[2] + messages
 
 
-def test_the_newest_checkpoint_comes_with_its_record(place, folder, tmp_path):
-    pushed(place, folder, 3, 6, "best")
-    there = Folder(tmp_path / "new")
-    (there.path / "metrics.jsonl").write_text("of another start\n")
-    said = bring(place, there)
-    assert "checkpoint/" + checkpoint.file_name(6, 6) in said[0]
-    assert there.steps() == [6]
+def test_the_newest_checkpoint_is_downloaded_with_its_metrics(sdk_bucket, folder, tmp_path):
+    upload_run(sdk_bucket, folder, 3, 6, "best")
+    new_folder = Folder(tmp_path / "new")
+    (new_folder.path / "metrics.jsonl").write_text("of another start\n")
+    messages = download(sdk_bucket, new_folder)
+    assert "checkpoint/" + checkpoint.file_name(6, 6) in messages[0]
+    assert new_folder.steps() == [6]
     for name in ("metrics.jsonl", "checkpoint/" + checkpoint.file_name(6, "best")):
-        assert (there.path / name).read_bytes() == (folder.path / name).read_bytes()
-    assert (there.path / "metrics.jsonl.before").read_text() == "of another start\n"
-    assert bring(place, there) == []
+        assert (new_folder.path / name).read_bytes() == (folder.path / name).read_bytes()
+    assert (new_folder.path / "metrics.jsonl.before").read_text() == "of another start\n"
+    assert download(sdk_bucket, new_folder) == []
 
 
-def test_the_newer_of_both_sides_is_taken(bucket, proxy, folder, tmp_path):
-    pushed(bucket, folder, 3)
-    there = Folder(tmp_path / "new")
-    there.save(6)
-    assert bring(bucket, there) == []
-    assert there.steps() == [6]
-    (there.path / "checkpoint" / checkpoint.file_name(6, 6)).write_bytes(b"cut short")
-    assert f"{checkpoint.file_name(6, 3)} " in bring(bucket, there)[0]
-    assert there.steps() == [3, 6]
+def test_the_newer_of_the_local_and_the_stored_checkpoint_is_used(bucket, proxy, folder, tmp_path):
+    upload_run(bucket, folder, 3)
+    new_folder = Folder(tmp_path / "new")
+    new_folder.save(6)
+    assert download(bucket, new_folder) == []
+    assert new_folder.steps() == [6]
+    (new_folder.path / "checkpoint" / checkpoint.file_name(6, 6)).write_bytes(b"cut short")
+    assert f"{checkpoint.file_name(6, 3)} " in download(bucket, new_folder)[0]
+    assert new_folder.steps() == [3, 6]
 
 
-def test_a_damaged_checkpoint_in_the_store_is_passed_over(place, folder, tmp_path):
-    pushed(place, folder, 3, 6)
+def test_a_damaged_checkpoint_in_the_store_is_skipped(sdk_bucket, folder, tmp_path):
+    upload_run(sdk_bucket, folder, 3, 6)
     name = f"run/checkpoint/{checkpoint.file_name(6, 6)}"
-    place.put(name, place.get(name)[:-100])
-    there = Folder(tmp_path / "new")
-    said = bring(place, there)
-    assert said[0].startswith(f"resume: skipped: {place.url(name)}: ")
-    assert "truncated or altered" in said[0]
-    assert there.steps() == [3]
+    sdk_bucket.put(name, sdk_bucket.get(name)[:-100])
+    new_folder = Folder(tmp_path / "new")
+    messages = download(sdk_bucket, new_folder)
+    assert messages[0].startswith(f"resume: skipped: {sdk_bucket.url(name)}: ")
+    assert "truncated or altered" in messages[0]
+    assert new_folder.steps() == [3]
 
 
-def test_what_was_altered_on_its_way_is_fetched_again(place, proxy, folder, tmp_path):
-    pushed(place, folder, 3, 6)
-    proxy.fault = lambda method, path: "flip" if "w6_6_" in path and method == "GET" and not proxy.faults else None
-    there = Folder(tmp_path / "new")
-    bring(place, there)
-    assert proxy.faults
-    assert there.steps() == [6]
+def test_a_checkpoint_altered_in_transit_is_downloaded_again(sdk_bucket, proxy, folder, tmp_path):
+    upload_run(sdk_bucket, folder, 3, 6)
+    proxy.failure = lambda method, path: "flip" if "w6_6_" in path and method == "GET" and not proxy.failures else None
+    new_folder = Folder(tmp_path / "new")
+    download(sdk_bucket, new_folder)
+    assert proxy.failures
+    assert new_folder.steps() == [6]
 
 
 @pytest.mark.parametrize("kind", ["fail", "stall"])
-def test_a_store_that_does_not_answer_is_no_reason_to_begin_earlier(place, proxy, folder, tmp_path, kind):
-    pushed(place, folder, 3, 6)
-    proxy.fault = lambda method, path: kind if "w6_6_" in path else None
-    there = Folder(tmp_path / "new")
+def test_an_unreachable_checkpoint_is_an_error_and_no_older_one_is_used(sdk_bucket, proxy, folder, tmp_path, kind):
+    upload_run(sdk_bucket, folder, 3, 6)
+    proxy.failure = lambda method, path: kind if "w6_6_" in path else None
+    new_folder = Folder(tmp_path / "new")
     with pytest.raises(OcrnetError, match=r"w6_6_rank0\.safetensors: .* \(2 tries\)"):
-        bring(place, there)
-    assert there.steps() == []
+        download(sdk_bucket, new_folder)
+    assert new_folder.steps() == []
 
 
-def test_a_fresh_start_does_not_mix_with_an_earlier_run(bucket, folder, tmp_path):
-    assert bring(bucket, Folder(tmp_path / "new"), None) == []
-    pushed(bucket, folder, 3)
+def test_a_fresh_start_over_an_earlier_run_is_refused(bucket, folder, tmp_path):
+    assert download(bucket, Folder(tmp_path / "new"), None) == []
+    upload_run(bucket, folder, 3)
     with pytest.raises(OcrnetError, match="holds checkpoints of an earlier run; resume from them with --resume_ckpt"):
-        bring(bucket, Folder(tmp_path / "new"), None)
+        download(bucket, Folder(tmp_path / "new"), None)
 
 
-def test_results_of_earlier_evaluations_stay(bucket, tmp_path):
+def test_earlier_evaluation_results_are_merged(bucket, tmp_path):
     cfg = Config(train_url=bucket.url("run"), save_dir=str(tmp_path))
     bucket.put("run/eval.jsonl", b'{"step": 1}\n{"step": 2}\n')
     (tmp_path / "eval.jsonl").write_text('{"step": 2}\n{"step": 3}\n')
@@ -308,14 +310,14 @@ def test_results_of_earlier_evaluations_stay(bucket, tmp_path):
     assert [json.loads(line)["step"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
-def test_whether_a_store_takes_files_is_tried_at_the_start(place, tmp_path):
-    check_writable(place.store("run"), Cloud(timeout=1), print)
-    assert not place.names("run/")
+def test_an_unwritable_store_is_an_error_at_the_start(sdk_bucket, tmp_path):
+    check_writable(sdk_bucket.store("run"), Cloud(timeout=1), print)
+    assert not sdk_bucket.names("run/")
     (tmp_path / "file").touch()
     with pytest.raises(OcrnetError, match=r"train_url .*file/run: .*Not a directory"):
         check_writable(FolderStore(tmp_path / "file/run"), Cloud(), print)
     with pytest.raises(OcrnetError, match=r"train_url /proc/run: "):
         check_writable(FolderStore(Path("/proc/run")), Cloud(), print)
-    place.bucket = "no-such-bucket"
+    sdk_bucket.name = "no-such-bucket"
     with pytest.raises(OcrnetError, match=r"train_url .*no-such-bucket/run: .*(does not exist|NoSuchBucket)"):
-        check_writable(place.store("run"), Cloud(timeout=1, retries=0), print)
+        check_writable(sdk_bucket.store("run"), Cloud(timeout=1, retries=0), print)

@@ -1,4 +1,4 @@
-"""Every store behaves alike: what goes up comes down, parts are exact, a missing object is none, keys stay unseen."""
+"""All stores follow one interface: exact content and ranges, None for a missing object, no credentials in messages."""
 
 import datetime
 import ipaddress
@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from servers import SECRETS, Place, Proxy
+from servers import SECRETS, Bucket, Proxy
 
 from ocrnet.cloud import moxing
 from ocrnet.cloud.folder import FolderStore
@@ -19,8 +19,8 @@ from ocrnet.cloud.retry import LONGEST_PAUSE, pause
 from ocrnet.cloud.store import StoreError, md5_of
 from ocrnet.utils.urls import parse
 
-STAND_IN = '''
-"""What ModelArts documents of moxing.file, over a folder: it can only show that the right calls are made."""
+FAKE_MOXING = '''
+"""The documented functions of moxing.file, over a folder: the tests only show that they are called as documented."""
 import os, shutil, types
 ROOT = {root!r}
 def at(url): return os.path.join(ROOT, url.removeprefix("obs://"))
@@ -42,9 +42,9 @@ file = types.SimpleNamespace(
 
 @pytest.fixture
 def modelarts(tmp_path, monkeypatch):
-    """Put a package called moxing on the path, as ModelArts has it."""
+    """Put a package named moxing on the path, as on ModelArts."""
     (tmp_path / "packages/moxing").mkdir(parents=True)
-    (tmp_path / "packages/moxing/__init__.py").write_text(STAND_IN.format(root=str(tmp_path / "obs")))
+    (tmp_path / "packages/moxing/__init__.py").write_text(FAKE_MOXING.format(root=str(tmp_path / "obs")))
     monkeypatch.syspath_prepend(str(tmp_path / "packages"))
     yield
     import sys
@@ -52,21 +52,21 @@ def modelarts(tmp_path, monkeypatch):
     sys.modules.pop("moxing", None)
 
 
-def test_what_goes_up_comes_down(place, tmp_path):
-    behaves(place.store("some/folder"), tmp_path)
-    assert {name.split("/")[0] for name in place.names()} == {"some"}
+def test_sdk_stores_follow_the_interface(sdk_bucket, tmp_path):
+    check_store(sdk_bucket.store("some/folder"), tmp_path)
+    assert {name.split("/")[0] for name in sdk_bucket.names()} == {"some"}
 
 
-def test_a_folder_is_a_store(tmp_path):
-    behaves(FolderStore(tmp_path / "store"), tmp_path)
+def test_folder_store_follows_the_interface(tmp_path):
+    check_store(FolderStore(tmp_path / "store"), tmp_path)
     assert not list((tmp_path / "store").rglob("*.part"))
 
 
-def test_moxing_is_a_store_where_it_is_the_real_one(modelarts, tmp_path):
-    behaves(moxing.MoxingStore(parse("url", "obs://bucket/folder"), moxing.find()), tmp_path)
+def test_moxing_store_follows_the_interface(modelarts, tmp_path):
+    check_store(moxing.MoxingStore(parse("url", "obs://bucket/folder"), moxing.find()), tmp_path)
 
 
-def behaves(store, tmp_path):
+def check_store(store, tmp_path):
     content = np.random.default_rng(0).bytes(300_000)
     path = tmp_path / "a file"
     path.write_bytes(content)
@@ -90,34 +90,34 @@ def behaves(store, tmp_path):
     store.delete("deep/x")
     store.delete("deep/x")
     assert store.stat("deep/x") is None
-    with pytest.raises(StoreError) as told:
+    with pytest.raises(StoreError) as raised:
         store.read("deep/x", 0, 1)
-    assert told.value.final
+    assert raised.value.final
 
 
-def test_a_listing_has_many_pages(place):
+def test_a_listing_of_several_pages_is_complete(sdk_bucket):
     for i in range(7):
-        place.put(f"folder/{i}", b"")
-    place.put("folder/", b"")  # what a browser makes to stand for a folder
-    store = place.store("folder")
+        sdk_bucket.put(f"folder/{i}", b"")
+    sdk_bucket.put("folder/", b"")  # the object that a web console creates for a folder
+    store = sdk_bucket.store("folder")
     store.page = 3
     assert [item.name for item in store.list()] == [f"{i}" for i in range(7)]
 
 
-def test_a_stalled_request_is_given_up(place, proxy):
-    proxy.fault = lambda method, path: "stall"
-    begun = time.monotonic()
-    with pytest.raises(StoreError) as told:
-        place.store("folder", timeout=1).list()
-    assert time.monotonic() - begun < 20
-    assert not told.value.final
+def test_a_stalled_request_times_out(sdk_bucket, proxy):
+    proxy.failure = lambda method, path: "stall"
+    started = time.monotonic()
+    with pytest.raises(StoreError) as raised:
+        sdk_bucket.store("folder", timeout=1).list()
+    assert time.monotonic() - started < 20
+    assert not raised.value.final
 
 
-def test_a_refused_request_is_not_tried_again(place):
-    place.bucket = "there-is-no-such-bucket"
-    with pytest.raises(StoreError, match=r"does not exist|NoSuchBucket") as told:
-        place.store("folder").list()
-    assert told.value.final
+def test_a_refused_request_is_not_retried(sdk_bucket):
+    sdk_bucket.name = "there-is-no-such-bucket"
+    with pytest.raises(StoreError, match=r"does not exist|NoSuchBucket") as raised:
+        sdk_bucket.store("folder").list()
+    assert raised.value.final
 
 
 def test_keys_are_scrubbed_from_messages(bucket):
@@ -125,13 +125,13 @@ def test_keys_are_scrubbed_from_messages(bucket):
     assert str(error) == "*** *** *** *** s3://***@bucket/x"
 
 
-def certificate(folder, name: str) -> Path:
-    """Write a key and a certificate that it signed itself, for an address."""
+def write_certificate(folder, name: str) -> Path:
+    """Write a key and a self-signed certificate for an IP address; return the path of the file that holds both."""
     key = ec.generate_private_key(ec.SECP256R1())
-    who = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     now = datetime.datetime.now(datetime.timezone.utc)
-    made = (
-        x509.CertificateBuilder(who, who, key.public_key(), x509.random_serial_number())
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(name))]), critical=False)
@@ -140,34 +140,34 @@ def certificate(folder, name: str) -> Path:
     pem = serialization.Encoding.PEM
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     path = folder / "server.pem"
-    path.write_bytes(private + made.public_bytes(pem))
+    path.write_bytes(private + certificate.public_bytes(pem))
     return path
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("in_trust_store", [True, False])
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
-def test_obs_over_https_checks_whose_certificate_it_is(moto, tmp_path, monkeypatch, address, known):
+def test_obs_over_https_verifies_the_certificate(moto, tmp_path, monkeypatch, address, in_trust_store):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    path = certificate(tmp_path, address)
-    if known:
+    path = write_certificate(tmp_path, address)
+    if in_trust_store:
         monkeypatch.setenv("SSL_CERT_FILE", str(path))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
     proxy = Proxy(moto)
     proxy.start(context)
     try:
-        place = Place("obs", "there-is-no-such-bucket", None)
-        with pytest.raises(StoreError) as told:
-            place.store("x", endpoint=proxy.url.replace("http:", "https:")).list()
+        sdk_bucket = Bucket("obs", "there-is-no-such-bucket", None)
+        with pytest.raises(StoreError) as raised:
+            sdk_bucket.store("x", endpoint=proxy.url.replace("http:", "https:")).list()
     finally:
         proxy.stop()
-    trusted = known and address == "127.0.0.1"
-    assert ("NoSuchBucket" in str(told.value)) == trusted
-    assert ("CERTIFICATE_VERIFY_FAILED" in str(told.value)) == (not trusted)
+    accepted = in_trust_store and address == "127.0.0.1"
+    assert ("NoSuchBucket" in str(raised.value)) == accepted
+    assert ("CERTIFICATE_VERIFY_FAILED" in str(raised.value)) == (not accepted)
 
 
-def test_the_moxing_of_pypi_is_told_apart(tmp_path, monkeypatch):
+def test_the_moxing_package_of_pypi_is_not_used(tmp_path, monkeypatch):
     assert moxing.find() is None
     (tmp_path / "moxing").mkdir()
     (tmp_path / "moxing/__init__.py").write_text("__version__ = '0.0.3'\n")

@@ -1,4 +1,4 @@
-"""What `ocrnet export` writes answers as the authors' code and our engine do, in the runtime that users have."""
+"""Exported files, run in their runtimes, match the outputs of the authors' code and of the PyTorch engine."""
 
 import contextlib
 import io
@@ -57,8 +57,8 @@ def run_onnx(path, x):
 
 
 def run_openvino(path, x):
-    how = {"INFERENCE_PRECISION_HINT": "f32"}
-    return openvino.Core().compile_model(path, "CPU", how)(x)[0]
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    return openvino.Core().compile_model(path, "CPU", options)(x)[0]
 
 
 def run_torchscript(path, x):
@@ -74,41 +74,41 @@ def run_torchscript(path, x):
         ),
     ],
 )
-def test_the_authors_outputs_at_sizes_left_open(name, run, variant, cases, tmp_path):
+def test_dynamic_files_match_the_outputs_of_the_authors(name, run, variant, cases, tmp_path):
     source = save(tmp_path / "w6.safetensors", weights.read(f"{DATA}/state_dict.pth").tensors, variant)
     flags = ("--dynamic", "True", "--input", "normalized", "--outputs", "logits")
     path = export(source, tmp_path / name, *flags)
-    for case, wanted in cases.items():
+    for case, key in cases.items():
         stored = torch.load(f"{DATA}/case_{case}.pth", weights_only=True)
-        found = run(path, stored["x"].numpy())
-        assert np.abs(found - stored[wanted].numpy()).max() < 1e-4 * stored[wanted].abs().max()
+        output = run(path, stored["x"].numpy())
+        assert np.abs(output - stored[key].numpy()).max() < 1e-4 * stored[key].abs().max()
 
 
-def test_pixels_in_and_labels_out_of_a_file_for_any_size_and_batch(small, tmp_path):
+def test_a_dynamic_onnx_file_predicts_labels_of_any_size_and_batch(small, tmp_path):
     path, model = export(small, tmp_path / "any.onnx", "--dynamic"), ocrnet.load(small)
     for size in ((64, 96), (33, 130), (101, 47)):
         images = np.stack([draw(size, index) for index in range(2)])
-        found = run_onnx(path, images)
-        assert found.dtype == np.uint8
-        assert (found == np.stack([model.predict(image) for image in images])).mean() > 0.999
+        output = run_onnx(path, images)
+        assert output.dtype == np.uint8
+        assert (output == np.stack([model.predict(image) for image in images])).mean() > 0.999
 
 
 @pytest.mark.long
-def test_torch_export(small, tmp_path):
+def test_torch_export_matches_and_a_pickle_in_the_file_is_refused(small, tmp_path):
     path = export(small, tmp_path / "net.pt2", "--outputs", "logits", "--input", "normalized")
     x = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
-    found = torch.export.load(path).module()(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(found, ocrnet.load(small).logits(x)[1], rtol=1e-4, atol=1e-5)
+    output = torch.export.load(path).module()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(output, ocrnet.load(small).logits(x)[1], rtol=1e-4, atol=1e-5)
     with pytest.raises(OcrnetError, match=r"takes only images of 64x96, not 32x48.*--dynamic True"):
         ocrnet.load(path).predict(draw((64, 96), 0), scales=(0.5, 1.0))
-    ran = tmp_path / "ran"
-    altered = with_a_pickle(Path(path), tmp_path / "evil.pt2", f"open({str(ran)!r}, 'w')")
+    marker = tmp_path / "ran"
+    altered = insert_pickle(Path(path), tmp_path / "evil.pt2", f"open({str(marker)!r}, 'w')")
     with pytest.raises(OcrnetError, match=r"evil.pt2 is refused: .*could run code"):
         ocrnet.load(altered)
-    assert not ran.exists()
+    assert not marker.exists()
     with contextlib.suppress(Exception):
-        torch.export.load(str(altered))  # what it would have done
-    assert ran.exists()
+        torch.export.load(str(altered))  # the pickle is effective: loading it without the check runs its code
+    assert marker.exists()
 
 
 class Evil:
@@ -119,8 +119,8 @@ class Evil:
         return exec, (self.code,)
 
 
-def with_a_pickle(source: Path, target: Path, code: str) -> Path:
-    """Copy a .pt2 file with a pickle that runs code in the place of a weight."""
+def insert_pickle(source: Path, target: Path, code: str) -> Path:
+    """Copy a .pt2 file, with a pickle that runs ``code`` instead of the first weight."""
     buffer = io.BytesIO()
     torch.save(Evil(code), buffer)
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
@@ -129,27 +129,29 @@ def with_a_pickle(source: Path, target: Path, code: str) -> Path:
             if entry.filename.endswith("weights_config.json"):
                 tree = json.loads(content)
                 first = next(iter(tree["config"].values()))
-                first["use_pickle"], victim = True, first["path_name"]
+                first["use_pickle"], weight_name = True, first["path_name"]
                 content = json.dumps(tree).encode()
             new.writestr(entry, content)
         names = {Path(name).name: name for name in old.namelist()}
     with zipfile.ZipFile(target) as old:
-        rest = [(entry, old.read(entry)) for entry in old.infolist() if entry.filename != names[victim]]
+        rest = [(entry, old.read(entry)) for entry in old.infolist() if entry.filename != names[weight_name]]
     with zipfile.ZipFile(target, "w") as new:
-        for entry, content in [*rest, (names[victim], buffer.getvalue())]:
+        for entry, content in [*rest, (names[weight_name], buffer.getvalue())]:
             new.writestr(entry, content)
     return target
 
 
-def test_passes_over_a_files_logits_are_the_engines(small, tmp_path):
+def test_scales_flip_and_windows_match_the_engine(small, tmp_path):
     flags = ("--dynamic", "--outputs", "logits", "--input", "normalized")
     opened, model = ocrnet.load(export(small, tmp_path / "net.onnx", *flags)), ocrnet.load(small)
     image = draw((90, 130), 1)
-    for how in ({}, {"scales": (0.75, 1.25), "flip": True}, {"slide": (64, 96)}):
-        np.testing.assert_allclose(opened.probabilities(image, **how), model.probabilities(image, **how), atol=1e-5)
+    for options in ({}, {"scales": (0.75, 1.25), "flip": True}, {"slide": (64, 96)}):
+        np.testing.assert_allclose(
+            opened.probabilities(image, **options), model.probabilities(image, **options), atol=1e-5
+        )
 
 
-def test_openvino_at_any_size_and_what_a_file_says_of_itself(tmp_path):
+def test_openvino_matches_at_any_size_and_the_file_holds_its_metadata(tmp_path):
     source = save(
         tmp_path / "s.safetensors", architecture.init(architecture.Arch(**SMALL, variant="paddleseg"), 3), "paddleseg"
     )
@@ -158,26 +160,22 @@ def test_openvino_at_any_size_and_what_a_file_says_of_itself(tmp_path):
     for size in ((64, 96), (47, 101)):
         image = draw(size, 0)
         np.testing.assert_allclose(run_openvino(path, image[None])[0], model.probabilities(image), atol=2e-3)
-    facts = json.loads(openvino.Core().read_model(path).get_rt_info("ocrnet").value)
-    assert (facts["precision"], facts["input"], facts["outputs"], facts["size"]) == (
-        "float16",
-        "uint8",
-        "probabilities",
-        None,
-    )
-    assert facts["names"] == [f"class {i}" for i in range(5)]
-    assert facts["mean"] == [0.485, 0.456, 0.406]
-    assert len(facts["source"]["sha256"]) == 64
-    assert facts["source"]["step"] == 7
-    assert facts["align_corners"] is False
-    assert 1e-5 < facts["comparison"]["logits_apart"] < 1e-2
+    metadata = json.loads(openvino.Core().read_model(path).get_rt_info("ocrnet").value)
+    expected = {"precision": "float16", "input": "uint8", "outputs": "probabilities", "size": None}
+    assert {key: metadata[key] for key in expected} == expected
+    assert metadata["names"] == [f"class {i}" for i in range(5)]
+    assert metadata["mean"] == [0.485, 0.456, 0.406]
+    assert len(metadata["source"]["sha256"]) == 64
+    assert metadata["source"]["step"] == 7
+    assert metadata["align_corners"] is False
+    assert 1e-5 < metadata["comparison"]["logits_apart"] < 1e-2
     card = (tmp_path / "out/net.xml.MODEL_CARD.md").read_text()
-    for said in ("uint8 N,H,W,3", "any batch", facts["source"]["sha256"], "| 4 | class 4 |"):
-        assert said in card
+    for part in ("uint8 N,H,W,3", "any batch", metadata["source"]["sha256"], "| 4 | class 4 |"):
+        assert part in card
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["net.bin", "net.xml", "net.xml.MODEL_CARD.md"]
 
 
-def test_eight_bits_are_calibrated_and_near(small, tmp_path, capsys):
+def test_int8_is_calibrated_and_close_to_the_checkpoint(small, tmp_path, capsys):
     for index in range(3):
         write_png(tmp_path / f"photos/{index}.png", draw((64, 96), index))
     flags = ("--precision", "int8", "--calibration", str(tmp_path / "photos"), "--images", str(tmp_path / "photos"))
@@ -190,21 +188,21 @@ def test_eight_bits_are_calibrated_and_near(small, tmp_path, capsys):
     assert b"QuantizeLinear" in (tmp_path / "net.onnx").read_bytes()
 
 
-def test_a_file_that_answers_otherwise_is_not_left(small, tmp_path, capsys):
+def test_a_file_that_differs_from_the_checkpoint_is_not_written(small, tmp_path, capsys):
     argv = ["export", "--checkpoint_path", small, "--output", str(tmp_path / "net.torchscript"), "--size", "64,96"]
     assert main.main([*argv, "--tolerance", "0"]) == 2
-    said = capsys.readouterr().err
-    assert "differs too much from the checkpoint: on 2 images its logits differ by at most " in said
-    assert "was not written" in said
+    message = capsys.readouterr().err
+    assert "differs too much from the checkpoint: on 2 images its logits differ by at most " in message
+    assert "was not written" in message
     assert not list(tmp_path.iterdir())
 
 
-def test_labels_are_cut_from_windows_and_not_averaged(small, tmp_path):
+def test_labels_of_windows_are_cropped_and_not_averaged(small, tmp_path):
     opened = ocrnet.load(export(small, tmp_path / "net.torchscript"))
     image, model = draw((90, 130), 1), ocrnet.load(small)
-    found = opened.predict(image, slide=(64, 96))
-    np.testing.assert_array_equal(found[:32, :48], model.predict(image[:64, :96])[:32, :48])
-    np.testing.assert_array_equal(found[-32:, -48:], model.predict(image[-64:, -96:])[-32:, -48:])
+    output = opened.predict(image, slide=(64, 96))
+    np.testing.assert_array_equal(output[:32, :48], model.predict(image[:64, :96])[:32, :48])
+    np.testing.assert_array_equal(output[-32:, -48:], model.predict(image[-64:, -96:])[-32:, -48:])
     with pytest.raises(OcrnetError, match=r"outputs only labels.*--outputs probabilities"):
         opened.predict(image, slide=(64, 96), flip=True)
     with pytest.raises(OcrnetError, match="outputs only labels"):
@@ -212,9 +210,9 @@ def test_labels_are_cut_from_windows_and_not_averaged(small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "wanted"),
+    ("change", "message"),
     [
-        (lambda tree: tree | {"of a later version": 1}, None),
+        (lambda tree: tree | {"key of a later version": 1}, None),
         (lambda tree: [], "its metadata is invalid"),
         (lambda tree: {key: tree[key] for key in tree if key != "arch"}, "invalid .*'arch'"),
         (lambda tree: tree | {"names": tree["names"][:3]}, "invalid .*3 names"),
@@ -224,24 +222,24 @@ def test_labels_are_cut_from_windows_and_not_averaged(small, tmp_path):
         (lambda tree: tree | {"input": "normalized"}, "cannot be run in onnxruntime"),
     ],
 )
-def test_what_a_file_says_of_itself_is_not_believed_blindly(small_onnx, tmp_path, change, wanted):
+def test_the_metadata_of_a_file_is_validated(small_onnx, tmp_path, change, message):
     model = onnx.load(small_onnx)
     (entry,) = (prop for prop in model.metadata_props if prop.key == "ocrnet")
     entry.value = json.dumps(change(json.loads(entry.value)))
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(OcrnetError, match=wanted) if wanted else contextlib.nullcontext():
+    with pytest.raises(OcrnetError, match=message) if message else contextlib.nullcontext():
         ocrnet.load(tmp_path / "other.onnx").predict(draw((64, 96), 0))
 
 
-def test_a_bin_file_of_somebody_elses_stays(small, tmp_path, capsys):
-    (tmp_path / "net.bin").write_text("precious")
+def test_a_bin_file_without_its_xml_is_not_overwritten(small, tmp_path, capsys):
+    (tmp_path / "net.bin").write_text("other content")
     assert main.main(["export", "--checkpoint_path", small, "--output", str(tmp_path / "net.xml")]) == 2
     assert "net.bin exists, but its .xml does not" in capsys.readouterr().err
-    assert (tmp_path / "net.bin").read_text() == "precious"
+    assert (tmp_path / "net.bin").read_text() == "other content"
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".torchscript", ".pt2"])
-def test_a_damaged_file_is_an_error_with_its_name(tmp_path, suffix):
+def test_the_error_of_a_damaged_file_names_it(tmp_path, suffix):
     path = tmp_path / f"net{suffix}"
     path.write_bytes(b"no network")
     path.with_suffix(".bin").write_bytes(b"")
@@ -251,7 +249,7 @@ def test_a_damaged_file_is_an_error_with_its_name(tmp_path, suffix):
 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", [(64, 96), (33, 20), (7, 1)])
-def test_resizing_is_pytorchs(align_corners, size):
+def test_resize_matches_pytorch(align_corners, size):
     x = np.random.default_rng(0).standard_normal((3, 16, 25)).astype(np.float32)
-    wanted = F.interpolate(torch.from_numpy(x)[None], size, mode="bilinear", align_corners=align_corners)[0].numpy()
-    np.testing.assert_allclose(resize(x, size, align_corners=align_corners), wanted, atol=1e-5)
+    expected = F.interpolate(torch.from_numpy(x)[None], size, mode="bilinear", align_corners=align_corners)[0].numpy()
+    np.testing.assert_allclose(resize(x, size, align_corners=align_corners), expected, atol=1e-5)

@@ -1,4 +1,4 @@
-"""`ocrnet export --format triton`: the repository says what its ONNX file takes and answers; that answers as we do."""
+"""`ocrnet export --format triton`: config.pbtxt describes the ONNX file, whose labels match the PyTorch engine."""
 
 import numpy as np
 import onnxruntime
@@ -16,7 +16,7 @@ SMALL = {"width": 6, "blocks": 1, "modules": (1, 1, 1), "num_classes": 5, "chann
 
 
 def model_config():
-    """Return Triton's ModelConfig, as far as we write it: the field names and types of its model_config.proto."""
+    """Return an empty ModelConfig of Triton with the fields of its model_config.proto that the export writes."""
     proto = descriptor_pb2.FileDescriptorProto(name="model_config.proto", package="inference", syntax="proto3")
     field = descriptor_pb2.FieldDescriptorProto
     types = {
@@ -53,26 +53,28 @@ def model_config():
             ("dynamic_batching", ".inference.ModelDynamicBatching", False),
         ],
     }.items():  # fmt: skip
-        made = proto.message_type.add(name=message)
-        for number, (name, kind, many) in enumerate(fields, 1):
-            one = made.field.add(name=name, number=number, label=field.LABEL_REPEATED if many else field.LABEL_OPTIONAL)
+        message_type = proto.message_type.add(name=message)
+        for number, (name, kind, repeated) in enumerate(fields, 1):
+            entry = message_type.field.add(
+                name=name, number=number, label=field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
+            )
             if kind in types:
-                one.type = types[kind]
+                entry.type = types[kind]
             else:
-                one.type_name = kind
-                one.type = field.TYPE_ENUM if kind.endswith("DataType") else field.TYPE_MESSAGE
+                entry.type_name = kind
+                entry.type = field.TYPE_ENUM if kind.endswith("DataType") else field.TYPE_MESSAGE
     pool = descriptor_pool.DescriptorPool()
     pool.Add(proto)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))()
 
 
-def told(folder):
-    """Return what config.pbtxt says: batch, delay, and (name, type, dims) of input and output."""
+def read_config(folder):
+    """Return batch size, queue delay, and (name, type, dims) of input and output from config.pbtxt."""
     parsed = text_format.Parse((folder / "config.pbtxt").read_text(), model_config())
-    ends = [(one.name, one.data_type, list(one.dims)) for one in (*parsed.input, *parsed.output)]
-    assert (parsed.backend, parsed.name) == ("onnxruntime", "")  # its name is its folder's
+    tensors = [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in (*parsed.input, *parsed.output)]
+    assert (parsed.backend, parsed.name) == ("onnxruntime", "")  # without a name, Triton uses the folder's
     delay = parsed.dynamic_batching.max_queue_delay_microseconds if parsed.HasField("dynamic_batching") else None
-    return parsed.max_batch_size, delay, *ends
+    return parsed.max_batch_size, delay, *tensors
 
 
 UINT8, FP32 = 2, 11
@@ -87,46 +89,34 @@ def small(tmp_path_factory):
     return path
 
 
-def write(small, folder, *flags):
-    return main.main(
-        [
-            "export",
-            "--checkpoint_path",
-            str(small),
-            "--output",
-            str(folder),
-            "--format",
-            "triton",
-            "--num_images",
-            "1",
-            *flags,
-        ]
-    )
+def export(small, folder, *flags):
+    argv = ["export", "--checkpoint_path", str(small), "--output", str(folder), "--format", "triton"]
+    return main.main([*argv, "--num_images", "1", *flags])
 
 
-def test_any_size_and_batch(small, tmp_path, capsys):
+def test_the_config_matches_the_onnx_file_of_any_or_one_size(small, tmp_path, capsys):
     folder = tmp_path / "models" / "street"
-    assert write(small, folder, "--dynamic", "True", "--size", "64,96") == 0
+    assert export(small, folder, "--dynamic", "True", "--size", "64,96") == 0
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
         "1/model.onnx", "MODEL_CARD.md", "config.pbtxt",
     ]  # fmt: skip
-    assert told(folder) == (8, 5000, ("images", UINT8, [-1, -1, 3]), ("labels", UINT8, [-1, -1]))
+    assert read_config(folder) == (8, 5000, ("images", UINT8, [-1, -1, 3]), ("labels", UINT8, [-1, -1]))
     session = onnxruntime.InferenceSession(folder / "1" / "model.onnx")
     model = ocrnet.load(small, engine="torch", device_target="CPU")
     for size in ((64, 96), (50, 77)):
         images = np.stack([draw(size, number) for number in range(3)])
-        batch = session.run(None, {"images": images})[0]  # as Triton stacks requests of one size
+        batch = session.run(None, {"images": images})[0]  # as Triton batches requests of one size
         assert (batch.shape, batch.dtype) == ((3, *size), np.uint8)
         for image, labels in zip(images, batch, strict=True):
             np.testing.assert_array_equal(labels, session.run(None, {"images": image[None]})[0][0])
             assert np.mean(labels == model.predict(image)) > 0.999
-    # An earlier one of ours is replaced: now of one size, so that there is nothing to batch.
-    assert write(small, folder, "--size", "64,96", "--input", "normalized", "--outputs", "probabilities") == 0
-    assert told(folder) == (0, None, ("images", FP32, [1, 3, 64, 96]), ("probabilities", FP32, [1, 5, 64, 96]))
+    # A model that an earlier export wrote is replaced; the new one has a fixed size, so it is not batched.
+    assert export(small, folder, "--size", "64,96", "--input", "normalized", "--outputs", "probabilities") == 0
+    assert read_config(folder) == (0, None, ("images", FP32, [1, 3, 64, 96]), ("probabilities", FP32, [1, 5, 64, 96]))
 
 
-def test_a_folder_of_something_else_is_left_alone(small, tmp_path, capsys):
+def test_a_folder_with_other_files_is_not_overwritten(small, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("x")
-    assert write(small, tmp_path) == 2
+    assert export(small, tmp_path) == 2
     assert "is not a model of a Triton repository" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

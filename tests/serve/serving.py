@@ -1,4 +1,4 @@
-"""Servers for tests: the real command on a tiny network, and the real HTTP side before a network that is none."""
+"""Servers for tests: `ocrnet serve` with a tiny network, and the server code in a thread with a fake network."""
 
 import contextlib
 import http.client
@@ -29,12 +29,12 @@ from ocrnet.utils.signals import StopRequest
 from ocrnet.weights import checkpoint
 
 ARCH = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, key_channels=8)
-PATIENCE = 120  # seconds
+TIMEOUT = 120  # in seconds, of everything that a test waits for
 TOKEN = "a-token-of-some-length"
 
 
-def write_tiny(folder: Path) -> Path:
-    """Write a checkpoint of a tiny network with weights that answer several classes; return its path."""
+def write_checkpoint(folder: Path) -> Path:
+    """Write a checkpoint of a tiny network whose weights predict several classes; return its path."""
     path = folder / "tiny.safetensors"
     rng = np.random.default_rng(0)
     weights = architecture.init(ARCH, 3)
@@ -45,28 +45,28 @@ def write_tiny(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def real(path: Path, *flags: str) -> Iterator[SimpleNamespace]:
-    """Run `ocrnet serve` on a free port; give its process, its address and what it said."""
+def real_server(path: Path, *flags: str) -> Iterator[SimpleNamespace]:
+    """Run `ocrnet serve` on a free port; yield its process, its url and the output up to "serving at"."""
     command = [sys.executable, "-m", "ocrnet", "serve", "--checkpoint_path", str(path), "--port", "0", *flags]
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     try:
-        said = ""
+        output = ""
         for line in process.stdout:
-            said += line
+            output += line
             if line.startswith("serving at "):
                 break
         else:
-            raise AssertionError(said + process.stderr.read())
-        yield SimpleNamespace(process=process, url=line.split()[-1], said=said)
+            raise AssertionError(output + process.stderr.read())
+        yield SimpleNamespace(process=process, url=line.split()[-1], output=output)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=PATIENCE)
+        process.communicate(timeout=TIMEOUT)
 
 
-class Fake:
-    """A network that answers an image's red values; ``before`` is called first, and may wait or raise."""
+class FakeNetwork:
+    """A network that predicts red values as labels; it calls ``before`` first, which may wait or raise."""
 
     explains = averages = True
 
@@ -82,9 +82,9 @@ class Fake:
 
 
 @contextlib.contextmanager
-def faked(network: Fake, **chosen: object) -> Iterator[SimpleNamespace]:
-    """Serve a fake network in a thread; give its address, its service and what was logged."""
-    settings = Settings(**({"port": 0} | chosen))
+def fake_server(network: FakeNetwork, **options: object) -> Iterator[SimpleNamespace]:
+    """Serve a fake network in a thread; yield url, service, logged errors, stop request and thread."""
+    settings = Settings(**({"port": 0} | options))
     logged: list[BaseException] = []
     metrics = Metrics()
     worker = Worker(
@@ -97,67 +97,67 @@ def faked(network: Fake, **chosen: object) -> Iterator[SimpleNamespace]:
         thread = threading.Thread(target=server.run, args=(service, sock, stop, ready.set))
         worker.start()
         thread.start()
-        assert ready.wait(PATIENCE)
+        assert ready.wait(TIMEOUT)
         try:
             yield SimpleNamespace(url=url, service=service, logged=logged, stop=stop, thread=thread)
         finally:
             stop.number = signal.SIGTERM
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
             worker.close()
             service.pool.shutdown()
             assert not thread.is_alive()
 
 
-def ask(
+def request(
     url: str, path: str, body: object = None, headers: dict | None = None, method: str | None = None
 ) -> SimpleNamespace:
-    """Send one request on a connection of its own; return status, headers, data, and the JSON in it."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
+    """Send one request on a new connection; return its status, headers, data, and parsed JSON or None."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT)
     try:
         connection.request(method or ("GET" if body is None else "POST"), path, body, headers or {})
-        answer = connection.getresponse()
-        data = answer.read()
+        response = connection.getresponse()
+        data = response.read()
     finally:
         connection.close()
-    is_json = answer.headers.get("content-type", "").startswith("application/json")
+    is_json = response.headers.get("content-type", "").startswith("application/json")
     return SimpleNamespace(
-        status=answer.status, headers=answer.headers, data=data, json=json.loads(data) if is_json and data else None
+        status=response.status, headers=response.headers, data=data, json=json.loads(data) if is_json and data else None
     )
 
 
 def form(name: str, data: bytes, filename: str | None = "photo.png") -> tuple[bytes, dict[str, str]]:
-    """Return a form with one field, and its headers."""
-    said = f'name="{name}"' + (f'; filename="{filename}"' if filename else "")
-    head = f"--limit\r\nContent-Disposition: form-data; {said}\r\nContent-Type: image/png\r\n\r\n"
+    """Return the body of a multipart form with one field, and its headers."""
+    disposition = f'name="{name}"' + (f'; filename="{filename}"' if filename else "")
+    head = f"--limit\r\nContent-Disposition: form-data; {disposition}\r\nContent-Type: image/png\r\n\r\n"
     return head.encode() + data + b"\r\n--limit--\r\n", {"Content-Type": "multipart/form-data; boundary=limit"}
 
 
-def picture(red: int, size: tuple[int, int] = (4, 6)) -> bytes:
-    """Return a PNG whose red values a `Fake` network answers."""
+def red_png(red: int, size: tuple[int, int] = (4, 6)) -> bytes:
+    """Return a PNG with the red value ``red`` everywhere, which a `FakeNetwork` predicts as the label."""
     image = np.zeros((*size, 3), np.uint8)
     image[..., 2] = red  # BGR
     return cv2.imencode(".png", image)[1].tobytes()
 
 
-def red(answer: SimpleNamespace) -> int:
-    """Return the first label of an answer."""
-    return int(cv2.imdecode(np.frombuffer(answer.data, np.uint8), cv2.IMREAD_UNCHANGED)[0, 0])
+def first_label(response: SimpleNamespace) -> int:
+    """Return the first label of a response."""
+    return int(cv2.imdecode(np.frombuffer(response.data, np.uint8), cv2.IMREAD_UNCHANGED)[0, 0])
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Wait until something is true."""
-    end = time.monotonic() + PATIENCE
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until ``condition()`` is true."""
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
 class Gate:
-    """Holds the network back until it is opened."""
+    """Blocks the network until ``opened`` is set; ``reached`` is set when the network is called."""
 
     def __init__(self) -> None:
         self.opened, self.reached = threading.Event(), threading.Event()
 
     def __call__(self, jobs: Sequence[Job]) -> None:
         self.reached.set()
-        assert self.opened.wait(PATIENCE)
+        assert self.opened.wait(TIMEOUT)
