@@ -2,7 +2,7 @@
 
 Eager, channels-first, float32; both heads brought to full resolution; PyTorch's cross-entropy with class weights and
 its own SGD; the loss is fetched every step. The network's modules are ours, which compute what the authors' compute
-(tests/twins), in PyTorch's default memory order. Nothing is made slower than that recipe has it. ``amp`` adds autocast
+(tests/reference), in PyTorch's default memory order. Nothing is made slower than that recipe has it. ``amp`` adds autocast
 to bfloat16, which needs no loss scaling, and ``channels_last`` that memory order, as today's toolboxes can.
 """
 
