@@ -19,7 +19,7 @@ def test_the_public_ocrnet_trains_like_ours(tmp_path):
     assert completed.returncode == 0, completed.stderr
     report = json.loads(output.read_text())
     assert {"versions", "commit", "cpu"} <= report.keys()
-    public, ours = report["cases"]["relative"], report["cases"]["ours"]
+    public, ours = report["cases"]["public"], report["cases"]["ours"]
     for row in (public, ours):
         assert np.isfinite(row["losses"]).all()
         assert row["train"]["median_seconds"] > 0
