@@ -1,7 +1,8 @@
-# make quickstart: a small network trained on made-up street scenes, in about three minutes; STEPS=70 only shows that it runs.
-# make test: everything that CI checks, in environments that it makes itself (Python 3.11 with venv and pip is enough).
+# make quickstart: train a small network on synthetic street scenes, in about three minutes; with STEPS=70 only a quick test.
+# make test: everything that CI checks, in environments that it creates (it requires only Python 3.11 with venv and pip).
 PYTHON ?= python3
-# Most of what is installed is never imported; what is gets compiled then, and kept for the next of hundreds of processes.
+# Modules are compiled at their first import, not at installation (--no-compile), because most are never imported. The bytecode is
+# kept for the hundreds of processes of the tests.
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
 BIN := .venv/bin
@@ -25,28 +26,28 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-# The documentation as a site, in site/: a dead link or a missing page is an error.
+# Build the documentation in site/: a dead link or a missing page is an error.
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The core, in an environment that has no framework, on NumPy 2.
+# Tests of the core, in an environment without a framework, with NumPy 2.
 core: .venv-core/ready
 	$(CORE_BIN)/python -m pytest tests/core -n 3 --dist worksteal
 
-# Everything else, with both frameworks, on NumPy 1.26. One thread a process, and more of them for when some wait. MindSpore's
-# tests come after, apart: what it must find in the environment would slow PyTorch down and change its rounding.
+# All other tests, with both frameworks and NumPy 1.26: one thread per process, and more processes than cores, because some wait.
+# MindSpore's tests run afterwards in other processes: its environment variables slow PyTorch down and change its rounding.
 engine: export OMP_NUM_THREADS = 1
 engine: .venv/both
 	$(BIN)/python -m pytest tests --ignore tests/core --ignore tests/mindspore -m "not mindspore" -n 4 --dist worksteal
 	$(BIN)/python -m pytest tests/contract tests/mindspore -m mindspore -n 3 --dist worksteal
 
-# The slow cases too, and the core on NumPy 1.26: run by hand, results in docs/ascend.md.
+# Also the slow tests, and the core with NumPy 1.26; not part of CI. docs/ascend.md has the results.
 test-long: export OCRNET_TEST_LONG = 1
 test-long: .venv/both
 	$(BIN)/python -m pytest tests/core -n 3 --dist worksteal
 	$(MAKE) engine
 
-# Breaks each marked safety mechanism in a copy and requires that its test fails: about an hour, results in docs/reliability.md.
+# Break each marked safety mechanism in a copy and require that its test fails: about an hour. docs/reliability.md has the results.
 mutations: .venv/both
 	$(BIN)/python tests/mutations.py --jobs 2 --table
 
@@ -54,16 +55,16 @@ fix: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The lock takes PyTorch without what CUDA needs, so a CUDA build does not even load; the last line says what then helps.
+# The lock file omits the CUDA packages, so a CUDA build of PyTorch cannot be imported; the message below gives the remedy.
 .venv/run: requirements-run.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(INSTALL) -r requirements-run.lock
 	$(BIN)/python $(INSTALL) -e .
-	@$(BIN)/python -c "import torch" || { echo "PyTorch does not load: take its CPU build, from PyTorch's CPU index \
+	@$(BIN)/python -c "import torch" || { echo "PyTorch cannot be imported: install its CPU build from PyTorch's CPU index \
 	(the selector on pytorch.org shows its address): make clean; PIP_EXTRA_INDEX_URL=ADDRESS make quickstart"; exit 1; }
 	touch $@
 
-# The quick start does without what these take: tools, servers to test with, and the gigabytes of MindSpore.
+# The next environments are not needed for the quick start: tools, test servers, and MindSpore (gigabytes).
 .venv/ready: .venv/run requirements-dev.lock
 	$(BIN)/python $(INSTALL) -r requirements-dev.lock
 	touch $@

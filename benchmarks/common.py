@@ -1,4 +1,4 @@
-"""What the benchmarks share."""
+"""Code that the benchmarks share."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from ocrnet.data.sampler import Sample
 
 
 class Noise:
-    """A training stream of one sample of noise, made once: the loader is not what is measured."""
+    """A training stream that always returns one sample of noise, so that no loader time is measured."""
 
     def __init__(self, size: tuple[int, int], channels: int) -> None:
         rng = np.random.default_rng(0)
@@ -18,12 +18,12 @@ class Noise:
         self.sample = Sample(image, rng.integers(0, 19, size).astype(np.uint8), np.ones(channels, bool))
 
     def __getitem__(self, number: int) -> Sample:
-        """Return the one sample."""
+        """Return the sample."""
         return self.sample
 
 
-def tell(report: Mapping[str, object], out: str | None) -> None:
-    """Print a report as JSON, and keep it in the file ``out`` where one is given."""
+def write_report(report: Mapping[str, object], out: str | None) -> None:
+    """Print a report as JSON, and write it to the file ``out`` if it is not None."""
     text = json.dumps(report, indent=2)
     print(text)
     if out:

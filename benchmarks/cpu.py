@@ -1,7 +1,9 @@
-"""Ours against the plain baseline (plain.py) on this CPU, A B A B in one run; prints a table and one JSON document.
+"""Compare our engine with the plain baseline (plain.py) on this CPU; prints one JSON document and a summary.
+
+The two are timed in turn (A B A B) in one run.
 
 python benchmarks/cpu.py [--out FILE]
-python benchmarks/cpu.py --width 8 --train_size 64 128 --predict_size 64 128 --rounds 1      (to try the script)
+python benchmarks/cpu.py --width 8 --train_size 64 128 --predict_size 64 128 --rounds 1      (to test the script)
 """
 
 import argparse
@@ -12,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from common import Noise, tell
+from common import Noise, write_report
 from plain import Plain
 
 from ocrnet import architecture
@@ -26,7 +28,7 @@ from ocrnet.tracking.run_dir import core_versions, git_commit
 Size = tuple[int, int]
 
 
-def ours(arch: Arch, size: Size) -> TorchEngine:
+def open_ours(arch: Arch, size: Size) -> TorchEngine:
     """Return our engine as `--mix True --batch_size 1` opens it."""
     cfg = Config(device_target="CPU", mix=True, batch_size=1, num_workers=0, total_step=10_000)
     engine = TorchEngine(cfg, arch, world=World(), stream=Noise(size, arch.channels))  # type: ignore[arg-type]
@@ -34,16 +36,16 @@ def ours(arch: Arch, size: Size) -> TorchEngine:
     return engine
 
 
-def alternate(plain: Callable[[], object], other: Callable[[], object], rounds: int) -> dict[str, object]:
-    """Time both in turn, after one call of each to warm up; return seconds, medians and the ratio."""
+def alternate(plain: Callable[[], object], ours: Callable[[], object], rounds: int) -> dict[str, object]:
+    """Time both in turn, after one warm-up call of each; return seconds, medians and the ratio."""
     seconds: tuple[list[float], list[float]] = ([], [])
-    for round_ in range(rounds + 1):
-        for kept, call in zip(seconds, (plain, other), strict=True):
-            begun = time.perf_counter()
+    for round_ in range(rounds + 1):  # the first is the warm-up
+        for times, call in zip(seconds, (plain, ours), strict=True):
+            started = time.perf_counter()
             call()
             if round_:
-                kept.append(time.perf_counter() - begun)
-    medians = [statistics.median(kept) for kept in seconds]
+                times.append(time.perf_counter() - started)
+    medians = [statistics.median(times) for times in seconds]
     return {
         "plain_seconds": seconds[0],
         "ours_seconds": seconds[1],
@@ -54,7 +56,7 @@ def alternate(plain: Callable[[], object], other: Callable[[], object], rounds: 
 
 
 def main() -> None:
-    """Measure a training step of one crop, and the prediction of one image."""
+    """Measure a training step of one crop and the prediction of one image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=48)
     parser.add_argument("--train_size", type=int, nargs=2, default=(256, 512), metavar=("HEIGHT", "WIDTH"))
@@ -64,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     load = os.getloadavg()[0]
     arch, train_size, predict_size = Arch(width=args.width), tuple(args.train_size), tuple(args.predict_size)
-    rival, engine = Plain(arch), ours(arch, train_size)
+    baseline, engine = Plain(arch), open_ours(arch, train_size)
     sample = Noise(train_size, 1).sample
     image = Noise(predict_size, 1).sample.image[None]
     passes = make_passes(Eval(), predict_size)
@@ -77,13 +79,13 @@ def main() -> None:
         "commit": git_commit(),
         "load_before": load,
         f"train step {train_size[0]}x{train_size[1]}": alternate(
-            lambda: rival.train(sample.image[None], sample.label[None]), lambda: engine.train(1), args.rounds
+            lambda: baseline.train(sample.image[None], sample.label[None]), lambda: engine.train(1), args.rounds
         ),
         f"predict {predict_size[0]}x{predict_size[1]}": alternate(
-            lambda: rival.predict(image), lambda: engine.predict(image, passes), args.rounds
+            lambda: baseline.predict(image), lambda: engine.predict(image, passes), args.rounds
         ),
     }
-    tell(report, args.out)
+    write_report(report, args.out)
     for name, row in report.items():
         if isinstance(row, dict) and "ratio" in row:
             print(f"{name}: plain {row['plain_median']:.3f} s, ours {row['ours_median']:.3f} s, {row['ratio']:.2f} x")

@@ -1,9 +1,10 @@
-"""Exported files against the torch engine and the plain baseline (plain.py) on this CPU, in turn; table and JSON.
+"""Compare exported files with the torch engine and the plain baseline (plain.py) on this CPU, timed in turn.
 
 python benchmarks/export.py [--out FILE] [--checkpoint FILE] [--calibration FOLDER]
-python benchmarks/export.py --quick      (a toy network: to try the script)
+python benchmarks/export.py --quick      (a toy network, to test the script)
 
-Without --checkpoint the weights are fresh ones: times are the same, but what int8 does to labels then means nothing.
+It prints one JSON document and a table. Without --checkpoint the network has fresh weights: the times are the same,
+but the effect of int8 on the labels is then not meaningful.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import tell
+from common import write_report
 from plain import Plain
 
 from ocrnet import architecture, weights
@@ -40,45 +41,45 @@ FILES = (
     ("openvino", "float16"),
     ("openvino", "int8"),
 )  # fmt: skip
-PAUSE = 0.2  # seconds, in which the threads of the one before stop spinning
+PAUSE = 0.2  # seconds, so that the threads of the previous runtime stop spinning
 
 
-def engine(found: Weights, mix: bool) -> TorchEngine:
+def open_engine(found: Weights, mix: bool) -> TorchEngine:
     """Return our engine as `ocrnet predict --mix` opens it."""
     opened = TorchEngine(Config(device_target="CPU", mix=mix), found.arch, world=World())
     opened.restore(found.tensors, 0)
     return opened
 
 
-def write(found: Weights, order: ExportSpec, folder: Path, images: list[np.ndarray]) -> tuple[Path, dict]:
-    """Write one file and compare it; return it, and what was found."""
-    begun = time.perf_counter()
+def write(found: Weights, spec: ExportSpec, folder: Path, images: list[np.ndarray]) -> tuple[Path, dict]:
+    """Export one file and compare it with our engine; return its path, and its size, export time and differences."""
+    started = time.perf_counter()
     folder.mkdir()
-    answer, logits = Exporter(order, found, folder, (image[None] for image in images)).draft()
-    seconds = time.perf_counter() - begun
-    sessions = [open_session(order.format, path) for path in (answer, logits)]
+    exported, logits = Exporter(spec, found, folder, (image[None] for image in images)).draft()
+    seconds = time.perf_counter() - started
+    sessions = [open_session(spec.format, path) for path in (exported, logits)]
     samples = ((image, None) for image in images[:2])
-    figures = compare.compare(engine(found, False), found.arch, order, *sessions, samples)
-    both = [answer, *([answer.with_suffix(".bin")] if order.format == "openvino" else [])]
-    size = sum(path.stat().st_size for path in both)
-    return answer, {"write_seconds": seconds, "megabytes": size / 1e6, **figures.as_dict()}
+    differences = compare.compare(open_engine(found, False), found.arch, spec, *sessions, samples)
+    files = [exported, *([exported.with_suffix(".bin")] if spec.format == "openvino" else [])]
+    size = sum(path.stat().st_size for path in files)
+    return exported, {"write_seconds": seconds, "megabytes": size / 1e6, **differences.as_dict()}
 
 
 def alternate(calls: dict[str, Callable[[], np.ndarray]], rounds: int) -> dict[str, list[float]]:
-    """Time all in turn, after two calls of each to warm up."""
+    """Time all in turn, after two warm-up calls of each; return the seconds of every call."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(-2, rounds):
         for name, call in calls.items():
             time.sleep(PAUSE)
-            begun = time.perf_counter()
+            started = time.perf_counter()
             call()
             if round_ >= 0:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
 def main() -> None:
-    """Write the files, compare them, and time them."""
+    """Export the files, compare them with our engine, and time them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=48)
     parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
@@ -101,10 +102,12 @@ def main() -> None:
         images = [compare.read(path, size) for path in compare.files(args.calibration, "--calibration", 16)]
     image = images[0][None]
     passes = make_passes(Eval(), size)
-    rival, ours, mixed = Plain(found.arch), engine(found, False), engine(found, True)
-    rival.model.load_state_dict({name: torch.from_numpy(found.tensors[name]) for name in rival.model.state_dict()})
+    baseline, ours, mixed = Plain(found.arch), open_engine(found, False), open_engine(found, True)
+    baseline.model.load_state_dict(
+        {name: torch.from_numpy(found.tensors[name]) for name in baseline.model.state_dict()}
+    )
     calls: dict[str, Callable[[], np.ndarray]] = {
-        "plain torch, float32": lambda: rival.predict(image),
+        "plain torch, float32": lambda: baseline.predict(image),
         "torch engine, float32": lambda: ours.predict(image, passes)["labels"],
     }
     half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -123,9 +126,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for kind, precision in FILES:
             title = f"{kind}, {precision}"
-            order = ExportSpec(kind, precision, "uint8", "labels", size, Data.mean, Data.std)
+            spec = ExportSpec(kind, precision, "uint8", "labels", size, Data.mean, Data.std)
             print(f"writing {title}", flush=True)
-            path, report[title] = write(found, order, Path(name) / title.replace(", ", "_"), images)
+            path, report[title] = write(found, spec, Path(name) / title.replace(", ", "_"), images)
             sessions: dict[str, Session] = {title: open_session(kind, path)}
             if half and title == "openvino, float32":
                 sessions["openvino, bfloat16"] = open_session(kind, path, mix=True)
@@ -135,13 +138,13 @@ def main() -> None:
                 calls[label] = lambda session=session: session.run(image)  # type: ignore[misc]
         seconds = alternate(calls, rounds)
     plain = statistics.median(seconds["plain torch, float32"])
-    wanted = calls["torch engine, float32"]()
+    expected = calls["torch engine, float32"]()
     for label, times in seconds.items():
         median = statistics.median(times)
-        equal = float((calls[label]() == wanted).mean())
+        equal = float((calls[label]() == expected).mean())
         row = {"seconds": times, "median": median, "ratio": plain / median, "labels_as_float32": equal}
         report[label] = report.get(label, {}) | row
-    tell(report, args.out)
+    write_report(report, args.out)
     for label in seconds:
         row = report[label]
         print(f"{label:<24} {1000 * row['median']:8.1f} ms  {row['ratio']:5.2f} x plain  "

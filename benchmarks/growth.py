@@ -1,11 +1,12 @@
-"""How cost grows with work: time and memory against one quantity after the other; table, JSON and a picture.
+"""Measure how time and memory grow with one quantity at a time; prints one JSON document and a table, draws a plot.
 
     python benchmarks/growth.py [--out FILE] [--picture FILE]
-    python benchmarks/growth.py --toy      (to try the script)
+    python benchmarks/growth.py --toy      (small networks and images, to test the script)
 
-Each point is a process of its own: the median of some calls after one to warm up, and by how much its memory peaked
-above what it was with the network loaded. The exponent is the slope of log(milliseconds) over log(quantity), fitted to
-all points of a row; the expected one is the same slope of the network's operations (ocrnet.architecture.flops).
+Each point runs in a process of its own and gives the median time of some calls after a warm-up call, and the increase
+of its peak memory over the memory in use with the network loaded. The measured exponent is the slope of
+log(milliseconds) over log(quantity), fitted to all points of a row. The expected exponent is the same slope for the
+network's operations (ocrnet.architecture.flops).
 """
 
 import argparse
@@ -23,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import psutil
 import torch
-from common import Noise, tell
+from common import Noise, write_report
 
 from ocrnet import architecture
 from ocrnet.architecture import Arch, flops
@@ -50,22 +51,22 @@ class Point:
 
     @property
     def arch(self) -> Arch:
-        """The network."""
+        """Architecture of the network."""
         return Arch(width=self.width, num_classes=self.num_classes)
 
     @property
     def pixels(self) -> float:
-        """Pixels that the network sees."""
+        """Input pixels of the network, over all scales."""
         return self.size[0] * self.size[1] * sum(scale**2 for scale in self.scales)
 
     @property
     def operations(self) -> float:
-        """Floating-point operations by the network's shapes."""
+        """Floating-point operations, computed from the network's shapes."""
         if self.task == "train":
             return self.batch_size * flops.train_flops(self.arch, self.size)
         sizes = [tuple(round(scale * side) for side in self.size) for scale in self.scales]
-        once = sum(flops.forward_flops(self.arch, (height, width)) for height, width in sizes)
-        return self.batch_size * self.images * once
+        per_image = sum(flops.forward_flops(self.arch, (height, width)) for height, width in sizes)
+        return self.batch_size * self.images * per_image
 
 
 Quantity = Callable[[Point], float]
@@ -88,12 +89,12 @@ ROWS: dict[str, tuple[Quantity, list[Point]]] = {
 
 
 def toy(point: Point) -> Point:
-    """Return a point that takes little time."""
+    """Return a point with smaller images and a narrower network."""
     return replace(point, size=tuple(side // 4 for side in point.size), width=point.width // 3)
 
 
-def begin(point: Point, folder: str) -> Callable[[], object]:
-    """Load the network; return what does the work once."""
+def load(point: Point, folder: str) -> Callable[[], object]:
+    """Load the network; return a function that does the work of the point once."""
     training = point.task == "train"
     data = Data(dataset_dir=folder, crop_size=point.size)
     cfg = Config(
@@ -105,27 +106,27 @@ def begin(point: Point, folder: str) -> Callable[[], object]:
     engine.restore(architecture.init(point.arch, 1), 0)
     if training:
         return lambda: engine.train(1)
-    how = Eval(scales=point.scales)
+    eval_cfg = Eval(scales=point.scales)
     if point.task == "evaluate":
         synthetic.write(folder, train=0, val=point.images, test=0, size=point.size)
         dataset = open_dataset("cityscapes", folder, "val")
-        return lambda: evaluate(engine, dataset, cfg, eval_cfg=how)
+        return lambda: evaluate(engine, dataset, cfg, eval_cfg=eval_cfg)
     images = np.repeat(Noise(point.size, 1).sample.image[None], point.batch_size, axis=0)
-    passes = make_passes(how, point.size)
+    passes = make_passes(eval_cfg, point.size)
     return lambda: engine.predict(images, passes)
 
 
 def measure(point: Point, calls: int) -> dict[str, float]:
-    """Be the process of one point."""
+    """Measure one point; runs in its process."""
     with tempfile.TemporaryDirectory() as folder:
-        call = begin(point, folder)
+        call = load(point, folder)
         loaded = psutil.Process().memory_info().rss
         call()
         seconds = []
         for _ in range(calls):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             call()
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"ms": 1000 * statistics.median(seconds), "mib": (peak - loaded) / 2**20}
 
@@ -136,7 +137,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def draw(rows: dict[str, dict], path: str) -> None:
-    """Draw each row, its first point at (1, 1), on logarithmic axes."""
+    """Plot each row on logarithmic axes, relative to its first point."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 5))
@@ -144,7 +145,7 @@ def draw(rows: dict[str, dict], path: str) -> None:
         work = [one / row["operations"][0] for one in row["operations"]]
         axes.loglog(work, [one / row["ms"][0] for one in row["ms"]], marker="o", label=name)
     ends = axes.get_xlim()
-    axes.loglog(ends, ends, color="gray", linewidth=0.8, linestyle="--", label="in proportion")
+    axes.loglog(ends, ends, color="gray", linewidth=0.8, linestyle="--", label="proportional")
     axes.set_xlabel("operations, as a multiple of the row's first point")
     axes.set_ylabel("time, as a multiple of the row's first point")
     axes.legend(fontsize=8)
@@ -153,7 +154,7 @@ def draw(rows: dict[str, dict], path: str) -> None:
 
 
 def main() -> None:
-    """Measure all rows, one process a point."""
+    """Measure all rows, with one process per point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--toy", action="store_true")
@@ -162,22 +163,22 @@ def main() -> None:
     parser.add_argument("--point", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.point:
-        given = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(args.point).items()}
-        print(json.dumps(measure(Point(**given), args.calls)))
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(args.point).items()}
+        print(json.dumps(measure(Point(**values), args.calls)))
         return
     rows = {}
     for name, (quantity, points) in ROWS.items():
         if args.toy:
             points = [toy(point) for point in (points[0], points[-1])]
-        found = []
+        results = []
         for point in points:
             command = [sys.executable, __file__, "--calls", str(args.calls), "--point", json.dumps(asdict(point))]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"{name}, {point}: {done.stderr}")
-            found.append(json.loads(done.stdout))
+            completed = subprocess.run(command, capture_output=True, text=True, check=False)
+            if completed.returncode:
+                sys.exit(f"{name}, {point}: {completed.stderr}")
+            results.append(json.loads(completed.stdout))
         amounts, operations = [quantity(point) for point in points], [point.operations for point in points]
-        ms, mib = ([one[key] for one in found] for key in ("ms", "mib"))
+        ms, mib = ([one[key] for one in results] for key in ("ms", "mib"))
         rows[name] = {
             "quantity": amounts, "operations": operations, "ms": ms, "mib": mib,
             "expected_exponent": slope(amounts, operations), "measured_exponent": slope(amounts, ms),
@@ -187,7 +188,7 @@ def main() -> None:
         "base": asdict(Point()) | {"mix": True}, "threads": torch.get_num_threads(), "rows": rows,
         "versions": core_versions() | {"torch": torch.__version__}, "commit": git_commit(),
     }  # fmt: skip
-    tell(report, args.out)
+    write_report(report, args.out)
     print("| | from | to | ms | MiB | expected exponent | measured |\n| --- | ---: | ---: | --- | --- | ---: | ---: |")
     for name, row in rows.items():
         ms, mib = (" ".join(f"{value:.0f}" for value in row[key]) for key in ("ms", "mib"))

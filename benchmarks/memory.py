@@ -1,4 +1,4 @@
-"""Peak memory of evaluating one image on the CPU, each case in a process of its own; prints one JSON document.
+"""Measure the peak memory of the evaluation of one image on the CPU, each case in its own process; prints JSON.
 
 python benchmarks/memory.py [--width 48] [--size 1024 2048] [--out FILE]
 """
@@ -11,7 +11,7 @@ import sys
 import time
 
 import numpy as np
-from common import tell
+from common import write_report
 
 from ocrnet import architecture
 from ocrnet.architecture import Arch
@@ -24,16 +24,16 @@ from ocrnet.tracking.run_dir import core_versions, git_commit
 CASES = {"single scale": Eval(), "six scales + flip": Eval(scales=EVAL_SCALES, flip=True)}
 
 
-def one(width: int, size: tuple[int, int], case: str, mix: bool) -> dict[str, float]:
-    """Evaluate one image of noise; return the process's peak memory before and after, and the seconds."""
+def measure(width: int, size: tuple[int, int], case: str, mix: bool) -> dict[str, float]:
+    """Evaluate one image of noise; return the peak memory of the process before and after, and the seconds."""
     arch = Arch(width=width)
     engine = open_engine(Config(device_target="CPU", mix=mix), arch, world=World())
     engine.restore(architecture.init(arch, 1), 0)
     before = _peak()
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     engine.predict(image, make_passes(CASES[case], size))
-    return {"before_gib": before, "peak_gib": _peak(), "seconds": time.perf_counter() - begun}
+    return {"before_gib": before, "peak_gib": _peak(), "seconds": time.perf_counter() - started}
 
 
 def _peak() -> float:
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out")
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one(args.width, tuple(args.size), args.one[0], args.one[1] == "True")))
+        print(json.dumps(measure(args.width, tuple(args.size), args.one[0], args.one[1] == "True")))
         return
     base = [sys.executable, __file__, "--width", str(args.width), "--size", *map(str, args.size), "--one"]
     report: dict[str, object] = {
@@ -60,9 +60,9 @@ def main() -> None:
     }
     for case in CASES:
         for mix in (False, True):
-            done = subprocess.run([*base, case, str(mix)], capture_output=True, text=True, check=True)
-            report[f"{case}, {'mix' if mix else 'float32'}"] = json.loads(done.stdout)
-    tell(report, args.out)
+            completed = subprocess.run([*base, case, str(mix)], capture_output=True, text=True, check=True)
+            report[f"{case}, {'mix' if mix else 'float32'}"] = json.loads(completed.stdout)
+    write_report(report, args.out)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Our MindSpore engine on this CPU against the relative's way (mindspore_rival.py): compile time, step, memory.
+"""Compare our MindSpore engine with the public MindSpore OCRNet (mindspore_public.py) on this CPU.
 
 python benchmarks/mindspore_cpu.py [--width 32] [--size 128 256] [--rounds 3] [--out FILE]
-python benchmarks/mindspore_cpu.py --quick      (a toy network, the relative and ours alone: to try the script)
+python benchmarks/mindspore_cpu.py --quick      (a toy network, two cases, to test the script)
 
-Each case is a process of its own. Those of a group first compile, one after another with the others idle, and then
-take their turns, A B C A B C. All begin with the same weights and see the same crop, so that their first losses must
-agree: the script ends with an error where they do not.
+It measures compile time, training step, prediction and peak memory. Each case runs in a process of its own. The cases
+of a group first compile one after another while the others are idle, and then run in turn, A B C A B C. All start from
+the same weights and train on the same crop, so their first losses must agree; if they do not, the script exits with an
+error.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Noise, tell
+from common import Noise, write_report
 
 from ocrnet import architecture
 from ocrnet.architecture import Arch
@@ -34,22 +35,22 @@ from ocrnet.tracking.run_dir import core_versions, git_commit
 
 ISA = "ONEDNN_MAX_CPU_ISA"
 QUIET = {"GLOG_v": "3"}
-RELATIVE, SWITCHED, OURS = "relative", f"relative, {ISA}=AVX2", "ours"
+PUBLIC, PUBLIC_AVX2, OURS = "public", f"public, {ISA}=AVX2", "ours"
 OPTIONS: dict[str, dict[str, Any]] = {
     OURS: {},
     "ours, ms_mode: pynative": {"ms_mode": "pynative"},
     "ours, --mix True": {"mix": True},
 }
-GROUPS = [[RELATIVE, SWITCHED, OURS], ["ours, ms_mode: pynative", "ours, --mix True"]]
+GROUPS = [[PUBLIC, PUBLIC_AVX2, OURS], ["ours, ms_mode: pynative", "ours, --mix True"]]
 CLASS_WEIGHTS = tuple(0.8 + 0.02 * number for number in range(19))
 TINY = {"width": 4, "blocks": 1, "modules": (1, 1, 1), "channels": 32, "key_channels": 16}
 Calls = dict[str, Callable[[], Any]]
 
 
 def config(size: tuple[int, int], **options: Any) -> Config:
-    """The recipe of both: as the relative has it, without the warmup, so that the first step already moves weights."""
+    """Return the public OCRNet's recipe for both, without warmup, so that the first step already changes weights."""
     data = Data(crop_size=size, class_weights=CLASS_WEIGHTS)
-    how = Optimizer(decay="no_norm")
+    optimizer = Optimizer(decay="no_norm")
     return Config(
         engine="mindspore",
         device_target="CPU",
@@ -58,39 +59,39 @@ def config(size: tuple[int, int], **options: Any) -> Config:
         num_workers=0,
         warmup_step=0,
         data=data,
-        optimizer=how,
+        optimizer=optimizer,
         **options,
     )
 
 
 def noise(arch: Arch, size: tuple[int, int]) -> Noise:
-    """One crop, an eighth of it unlabeled."""
+    """Return a stream of one crop, of which an eighth is unlabeled."""
     stream = Noise(size, architecture.head_channels(arch))
     stream.sample.label[: size[0] // 8] = 255
     return stream
 
 
 def first_state(arch: Arch) -> dict[str, np.ndarray]:
-    """Fresh weights, the two biases that the relative lacks at 0."""
+    """Return fresh weights; the two biases that the public OCRNet lacks are 0."""
     state: dict[str, np.ndarray] = dict(architecture.init(arch, 1))
     for name in ("conv3x3_ocr.0.bias", "aux_head.0.bias"):
         state[name] = np.zeros_like(state[name])
     return state
 
 
-def open_rival(arch: Arch, size: tuple[int, int]) -> tuple[Calls, int]:
-    """The relative's calls, and how many values it trains."""
-    from mindspore_rival import Rival, inputs
+def open_public(arch: Arch, size: tuple[int, int]) -> tuple[Calls, int]:
+    """Return the functions that train and predict with the public OCRNet, and its number of trained values."""
+    from mindspore_public import PublicOCRNet, inputs
 
     sample = noise(arch, size).sample
-    rival = Rival(arch, config(size))
-    rival.restore(first_state(arch))
+    public = PublicOCRNet(arch, config(size))
+    public.restore(first_state(arch))
     x, label = inputs(sample.image[None], sample.label[None])
-    return {"train": lambda: rival.train(x, label), "predict": lambda: rival.predict(x)}, rival.parameters()
+    return {"train": lambda: public.train(x, label), "predict": lambda: public.predict(x)}, public.parameters()
 
 
 def open_ours(arch: Arch, size: tuple[int, int], options: Mapping[str, Any]) -> tuple[Calls, int]:
-    """Our calls, and how many values we train."""
+    """Return the functions that train and predict with our engine, and its number of trained values."""
     from ocrnet.engines.factory import open_engine
 
     stream, cfg = noise(arch, size), config(size, **options)
@@ -104,32 +105,32 @@ def open_ours(arch: Arch, size: tuple[int, int], options: Mapping[str, Any]) -> 
 
 
 def serve(case: str, arch: Arch, size: tuple[int, int]) -> None:
-    """Be the process of one case: answer each line of stdin, a call's name, with its seconds, result and memory."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    """Run the process of one case: each line of stdin names a call; write its seconds, result and memory as JSON."""
+    responses = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    calls, parameters = open_rival(arch, size) if case not in OPTIONS else open_ours(arch, size, OPTIONS[case])
+    calls, parameters = open_public(arch, size) if case not in OPTIONS else open_ours(arch, size, OPTIONS[case])
     for line in sys.stdin:
-        begun, begun_cpu = time.perf_counter(), time.process_time()
-        found = calls[line.strip()]()
-        answer = {
-            "seconds": time.perf_counter() - begun,
-            "cpu_seconds": time.process_time() - begun_cpu,
-            "result": found if isinstance(found, float) else np.bincount(found.reshape(-1), minlength=19).tolist(),
+        started, started_cpu = time.perf_counter(), time.process_time()
+        result = calls[line.strip()]()
+        response = {
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - started_cpu,
+            "result": result if isinstance(result, float) else np.bincount(result.reshape(-1), minlength=19).tolist(),
             "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "parameters": parameters,
         }
-        answers.write(json.dumps(answer) + "\n")
-    os._exit(0)  # MindSpore has much to say at a regular end
+        responses.write(json.dumps(response) + "\n")
+    os._exit(0)  # a normal exit makes MindSpore print many messages
 
 
 class Case:
-    """The process of one case, seen from outside, with what it answered so far."""
+    """The process of one case, and its responses so far."""
 
     def __init__(self, name: str, arguments: list[str]) -> None:
         self.name = name
-        self.answers: dict[str, list[dict[str, Any]]] = {"train": [], "predict": []}
+        self.responses: dict[str, list[dict[str, Any]]] = {"train": [], "predict": []}
         environment = {key: value for key, value in os.environ.items() if key != ISA} | QUIET
-        if name == SWITCHED:
+        if name == PUBLIC_AVX2:
             environment[ISA] = "AVX2"
         self.process = subprocess.Popen(
             [sys.executable, __file__, *arguments, "--serve", name],
@@ -139,16 +140,16 @@ class Case:
             env=environment,
         )
 
-    def call(self, what: str) -> None:
-        """Let it train or predict once."""
+    def call(self, name: str) -> None:
+        """Train or predict once in the process."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(what + "\n")
+        self.process.stdin.write(name + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name}: the process ended with status {self.process.wait()}")
-        self.answers[what].append(json.loads(line))
+        self.responses[name].append(json.loads(line))
 
     def end(self) -> None:
         """End the process."""
@@ -156,16 +157,16 @@ class Case:
         self.process.wait()
 
     def report(self) -> dict[str, Any]:
-        """The figures: the first call apart from the second, which still warms up, and from those after it."""
-        found: dict[str, Any] = {"parameters": self.answers["train"][0]["parameters"]}
-        for what, answers in self.answers.items():
-            found[what] = {"peak_gib": answers[-1]["peak_gib"]}
+        """Return the measurements; the first call includes compilation, and the second still warms up."""
+        found: dict[str, Any] = {"parameters": self.responses["train"][0]["parameters"]}
+        for name, responses in self.responses.items():
+            found[name] = {"peak_gib": responses[-1]["peak_gib"]}
             for key in ("seconds", "cpu_seconds"):
-                first, _, *steady = [one[key] for one in answers]
+                first, _, *steady = [one[key] for one in responses]
                 median = statistics.median(steady)
-                found[what] |= {f"compile_{key}": first - median, f"median_{key}": median, key: steady}
-        found["losses"] = [one["result"] for one in self.answers["train"]]
-        found["predicted"] = self.answers["predict"][-1]["result"]
+                found[name] |= {f"compile_{key}": first - median, f"median_{key}": median, key: steady}
+        found["losses"] = [one["result"] for one in self.responses["train"]]
+        found["predicted"] = self.responses["predict"][-1]["result"]
         return found
 
 
@@ -177,13 +178,13 @@ def measure(names: list[str], arguments: list[str], rounds: int) -> dict[str, An
             cases.append(Case(name, arguments))
             cases[-1].call("train")
             cases[-1].call("train")
-        for what in ("train", "predict"):
-            for case in cases if what == "predict" else ():
-                case.call(what)
-                case.call(what)
+        for call in ("train", "predict"):
+            for case in cases if call == "predict" else ():
+                case.call(call)
+                case.call(call)
             for _ in range(rounds):
                 for case in cases:
-                    case.call(what)
+                    case.call(call)
         return {case.name: case.report() for case in cases}
     finally:
         for case in cases:
@@ -191,25 +192,25 @@ def measure(names: list[str], arguments: list[str], rounds: int) -> dict[str, An
 
 
 def compare(found: Mapping[str, Any]) -> None:
-    """Put how many pixels fall into our classes, of the network trained so far, in the place of each class's number."""
-    wanted = np.array(found[OURS]["predicted"])
+    """Replace each case's pixel counts of predicted classes by their overlap with ours."""
+    ours = np.array(found[OURS]["predicted"])
     for row in found.values():
-        row["predicted_as_ours"] = float(np.minimum(row.pop("predicted"), wanted).sum() / wanted.sum())
+        row["predicted_as_ours"] = float(np.minimum(row.pop("predicted"), ours).sum() / ours.sum())
 
 
 def check(found: Mapping[str, Any]) -> None:
-    """See that all trained the same network: the first loss alike, and the second, which the first update made."""
-    wanted = found[OURS]["losses"]
+    """Check that all cases train the same network: the first losses agree, and the second, after the first update."""
+    ours = found[OURS]["losses"]
     for name, row in found.items():
         losses = row["losses"]
-        apart = [abs(one / two - 1) for one, two in zip(losses[:2], wanted[:2], strict=True)]
+        differences = [abs(one / two - 1) for one, two in zip(losses[:2], ours[:2], strict=True)]
         allowed = (5e-3, 5e-2) if "mix" in name else (1e-4, 1e-3)
-        if not np.isfinite(losses).all() or any(a > most for a, most in zip(apart, allowed, strict=True)):
-            raise SystemExit(f"{name}: not the network or the step that ours is: losses {losses}, ours {wanted}")
+        if not np.isfinite(losses).all() or any(a > most for a, most in zip(differences, allowed, strict=True)):
+            raise SystemExit(f"{name}: the losses {losses} differ from ours, {ours}: network or training step differ")
 
 
 def cpu() -> str:
-    """The processor's name, and whether it has AVX-512."""
+    """Return the name of the processor, and whether it has AVX-512."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -219,7 +220,7 @@ def cpu() -> str:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The figures as a table in Markdown, CPU seconds of all threads in brackets: other work lengthens those less."""
+    """Return a Markdown table. CPU seconds of all threads, which depend less on other work, are in brackets."""
     lines = [
         "| | values trained | train: compile | step | peak memory | predict: compile | image |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -239,7 +240,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--size", type=int, nargs=2, default=(128, 256), metavar=("HEIGHT", "WIDTH"))
@@ -251,7 +252,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure all cases, group by group, or be one of them."""
+    """Measure all cases, group by group; with ``--serve``, run the process of one case."""
     args = parse()
     size = (64, 128) if args.quick else tuple(args.size)
     arch = Arch(variant="mindspore", dropout=0.0, **(TINY if args.quick else {"width": args.width}))
@@ -260,7 +261,7 @@ def main() -> None:
         return
     load = os.getloadavg()
     arguments = ["--quick"] if args.quick else ["--width", str(args.width), "--size", *map(str, size)]
-    groups = [[RELATIVE, OURS]] if args.quick else GROUPS
+    groups = [[PUBLIC, OURS]] if args.quick else GROUPS
     found: dict[str, Any] = {}
     for group in groups:
         found |= measure(group, arguments, 1 if args.quick else args.rounds)
@@ -276,7 +277,7 @@ def main() -> None:
         "load_after": os.getloadavg(),
         "cases": found,
     }
-    tell(report, args.out)
+    write_report(report, args.out)
     print(table(found))
     check(found)
 

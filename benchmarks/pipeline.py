@@ -1,11 +1,11 @@
-"""The input pipeline on one core, part by part: reading, decoding, keeping decoded pairs, augmenting; prints JSON.
+"""Measure the parts of the input pipeline on one core: reading, decoding, caching, augmenting; prints JSON.
 
     python benchmarks/pipeline.py [--dataset_dir FOLDER] [--out FILE]
 
-Times are medians over rounds, in each of which all options come in turn, each on every pair; where other work is on the
-machine the CPU's times tell more than the clock's. Made-up scenes are always measured; FOLDER is a Cityscapes tree, as
-it is, or another with images/train and labels/train (CamVid), whose photographs are laid side by side to pictures of
-that size. Decoders that are not installed are left out.
+Times are medians over rounds. In each round every option runs in turn on every pair. If the machine runs other work,
+the CPU times are more reliable than the wall-clock times. Synthetic scenes are always measured. FOLDER is a Cityscapes
+tree, or a folder with images/train and labels/train (CamVid), whose photos are tiled to images of the same size.
+Decoders that are not installed are skipped.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from common import tell
+from common import write_report
 from PIL import Image
 
 from ocrnet.config import Data
@@ -34,35 +34,35 @@ from ocrnet.data.datasets.cache import DecodedDataset, prepare
 from ocrnet.data.sampler import TrainStream
 from ocrnet.tracking.run_dir import core_versions, git_commit
 
-WANTED = 150  # images a second, on 16 cores
+REQUIRED = 150  # images per second, on 16 cores
 LEVELS = (0, 1, 6, 9)
 SECONDS = 3
 Size = tuple[int, int]
 
 
 def nothing(number: int) -> None:
-    """Prepare nothing."""
+    """Do nothing."""
 
 
 class Option(NamedTuple):
-    """What is timed, for a pair's number, and what must be done before, untimed."""
+    """A timed function of a pair's number, and an untimed function that runs before it."""
 
     call: Callable[[int], object]
     before: Callable[[int], None] = nothing
 
 
-def in_turn(options: dict[str, Option], count: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the median milliseconds of a call of each option, by the clock and by the CPU's time of this process."""
+def time_in_turn(options: dict[str, Option], count: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the median milliseconds per call of each option, in wall-clock time and in CPU time of this process."""
     clocks = (time.perf_counter, time.process_time)
     seconds: list[dict[str, list[float]]] = [{name: [] for name in options} for _ in clocks]
-    for turn in range(rounds + 1):  # the first warms up
+    for turn in range(rounds + 1):  # the first is the warm-up
         for name, option in options.items():
             taken = [0.0, 0.0]
             for number in range(count):
                 option.before(number)
-                begun = [clock() for clock in clocks]
+                started = [clock() for clock in clocks]
                 option.call(number)
-                taken = [sum_ + clock() - start for sum_, clock, start in zip(taken, clocks, begun, strict=True)]
+                taken = [sum_ + clock() - start for sum_, clock, start in zip(taken, clocks, started, strict=True)]
             if turn:
                 for kind, total in zip(seconds, taken, strict=True):
                     kind[name].append(total / count)
@@ -71,12 +71,12 @@ def in_turn(options: dict[str, Option], count: int, rounds: int) -> tuple[dict[s
 
 
 def by_opencv(data: bytes) -> np.ndarray:
-    """Decode as OpenCV always could: to BGR, which is then turned around."""
+    """Decode with OpenCV to BGR and convert to RGB; every version of OpenCV can do this."""
     return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
-    """Return every PNG decoder that is at hand: bytes -> uint8 H,W,3 RGB."""
+    """Return every installed PNG decoder by name: bytes -> uint8 H,W,3 RGB."""
     found: dict[str, Callable[[bytes], np.ndarray]] = {
         "OpenCV, then BGR to RGB": by_opencv,
         "Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data))),
@@ -106,10 +106,10 @@ def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
 
 
 def first_rows(data: bytes, inflater: object, rows: int | None = None) -> np.ndarray:
-    """Decode the first rows of an 8 bit RGB PNG: inflated that far, then given to OpenCV as an uncompressed PNG."""
+    """Decode the first rows of an 8 bit RGB PNG: inflate only these and pass them to OpenCV as an uncompressed PNG."""
     width, height = struct.unpack_from(">II", data, 16)
     rows = rows or height
-    assert data[24:29] == b"\x08\x02\0\0\0", "no plain RGB PNG"
+    assert data[24:29] == b"\x08\x02\0\0\0", "not an 8 bit RGB PNG"
     position, packed = 8, []
     while position < len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -128,14 +128,14 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def at_level(image: np.ndarray, level: int) -> bytes:
-    """Return a PNG of that compression level."""
+    """Return the image as a PNG with a compression level."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=level)
     return file.getvalue()
 
 
 def rows_needed(height: int, data: Data) -> dict[str, float]:
-    """Return which share of an image's rows crops need, and up to which row they reach, by drawing crops."""
+    """Draw random crops; return the mean shares of an image's rows that they need, and up to the last needed row."""
     rng = np.random.default_rng(0)
     spans = [augment._span(height, data.crop_size[0], rng.uniform(*data.scale_range), rng)[0] for _ in range(20_000)]
     return {
@@ -144,15 +144,15 @@ def rows_needed(height: int, data: Data) -> dict[str, float]:
     }
 
 
-def forget(path: Path) -> None:
-    """Have the system drop what it keeps of a file in memory."""
+def drop_from_page_cache(path: Path) -> None:
+    """Drop a file from the page cache of the operating system."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def reading(dataset: Dataset, kept: DecodedDataset, data: Data) -> tuple[dict[str, Option], dict[str, bool]]:
-    """Return the options of getting a pair, and which decoders give the bytes that ours does."""
+def reading(dataset: Dataset, cached: DecodedDataset, data: Data) -> tuple[dict[str, Option], dict[str, bool]]:
+    """Return the options of reading a pair, and by decoder whether its bytes equal ours."""
     pngs = [dataset.path(i).read_bytes() for i in range(len(dataset))]
     labels = [pair.label for pair in dataset.pairs]
     ids = [image_io.read_label(label) for label in labels]
@@ -163,8 +163,8 @@ def reading(dataset: Dataset, kept: DecodedDataset, data: Data) -> tuple[dict[st
         options[f"image: {name}"] = Option(lambda i, decode=decode: decode(pngs[i]))
         exact[name] = all(np.array_equal(decode(png), dataset.image(i)) for i, png in enumerate(pngs))
 
-    def first_time(i: int) -> None:
-        kept._compared[i] = 0
+    def reset_compared(i: int) -> None:
+        cached._compared[i] = 0
 
     return options | {
         "image: ours, read and checked": Option(dataset.image),
@@ -172,24 +172,24 @@ def reading(dataset: Dataset, kept: DecodedDataset, data: Data) -> tuple[dict[st
             lambda i: first_rows(pngs[i], zlib.decompressobj(), reach)
         ),
         "image: zlib inflates all rows, OpenCV unfilters": Option(lambda i: first_rows(pngs[i], zlib.decompressobj())),
-        "image: its checksums alone": Option(lambda i: image_io._check_png("", pngs[i])),
+        "image: only its checksums": Option(lambda i: image_io._check_png("", pngs[i])),
         "label: ours, read and checked": Option(lambda i: image_io.read_label(labels[i])),
         "label: OpenCV": Option(lambda i: cv2.imread(str(labels[i]), cv2.IMREAD_UNCHANGED)),
         "label: ids to class indices": Option(lambda i: dataset.classes.to_indices(ids[i], "")),
         "label: ids to class indices by NumPy": Option(lambda i: (unknown[ids[i]].any(), table[ids[i]])),
         "pair: decoded": Option(dataset.read),
-        "pair: decoded and kept": Option(kept.read, lambda i: kept.place(i).unlink(missing_ok=True)),
-        "pair: kept, checksum compared": Option(kept.read, first_time),
-        "pair: kept": Option(lambda i: [array.copy() for array in kept.read(i)]),
-        "pair: decoded, from the disk": Option(dataset.read, lambda i: forget(dataset.path(i))),
+        "pair: decoded and kept": Option(cached.read, lambda i: cached.place(i).unlink(missing_ok=True)),
+        "pair: kept, checksum compared": Option(cached.read, reset_compared),
+        "pair: kept": Option(lambda i: [array.copy() for array in cached.read(i)]),
+        "pair: decoded, from the disk": Option(dataset.read, lambda i: drop_from_page_cache(dataset.path(i))),
         "pair: kept, from the disk": Option(
-            lambda i: [array.copy() for array in kept.read(i)], lambda i: forget(kept.place(i))
+            lambda i: [array.copy() for array in cached.read(i)], lambda i: drop_from_page_cache(cached.place(i))
         ),
     }, exact  # fmt: skip
 
 
 def augmenting(dataset: Dataset, data: Data) -> dict[str, Option]:
-    """Return the options of making a crop from a decoded pair."""
+    """Return the options of computing a crop from a decoded pair."""
     pairs = [dataset.read(i) for i in range(len(dataset))]
     crops = [augment.scale_and_crop(*pair, np.random.default_rng(i), data) for i, pair in enumerate(pairs)]
 
@@ -213,14 +213,14 @@ def augmenting(dataset: Dataset, data: Data) -> dict[str, Option]:
 
 
 def measure(dataset: Dataset, cache: Path, data: Data, rounds: int) -> dict[str, object]:
-    """Return what every option takes on a training split."""
-    sets, _ = prepare(str(cache), {"": dataset})
-    kept, count = sets[""], len(dataset)
-    plain, warm = (TrainStream(d, data, seed=1, channels=512, dropout=0.05) for d in (dataset, kept))
-    read, exact = reading(dataset, kept, data)
+    """Measure every option on a training split."""
+    datasets, _ = prepare(str(cache), {"": dataset})
+    cached, count = datasets[""], len(dataset)
+    plain, warm = (TrainStream(d, data, seed=1, channels=512, dropout=0.05) for d in (dataset, cached))
+    read, exact = reading(dataset, cached, data)
     levels = {level: at_level(dataset.image(0), level) for level in LEVELS}
     ours = {level: Option(lambda i, png=png: by_opencv(png)) for level, png in levels.items()}
-    by_clock, by_cpu = in_turn(
+    by_clock, by_cpu = time_in_turn(
         read
         | augmenting(dataset, data)
         | {"sample: decoded": Option(plain.__getitem__), "sample: kept": Option(warm.__getitem__)}
@@ -233,18 +233,18 @@ def measure(dataset: Dataset, cache: Path, data: Data, rounds: int) -> dict[str,
         "image_size": [height, width],
         "crop_size": list(data.crop_size),
         "png_bytes": statistics.mean(dataset.path(i).stat().st_size for i in range(count)),
-        "kept_bytes": kept.place(0).stat().st_size,
+        "kept_bytes": cached.place(0).stat().st_size,
         "png_bytes_by_level": {str(level): len(png) for level, png in levels.items()},
         "milliseconds": by_clock,
         "cpu_milliseconds": by_cpu,
         "exact": exact,
         "rows": rows_needed(height, data),
-        "at_once": {"decoded": at_once(plain), "kept": at_once(warm)},
+        "at_once": {"decoded": samples_per_second(plain), "kept": samples_per_second(warm)},
     }
 
 
-def at_once(stream: TrainStream) -> dict[str, float]:
-    """Return samples a second of one process, and of as many as there are cores, all at once."""
+def samples_per_second(stream: TrainStream) -> dict[str, float]:
+    """Return the samples per second of one process, and of one process per core at the same time."""
     rates = {}
     for processes in (1, os.cpu_count() or 1):
         with multiprocessing.get_context("fork").Pool(processes) as pool:
@@ -253,22 +253,22 @@ def at_once(stream: TrainStream) -> dict[str, float]:
 
 
 class Rate:
-    """Samples a second of a stream in a process, over some seconds."""
+    """Measures the samples per second of a stream in one process."""
 
     def __init__(self, stream: TrainStream) -> None:
         self.stream = stream
 
     def __call__(self, process: int) -> float:
-        """Make samples, other ones in each process, and return how many a second."""
-        begun, made = time.perf_counter(), 0
-        while time.perf_counter() - begun < SECONDS:
-            self.stream[1000 * process + made]
-            made += 1
-        return made / (time.perf_counter() - begun)
+        """Compute samples, different ones in each process; return their number per second."""
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < SECONDS:
+            self.stream[1000 * process + count]
+            count += 1
+        return count / (time.perf_counter() - started)
 
 
-def laid_out(folder: Path, root: Path, size: Size, count: int) -> None:
-    """Write photographs of a tree with images/train and labels/train, side by side, as a Cityscapes tree."""
+def tile_photos(folder: Path, root: Path, size: Size, count: int) -> None:
+    """Write a Cityscapes tree whose images are tiled from the photos of a folder with images/train and labels/train."""
     paths = sorted((folder / "images/train").iterdir())
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -292,7 +292,7 @@ def laid_out(folder: Path, root: Path, size: Size, count: int) -> None:
 
 
 def main() -> None:
-    """Measure on made-up scenes and, where a folder is given, on its pictures."""
+    """Measure on synthetic scenes and, with --dataset_dir, on the images of that folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", help="a Cityscapes tree, or one with images/train and labels/train")
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 2048), metavar=("HEIGHT", "WIDTH"))
@@ -305,30 +305,30 @@ def main() -> None:
     cv2.setNumThreads(1)
     size, data = tuple(args.size), Data(crop_size=tuple(args.crop_size))
     found = {}
-    with tempfile.TemporaryDirectory() as made:
-        roots = {"synthetic scenes": Path(made) / "scenes"}
+    with tempfile.TemporaryDirectory() as temporary:
+        roots = {"synthetic scenes": Path(temporary) / "scenes"}
         synthetic.write(roots["synthetic scenes"], train=args.images, val=0, test=0, size=size)
         if args.dataset_dir and (Path(args.dataset_dir) / "leftImg8bit").is_dir():
             roots["given"] = Path(args.dataset_dir)
         elif args.dataset_dir:
-            roots["photographs side by side"] = Path(made) / "photos"
-            laid_out(Path(args.dataset_dir), Path(made) / "photos", size, args.images)
-        for what, root in roots.items():
+            roots["photographs side by side"] = Path(temporary) / "photos"
+            tile_photos(Path(args.dataset_dir), Path(temporary) / "photos", size, args.images)
+        for name, root in roots.items():
             dataset = open_dataset("cityscapes", root, "train")
             dataset = Dataset(dataset.classes, dataset.pairs[: args.images], root)
-            found[what] = measure(dataset, Path(made) / "cache", data, args.rounds)
-    tell(
+            found[name] = measure(dataset, Path(temporary) / "cache", data, args.rounds)
+    write_report(
         {
             "data": found,
             "cores_wanted_by": {
-                what: {
-                    name: WANTED * milliseconds / 1e3
-                    for name, milliseconds in row["cpu_milliseconds"].items()
-                    if name.startswith("sample")
+                name: {
+                    option: REQUIRED * milliseconds / 1e3
+                    for option, milliseconds in row["cpu_milliseconds"].items()
+                    if option.startswith("sample")
                 }
-                for what, row in found.items()
+                for name, row in found.items()
             },
-            "images_per_second_wanted": WANTED,
+            "images_per_second_wanted": REQUIRED,
             "load_before": load,
             "versions": core_versions() | versions(),
             "commit": git_commit(),

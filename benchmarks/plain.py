@@ -1,9 +1,9 @@
-"""The rival: OCRNet as the authors' code trains and predicts with it, without any of our choices.
+"""The plain baseline: OCRNet trained and run as in the authors' code, without any of our optimizations.
 
-Eager, channels-first, float32; both heads brought to full resolution; PyTorch's cross-entropy with class weights and
-its own SGD; the loss is fetched every step. The network's modules are ours, which compute what the authors' compute
-(tests/twins), in PyTorch's default memory order. Nothing is made slower than that recipe has it. ``amp`` adds autocast
-to bfloat16, which needs no loss scaling, and ``channels_last`` that memory order, as today's toolboxes can.
+It runs eagerly in float32 and channels-first, upsamples both heads to full resolution, uses PyTorch's cross-entropy
+with class weights and PyTorch's SGD, and reads the loss after every step. The modules are ours, which compute the same
+as the authors' (tests/reference), in PyTorch's default memory order. Nothing is slower than in that recipe. ``amp``
+adds bfloat16 autocast, which needs no loss scaling, and ``channels_last`` that memory order, as current toolboxes do.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ Images = np.ndarray | torch.Tensor
 
 
 class Plain:
-    """One network with its optimizer; images are uint8 N,H,W,3 and labels uint8 N,H,W: arrays, or (pinned) tensors."""
+    """A network and its optimizer. Images are uint8 N,H,W,3 and labels uint8 N,H,W, as arrays or (pinned) tensors."""
 
     def __init__(self, arch: Arch, device: str = "cpu", *, amp: bool = False, channels_last: bool = False) -> None:
         self.device, self.amp = torch.device(device), amp
@@ -36,7 +36,7 @@ class Plain:
         self.std = torch.tensor(Data.std, device=self.device).view(1, 3, 1, 1)
 
     def train(self, images: Images, label: Images) -> float:
-        """Take one step; return its loss."""
+        """Run one training step; return its loss."""
         self.model.train()
         target = torch.as_tensor(label).to(self.device, non_blocking=True).long()
         self.optimizer.zero_grad()

@@ -1,11 +1,11 @@
-"""Ranks of one machine against one: images per second, and what the exchanges cost; checks docs/scaling.md.
+"""Compare several ranks of one machine with a single one: images per second and communication time.
 
     python benchmarks/scaling.py --ranks 1 8 [--device_target GPU] [--width 48] [--size 512 1024] [--out FILE]
-    torchrun ... benchmarks/scaling.py --worker --out FILE       (what it starts; by hand on several machines)
+    torchrun ... benchmarks/scaling.py --worker --out FILE       (what it launches; for several machines)
 
-Each number of ranks is launched by torchrun in turn, A B A B, with the same batch a rank: N ranks do N times the
-work. Also measured: the step with each rank's own batch norm, and the bare exchanges: the gradients in their
-buckets, and one small sum for each batch norm and direction.
+The measurements check docs/scaling.md. torchrun launches each number of ranks in turn, A B A B, with the same batch
+size per rank, so that N ranks do N times the work. Also measured: the step with local batch norm, and the collectives
+without computation: the all-reduce of the gradient buckets, and one small all-reduce per batch norm and direction.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from common import Noise, tell
+from common import Noise, write_report
 
 from ocrnet import architecture
 from ocrnet.architecture import Arch
@@ -33,7 +33,7 @@ from ocrnet.tracking.run_dir import core_versions, git_commit
 
 
 def work(args: argparse.Namespace) -> None:
-    """Measure on one rank of those that torchrun started; rank 0 writes."""
+    """Measure on one of the ranks that torchrun started; rank 0 writes the results."""
     world, size = read_world(), tuple(args.size)
     cfg = Config(
         device_target=args.device_target,
@@ -54,7 +54,7 @@ def work(args: argparse.Namespace) -> None:
         found["seconds_per_step_local_norm"] = step_seconds(engine, args.steps)
         assert engine.gradient_sum is not None
         found["gradient_sum_seconds"] = seconds(engine, lambda: sum_buckets(engine.gradient_sum.buckets))
-        found["norm_sums_seconds"] = seconds(engine, lambda: sum_small(engine, [len(m.weight) for m in norms]))
+        found["norm_sums_seconds"] = seconds(engine, lambda: sum_norms(engine, [len(m.weight) for m in norms]))
         found["norms"] = len(norms)
         found["gradient_bytes"] = sum(bucket.numel() * bucket.element_size() for bucket in engine.gradient_sum.buckets)
     gpu = args.device_target == "GPU"
@@ -65,50 +65,50 @@ def work(args: argparse.Namespace) -> None:
 
 
 def step_seconds(engine: TorchEngine, steps: int) -> float:
-    """Return the median of single segments' seconds a step, without waiting for data."""
+    """Return the median seconds per step of three segments, without the time of waiting for data."""
     segments = [engine.train(steps) for _ in range(3)]
     return statistics.median((one.seconds - one.data_seconds) / steps for one in segments)
 
 
 def sum_buckets(buckets: list[torch.Tensor]) -> None:
-    """Sum the gradients' buckets as a step does."""
-    for work_ in [dist.all_reduce(bucket, async_op=True) for bucket in buckets]:
-        work_.wait()
+    """All-reduce the gradient buckets as a training step does."""
+    for handle in [dist.all_reduce(bucket, async_op=True) for bucket in buckets]:
+        handle.wait()
 
 
-def sum_small(engine: TorchEngine, channels: list[int]) -> None:
-    """Take the exchanges of all batch norms, forward and backward."""
+def sum_norms(engine: TorchEngine, channels: list[int]) -> None:
+    """Run the all-reduces of all batch norms, forward and backward."""
     for count in channels * 2:
         dist.all_reduce(torch.zeros(2 * count, device=engine.device))
 
 
-def seconds(engine: TorchEngine, exchange: Callable[[], None]) -> float:
-    """Return the median seconds of an exchange of five."""
+def seconds(engine: TorchEngine, collective: Callable[[], None]) -> float:
+    """Return the median seconds of five calls of a collective, after a warm-up call."""
     taken = []
     for _ in range(6):
         dist.barrier()
-        begun = time.perf_counter()
-        exchange()
+        started = time.perf_counter()
+        collective()
         if engine.device.type == "cuda":
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - started)
     return statistics.median(taken[1:])
 
 
 def launch(args: argparse.Namespace, ranks: int) -> dict[str, float]:
-    """Return what rank 0 of so many measured."""
+    """Launch a number of ranks; return the measurements of rank 0."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
-        same = ["--device_target", args.device_target, "--width", args.width, "--size", *args.size,
+        flags = ["--device_target", args.device_target, "--width", args.width, "--size", *args.size,
                 "--batch_size", args.batch_size, "--steps", args.steps]  # fmt: skip
-        command = ["torchrun", "--standalone", f"--nproc_per_node={ranks}", __file__, "--worker", *same, "--out", out]
+        command = ["torchrun", "--standalone", f"--nproc_per_node={ranks}", __file__, "--worker", *flags, "--out", out]
         program = [str(Path(sys.executable).with_name("torchrun")), *command[1:]]
         subprocess.run([str(word) for word in program], check=True, stdout=subprocess.DEVNULL)
         return json.loads(out.read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    """Measure each number of ranks in turn, and compare."""
+    """Measure each number of ranks in turn, and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=(1, 2))
     parser.add_argument(
@@ -116,7 +116,7 @@ def main() -> None:
     )
     parser.add_argument("--width", type=int, default=48)
     parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--batch_size", type=int, default=2, help="crops a rank")
+    parser.add_argument("--batch_size", type=int, default=2, help="crops per rank")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -129,11 +129,11 @@ def main() -> None:
     found = {}
     for ranks in args.ranks:
         ones = [one[ranks] for one in rounds]
-        middle = {
+        medians = {
             key: statistics.median(one[key] for one in ones) if isinstance(value, float) else value
             for key, value in ones[0].items()
         }
-        found[ranks] = middle | {"images_per_second": ranks * args.batch_size / middle["seconds_per_step"]}
+        found[ranks] = medians | {"images_per_second": ranks * args.batch_size / medians["seconds_per_step"]}
     base = found[args.ranks[0]]["images_per_second"] / args.ranks[0]
     report = {
         "versions": core_versions() | {"torch": torch.__version__},
@@ -142,7 +142,7 @@ def main() -> None:
         "ranks": found,
         "share_of_ideal": {n: one["images_per_second"] / (n * base) for n, one in found.items()},
     }
-    tell(report, args.out)
+    write_report(report, args.out)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""`ocrnet serve` on loopback under load: throughput, waiting times, whether each answer is the offline one, memory.
+"""Measure `ocrnet serve` on loopback under load: throughput, latency, memory, and equality with offline predictions.
 
 python benchmarks/serve.py --checkpoint quickstart/run [--out FILE] [--requests 2000]
-python benchmarks/serve.py --quick      (a few requests: to try the script)
+python benchmarks/serve.py --quick      (a few requests, to test the script)
 
-Street scenes of 128x256, with and without batches; clients and server share the cores, each client sends its next image
-when it has its last answer. Without --checkpoint the weights are fresh ones, which may answer a single class.
+The images are street scenes of 128x256, served with and without batches. Clients and server share the cores. A client
+sends its next image when it has received the response to the previous one. Without --checkpoint the network has fresh
+weights, which may predict a single class.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from common import tell
+from common import write_report
 
 import ocrnet
 from ocrnet import architecture, config
@@ -39,13 +40,13 @@ CLIENTS = (1, 4, 16, 64)
 
 
 def write_network(path: Path) -> None:
-    """Write fresh weights of a small network, the quick start's."""
+    """Write fresh weights of the small network of the quick start."""
     checkpoint.save(path, architecture.init(ARCH, 0), {"config": config.as_dict(Config()), "step": 0})
 
 
 @contextlib.contextmanager
 def server(path: Path, batch: int) -> Iterator[str]:
-    """Run the command on a free port; give host:port."""
+    """Run the command on a free port; yield host:port."""
     command = [sys.executable, "-m", "ocrnet", "serve", "--checkpoint_path", str(path), "--port", "0",
                "--max_batch", str(batch), "--max_requests", "128"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -61,54 +62,56 @@ def server(path: Path, batch: int) -> Iterator[str]:
 
 
 class Load:
-    """So many clients, each sending images in turn, until so many answers have come."""
+    """Clients that send images one after another, until the server has sent a number of responses."""
 
-    def __init__(self, where: str, pictures: list[bytes], wanted: list[np.ndarray]) -> None:
-        self.where, self.pictures, self.wanted = where, pictures, wanted
+    def __init__(self, address: str, encoded_images: list[bytes], expected: list[np.ndarray]) -> None:
+        self.address, self.encoded_images, self.expected = address, encoded_images, expected
         self.seconds: list[float] = []
         self.unequal = self.refused = self.pixels = 0
-        self.memory: list[tuple[int, int]] = []  # after so many answers, the server's bytes
+        self.memory: list[tuple[int, int]] = []  # (number of responses, bytes of the server)
         self._lock, self._next = threading.Lock(), 0
 
     def run(self, clients: int, requests: int) -> float:
-        """Send, and return the seconds that it took."""
+        """Send the requests with a number of clients; return the total seconds."""
         threads = [threading.Thread(target=self._client, args=(requests,)) for _ in range(clients)]
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
     def _client(self, requests: int) -> None:
-        connection = http.client.HTTPConnection(self.where, timeout=120)
+        connection = http.client.HTTPConnection(self.address, timeout=120)
         while True:
             with self._lock:
                 number = self._next
                 self._next += 1
             if number >= requests:
                 break
-            begun = time.perf_counter()
-            connection.request("POST", "/predict", self.pictures[number % IMAGES])
-            answer = connection.getresponse()
-            data = answer.read()
-            spent = time.perf_counter() - begun
-            labels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if answer.status == 200 else None
+            started = time.perf_counter()
+            connection.request("POST", "/predict", self.encoded_images[number % IMAGES])
+            response = connection.getresponse()
+            data = response.read()
+            elapsed = time.perf_counter() - started
+            labels = (
+                cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if response.status == 200 else None
+            )
             with self._lock:
-                self.seconds.append(spent)
+                self.seconds.append(elapsed)
                 if labels is None:
                     self.refused += 1
-                elif not np.array_equal(labels, self.wanted[number % IMAGES]):
+                elif not np.array_equal(labels, self.expected[number % IMAGES]):
                     self.unequal += 1
-                    self.pixels += int((labels != self.wanted[number % IMAGES]).sum())
+                    self.pixels += int((labels != self.expected[number % IMAGES]).sum())
                 if len(self.seconds) % 200 == 0:
-                    self.memory.append((len(self.seconds), memory(self.where)))
+                    self.memory.append((len(self.seconds), memory(self.address)))
         connection.close()
 
 
-def memory(where: str) -> int:
-    """Return the bytes that the server holds, as its metrics tell."""
-    connection = http.client.HTTPConnection(where, timeout=120)
+def memory(address: str) -> int:
+    """Return the resident memory of the server in bytes, from its metrics."""
+    connection = http.client.HTTPConnection(address, timeout=120)
     connection.request("GET", "/metrics")
     lines = connection.getresponse().read().decode().splitlines()
     connection.close()
@@ -116,23 +119,23 @@ def memory(where: str) -> int:
 
 
 def measure(path: Path, batch: int, requests: int, clients: tuple[int, ...]) -> dict:
-    """Return the figures of one server, by clients; each level has its share of ``requests``."""
+    """Measure one server with each number of clients, which share ``requests`` equally; return the measurements."""
     model = ocrnet.load(path, engine="torch", device_target="CPU")
     images = [draw(SIZE, number) for number in range(IMAGES)]
-    pictures = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in images]
-    wanted = [model.predict(image) for image in images]
-    found: dict = {"classes_an_image": [len(np.unique(labels)) for labels in wanted]}
-    with server(path, batch) as where:
-        Load(where, pictures, wanted).run(4, 16)  # what is first slow
-        memories, total = [[0, memory(where)]], 0
+    encoded_images = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in images]
+    expected = [model.predict(image) for image in images]
+    found: dict = {"classes_an_image": [len(np.unique(labels)) for labels in expected]}
+    with server(path, batch) as address:
+        Load(address, encoded_images, expected).run(4, 16)  # the first requests are slow
+        memories, total = [[0, memory(address)]], 0
         for number in clients:
-            load = Load(where, pictures, wanted)
+            load = Load(address, encoded_images, expected)
             share = requests // len(clients)
-            spent = load.run(number, share)
+            elapsed = load.run(number, share)
             ordered = sorted(load.seconds)
             found[str(number)] = {
                 "requests": len(ordered),
-                "per_second": round(len(ordered) / spent, 2),
+                "per_second": round(len(ordered) / elapsed, 2),
                 "p50_ms": round(1000 * statistics.median(ordered), 1),
                 "p99_ms": round(1000 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 1),
                 "refused": load.refused,
@@ -149,7 +152,7 @@ def measure(path: Path, batch: int, requests: int, clients: tuple[int, ...]) -> 
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure the server without and with batches."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--out")
@@ -172,7 +175,7 @@ def main() -> None:
         for batch in (1,) if args.quick else (1, 8):
             report[f"max_batch {batch}"] = measure(path, batch, 8 if args.quick else args.requests, clients)
     report["load_after"] = os.getloadavg()[0]
-    tell(report, args.out)
+    write_report(report, args.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One behavior suite, run once for each engine.
 
-MindSpore runs op by op here, because compiling takes seconds an engine; tests marked `compiled` run it in graph mode
-too, or with ``only=True`` instead; with ``long=True`` only in `make test-long`.
+MindSpore runs op by op here, because compiling takes seconds per engine. Tests marked `compiled` also run in graph
+mode, with ``only=True`` only in graph mode, and with ``long=True`` in graph mode only in `make test-long`.
 """
 
 import dataclasses
@@ -20,7 +20,9 @@ from ocrnet.engines.factory import open_engine
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "compiled(only=False, long=False): run MindSpore in graph mode too, or alone")
+    config.addinivalue_line(
+        "markers", "compiled(only=False, long=False): run MindSpore in graph mode too, or only in it"
+    )
 
 
 def pytest_generate_tests(metafunc):
@@ -35,7 +37,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def make_engine(request) -> Callable[..., Engine]:
-    """Return a function that opens a small engine with fresh weights: keys of the config, and the stream."""
+    """Return a function that opens a small engine, given a stream and config keys, by default with fresh weights."""
     name, _, mode = request.param.partition("-")
 
     def make(stream: MemoryStream | None = None, *, fresh: bool = True, arch: Arch = ARCH, **changes) -> Engine:

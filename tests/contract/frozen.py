@@ -1,10 +1,10 @@
-"""Load, resume, evaluate and run what commit 6f9cdcc wrote, and print the results as JSON.
+"""Load, resume, evaluate and run the files that commit 6f9cdcc wrote, and print the results as JSON.
 
     python tests/contract/frozen.py [ENGINE]
 
 `tests/data/frozen` holds a run stopped at step 400 of 404, its dataset, and its network as ONNX. Every later version
 must read them. `tests/contract/test_frozen.py` compares the results with those of that commit within a tolerance. The
-digests that this script prints are equal for two versions on one machine, with one thread count, if no bit has changed.
+digests that this script prints are equal for two versions if no bit has changed, on one machine with one thread count.
 
 Only commands, files and the public Python API are used here, so that the same script runs on any version.
 """
@@ -81,7 +81,7 @@ def digest(*arrays: np.ndarray) -> str:
 
 
 def main() -> None:
-    """Print what this version makes of the frozen files."""
+    """Print the results of this version for the frozen files."""
     engine = sys.argv[1] if len(sys.argv) > 1 else "torch"
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as name:

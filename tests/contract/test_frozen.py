@@ -1,4 +1,4 @@
-"""The run folder, checkpoint and ONNX file of commit 6f9cdcc load, resume, evaluate and predict as they did there."""
+"""The run folder, checkpoint and ONNX file of commit 6f9cdcc load, resume, evaluate and predict as they did then."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from commands import run
 
 EXPECTED = json.loads((frozen.FROZEN / "expected.json").read_text())
-# Another thread count changes these losses by 2e-7, the other engine by 8e-7, a momentum of 0.89 for 0.9 by 2e-5.
+# These losses change by 2e-7 with another thread count, by 8e-7 with the other engine, by 2e-5 with a momentum of 0.89.
 RTOL = 5e-6
 ENGINES = ["torch", pytest.param("mindspore", marks=pytest.mark.mindspore)]
 
@@ -22,7 +22,7 @@ def test_a_frozen_run_resumes(engine, tmp_path):
     assert all(np.isfinite(array).all() for array in tensors.values())
 
 
-def test_another_momentum_is_seen(tmp_path):
+def test_another_momentum_exceeds_the_tolerance(tmp_path):
     _, losses, _ = frozen.resume(tmp_path, "torch", run, "optimizer.momentum=0.89")
     assert np.abs(losses / EXPECTED["losses"] - 1).max() > RTOL
 
@@ -31,7 +31,7 @@ def test_another_momentum_is_seen(tmp_path):
 @pytest.mark.parametrize("name", [".safetensors", ".ckpt"])
 def test_a_frozen_checkpoint_scores_the_same(engine, name, tmp_path):
     (stored,) = (frozen.RUN / "checkpoint").glob(f"*{name}")
-    checkpoint = shutil.copy(stored, tmp_path)  # away from the other file, which may be used in its place
+    checkpoint = shutil.copy(stored, tmp_path)  # without the other file, which could be read instead
     assert frozen.evaluate(tmp_path, engine, checkpoint, run) == pytest.approx(EXPECTED["scores"]["run"], abs=1e-4)
 
 
@@ -45,6 +45,6 @@ def test_a_frozen_onnx_file_scores_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("path", [frozen.RUN, frozen.ONNX], ids=["run", "onnx"])
-def test_python_gives_the_frozen_probabilities(path):
+def test_the_python_api_gives_the_frozen_probabilities(path):
     found = frozen.probabilities(path, "torch")[:, ::16, ::16]
     np.testing.assert_allclose(found, EXPECTED["probabilities"], atol=1e-5)

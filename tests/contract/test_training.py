@@ -1,4 +1,4 @@
-"""What every engine promises about training: state, steps, skipped steps, decay groups, one mean over micro-batches."""
+"""The contract of every engine for training: state, steps, skipped steps, decay groups, the mean over micro-batches."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def weights(state):
 
 
 def gradients(state):
-    """The momentum, which after one step from zero is the gradient, as one vector."""
+    """Return the momentum as one vector; after one step from zero momentum, it is the gradient."""
     return np.concatenate([array.ravel() for name, array in state.items() if name.startswith("momentum/")])
 
 
@@ -26,12 +26,12 @@ def test_state_has_the_canonical_names_and_shapes(make_engine):
     state = make_engine(MemoryStream()).state()
     shapes = architecture.shapes(ARCH)
     parameters = {name: shape for name, shape in shapes.items() if not architecture.is_buffer(name)}
-    wanted = shapes | {f"momentum/{name}": shape for name, shape in parameters.items()}
-    assert {name: array.shape for name, array in state.items()} == wanted
+    expected = shapes | {f"momentum/{name}": shape for name, shape in parameters.items()}
+    assert {name: array.shape for name, array in state.items()} == expected
     assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
 
 
-def test_state_goes_out_and_in_unchanged(make_engine):
+def test_the_state_can_be_saved_and_restored_unchanged(make_engine):
     engine = make_engine(MemoryStream())
     engine.train(2)
     state = engine.state()
@@ -41,7 +41,7 @@ def test_state_goes_out_and_in_unchanged(make_engine):
 
 
 @pytest.mark.compiled(long=True)
-def test_a_restored_run_goes_on_bit_for_bit(make_engine):
+def test_a_restored_run_continues_bit_for_bit(make_engine):
     whole = make_engine(MemoryStream())
     first = whole.train(3)
     middle = whole.state()
@@ -53,10 +53,10 @@ def test_a_restored_run_goes_on_bit_for_bit(make_engine):
     assert not np.array_equal(first.loss, rest.loss)
 
 
-def test_workers_change_nothing(make_engine):
-    alone, helped = make_engine(MemoryStream()), make_engine(MemoryStream(), num_workers=2)
-    np.testing.assert_array_equal(alone.train(3).loss, helped.train(3).loss)
-    helped.close()
+def test_the_number_of_workers_does_not_change_the_losses(make_engine):
+    without_workers, with_workers = make_engine(MemoryStream()), make_engine(MemoryStream(), num_workers=2)
+    np.testing.assert_array_equal(without_workers.train(3).loss, with_workers.train(3).loss)
+    with_workers.close()
 
 
 def test_stats_describe_the_segment(make_engine):
@@ -86,7 +86,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_is_counted(make_engine):
     assert not [name for name in moved if np.array_equal(after[name], good[name])]
 
 
-def test_a_sample_that_is_not_finite_costs_its_step_and_nothing_else(make_engine):
+def test_a_sample_that_is_not_finite_only_skips_its_step(make_engine):
     class Poisoned(MemoryStream):
         def __getitem__(self, number):
             sample = super().__getitem__(number)
@@ -103,7 +103,7 @@ def test_a_sample_that_is_not_finite_costs_its_step_and_nothing_else(make_engine
     assert all(np.isfinite(array).all() for array in engine.state().values())
 
 
-def test_a_step_that_fails_leaves_the_steps_before_it(make_engine):
+def test_a_failed_step_keeps_the_steps_before_it(make_engine):
     class Broken(MemoryStream):
         def __getitem__(self, number):
             if number == 5:  # samples 4 and 5 are the third step
@@ -128,11 +128,11 @@ def test_without_any_valid_pixel_loss_and_gradient_are_zero(make_engine):
 
 
 @pytest.mark.parametrize("mode", architecture.DECAYS)
-def test_decay_acts_on_its_group_alone(make_engine, mode):
+def test_weight_decay_acts_only_on_its_group(make_engine, mode):
     engine = make_engine(MemoryStream(label=255), weight_decay=0.1, decay=mode, momentum=0.0, lr_init=0.5)
     before = weights(engine.state())
     for array in before.values():
-        array += 0.25  # so that no parameter is zero, which decay would leave as it is
+        array += 0.25  # so that no parameter is zero, which weight decay would not change
     engine.restore(engine.state() | before, 0)
     engine.train(1)
     for name, array in weights(engine.state()).items():
@@ -140,7 +140,7 @@ def test_decay_acts_on_its_group_alone(make_engine, mode):
         np.testing.assert_allclose(array, before[name] * factor, rtol=1e-6, err_msg=name)
 
 
-def test_momentum_and_learning_rate_are_those_of_sgd(make_engine):
+def test_steps_follow_sgd_with_momentum(make_engine):
     engine = make_engine(MemoryStream(), weight_decay=0.0, momentum=0.9, lr_init=0.02)
     rate = lr_schedule.table(engine.cfg)
     states = [engine.state()]
@@ -169,21 +169,21 @@ def test_clip_grad_bounds_the_step(make_engine):
 
 @pytest.mark.compiled(long=True)
 def test_micro_batches_give_the_mean_of_the_whole_batch(make_engine):
-    """The image is the same throughout, so that batch norm sees the same statistics; only the labels differ."""
+    """All images are equal, so that batch norm has the same statistics; only the labels differ."""
     options = {"weight_decay": 0.0, "momentum": 0.9}
     whole = make_engine(MemoryStream(same_image=True), batch_size=2, **options)
     parts = make_engine(MemoryStream(same_image=True), batch_size=1, accumulate_steps=2, **options)
-    wanted, found = whole.train(1).loss, parts.train(1).loss
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    expected, found = whole.train(1).loss, parts.train(1).loss
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     gradient = gradients(whole.state())
     assert np.linalg.norm(gradients(parts.state()) - gradient) < 5e-3 * np.linalg.norm(gradient)
-    # The negative control: the mean of the local means is another number, because 5 % and 70 % of the pixels count.
+    # The negative control: the mean of the local means differs, because 5 % and 70 % of the pixels are valid.
     single = make_engine(MemoryStream(same_image=True), batch_size=1, lr_init=0.0, end_lr=0.0, **options)
     losses, momenta = [], [np.zeros_like(gradient)]
     for _ in range(2):
         losses.append(single.train(1).loss[0])
         momenta.append(gradients(single.state()) - 0.9 * momenta[-1])
-    assert np.abs(np.mean(losses, axis=0) / wanted[0] - 1).min() > 1e-4
+    assert np.abs(np.mean(losses, axis=0) / expected[0] - 1).min() > 1e-4
     assert np.linalg.norm(np.mean(momenta[1:], axis=0) - gradient) > 5e-2 * np.linalg.norm(gradient)
 
 
@@ -196,7 +196,7 @@ def test_dropout_masks_of_the_stream_are_used(make_engine):
     assert kept.train(1).loss[0, 1] != dropped.train(1).loss[0, 1]
 
 
-def test_ohem_changes_the_ocr_head_alone_in_its_pixels(make_engine):
+def test_ohem_increases_the_loss_of_the_ocr_head(make_engine):
     from ocrnet.config import Loss
 
     plain = make_engine(MemoryStream())

@@ -21,7 +21,7 @@ CONFIG = Config(
 
 
 class MemoryStream:
-    """Samples made from their number; some labels are mostly 255, so that valid pixels differ between samples."""
+    """Random samples seeded by their number. Some labels are mostly 255, so that the number of valid pixels differs."""
 
     channels = 16
 

@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture
 def fixture() -> Path:
-    """Return the folder of what the authors' own code computed."""
+    """Return the folder with the outputs of the authors' own code."""
     return Path(__file__).parents[1] / "data/official_w6"

@@ -1,8 +1,8 @@
 """Each family's OCRNet, written after that family's own code: its module names, padding, resizing, norms and biases.
 
-Nothing here knows of ocrnet's tables: the names of a family's tensors are those of its modules. Weights are made by
-`fill` from their names. A network takes what its family's network takes: a normalized image in the family's channel
-order; it returns (aux, ocr) logits before the last upsampling.
+Nothing here uses ocrnet's tables: the names of a family's tensors are those of its modules. `fill` computes the values
+of a tensor from its name. A network takes the input of its family's network, a normalized image in the family's channel
+order, and returns (aux, ocr) logits before the last upsampling.
 """
 
 import itertools
@@ -19,7 +19,7 @@ Resize = Callable[[Tensor, Size, int], Tensor]
 
 
 def fill(net: nn.Module) -> nn.Module:
-    """Give every tensor values of its own name's; variances are positive, counters 7."""
+    """Fill every tensor with random values seeded by its name; variances are positive, counters are 7."""
     for name, tensor in net.state_dict().items():
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         if tensor.dtype == torch.int64:
@@ -34,7 +34,7 @@ def fill(net: nn.Module) -> nn.Module:
             values = rng.uniform(0.4, 1.1, tensor.shape)
         tensor.copy_(torch.from_numpy(np.asarray(values)))
     for module in net.modules():
-        if isinstance(module, InPlaceABN):  # of which the sign means nothing
+        if isinstance(module, InPlaceABN):  # the norm ignores the sign of its weight
             module.weight[::2] *= -1
     return net.eval()
 
@@ -51,13 +51,13 @@ def nearest(x: Tensor, size: Size, factor: int) -> Tensor:
 
 
 def mmseg_resize(x: Tensor, size: Size, factor: int) -> Tensor:
-    """An Upsample by the factor within the fuse layer, and a resize to the size behind it."""
+    """Upsample by the factor, as in the fuse layer, and then resize to the size."""
     x = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 class MindSporeNorm(nn.Module):
-    """nn.BatchNorm2d of MindSpore, at inference."""
+    """MindSpore's nn.BatchNorm2d in inference mode."""
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class MindSporeNorm(nn.Module):
 
 
 class PaddleNorm(nn.Module):
-    """nn.BatchNorm2D of Paddle, at inference."""
+    """Paddle's nn.BatchNorm2D in inference mode."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class PaddleNorm(nn.Module):
 
 
 class InPlaceABN(nn.Module):
-    """The extension's norm: the weight's absolute value and a little more; with or without its leaky ReLU."""
+    """The norm of the inplace_abn extension: it scales by abs(weight) + 1e-5; the leaky ReLU is optional."""
 
     def __init__(self, channels: int, activation: str = "leaky_relu") -> None:
         super().__init__()
@@ -197,13 +197,13 @@ def concat(maps: list[Tensor], align_corners: bool) -> Tensor:
     return torch.cat([F.interpolate(x, size, mode="bilinear", align_corners=align_corners) for x in maps], 1)
 
 
-def gather(pixels: Tensor, logits: Tensor) -> Tensor:
-    """The regions that the first prediction sees: N,C,K,1."""
+def gather_object_regions(pixels: Tensor, logits: Tensor) -> Tensor:
+    """Return the region representations of the auxiliary prediction: N,C,K,1."""
     return torch.einsum("nkp,ncp->nck", logits.flatten(2).softmax(2), pixels.flatten(2))[..., None]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """What each pixel takes from the regions: query N,C,H,W, key and value N,C,K,1."""
+    """Return the context of each pixel, N,C,H,W, from query N,C,H,W, and key and value N,C,K,1 of the regions."""
     relation = torch.einsum("nchw,nck->nkhw", query, key[..., 0]) * query.shape[1] ** -0.5
     return torch.einsum("nkhw,nck->nchw", relation.softmax(1), value[..., 0])
 
@@ -245,7 +245,7 @@ class SpatialOCR(nn.Module):
 
 
 class Authors(HRNet):
-    """lib/models/seg_hrnet_ocr.py: heads beside the backbone's modules."""
+    """lib/models/seg_hrnet_ocr.py: the heads are modules of the same class as the backbone."""
 
     def __init__(self, width, blocks, modules, classes, channels, key):
         super().__init__(width, blocks, modules)
@@ -260,11 +260,11 @@ class Authors(HRNet):
     def forward(self, x):
         feats = concat(super().forward(x), True)
         aux, pixels = self.aux_head(feats), self.conv3x3_ocr(feats)
-        return aux, self.cls_head(self.ocr_distri_head(pixels, gather(pixels, aux)))
+        return aux, self.cls_head(self.ocr_distri_head(pixels, gather_object_regions(pixels, aux)))
 
 
 class Nvidia(nn.Module):
-    """network/ocrnet.py: MscaleOCR, whose two scales are left to its caller."""
+    """network/ocrnet.py: MscaleOCR at a single scale."""
 
     def __init__(self, width, blocks, modules, classes, channels, key):
         super().__init__()
@@ -282,7 +282,7 @@ class Nvidia(nn.Module):
     def forward(self, x):
         feats = concat(self.backbone(x), False)
         aux, pixels = self.ocr.aux_head(feats), self.ocr.conv3x3_ocr(feats)
-        return aux, self.ocr.cls_head(self.ocr.ocr_distri_head(pixels, gather(pixels, aux)))
+        return aux, self.ocr.cls_head(self.ocr.ocr_distri_head(pixels, gather_object_regions(pixels, aux)))
 
 
 class Openseg(nn.Module):
@@ -302,11 +302,11 @@ class Openseg(nn.Module):
     def forward(self, x):
         feats = concat(self.backbone(x), True)
         aux, pixels = self.aux_head(feats), self.conv3x3(feats)
-        return aux, self.cls_head(self.ocr_distri_head(pixels, gather(pixels, aux)))
+        return aux, self.cls_head(self.ocr_distri_head(pixels, gather_object_regions(pixels, aux)))
 
 
 class OpensegInplace(Openseg):
-    """The same with bn_type inplace_abn: leaky ReLU within the heads' norms, none within the backbone's."""
+    """Openseg with bn_type inplace_abn: the heads' norms include a leaky ReLU, those of the backbone do not."""
 
     def __init__(self, *sizes):
         super().__init__(*sizes, bn_relu=InPlaceABN, norm=lambda channels: InPlaceABN(channels, "none"))
@@ -316,7 +316,7 @@ class OpensegInplace(Openseg):
 
 
 class ConvModule(nn.Module):
-    """mmcv's: convolution without bias, norm, ReLU."""
+    """mmcv's ConvModule: convolution without bias, norm, ReLU."""
 
     def __init__(self, inp: int, out: int, kernel: int) -> None:
         super().__init__()
@@ -345,8 +345,8 @@ class SelfAttention(nn.Module):
         self.value_project, self.out_project = block(channels, key, 1), block(key, channels, 1)
 
     def forward(self, x: Tensor, regions: Tensor) -> Tensor:
-        taken = attend(self.query_project(x), self.key_project(regions), self.value_project(regions))
-        return self.out_project(taken)
+        context = attend(self.query_project(x), self.key_project(regions), self.value_project(regions))
+        return self.out_project(context)
 
 
 class MmsegContext(SelfAttention):
@@ -375,7 +375,7 @@ class Mmseg(nn.Module):
         feats = concat(self.backbone(x), False)
         fcn, ocr = self.decode_head
         aux, pixels = fcn.conv_seg(fcn.convs(feats)), ocr.bottleneck(feats)
-        return aux, ocr.conv_seg(ocr.object_context_block(pixels, gather(pixels, aux)))
+        return aux, ocr.conv_seg(ocr.object_context_block(pixels, gather_object_regions(pixels, aux)))
 
 
 class MindSpore(nn.Module):
@@ -397,15 +397,15 @@ class MindSpore(nn.Module):
     def forward(self, x):
         feats, context = concat(self.backbone(x), False), self.ocr_head.object_context_block
         aux, pixels = self.fcn_head.conv_seg(self.fcn_head.convs(feats)), self.ocr_head.bottleneck(feats)
-        taken = context.self_att(pixels, gather(pixels, aux))
-        return aux, self.ocr_head.conv_seg(context.bottleneck(torch.cat([taken, pixels], 1)))
+        attended = context.self_att(pixels, gather_object_regions(pixels, aux))
+        return aux, self.ocr_head.conv_seg(context.bottleneck(torch.cat([attended, pixels], 1)))
 
 
 # HRNet for ImageNet: the authors and timm, and mindcv.
 
 
 class Classifier(HRNet):
-    """HRNet-Image-Classification, copied by timm: behind the branches, small versions of the classifier's modules."""
+    """HRNet-Image-Classification, also in timm: after the branches, narrow versions of the classifier's modules."""
 
     downsampling = "downsamp_modules"
 
@@ -428,11 +428,11 @@ class Mindcv(Classifier):
         super().__init__(width, blocks, modules, MindSporeNorm, "down_sample")
 
 
-# PaddleSeg: names of its own; 'same' padding, which is (0, 1) for a stride of 2 on an even size.
+# PaddleSeg: other names; 'same' padding, which is (0, 1) for a stride of 2 on an even size.
 
 
 class PaddleConv(nn.Conv2d):
-    """nn.Conv2D(padding='same') as Paddle pads: the smaller half of the padding goes before."""
+    """nn.Conv2D(padding='same') as Paddle pads: the smaller half of the padding comes first."""
 
     def forward(self, x: Tensor) -> Tensor:
         pads = []
@@ -570,5 +570,5 @@ class Paddle(nn.Module):
     def forward(self, x):
         feats, head = self.backbone(x), self.head
         aux, pixels = head.aux_head(feats), head.conv3x3_ocr(feats)
-        context = head.spatial_ocr.attention_block(pixels, gather(pixels, aux))
+        context = head.spatial_ocr.attention_block(pixels, gather_object_regions(pixels, aux))
         return aux, head.cls_head(head.spatial_ocr.conv1x1(torch.cat([context, pixels], 1)))

@@ -1,4 +1,4 @@
-"""Weights of every family, through files on disk: our logits are those of the family's own network."""
+"""Weights of every family, read from files, give the logits of the family's own network."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ from ocrnet.distributed.launcher import World
 from ocrnet.engines.factory import open_engine
 from ocrnet.weights import checkpoint, ckpt
 
-SIZES = [(72, 104), (65, 97)]  # even, whose branches become odd; and odd
+SIZES = [(72, 104), (65, 97)]  # an even size, where sizes of branches become odd, and an odd size
 OPENSEG = {"data": {"mean": [0.406, 0.456, 0.485], "std": [0.225, 0.224, 0.229]}}
 PADDLE = {"data": {"mean": [0.5] * 3, "std": [0.5] * 3}}
 
@@ -60,7 +60,7 @@ def save_paddle(state, path):
 
 
 class PaddleTensor:
-    """Pickled as paddle.save pickles a tensor that is not in a plain state dict."""
+    """Is pickled as paddle.save pickles a tensor outside a plain state dict."""
 
     def __init__(self, name, array):
         self.pair = name, array
@@ -80,7 +80,7 @@ def save_ckpt(state, path):
     ckpt.write(path, arrays | moments | {"global_step": np.array(7), "learning_rate": np.zeros(9, np.float32)})
 
 
-# The family's network: width, blocks, modules, classes, channels, keys; how its files are saved; what we say of them.
+# The family's network; its width, blocks, modules, classes, channels, keys; how its files are saved; our metadata.
 FAMILIES = {
     "hrnet": (Authors, (6, 1, (1, 2, 1), 5, 16, 8), save_authors, "a.pth", {}),
     "openseg": (Openseg, (4, 2, (1, 1, 1), 4, 12, 6), save_torch, "a.pth", OPENSEG),
@@ -100,8 +100,8 @@ def image(size):
     return torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, *size), dtype=np.float32))
 
 
-def apart(found, wanted):
-    return float(np.abs(found - wanted.numpy()).max() / wanted.abs().max())
+def largest_difference(actual, expected):
+    return float(np.abs(actual - expected.numpy()).max() / expected.abs().max())
 
 
 @pytest.fixture(params=FAMILIES)
@@ -113,7 +113,7 @@ def saved(request, tmp_path):
 
 
 @torch.no_grad()
-def test_logits_are_the_familys(saved, tmp_path, capsys):
+def test_logits_equal_those_of_the_familys_network(saved, tmp_path, capsys):
     family, net, sizes, path, meta = saved
     variant = family.split()[0]
     keys = ("width", "blocks", "modules", "num_classes", "channels", "key_channels")
@@ -133,18 +133,18 @@ def test_logits_are_the_familys(saved, tmp_path, capsys):
     assert converted.arch == arch
     for size in SIZES:
         x = image(size)
-        wanted = net(x.flip(1) if family in BGR else x)
-        for ours, theirs in zip(direct.logits(x.numpy()), wanted, strict=True):
+        expected = net(x.flip(1) if family in BGR else x)
+        for ours, theirs in zip(direct.logits(x.numpy()), expected, strict=True):
             assert ours.shape == tuple(theirs.shape)
-            assert apart(ours, theirs) < 1e-5
+            assert largest_difference(ours, theirs) < 1e-5
         for one, other in zip(direct.logits(x.numpy()), converted.logits(x.numpy()), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("variant", ["nvidia", "mmseg", "paddleseg"])
-def test_another_familys_rule_would_be_seen(variant, tmp_path):
-    """The control: what has the authors' shapes does not compute the same under their rule."""
+def test_the_authors_layer_rules_give_other_logits(variant, tmp_path):
+    """The negative control: a family with the authors' shapes gives other logits with the authors' rules."""
     network, sizes, save, name, _ = FAMILIES[variant]
     net = fill(network(*sizes))
     save(net.state_dict(), tmp_path / name)
@@ -152,22 +152,22 @@ def test_another_familys_rule_would_be_seen(variant, tmp_path):
     engine = open_engine(Config(device_target="CPU"), dataclasses.replace(found.arch, variant="hrnet"), world=World())
     engine.restore(found.tensors, 0)
     x = image(SIZES[0])
-    assert apart(engine.logits(x.numpy())[1], net(x)[1]) > 1e-3
+    assert largest_difference(engine.logits(x.numpy())[1], net(x)[1]) > 1e-3
 
 
-def test_the_checkpoint_tells_its_source(saved, tmp_path):
+def test_the_checkpoint_records_its_source(saved, tmp_path):
     _, _, _, path, meta = saved
     main(["convert", "--input", str(path), "--output", str(tmp_path / "ours.safetensors")])
-    told = checkpoint.read_meta(tmp_path / "ours.safetensors")
-    assert told["source"]["file"] == path.name
-    assert len(told["source"]["sha256"]) == 64
-    assert told["config"].get("data") == meta.get("data")
+    metadata = checkpoint.read_meta(tmp_path / "ours.safetensors")
+    assert metadata["source"]["file"] == path.name
+    assert len(metadata["source"]["sha256"]) == 64
+    assert metadata["config"].get("data") == meta.get("data")
 
 
 @torch.no_grad()
 def test_predictions_normalize_as_the_family_does(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    scaled = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+    image_array = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    scaled = torch.from_numpy(image_array).permute(2, 0, 1)[None] / 255
     for family, mean, std in (
         ("paddleseg", [0.5] * 3, [0.5] * 3),
         ("openseg", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
@@ -179,7 +179,7 @@ def test_predictions_normalize_as_the_family_does(tmp_path):
         logits = net((x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])[1]
         align_corners = architecture.VARIANTS[family].align_corners
         full = torch.nn.functional.interpolate(logits, (64, 96), mode="bilinear", align_corners=align_corners)
-        found = ocrnet.load(tmp_path / name).probabilities(picture)
+        found = ocrnet.load(tmp_path / name).probabilities(image_array)
         assert np.abs(found - full.softmax(1)[0].numpy()).max() < 1e-4
 
 
@@ -193,15 +193,15 @@ BACKBONES = {
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_backbones(name, tmp_path, capsys):
-    network, save, said = BACKBONES[name]
+def test_backbones_are_read_and_converted(name, tmp_path, capsys):
+    network, save, message = BACKBONES[name]
     net = fill(network(4, 1, (1, 2, 1)))
     save(net.state_dict(), tmp_path / name)
     arch = Arch(width=4, blocks=1, modules=(1, 2, 1), num_classes=5, channels=16, key_channels=8)
     found, report = weights.read_backbone(tmp_path / name, arch)
-    assert said in report
+    assert message in report
     assert set(found) == {key for key in architecture.shapes(arch) if architecture.is_backbone(key)}
-    if name != "ssld.pdparams":  # whose values stand under other names; test_logits_are_the_familys compares them
+    if name != "ssld.pdparams":  # its names differ; the test of logits above compares its values
         reference = {k: v.numpy() for k, v in net.state_dict().items()}
         ours = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
         for key, array in reference.items():
@@ -215,73 +215,74 @@ def test_backbones(name, tmp_path, capsys):
     again, _ = weights.read_backbone(output, arch)
     first, _ = weights.read_backbone(tmp_path / name, arch)
     assert all(np.array_equal(again[key], first[key]) for key in first)
-    assert main(["predict", "docs/pictures", "--checkpoint_path", str(output)]) == 2  # no whole network
+    assert main(["predict", "docs/pictures", "--checkpoint_path", str(output)]) == 2  # it has no heads
     assert "not from an OCRNet" in capsys.readouterr().err
 
 
-def test_the_fixture_gives_its_outputs(tmp_path, fixture):
+def test_the_authors_weights_give_the_authors_outputs(tmp_path, fixture):
     output = tmp_path / "ours.safetensors"
     assert main(["convert", "--input", str(fixture / "state_dict.pth"), "--output", str(output)]) == 0
     model = ocrnet.load(output, engine="torch")
     for case in ("case_a", "case_b"):
-        wanted = torch.load(fixture / f"{case}.pth", weights_only=True)
-        aux, ocr = model.logits(wanted["x"].numpy())
-        np.testing.assert_allclose(aux, wanted["aux"].numpy(), atol=1e-5)
-        np.testing.assert_allclose(ocr, wanted["ocr"].numpy(), atol=1e-5)
+        expected = torch.load(fixture / f"{case}.pth", weights_only=True)
+        aux, ocr = model.logits(expected["x"].numpy())
+        np.testing.assert_allclose(aux, expected["aux"].numpy(), atol=1e-5)
+        np.testing.assert_allclose(ocr, expected["ocr"].numpy(), atol=1e-5)
 
 
-def test_the_file_that_is_converted_stays(tmp_path):
-    """A checkpoint's twin of MindSpore's suffix is removed when a run saves; here it may be the input."""
+def test_the_converted_file_is_kept(tmp_path):
+    """A run that saves a checkpoint removes the .ckpt file of the same name; here that file is the input."""
     network, sizes, save, _, _ = FAMILIES["mindspore"]
     save(fill(network(*sizes)).state_dict(), tmp_path / "net.ckpt")
     content = (tmp_path / "net.ckpt").read_bytes()
     argv = ["convert", "--input", str(tmp_path / "net.ckpt"), "--output", str(tmp_path / "net.safetensors")]
     assert main(argv) == 0
     assert (tmp_path / "net.ckpt").read_bytes() == content
-    assert main(argv) == 2  # nor is the output of before written over
+    assert main(argv) == 2  # an existing output is not overwritten either
 
 
-# What is missing or too much.
+# Missing and unexpected tensors.
 
 
-def cut(tmp_path, names, add=()):
+def convert_altered(tmp_path, missing, unexpected=()):
+    """Save mmseg weights without some tensors and with others; return the arguments of the convert command."""
     network, sizes, save, name, _ = FAMILIES["mmseg"]
     state = fill(network(*sizes)).state_dict()
-    for key in names:
+    for key in missing:
         del state[key]
-    save(state | {key: torch.zeros(2) for key in add}, tmp_path / name)
+    save(state | {key: torch.zeros(2) for key in unexpected}, tmp_path / name)
     return ["convert", "--input", str(tmp_path / name), "--output", str(tmp_path / "ours.safetensors")]
 
 
-def test_what_is_missing_is_an_error_unless_allowed(tmp_path, capsys):
-    lacking = ["decode_head.1.conv_seg.weight", "backbone.stage3.0.branches.1.0.bn2.running_var"]
-    argv = cut(tmp_path, lacking)
+def test_missing_tensors_are_an_error_unless_allowed(tmp_path, capsys):
+    missing = ["decode_head.1.conv_seg.weight", "backbone.stage3.0.branches.1.0.bn2.running_var"]
+    argv = convert_altered(tmp_path, missing)
     assert main(argv) == 2
     assert "cls_head.weight" in capsys.readouterr().err
     assert not (tmp_path / "ours.safetensors").exists()
     assert main([*argv, "--allow_partial"]) == 0
-    said = capsys.readouterr().out
-    assert "2 missing, 0 unexpected" in said
-    assert "stage3.0.branches.1.0.bn2.running_var, cls_head.weight" in said
+    output = capsys.readouterr().out
+    assert "2 missing, 0 unexpected" in output
+    assert "stage3.0.branches.1.0.bn2.running_var, cls_head.weight" in output
     found = weights.read(tmp_path / "ours.safetensors")
     assert (found.arch.num_classes, found.arch.variant) == (2, "mmseg")
     fresh = architecture.init(found.arch, 0)
     np.testing.assert_array_equal(found.tensors["cls_head.weight"], fresh["cls_head.weight"])
 
 
-def test_what_is_too_much_is_an_error_unless_allowed(tmp_path, capsys):
-    argv = cut(tmp_path, [], ["auxiliary_head.conv_seg.weight"])
+def test_unexpected_tensors_are_an_error_unless_allowed(tmp_path, capsys):
+    argv = convert_altered(tmp_path, [], ["auxiliary_head.conv_seg.weight"])
     assert main(argv) == 2
     assert "1 unexpected: auxiliary_head.conv_seg.weight" in capsys.readouterr().err
     assert main([*argv, "--allow_partial", "True"]) == 0
     assert "unexpected, left out: auxiliary_head.conv_seg.weight" in capsys.readouterr().out
 
 
-# Back to others.
+# Conversion to other implementations.
 
 
 @pytest.mark.parametrize("family", ["hrnet", "mmseg", "mindspore"])
-def test_there_and_back(family, tmp_path, capsys):
+def test_converting_there_and_back_keeps_every_tensor(family, tmp_path, capsys):
     network, sizes, save, name, _ = FAMILIES[family]
     net = fill(network(*sizes))
     state = net.state_dict()
@@ -305,14 +306,14 @@ def test_there_and_back(family, tmp_path, capsys):
         assert (found[key].dtype, found[key].shape) == (x.dtype, x.shape)
         if not key.endswith("num_batches_tracked"):
             assert torch.equal(found[key], x), key
-    if family == "hrnet":  # strictly, as their own loader does
+    if family == "hrnet":  # strict, as in the authors' own loader
         net.load_state_dict(found)
     assert "names of" in capsys.readouterr().out
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["mmseg", "mindspore"])
-def test_our_biases_are_folded_for_who_has_none(family, tmp_path):
+def test_biases_are_folded_for_families_without_them(family, tmp_path):
     network, sizes, *_ = FAMILIES[family]
     keys = ("width", "blocks", "modules", "num_classes", "channels", "key_channels")
     arch = Arch(**dict(zip(keys, sizes, strict=True)), variant=family)
@@ -334,10 +335,10 @@ def test_our_biases_are_folded_for_who_has_none(family, tmp_path):
     assert not net.load_state_dict(named, strict=False).unexpected_keys
     x = image(SIZES[0])
     for ours, theirs in zip(ocrnet.load(tmp_path / "ours.safetensors").logits(x.numpy()), net(x), strict=True):
-        assert apart(ours, theirs) < 1e-5
+        assert largest_difference(ours, theirs) < 1e-5
 
 
-REFUSED = [
+NOT_CONVERTIBLE = [
     ("hrnet", "mmseg", "align_corners False"),
     ("hrnet", "mindspore", "eps 0.0001"),
     ("mmseg", "hrnet", "branches are resized twice"),
@@ -352,18 +353,18 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("family", "to", "why"), REFUSED)
-def test_what_another_cannot_hold_is_refused(family, to, why, tmp_path, capsys):
+@pytest.mark.parametrize(("family", "to", "reason"), NOT_CONVERTIBLE)
+def test_networks_that_another_family_cannot_express_are_rejected(family, to, reason, tmp_path, capsys):
     network, sizes, save, name, _ = FAMILIES[family]
     save(fill(network(*sizes)).state_dict(), tmp_path / name)
     output = tmp_path / ("out.ckpt" if to == "mindspore" else "out.pth")
     assert main(["convert", "--input", str(tmp_path / name), "--output", str(output), "--to", to]) == 2
-    assert why in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
     assert not output.exists()
 
 
 @torch.no_grad()
-def test_the_authors_code_takes_nvidias_network_with_a_setting(tmp_path, capsys):
+def test_nvidias_network_converts_to_the_authors_code_with_a_setting(tmp_path, capsys):
     network, sizes, save, name, _ = FAMILIES["nvidia"]
     save(fill(network(*sizes)).state_dict(), tmp_path / name)
     output = tmp_path / "out.pth"
@@ -383,7 +384,7 @@ def test_half_precision_is_read(tmp_path):
     assert weights.read(tmp_path / name).arch == found.arch
 
 
-def test_safetensors_of_a_type_that_numpy_lacks(tmp_path, capsys):
+def test_safetensors_of_a_dtype_that_numpy_lacks_are_rejected(tmp_path, capsys):
     header = json.dumps({"conv1.weight": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
     assert (

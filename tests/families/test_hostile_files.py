@@ -1,4 +1,4 @@
-"""Files made to run code or to take all memory, and files cut short: refused in one line, and nothing is left."""
+"""Files that try to run code or exhaust memory, and truncated files, are rejected in one line and leave no files."""
 
 import builtins
 import io
@@ -24,7 +24,7 @@ from ocrnet.weights import ckpt, pickles
 SIZES = (4, 1, (1, 1, 1), 3, 8, 4)
 HUGE = 10**10
 
-# Runs the command on one file after another with 512 MiB more than it has when all is imported.
+# Converts each file, with a limit of 512 MiB above the memory in use after all imports.
 LIMITED = """
 import json, resource, sys
 from pathlib import Path
@@ -36,23 +36,23 @@ torch.set_num_threads(1)
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, [pages * resource.getpagesize() + (512 << 20)] * 2)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-answers = {}
+statuses = {}
 for path in sys.argv[1:]:
-    answers[path] = main(["convert", "--input", path, "--output", path + ".safetensors"])
+    statuses[path] = main(["convert", "--input", path, "--output", path + ".safetensors"])
     print("===", file=sys.stderr, flush=True)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([answers, (peak - before) >> 10]))
+print(json.dumps([statuses, (peak - before) >> 10]))
 """
 
 
 class Calls:
-    """Pickled, it makes whoever unpickles it call a function."""
+    """Calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments):
-        self.made = function, arguments
+        self.call = function, arguments
 
     def __reduce__(self):
-        return self.made
+        return self.call
 
 
 def touch(folder):
@@ -64,7 +64,7 @@ def harmless():
 
 
 def save_array(shape=(2, 3), content=b"\0" * 24, code="f4", function="_reconstruct", kind=b"cnumpy\nndarray\n"):
-    """A pickle by hand: {"x": array}, with whatever stands in its parts."""
+    """Return the pickle of {"x": array}, assembled from parts that may be invalid."""
 
     def text(string):
         return b"X" + struct.pack("<I", len(string)) + string.encode()
@@ -86,14 +86,14 @@ def save_array(shape=(2, 3), content=b"\0" * 24, code="f4", function="_reconstru
     return b"\x80\x03}" + text("x") + make + state + b"s."
 
 
-def laughs():
-    """A list of nothing, ten times in the next list, that ten times in the next: 10^40 in all."""
+def billion_laughs():
+    """Return the pickle of 40 nested lists, each of which holds the previous one ten times: 10^40 items in total."""
     lists = b"".join(b"\x8c\1" + bytes([65 + i]) + b"](" + (b"h" + bytes([i])) * 10 + b"e\x94s" for i in range(40))
     return b"\x80\x04}\x8c\1a]\x94s" + lists + b"."
 
 
 def pickled_attacks(folder):
-    """Name -> bytes of a .pdparams, and what the refusal must say."""
+    """Return by name the bytes of a .pdparams file and a part of the expected error message."""
     code = "could run code"
     own = f"touch {folder}/owned"
     return {
@@ -123,7 +123,7 @@ def pickled_attacks(folder):
         "huge_text": (b"\x80\x04\x8d" + struct.pack("<Q", HUGE) + b"x.", "10,000,000,000 bytes are claimed"),
         "huge_number": (b"\x80\x04\x8b\xff\xff\xff\x7fx.", "bytes are claimed"),
         "huge_memo": (b"\x80\x04}r\xff\xff\xff\xff.", "no state dict"),
-        "laughs": (laughs(), "nested too deeply"),
+        "laughs": (billion_laughs(), "nested too deeply"),
         "endless": (b"\x80\x04}\x94\x8c\x01xh\0s.", "nested too deeply"),
         "encode": (
             b"\x80\x02](X" + struct.pack("<I", 1000) + b"x" * 1000 + b"q\0X\6\0\0\0latin1q\1"
@@ -145,19 +145,20 @@ SHARED = np.zeros(10, np.float32)
 def torch_attacks(folder):
     tensor = torch.ones(2, 3)
     state = {"conv1.weight": tensor}
-    found = {
+    contents = {
         "system": {**state, "x": touch(folder)},
         "eval": {**state, "x": Calls(builtins.eval, f"__import__('os').system('touch {folder}/owned')")},
         "getattr": {**state, "x": Calls(getattr, "x", "upper")},
         "numpy": {"state_dict": state, "best_mean_iu": np.float64(0.8)},
     }
     return {
-        name: (content, "could run code, so it is refused; if you trust its source") for name, content in found.items()
+        name: (content, "could run code, so it is refused; if you trust its source")
+        for name, content in contents.items()
     }
 
 
 def bombs(folder):
-    """Files of few bytes that claim many."""
+    """Write small files that claim a large size; return by name a part of the expected error message."""
     plain = io.BytesIO()
     torch.save({"conv1.weight": torch.ones(2, 3)}, plain)
     with (
@@ -168,7 +169,7 @@ def bombs(folder):
             target.writestr(name, bytes(300 << 20) if name.endswith("data/0") else source.read(name))
     content = bytearray(plain.getvalue())
     for entry in zipfile.ZipFile(plain).infolist():
-        if entry.filename.endswith("data/0"):  # the sizes in the central directory alone
+        if entry.filename.endswith("data/0"):  # change the sizes only in the central directory
             place = content.rindex(b"PK\1\2", 0, content.rindex(entry.filename.encode()))
             content[place + 20 : place + 28] = struct.pack("<II", 2**31, 2**31)
     (folder / "zip_lies.pth").write_bytes(content)
@@ -194,7 +195,7 @@ def bombs(folder):
 
 
 def truncated(folder):
-    """A good file of each kind, cut in its middle and near its end."""
+    """Write a valid file of each kind, truncated near its start, in its middle and near its end; yield the names."""
     state, paddle = fill(Mmseg(*SIZES)).state_dict(), fill(Paddle(*SIZES)).state_dict()
     torch.save(state, folder / "whole.pth")
     torch.save(state, folder / "legacy.pth", _use_new_zipfile_serialization=False)
@@ -209,38 +210,38 @@ def truncated(folder):
             yield cut.name
 
 
-def test_none_runs_none_takes_memory_and_all_end_in_one_line(tmp_path, capsys):
-    wanted: dict[str, str | None] = {}
-    for name, (content, said) in pickled_attacks(tmp_path).items():
+def test_hostile_files_run_no_code_take_little_memory_and_give_a_one_line_error(tmp_path, capsys):
+    expected: dict[str, str | None] = {}
+    for name, (content, message) in pickled_attacks(tmp_path).items():
         (tmp_path / f"{name}.pdparams").write_bytes(content)
-        wanted[f"{name}.pdparams"] = said
-    for name, (content, said) in torch_attacks(tmp_path).items():
+        expected[f"{name}.pdparams"] = message
+    for name, (content, message) in torch_attacks(tmp_path).items():
         for zipped in (True, False):
             torch.save(content, tmp_path / f"{name}{zipped}.pth", _use_new_zipfile_serialization=zipped)
-            wanted[f"{name}{zipped}.pth"] = said
-    wanted |= bombs(tmp_path)
-    wanted |= {name: name for name in truncated(tmp_path)}
+            expected[f"{name}{zipped}.pth"] = message
+    expected |= bombs(tmp_path)
+    expected |= {name: name for name in truncated(tmp_path)}
     assert "wrote" in capsys.readouterr().out
     before = {path.name for path in tmp_path.iterdir()}
-    paths = [str(tmp_path / name) for name in wanted]
-    found = subprocess.run(
+    paths = [str(tmp_path / name) for name in expected]
+    completed = subprocess.run(
         [sys.executable, "-c", LIMITED, *paths], capture_output=True, text=True, check=False, cwd=ROOT
     )
-    assert found.returncode == 0, found.stderr[-3000:]
-    answers, grown = json.loads(found.stdout)
-    said = found.stderr.split("===\n")
-    for path, text in zip(paths, said, strict=False):
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    statuses, memory_growth = json.loads(completed.stdout)
+    messages = completed.stderr.split("===\n")
+    for path, text in zip(paths, messages, strict=False):
         name = Path(path).name
-        assert answers[path] == 2, (name, text)
+        assert statuses[path] == 2, (name, text)
         assert text.startswith("error: "), (name, text)
         assert text.count("\n") == 1, (name, text)
         assert name in text
-        assert wanted[name] is None or wanted[name] in text, (name, text)
-    assert grown < 200, f"{grown} MiB more at the peak"
-    assert {path.name for path in tmp_path.iterdir()} == before  # no output, no temporary file, nobody owned
+        assert expected[name] is None or expected[name] in text, (name, text)
+    assert memory_growth < 200, f"peak memory grew by {memory_growth} MiB"
+    assert {path.name for path in tmp_path.iterdir()} == before  # no output, no temporary file, no file "owned"
 
 
-def test_the_attacks_are_real(tmp_path):
+def test_the_attacks_run_code_when_unpickled_without_restrictions(tmp_path):
     content = pickled_attacks(tmp_path)
     for name in ("system", "system4", "eval", "exec", "dotted", "inst"):
         with np.testing.suppress_warnings():
@@ -256,7 +257,7 @@ def test_the_attacks_are_real(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", pickles.PROTOCOLS)
-def test_what_is_data_is_read_as_it_is(tmp_path, protocol):
+def test_pickled_data_is_read_unchanged(tmp_path, protocol):
     data = {
         "f": np.arange(6, dtype="f4").reshape(2, 3),
         "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),

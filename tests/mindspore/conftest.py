@@ -1,6 +1,7 @@
-"""What MindSpore reads at its import is set once here; these tests run in processes of their own.
+"""Import the MindSpore engine first, which sets the environment variables that MindSpore reads at import.
 
-One variable (ONEDNN_MAX_CPU_ISA) is PyTorch's too: where it is set, PyTorch is slower and rounds otherwise.
+These tests run in processes of their own, because one variable (ONEDNN_MAX_CPU_ISA) also affects PyTorch: it makes
+PyTorch slower and changes its rounding.
 """
 
 import ocrnet.engines.mindspore  # noqa: F401

@@ -1,4 +1,4 @@
-"""`.ckpt` files between the core, which has no MindSpore, and MindSpore itself."""
+"""Our code, which does not use MindSpore, and MindSpore read each other's `.ckpt` files."""
 
 import mindspore as ms
 import numpy as np
@@ -15,7 +15,7 @@ NUMBERS = {"Int8", "UInt8", "Int16", "UInt16", "Int32", "UInt32", "Int64", "UInt
 
 
 class Cell(nn.Cell):
-    """Some of the parts that a network has."""
+    """A convolution and a batch norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,11 +31,11 @@ def arrays() -> dict[str, np.ndarray]:
     return found | {"special": np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32)}
 
 
-def equal(found, wanted):
-    return found.keys() == wanted.keys() and all(
+def equal(found, expected):
+    return found.keys() == expected.keys() and all(
         (found[name].dtype, found[name].shape, found[name].tobytes())
-        == (wanted[name].dtype, wanted[name].shape, wanted[name].tobytes())
-        for name in wanted
+        == (expected[name].dtype, expected[name].shape, expected[name].tobytes())
+        for name in expected
     )
 
 
@@ -44,7 +44,7 @@ def loaded(path):
 
 
 def test_mindspore_reads_what_we_write(tmp_path, monkeypatch):
-    monkeypatch.setattr(ckpt, "SLICE", 16)  # so that some are in slices
+    monkeypatch.setattr(ckpt, "SLICE", 16)  # so that larger tensors are written in slices
     ckpt.write(tmp_path / "a.ckpt", arrays())
     assert equal(loaded(tmp_path / "a.ckpt"), arrays())
 
@@ -59,13 +59,13 @@ def test_we_read_what_mindspore_writes(tmp_path, crc):
         [*listed, {"name": "half", "data": half}], str(path), crc_check=crc, append_dict=appended, format="ckpt"
     )
     found = ckpt.read(path)
-    wanted = half.astype(ms.float32).asnumpy()
-    assert found.pop("half").tobytes() == wanted.tobytes()
+    expected = half.astype(ms.float32).asnumpy()
+    assert found.pop("half").tobytes() == expected.tobytes()
     assert (found.pop("epoch_num").item(), found.pop("note").item()) == (3, "hé")
     assert equal(found, arrays())
 
 
-def test_slices_that_mindspore_writes(tmp_path, monkeypatch):
+def test_we_read_slices_that_mindspore_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(ms.train.serialization, "SLICE_SIZE", 1)  # KiB
     array = np.arange(3000, dtype=np.float32).reshape(30, 100)
     ms.save_checkpoint([{"name": "x", "data": ms.Tensor(array)}], str(tmp_path / "a.ckpt"))
@@ -73,7 +73,7 @@ def test_slices_that_mindspore_writes(tmp_path, monkeypatch):
     assert equal(ckpt.read(tmp_path / "a.ckpt"), {"x": array})
 
 
-def test_names_of_a_cell(tmp_path):
+def test_cell_name_gives_mindspores_parameter_names(tmp_path):
     cell = Cell()
     ms.save_checkpoint(cell, str(tmp_path / "a.ckpt"))
     assert set(ckpt.read(tmp_path / "a.ckpt")) == {
@@ -83,10 +83,10 @@ def test_names_of_a_cell(tmp_path):
     }
 
 
-def test_our_document_is_in_nobodys_way(tmp_path):
+def test_mindspore_ignores_our_metadata_entry(tmp_path):
     state = architecture.init(ARCH, 3)
     weights.write_ckpt(tmp_path / "a.ckpt", state, {"config": {}})
-    assert (tmp_path / "a.ckpt").stat().st_mode & 0o200  # unlike MindSpore's own, which cannot be written again
+    assert (tmp_path / "a.ckpt").stat().st_mode & 0o200  # unlike MindSpore's files, which are read-only
     parameters = ms.load_checkpoint(str(tmp_path / "a.ckpt"))
     own = {mindspore.canonical_name(n): p.asnumpy() for n, p in parameters.items() if n != weights.DOCUMENT}
     assert equal(own, state)
@@ -99,7 +99,7 @@ def test_our_document_is_in_nobodys_way(tmp_path):
     assert (cell.conv1.weight.asnumpy() == 1).all()
 
 
-def test_encrypted_files_are_named(tmp_path):
+def test_encrypted_files_are_rejected_by_name(tmp_path):
     path = tmp_path / "a.ckpt"
     for mode in ("AES-GCM", "AES-CBC", "SM4-CBC"):
         data = [{"name": "x", "data": ms.Tensor(np.zeros(3, np.float32))}]

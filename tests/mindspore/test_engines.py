@@ -1,6 +1,7 @@
-"""The engines against each other: every variant's answers, and whole training steps from trained weights.
+"""Both engines compute the same: the logits of every variant, and whole training steps from trained weights.
 
-A rounding difference grows tenfold a step from fresh weights, and stays one from trained weights: hence the bounds.
+From fresh weights a rounding difference grows tenfold per step. From trained weights it does not grow, so the bounds
+can be tight.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ BOUND = 1e-4
 
 @pytest.mark.parametrize("variant", architecture.VARIANTS)
 @pytest.mark.parametrize("size", [(64, 96), (65, 97)])
-def test_every_variant_answers_alike(variant, size):
+def test_the_logits_of_every_variant_agree(variant, size):
     arch = dataclasses.replace(ARCH, variant=variant)
     rng = np.random.default_rng(0)
     state = {
@@ -39,27 +40,27 @@ def test_every_variant_answers_alike(variant, size):
         )
     }
     x = rng.standard_normal((1, 3, *size)).astype(np.float32)
-    answers = []
+    logits = []
     for name in ("torch", "mindspore"):
         engine = open_engine(Config(engine=name, device_target="CPU", ms_mode="pynative"), arch, world=World())
         engine.restore(state, 0)
-        answers.append(engine.logits(x))
-    for a, b in zip(*answers, strict=True):
+        logits.append(engine.logits(x))
+    for a, b in zip(*logits, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
-def test_the_heads_attend_to_the_same():
+def test_regions_and_relation_agree():
     image = open_dataset("cityscapes", GOLDEN, "train").read(0)[0]
     passes = make_passes(Eval(), image.shape[:2])
-    seen = []
+    outputs = []
     for name in ("torch", "mindspore"):
         engine = open_engine(Config(engine=name, device_target="CPU", ms_mode="pynative"), ARCH, world=World())
         engine.restore(load_file(GOLDEN / "start.safetensors"), 0)
-        seen.append(engine.predict(image[None], passes, ATTENTION))
+        outputs.append(engine.predict(image[None], passes, ATTENTION))
     for name in ATTENTION:
-        spread = np.ptp(seen[0][name])
+        spread = np.ptp(outputs[0][name])
         assert spread > 1e-3
-        np.testing.assert_allclose(seen[0][name], seen[1][name], rtol=0, atol=1e-3 * spread)
+        np.testing.assert_allclose(outputs[0][name], outputs[1][name], rtol=0, atol=1e-3 * spread)
 
 
 def config(engine, **changes):
@@ -77,7 +78,7 @@ def config(engine, **changes):
     return dataclasses.replace(cfg, **(plain | changes))
 
 
-def opened(engine, **changes):
+def open_training(engine, **changes):
     cfg = config(engine, **changes)
     dataset = open_dataset("cityscapes", GOLDEN, "train")
     stream = TrainStream(dataset, cfg.data, seed=1, channels=ARCH.channels, dropout=0.05)
@@ -85,16 +86,16 @@ def opened(engine, **changes):
 
 
 def train(engine, steps=STEPS, start=None, at=0):
-    """Return the losses of ``steps`` steps from trained weights, or from a state, and the state after them."""
-    ms.set_context(mode=ms.GRAPH_MODE)  # whichever mode an engine was opened in since, in this process
+    """Run ``steps`` steps from ``start`` (default: the trained weights); return the losses and the final state."""
+    ms.set_context(mode=ms.GRAPH_MODE)  # another engine opened in this process may have changed it
     engine.restore(load_file(GOLDEN / "start.safetensors") if start is None else start, at)
     stats = engine.train(steps)
     assert stats.finite.all()
     return stats.loss, engine.state()
 
 
-def apart(a, b):
-    """The largest difference of losses, relative, and of weights and momentum, relative to each tensor's norm."""
+def largest_differences(a, b):
+    """Return the largest relative difference of losses, and that of weights and statistics by each tensor's norm."""
     losses = np.abs(a[0] / b[0] - 1).max()
     assert a[1].keys() == b[1].keys()
     tensors = [
@@ -105,8 +106,8 @@ def apart(a, b):
 
 @pytest.fixture(scope="module")
 def engines():
-    """Both engines, for all tests here: MindSpore compiles once."""
-    return {name: opened(name) for name in ("torch", "mindspore")}
+    """Open both engines once for all tests of this module, so that MindSpore compiles once."""
+    return {name: open_training(name) for name in ("torch", "mindspore")}
 
 
 @pytest.fixture(scope="module")
@@ -115,28 +116,28 @@ def torch_run(engines):
 
 
 def test_twenty_steps_agree(engines, torch_run):
-    losses, weights = apart(train(engines["mindspore"]), torch_run)
+    losses, weights = largest_differences(train(engines["mindspore"]), torch_run)
     assert losses < BOUND
     assert weights < BOUND
 
 
 @pytest.mark.parametrize("change", [{"decay": "no_norm"}, {"lr_init": 1.01e-3}], ids=str)
-def test_a_small_fault_breaks_the_bounds(torch_run, change):
-    losses, weights = apart(train(opened("torch", **change)), torch_run)
+def test_a_small_change_of_the_recipe_exceeds_the_bounds(torch_run, change):
+    losses, weights = largest_differences(train(open_training("torch", **change)), torch_run)
     assert max(losses, weights) > BOUND
 
 
-def test_a_run_goes_on_in_the_other_engine(engines, torch_run):
-    """Ten steps on one, ten on the other, both ways, momentum included."""
+def test_a_run_can_be_resumed_with_the_other_engine(engines, torch_run):
+    """Run ten steps on one engine and ten on the other, in both orders, with the momentum in the state."""
     half = STEPS // 2
     for first, second in (("torch", "mindspore"), ("mindspore", "torch")):
         losses, state = train(engines[first], half)
         rest, end = train(engines[second], half, start=state, at=half)
         found = np.concatenate([losses, rest]), end
-        assert max(apart(found, torch_run)) < BOUND
+        assert max(largest_differences(found, torch_run)) < BOUND
     without = {name: array for name, array in state.items() if "/" not in name}
-    found = train(engines["torch"], half, start=without, at=half)  # the negative control: momentum lost
-    assert max(apart(found, (torch_run[0][half:], torch_run[1]))) > BOUND
+    found = train(engines["torch"], half, start=without, at=half)  # the negative control: without the momentum
+    assert max(largest_differences(found, (torch_run[0][half:], torch_run[1]))) > BOUND
 
 
 def test_the_first_step_from_fresh_weights_agrees(engines):

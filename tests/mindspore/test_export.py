@@ -1,4 +1,4 @@
-"""A checkpoint becomes a MINDIR file that answers as the checkpoint does."""
+"""A checkpoint exported as MINDIR gives the logits and labels of the checkpoint."""
 
 import mindspore as ms
 import numpy as np
@@ -25,7 +25,7 @@ def saved(tmp_path):
     return path
 
 
-def test_the_exported_network_answers_like_the_torch_engine(saved, tmp_path, capsys):
+def test_the_exported_network_has_the_outputs_of_the_torch_engine(saved, tmp_path, capsys):
     output = tmp_path / "new" / "small.mindir"
     argv = ["export", "--checkpoint_path", str(saved), "--output", str(output), "--size", "[64, 96]"]
     assert main.main(argv) == 0
@@ -42,7 +42,7 @@ def test_the_exported_network_answers_like_the_torch_engine(saved, tmp_path, cap
 
 
 @pytest.mark.long
-def test_a_file_that_answers_otherwise_is_not_left(saved, tmp_path, capsys):
+def test_a_file_whose_outputs_differ_is_removed(saved, tmp_path, capsys):
     output = tmp_path / "new" / "small.mindir"
     argv = ["export", "--checkpoint_path", str(saved), "--output", str(output), "--size", "[64, 96]"]
     assert main.main([*argv, "--tolerance", "0"]) == 2

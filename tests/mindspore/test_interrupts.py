@@ -1,4 +1,4 @@
-"""Ctrl-C reaches Python as itself, also while MindSpore compiles and runs a graph: real processes, a real signal."""
+"""Ctrl-C raises KeyboardInterrupt in Python while MindSpore compiles or runs a graph, in real processes."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ BEGIN = """
     import time
     from contextlib import nullcontext
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # SIGINT is ignored if the tests run in the background
 
     from ocrnet.engines.mindspore import interrupts
     import mindspore as ms
@@ -32,23 +32,23 @@ BEGIN = """
 
 
 @pytest.fixture
-def begin(tmp_path):
-    """Run what is given after BEGIN, wait for its first word, and send it SIGINT."""
+def run_and_interrupt(tmp_path):
+    """Return a function that runs BEGIN and a script, waits until the script prints ready, and sends SIGINT."""
 
-    def started(script: str) -> subprocess.CompletedProcess:
+    def run(script: str) -> subprocess.CompletedProcess:
         file = tmp_path / "script.py"  # MindSpore's compiler reads the source from it
         file.write_text(textwrap.dedent(BEGIN) + textwrap.dedent(script), encoding="utf-8")
         process = subprocess.Popen([sys.executable, file], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout.readline() == "ready\n", process.communicate()
         process.send_signal(signal.SIGINT)
-        said, errors = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(process.args, process.returncode, said, errors)
+        output, errors = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
-    return started
+    return run
 
 
-def test_while_a_graph_runs(begin):
-    ended = begin("""
+def test_ctrl_c_interrupts_a_running_graph(run_and_interrupt):
+    completed = run_and_interrupt("""
         cell(x)
         try:
             print("ready", flush=True)
@@ -57,42 +57,42 @@ def test_while_a_graph_runs(begin):
         except KeyboardInterrupt:
             print("interrupted")
     """)
-    assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr
+    assert (completed.returncode, completed.stdout) == (0, "interrupted\n"), completed.stderr
 
 
-def test_while_a_graph_is_compiled(begin):
-    ended = begin("""
+def test_ctrl_c_interrupts_after_the_compilation_of_a_graph(run_and_interrupt):
+    completed = run_and_interrupt("""
         try:
             with interrupts.defer_interrupts():
                 print("ready", flush=True)
                 cell(x).asnumpy()
-                end = time.monotonic() + 5  # compiling may have been faster than the signal
+                end = time.monotonic() + 5  # the signal may arrive after compiling has completed
                 while not interrupts._waiting and time.monotonic() < end:
                     time.sleep(0.01)
                 print("compiled", flush=True)
         except KeyboardInterrupt:
             print("interrupted")
     """)
-    assert (ended.returncode, ended.stdout) == (0, "compiled\ninterrupted\n"), ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert (completed.returncode, completed.stdout) == (0, "compiled\ninterrupted\n"), completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
-def test_while_python_waits(begin):
-    ended = begin("""
+def test_ctrl_c_interrupts_a_sleep(run_and_interrupt):
+    completed = run_and_interrupt("""
         try:
             print("ready", flush=True)
             time.sleep(40)
         except KeyboardInterrupt:
             print("interrupted")
     """)
-    assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr
+    assert (completed.returncode, completed.stdout) == (0, "interrupted\n"), completed.stderr
 
 
-def test_where_it_is_ignored(begin):
-    ended = begin("""
+def test_an_ignored_ctrl_c_stays_ignored(run_and_interrupt):
+    completed = run_and_interrupt("""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("ready", flush=True)
         time.sleep(1)
-        print("went on")
+        print("continued")
     """)
-    assert (ended.returncode, ended.stdout) == (0, "went on\n"), ended.stderr
+    assert (completed.returncode, completed.stdout) == (0, "continued\n"), completed.stderr

@@ -1,4 +1,4 @@
-"""Real processes that join under mpirun and msrun: right sums, and a bounded end without leftovers."""
+"""Real processes join under mpirun and msrun: sums are exact, and failed runs end in bounded time without leftovers."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ BIN = Path(sys.executable).parent
 MARK = "OCRNET_TEST_MARK"
 NOISE = ("[INFO]", "[WARNING]", "[ERROR]", "Traceback", "Exception ignored")
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the lock has mpirun for Linux")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the lock file has mpirun for Linux only")
 
 WORKER = '''
 import os, signal, sys, time
@@ -35,26 +35,26 @@ from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped
 from ocrnet.distributed.launcher import read_world
 
-how, who = sys.argv[1], int(sys.argv[2])
+mode, failing_rank = sys.argv[1], int(sys.argv[2])
 world = read_world()
-mine = world.rank == who
+this_rank_fails = world.rank == failing_rank
 
-def same(base):
-    """Check the sum of an array that every rank changes in its own way."""
+def check_sum(base):
+    """Check the sum over the ranks of an array that differs between ranks."""
     parts = [base if base.dtype == bool else (base - k).astype(base.dtype) for k in range(world.size)]
     want = np.sum(np.stack(parts), axis=0)
     got = distributed.all_sum(parts[world.rank])
     assert got.dtype == want.dtype and got.shape == base.shape, (got.dtype, got.shape)
     assert got.tobytes() == want.tobytes(), (got, want)
 
-if how == "before" and mine:
+if mode == "before" and this_rank_fails:
     sys.exit(2)
 distributed.prepare(world, "CPU", 600)
 assert not [name for name in os.environ if name.startswith("OMPI_")]
-if how == "killed" and mine:
-    time.sleep(1)  # the scheduler is up, the others wait for it
+if mode == "killed" and this_rank_fails:
+    time.sleep(1)  # the scheduler runs, and the other ranks wait for this one
     os.kill(os.getpid(), signal.SIGKILL)
-if how == "never" and mine:
+if mode == "never" and this_rank_fails:
     time.sleep(60)
 try:
     distributed.join(world)
@@ -65,25 +65,25 @@ print(f"pid of rank {world.rank} of {world.size}: {os.getpid()}", flush=True)
 import mindspore as ms
 ms.set_context(mode=ms.PYNATIVE_MODE)
 try:
-    if how in ("sums", "stop"):
-        same(np.array([2**53 + 1, -5, 2**24 + 1, -(2**62), 0]))
-        same(np.array([2**24 + 1, -7], np.int32))
-        same(np.array([200, 255, 3], np.uint8))
-        same(np.array([True, False, True]))
-        same(np.array([[0.1, 1e300], [-0.0, np.nan]]))
-        same(np.array([1 + 1e-7], np.float32))
-        same(np.array([0.1, 2.0, 3.0], np.float16)[::2])
-        same(np.array(2.5))
-        same(np.zeros((0, 3)))
+    if mode in ("sums", "stop"):
+        check_sum(np.array([2**53 + 1, -5, 2**24 + 1, -(2**62), 0]))
+        check_sum(np.array([2**24 + 1, -7], np.int32))
+        check_sum(np.array([200, 255, 3], np.uint8))
+        check_sum(np.array([True, False, True]))
+        check_sum(np.array([[0.1, 1e300], [-0.0, np.nan]]))
+        check_sum(np.array([1 + 1e-7], np.float32))
+        check_sum(np.array([0.1, 2.0, 3.0], np.float16)[::2])
+        check_sum(np.array(2.5))
+        check_sum(np.zeros((0, 3)))
         assert distributed.all_sum(np.array([10**world.rank, 1])).tolist() == [int("1" * world.size), world.size]
-    if how == "during" and mine:
-        raise OcrnetError("this rank is in trouble")
-    if how == "late" and mine:
+    if mode == "during" and this_rank_fails:
+        raise OcrnetError("this rank fails")
+    if mode == "late" and this_rank_fails:
         time.sleep(40)
-    if how in ("during", "late"):
+    if mode in ("during", "late"):
         from mindspore import Tensor, ops
         assert ops.AllReduce()(Tensor(np.ones(3, np.float32))).asnumpy()[0] == world.size
-    if how == "stop":
+    if mode == "stop":
         raise Stopped(signal.SIGTERM)
 except (OcrnetError, Stopped) as error:
     distributed.leave()
@@ -94,34 +94,34 @@ print("left", flush=True)
 
 
 class Launch:
-    """A launcher in the background, and every process that comes from it."""
+    """A launcher in the background, and every process that descends from it."""
 
-    def __init__(self, folder: Path, command: list[str | Path], how: str, who: int, **more: str) -> None:
+    def __init__(self, folder: Path, command: list[str | Path], mode: str, failing_rank: int, **variables: str) -> None:
         script = folder / "worker.py"
         script.write_text(WORKER)
         self.mark = uuid.uuid4().hex
         env = {k: v for k, v in os.environ.items() if not k.startswith(("MS_", "RANK_", "DEVICE_ID"))}
-        env |= {"PATH": f"{BIN}{os.pathsep}{env['PATH']}", "PYTHONPATH": str(ROOT), MARK: self.mark, **more}
+        env |= {"PATH": f"{BIN}{os.pathsep}{env['PATH']}", "PYTHONPATH": str(ROOT), MARK: self.mark, **variables}
         self.process = subprocess.Popen(
-            [*command, script, how, str(who)],
+            [*command, script, mode, str(failing_rank)],
             cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def end(self, within: float = 60) -> tuple[int, str]:
-        """Return the launcher's status and what it and the ranks printed; nothing may outlive it."""
+    def wait(self, within: float = 60) -> tuple[int, str]:
+        """Return the launcher's exit status and the output of it and its ranks. No process may outlive it."""
         try:
             out, _ = self.process.communicate(timeout=within)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
         for _ in range(50):
-            if not (left := self.left()):
+            if not (remaining := self.remaining()):
                 return self.process.returncode, out
             time.sleep(0.1)
         self.kill()
-        raise AssertionError(f"left behind: {left}\n{out}")
+        raise AssertionError(f"still running: {remaining}\n{out}")
 
-    def left(self) -> list[str]:
+    def remaining(self) -> list[str]:
         return [f"{process.pid} {process.cmdline()}" for process in self._all()]
 
     def kill(self) -> None:
@@ -135,29 +135,29 @@ class Launch:
                     yield process
 
 
-def mpirun(folder: Path, size: int, how: str, who: int = -1, **more: str) -> Launch:
+def mpirun(folder: Path, size: int, mode: str, failing_rank: int = -1, **variables: str) -> Launch:
     return Launch(
         folder, [BIN / "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(size), sys.executable],
-        how, who, **more,
+        mode, failing_rank, **variables,
     )  # fmt: skip
 
 
-def msrun(folder: Path, size: int, how: str, who: int = -1) -> Launch:
+def msrun(folder: Path, size: int, mode: str, failing_rank: int = -1) -> Launch:
     port = 20000 + os.getpid() % 10000
     return Launch(
         folder,
         [BIN / "msrun", f"--worker_num={size}", f"--local_worker_num={size}", f"--master_port={port}", "--join=True",
          f"--log_dir={folder / 'log'}"],
-        how, who,
+        mode, failing_rank,
     )  # fmt: skip
 
 
 @linux
-def test_two_jobs_under_mpirun_sum_exactly_and_never_meet(tmp_path):
+def test_two_jobs_under_mpirun_sum_exactly_and_stay_separate(tmp_path):
     own = tempfile.mkdtemp(prefix="ocrnet-")  # short, for the launcher's sockets
     jobs = [mpirun(tmp_path, 2, "stop", TMPDIR=own), mpirun(tmp_path, 3, "sums", TMPDIR=own)]
     for size, job, status in zip((2, 3), jobs, (143, 0), strict=True):
-        found, out = job.end()
+        found, out = job.wait()
         assert found == status, out
         assert out.count(f" of {size}: ") == size, out
         assert out.count("left\n") == (size if status == 0 else 0)
@@ -168,7 +168,7 @@ def test_two_jobs_under_mpirun_sum_exactly_and_never_meet(tmp_path):
 
 @linux
 def test_msrun_sums_exactly(tmp_path):
-    status, out = msrun(tmp_path, 2, "sums").end()
+    status, out = msrun(tmp_path, 2, "sums").wait()
     assert status == 0, out
     assert out.count(" of 2: ") == 2, out
     assert "[ERROR]" not in out
@@ -176,49 +176,49 @@ def test_msrun_sums_exactly(tmp_path):
 
 @linux
 @pytest.mark.parametrize(
-    ("how", "who", "status"),
+    ("mode", "failing_rank", "status"),
     [("before", 1, 2), pytest.param("during", 1, 2, marks=pytest.mark.long), ("killed", 0, 137)],
 )
-def test_mpirun_ends_with_the_status_of_the_rank_that_failed(how, who, status, tmp_path):
-    begun = time.monotonic()
-    found, out = mpirun(tmp_path, 2, how, who).end()
+def test_mpirun_exits_with_the_status_of_the_failed_rank(mode, failing_rank, status, tmp_path):
+    started = time.monotonic()
+    found, out = mpirun(tmp_path, 2, mode, failing_rank).wait()
     assert found == status, out
     assert "Traceback" not in out
-    assert time.monotonic() - begun < 50
+    assert time.monotonic() - started < 50
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("how", "who"), [("before", 1), ("during", 1), ("killed", 0)])
-def test_msrun_ends_soon_after_a_rank_that_failed(how, who, tmp_path):
-    status, out = msrun(tmp_path, 2, how, who).end(within=80)
+@pytest.mark.parametrize(("mode", "failing_rank"), [("before", 1), ("during", 1), ("killed", 0)])
+def test_msrun_exits_soon_after_a_rank_fails(mode, failing_rank, tmp_path):
+    status, out = msrun(tmp_path, 2, mode, failing_rank).wait(within=80)
     assert status == 1, out
 
 
 @pytest.mark.long
-def test_a_rank_may_keep_the_others_waiting(tmp_path):
-    status, out = mpirun(tmp_path, 2, "late", 1).end(within=100)
+def test_ranks_wait_for_a_slow_rank(tmp_path):
+    status, out = mpirun(tmp_path, 2, "late", 1).wait(within=100)
     assert status == 0, out
 
 
 @pytest.mark.long
-def test_a_rank_that_never_comes_is_told_of(tmp_path):
-    status, out = mpirun(tmp_path, 2, "never", 1, MS_TOPO_TIMEOUT="15").end(within=100)
+def test_the_error_reports_ranks_that_never_join(tmp_path):
+    status, out = mpirun(tmp_path, 2, "never", 1, MS_TOPO_TIMEOUT="15").wait(within=100)
     assert status == 2, out
     assert "rank 0 of 2 (mpirun) could not join the other ranks" in out
     assert "check that all 2 ranks start and join within 15 s" in out
 
 
 @pytest.mark.long
-def test_the_users_own_port_is_taken(tmp_path):
+def test_the_scheduler_port_set_by_the_user_is_used(tmp_path):
     port = str(20000 + os.getpid() % 10000)
-    for _ in range(2):  # a second time at once
-        status, out = mpirun(tmp_path, 2, "sums", MS_SCHED_HOST="localhost", MS_SCHED_PORT=port).end()
+    for _ in range(2):  # the second launch uses the same port immediately
+        status, out = mpirun(tmp_path, 2, "sums", MS_SCHED_HOST="localhost", MS_SCHED_PORT=port).wait()
         assert status == 0, out
 
 
 @pytest.fixture
 def env(monkeypatch, tmp_path) -> Iterator[dict[str, str]]:
-    """Let a test have an environment without launchers; what it does to it is undone."""
+    """Yield os.environ without launcher variables; restore it after the test."""
     before = dict(os.environ)
     for name in [name for name in before if name.startswith(("MS_", "SLURM_", *distributed.MPI_VARIABLES))]:
         del os.environ[name]
@@ -231,27 +231,27 @@ def env(monkeypatch, tmp_path) -> Iterator[dict[str, str]]:
     os.environ.update(before)
 
 
-def refused(world: World, *words: str) -> None:
+def assert_rejected(world: World, *words: str) -> None:
     with pytest.raises(OcrnetError) as caught:
         distributed.prepare(world, "CPU", 600)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_what_cannot_join_is_refused_with_what_helps(env):
-    refused(World(1, 2, 1, "torchrun"), "torchrun started 2 processes", "msrun, mpirun or srun")
-    refused(World(0, 2, 0, "mpirun", 1), "several machines", "MS_SCHED_HOST", "msrun")
-    refused(World(0, 2, 0, "srun", 1), "srun started ranks on several machines")
+def test_launches_that_cannot_join_are_rejected_with_a_remedy(env):
+    assert_rejected(World(1, 2, 1, "torchrun"), "torchrun started 2 processes", "msrun, mpirun or srun")
+    assert_rejected(World(0, 2, 0, "mpirun", 1), "several machines", "MS_SCHED_HOST", "msrun")
+    assert_rejected(World(0, 2, 0, "srun", 1), "srun started ranks on several machines")
     env["MS_SCHED_PORT"] = "4000"
-    refused(World(0, 2, 0, "mpirun"), "only MS_SCHED_PORT is set")
+    assert_rejected(World(0, 2, 0, "mpirun"), "only MS_SCHED_PORT is set")
     env["MS_SCHED_HOST"] = "192.0.2.1"
-    refused(World(0, 2, 0, "mpirun"), "192.0.2.1", "an address of rank 0's machine")
+    assert_rejected(World(0, 2, 0, "mpirun"), "192.0.2.1", "an address of rank 0's machine")
 
 
-def test_a_port_is_taken_from_a_living_rank_0_alone(env, tmp_path):
+def test_the_port_of_a_running_rank_0_is_used_and_that_of_a_dead_one_is_not(env, tmp_path):
     world = World(1, 2, 1, "mpirun")
     board = rendezvous.board_path()
-    refused(world, str(board), "rank 0 has not written its port", "within 0.3 s")
+    assert_rejected(world, str(board), "rank 0 has not written its port", "within 0.3 s")
     del env["MS_ROLE"], env["MS_SCHED_HOST"]
     rendezvous.leave_port(board, 4321)
     assert board.stat().st_mode & 0o777 == 0o600
@@ -260,26 +260,27 @@ def test_a_port_is_taken_from_a_living_rank_0_alone(env, tmp_path):
     assert (env["MS_NODE_ID"], env["RANK_ID"], env["RANK_SIZE"], env["DEVICE_ID"]) == ("1", "1", "2", "1")
     rendezvous._clean(board)
     assert board.exists()
-    board.write_text(board.read_text().replace('"created": ', '"created": 1'))  # as though the pid were used again
+    # Simulate that another process has the pid now.
+    board.write_text(board.read_text().replace('"created": ', '"created": 1'))
     del env["MS_ROLE"], env["MS_SCHED_HOST"], env["MS_SCHED_PORT"]
-    refused(world, "rank 0 has not written its port")
+    assert_rejected(world, "rank 0 has not written its port")
     rendezvous._clean(board)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_launches_have_boards_of_their_own(env):
-    def board(**changes: str) -> Path:
+def test_each_launch_has_its_own_rendezvous_file(env):
+    def path(**changes: str) -> Path:
         env.update(changes)
         return rendezvous.board_path()
 
-    found = [board(), board(SLURM_JOB_ID="1", SLURM_STEP_ID="0"), board(SLURM_STEP_ID="1"),
-             board(PMIX_NAMESPACE="prterun-a-1@1"), board(PMIX_NAMESPACE="prterun-a-2@1")]  # fmt: skip
-    assert len(set(found)) == len(found)
-    assert rendezvous.board_path() == found[-1]
+    paths = [path(), path(SLURM_JOB_ID="1", SLURM_STEP_ID="0"), path(SLURM_STEP_ID="1"),
+             path(PMIX_NAMESPACE="prterun-a-1@1"), path(PMIX_NAMESPACE="prterun-a-2@1")]  # fmt: skip
+    assert len(set(paths)) == len(paths)
+    assert rendezvous.board_path() == paths[-1]
 
 
 @pytest.mark.parametrize("target", ["Ascend", "GPU"])
-def test_elsewhere_than_on_cpu_the_launchers_variables_stay(target, env):
+def test_the_launchers_variables_stay_on_ascend_and_gpu(target, env):
     env["OMPI_COMM_WORLD_RANK"] = "1"
     before = dict(env)
     distributed.prepare(World(1, 2, 1, "mpirun"), target, 600)

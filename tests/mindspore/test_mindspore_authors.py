@@ -1,4 +1,4 @@
-"""The MindSpore network and loss against the authors' numbers (tests/data/official_w6), op by op and compiled."""
+"""The MindSpore network and loss give the authors' values (tests/data/official_w6), op by op and compiled."""
 
 import functools
 import json
@@ -52,7 +52,7 @@ def summary(case):
 
 
 def network(**arch):
-    """The authors' weights in a network of ours, and its parameters by canonical name."""
+    """Return our network with the authors' weights, and its parameters by canonical name."""
     model = OCRNet(Arch(width=6, channels=48, key_channels=24, **arch))
     named = {canonical_name(p.name): p for p in model.get_parameters()}
     assert list(named) == [*architecture.shapes(Arch(width=6, channels=48, key_channels=24))]
@@ -66,33 +66,33 @@ def outputs(case, **arch):
     return [head.asnumpy() for head in Logits(model).set_train(False)(Tensor(read(f"case_{case}")["x"]))]
 
 
-def apart(found, wanted):
-    return np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()
+def largest_difference(actual, expected):
+    return np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max()
 
 
 @cases
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_eval_outputs(case, align_corners):
-    found = outputs(case, align_corners=align_corners)
+def test_eval_outputs_equal_the_authors(case, align_corners):
+    actual = outputs(case, align_corners=align_corners)
     suffix = "" if align_corners else "_align_corners_false"
     sample, exact = read(f"case_{case}"), summary(case)["eval" + suffix]
-    for name, logits in zip(("aux", "ocr"), found, strict=True):
-        assert apart(logits, sample[name + suffix]) < 1e-5
-        at = tuple(np.array(exact["positions_chw"]).T)
-        assert apart(logits[0][at], np.array(exact[f"{name}_at_fp64"])) < 1e-5
+    for name, logits in zip(("aux", "ocr"), actual, strict=True):
+        assert largest_difference(logits, sample[name + suffix]) < 1e-5
+        position = tuple(np.array(exact["positions_chw"]).T)
+        assert largest_difference(logits[0][position], np.array(exact[f"{name}_at_fp64"])) < 1e-5
 
 
 @pytest.mark.long
-def test_eval_outputs_compiled_for_any_size():
-    """Both cases by one graph."""
+def test_one_compiled_graph_serves_any_size():
+    """Both cases run in one graph with dynamic shapes."""
     ms.set_context(mode=ms.GRAPH_MODE)
     cell = Logits(network()[0]).set_train(False)
     cell.set_inputs(Tensor(shape=[None, 3, None, None], dtype=ms.float32))
     for case in "ab":
         sample = read(f"case_{case}")
         aux, ocr = cell(Tensor(sample["x"]))
-        assert apart(aux.asnumpy(), sample["aux"]) < 1e-5
-        assert apart(ocr.asnumpy(), sample["ocr"]) < 1e-5
+        assert largest_difference(aux.asnumpy(), sample["aux"]) < 1e-5
+        assert largest_difference(ocr.asnumpy(), sample["ocr"]) < 1e-5
         full = resize(ocr, sample["label"].shape[1:], True).asnumpy()
         np.testing.assert_array_equal(full.argmax(1), sample["pred_full_res"])
 
@@ -102,11 +102,13 @@ def test_eval_outputs_compiled_for_any_size():
     [{"align_corners": False}, {"fuse_resize": "nearest"}, {"same_padding": True}, {"head_eps": 1e-4}],
     ids=str,
 )
-def test_another_rule_moves_the_outputs(change, monkeypatch):
+def test_another_layer_rule_changes_the_outputs(change, monkeypatch):
     monkeypatch.setitem(architecture.VARIANTS, "changed", architecture.Variant(**change))
     sample = read("case_a")
     aux, ocr = outputs("a", variant="changed")
-    assert max(apart(aux, sample["aux"]), apart(ocr, sample["ocr"])) > 1e-4  # ten times the bound
+    assert (
+        max(largest_difference(aux, sample["aux"]), largest_difference(ocr, sample["ocr"])) > 1e-4
+    )  # ten times the bound
 
 
 class WithLoss(nn.Cell):
@@ -121,7 +123,7 @@ class WithLoss(nn.Cell):
 
 @functools.cache
 def train(case, aux=0.4):
-    """Loss, gradients and statistics of one train-mode pass of the authors' weights."""
+    """Return the loss, gradients and statistics of one training pass with the authors' weights."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     sample = read(f"case_{case}")
     model, named = network()
@@ -135,39 +137,39 @@ def train(case, aux=0.4):
 
 
 @cases
-def test_loss(case):
+def test_the_loss_equals_the_authors(case):
     assert train(case)[0] == pytest.approx(summary(case)["train_loss_fp32"], rel=1e-5)
 
 
 @cases
-def test_statistics(case):
-    found = train(case)[2]
-    for name, wanted in nested(f"case_{case}", "running_after_train").items():
-        assert apart(found[name], wanted) < 1e-5
-        assert apart(found[name], read("state_dict")[name]) > 1e-4  # an update that is left out shows
+def test_the_running_statistics_equal_the_authors(case):
+    actual = train(case)[2]
+    for name, expected in nested(f"case_{case}", "running_after_train").items():
+        assert largest_difference(actual[name], expected) < 1e-5
+        assert largest_difference(actual[name], read("state_dict")[name]) > 1e-4  # fails if the update is missing
 
 
 def norm_differences(case, **loss):
-    """Relative differences of all gradient norms from the authors' float64 ones, but for the two that are zero."""
-    found, wanted = train(case, **loss)[1], summary(case)["grad_norm_fp64"]
-    assert found.keys() == wanted.keys()
-    names = [name for name in wanted if name not in ZERO_GRADIENT]
-    return np.array([abs(np.linalg.norm(found[name].astype(np.float64)) / wanted[name] - 1) for name in names])
+    """Return relative differences of gradient norms from the authors' float64 norms, without the two zero gradients."""
+    actual, expected = train(case, **loss)[1], summary(case)["grad_norm_fp64"]
+    assert actual.keys() == expected.keys()
+    names = [name for name in expected if name not in ZERO_GRADIENT]
+    return np.array([abs(np.linalg.norm(actual[name].astype(np.float64)) / expected[name] - 1) for name in names])
 
 
 @cases
-def test_gradients(case):
+def test_the_gradients_equal_the_authors(case):
     differences = norm_differences(case)
     assert np.median(differences) < 2e-3
     assert differences.max() < 5e-2
-    found = train(case)[1]
-    assert all(np.abs(found[name]).max() < 1e-6 for name in ZERO_GRADIENT)
-    for name, wanted in nested(f"case_{case}", "grads").items():
+    actual = train(case)[1]
+    assert all(np.abs(actual[name]).max() < 1e-6 for name in ZERO_GRADIENT)
+    for name, expected in nested(f"case_{case}", "grads").items():
         if name not in ZERO_GRADIENT:
-            assert np.linalg.norm(found[name] - wanted) < 5e-2 * np.linalg.norm(wanted)
+            assert np.linalg.norm(actual[name] - expected) < 5e-2 * np.linalg.norm(expected)
 
 
-def test_another_loss_weight_fails_the_bounds():
+def test_another_loss_weight_exceeds_the_bounds():
     assert train("a", aux=0.5)[0] != pytest.approx(summary("a")["train_loss_fp32"], rel=1e-3)
     differences = norm_differences("a", aux=0.5)
     assert np.median(differences) > 2e-3
@@ -175,7 +177,7 @@ def test_another_loss_weight_fails_the_bounds():
 
 
 @cases
-def test_authors_ohem(case):
+def test_ohem_equals_the_authors(case):
     sample, exact = read(f"case_{case}"), summary(case)["eval"]["ohem_thres0.9_keep1000_fp64"]
 
     def value(**ohem):

@@ -1,4 +1,4 @@
-"""Weights of every family on the MindSpore engine, op by op: the logits of the family's own network."""
+"""Weights of every family on the MindSpore engine, op by op, give the logits of the family's own network."""
 
 from pathlib import Path
 
@@ -27,24 +27,24 @@ def logits(path, x):
 @pytest.mark.parametrize(
     "network",
     [
-        *(pytest.param(one, marks=pytest.mark.long) for one in (Authors, Openseg, OpensegInplace, Nvidia)),
+        *(pytest.param(family, marks=pytest.mark.long) for family in (Authors, Openseg, OpensegInplace, Nvidia)),
         Mmseg,
         Paddle,
         MindSpore,
     ],
 )
-def test_logits_are_the_familys(network, tmp_path):
+def test_logits_equal_those_of_the_familys_network(network, tmp_path):
     net = fill(network(4, 1, (1, 1, 1), 3, 8, 256 if network is MindSpore else 4))
     torch.save(net.state_dict(), tmp_path / "a.pth")
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 72, 97), dtype=np.float32))
-    wanted = net(x.flip(1) if issubclass(network, Openseg) else x)
-    for ours, theirs in zip(logits(tmp_path / "a.pth", x.numpy()), wanted, strict=True):
+    expected = net(x.flip(1) if issubclass(network, Openseg) else x)
+    for ours, theirs in zip(logits(tmp_path / "a.pth", x.numpy()), expected, strict=True):
         assert np.abs(ours - theirs.numpy()).max() < 1e-5 * theirs.abs().max()
 
 
-def test_the_fixture_gives_its_outputs(tmp_path):
+def test_the_authors_weights_give_the_authors_outputs(tmp_path):
     convert(FIXTURE / "state_dict.pth", tmp_path / "a.safetensors")
-    wanted = torch.load(FIXTURE / "case_b.pth", weights_only=True)
-    aux, ocr = logits(tmp_path / "a.safetensors", wanted["x"].numpy())
-    np.testing.assert_allclose(aux, wanted["aux"].numpy(), atol=1e-5)
-    np.testing.assert_allclose(ocr, wanted["ocr"].numpy(), atol=1e-5)
+    expected = torch.load(FIXTURE / "case_b.pth", weights_only=True)
+    aux, ocr = logits(tmp_path / "a.safetensors", expected["x"].numpy())
+    np.testing.assert_allclose(aux, expected["aux"].numpy(), atol=1e-5)
+    np.testing.assert_allclose(ocr, expected["ocr"].numpy(), atol=1e-5)

@@ -1,4 +1,4 @@
-"""The MindSpore loss against the torch loss, gradients included, on random logits."""
+"""The MindSpore loss and its gradients equal those of the torch loss on random logits."""
 
 import mindspore as ms
 import numpy as np
@@ -19,7 +19,7 @@ def pynative():
 
 
 def random_batch():
-    """Logits 2,3,5,7 and uint8 labels 2,18,27 with ignored pixels."""
+    """Return float32 logits 2,3,5,7 and uint8 labels 2,18,27 with ignored pixels."""
     rng = np.random.default_rng(0)
     logits = (2 * rng.standard_normal((2, 3, 5, 7))).astype(np.float32)
     label = rng.integers(0, 3, (2, 18, 27)).astype(np.uint8)
@@ -51,7 +51,7 @@ def test_the_engines_agree(ohem):
 
 
 @pytest.mark.parametrize("ohem", [None, (0.9, 100)])
-def test_no_valid_pixel_is_zero_with_zero_gradient(ohem):
+def test_without_valid_pixels_loss_and_gradient_are_zero(ohem):
     logits, label = random_batch()
     total, heads, gradient = by_mindspore(logits, np.full_like(label, 255), ohem=ohem)
     assert total == 0

@@ -1,4 +1,4 @@
-"""Mixed precision: what each level computes in float16, and the loss scale, dynamic and fixed."""
+"""Mixed precision: the float16 computation of each level, and the dynamic and fixed loss scale."""
 
 import dataclasses
 
@@ -43,23 +43,23 @@ def open_small(**changes):
 
 
 @pytest.fixture(scope="module")
-def exact():
+def float32_losses():
     return open_small().train(1).loss
 
 
 @pytest.mark.parametrize(
     "level", [pytest.param("O1", marks=pytest.mark.long), "O2", pytest.param("O3", marks=pytest.mark.long)]
 )
-def test_a_level_is_near_float32_but_not_float32(exact, level):
+def test_the_losses_of_a_level_are_near_those_of_float32_but_differ(float32_losses, level):
     engine = open_small(mix=True, amp_level=level, loss_scale=128.0)
     found = engine.train(1)
     assert found.finite.all()
-    np.testing.assert_allclose(found.loss, exact, rtol=5e-3)
-    assert np.abs(found.loss / exact - 1).max() > 1e-6
+    np.testing.assert_allclose(found.loss, float32_losses, rtol=5e-3)
+    assert np.abs(found.loss / float32_losses - 1).max() > 1e-6
     assert {array.dtype for array in engine.state().values()} == {np.dtype(np.float32)}
 
 
-def test_mix_without_a_level_is_o2_and_says_why():
+def test_mix_without_a_level_selects_o2_and_logs_the_reason():
     chosen = choose_precision("CPU", dataclasses.replace(CONFIG, mix=True))
     assert (chosen.level, chosen.scaled) == ("O2", True)
     assert "no bfloat16 convolution on CPU" in chosen.text
@@ -67,7 +67,7 @@ def test_mix_without_a_level_is_o2_and_says_why():
     assert not choose_precision("CPU", CONFIG).scaled
 
 
-def test_a_level_without_mix_is_a_contradiction():
+def test_a_level_without_mix_is_rejected():
     with pytest.raises(OcrnetError, match="amp_level O2 has no effect"):
         check(dataclasses.replace(CONFIG, amp_level="O2"))
 
@@ -94,8 +94,8 @@ def test_two_thousand_good_steps_double_the_scale():
     assert (engine.state()["scaler/scale"], engine.state()["scaler/good_steps"]) == (16.0, 0)
 
 
-def test_the_scale_leaves_the_gradient_as_it_is():
-    """Momentum after one step is the gradient; powers of two round nothing."""
+def test_the_scale_does_not_change_the_gradient():
+    """Momentum after one step is the gradient; a scale that is a power of two adds no rounding."""
     momenta = []
     for scale in (1.0, 1024.0):
         engine = open_small(mix=True, amp_level="O1", loss_scale=scale)

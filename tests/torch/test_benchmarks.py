@@ -1,4 +1,4 @@
-"""The benchmark scripts at toy size, so that they cannot rot; what they measure here means nothing."""
+"""Every benchmark script runs at toy size. The measured values are not meaningful at this size."""
 
 import json
 import subprocess
@@ -22,26 +22,26 @@ CASES = {
 }
 
 
-@pytest.mark.long  # many processes, each of which imports the framework
+@pytest.mark.long  # starts many processes, each of which imports the framework
 @pytest.mark.parametrize("script", CASES)
-def test_a_script_runs_and_leaves_its_figures(script, tmp_path):
-    out = tmp_path / "out.json"
-    command = [sys.executable, f"benchmarks/{script}", *CASES[script], "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(out.read_text())
+def test_a_script_runs_and_writes_its_measurements(script, tmp_path):
+    output = tmp_path / "report.json"
+    command = [sys.executable, f"benchmarks/{script}", *CASES[script], "--out", str(output)]
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert completed.returncode == 0, completed.stderr
+    report = json.loads(output.read_text())
     assert {"versions", "commit"} <= report.keys()
-    figures = [value for value in _numbers(report) if isinstance(value, float)]
-    assert len(figures) >= 3
-    assert all(value >= 0 for value in figures)
+    measurements = [value for value in _values(report) if isinstance(value, float)]
+    assert len(measurements) >= 3
+    assert all(value >= 0 for value in measurements)
 
 
-def _numbers(node: object):
+def _values(node: object):
     children = node if isinstance(node, list) else None
-    if isinstance(node, dict):  # at toy size more work may take less time
+    if isinstance(node, dict):  # it may be negative at toy size, where more work can take less time
         children = [value for key, value in node.items() if key != "measured_exponent"]
     if children is None:
         yield node
         return
     for child in children:
-        yield from _numbers(child)
+        yield from _values(child)

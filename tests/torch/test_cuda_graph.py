@@ -1,7 +1,7 @@
-"""A recorded step, repeated, against steps taken one by one. What a CUDA graph does is done here on the CPU.
+"""Replaying a recorded training step gives the same results as running each step. A CPU recorder emulates a CUDA graph.
 
-The recorder below notes every operation of a step with the tensors that it reads and writes, and repeats it on the same
-memory: a number that Python worked out while recording stays what it was, as it would in a CUDA graph.
+The recorder below records every operation of a step with the tensors that it reads and writes, and replays it on the
+same memory. A number that Python computed during recording stays constant in every replay, as in a CUDA graph.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from ocrnet.engines.torch.cuda_graph import WARMUP
 from ocrnet.engines.torch.engine import TorchEngine
 
 STEPS = WARMUP + 5
-ASKING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item")
+SYNCHRONIZING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item")
 
 
-class Notes(TorchDispatchMode):
-    """Lists each operation with its arguments and results."""
+class OperationRecorder(TorchDispatchMode):
+    """Records each operation with its arguments and results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Notes(TorchDispatchMode):
 
 
 class CpuRecorder:
-    """Repeats a step's operations; recording does them too, so the engine's tensors are put back afterwards."""
+    """Replays a step's operations. Recording executes them too, so the engine's tensors are restored afterwards."""
 
     def __init__(self, engine: TorchEngine) -> None:
         self.engine, self.calls = engine, []
@@ -49,13 +49,13 @@ class CpuRecorder:
     def record(self, work):
         mutable = [*self.engine.parameters.values(), self.engine.running, *self._momenta(), *self._scale()]
         before = [tensor.detach().clone() for tensor in mutable]
-        with Notes() as notes:
+        with OperationRecorder() as recorded:
             results = work()
         with torch.no_grad():
             for tensor, old in zip(mutable, before, strict=True):
                 tensor.copy_(old)
-        self.calls = notes.calls
-        return results, self._repeat
+        self.calls = recorded.calls
+        return results, self._replay
 
     def _momenta(self):
         return list(self.engine.optimizer.momentum.values())
@@ -64,19 +64,19 @@ class CpuRecorder:
         return [self.engine.scaler.scale, self.engine.scaler.good_steps]
 
     @torch.no_grad()
-    def _repeat(self):
+    def _replay(self):
         for function, args, kwargs, recorded in self.calls:
-            places = [leaf for leaf in tree_leaves(recorded) if isinstance(leaf, torch.Tensor)]
-            given = {leaf.data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+            outputs = [leaf for leaf in tree_leaves(recorded) if isinstance(leaf, torch.Tensor)]
+            inputs = {leaf.data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
             if function.is_view or function is torch.ops.aten.detach.default:
                 continue
-            found = [leaf for leaf in tree_leaves(function(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
-            for place, new in zip(places, found, strict=True):
-                if place.data_ptr() not in given:  # what is written in place is there already
-                    place.copy_(new)
+            results = [leaf for leaf in tree_leaves(function(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+            for output, new in zip(outputs, results, strict=True):
+                if output.data_ptr() not in inputs:  # an in-place operation has already written its result
+                    output.copy_(new)
 
 
-def opened(graph: bool, **changes):
+def open_engine(graph: bool, **changes):
     cfg = dataclasses.replace(CONFIG, **changes)
     engine = TorchEngine(cfg, ARCH, world=World(), stream=MemoryStream())
     engine.restore(architecture.init(ARCH, 1), 0)
@@ -92,30 +92,30 @@ def opened(graph: bool, **changes):
     [{}, {"accumulate_steps": 2}, {"clip_grad": 0.1}, {"warmup_step": 6}],
     ids=["plain", "micro-batches", "clipped", "warmup"],
 )
-def test_repeating_a_step_is_taking_it(changes):
-    plain, _ = opened(False, **changes)
-    graph, _ = opened(True, **changes)
-    wanted, found = plain.train(STEPS), graph.train(STEPS)
-    # The rate is a float32 on the device there, and a double here.
-    np.testing.assert_allclose(found.loss, wanted.loss, rtol=1e-5)
-    assert len({float(loss) for loss in found.loss[:, 1]}) == STEPS
+def test_replaying_a_step_equals_running_it(changes):
+    plain, _ = open_engine(False, **changes)
+    graph, _ = open_engine(True, **changes)
+    expected, actual = plain.train(STEPS), graph.train(STEPS)
+    # In the graph the learning rate is a float32 on the device; without it, it is a Python double.
+    np.testing.assert_allclose(actual.loss, expected.loss, rtol=1e-5)
+    assert len({float(loss) for loss in actual.loss[:, 1]}) == STEPS
     state = plain.state()
     for name, array in graph.state().items():
         np.testing.assert_allclose(array, state[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("changes", [{}, {"loss": Loss(ohem=True), "clip_grad": 0.1, "accumulate_steps": 2}])
-def test_a_step_asks_the_device_nothing(changes):
-    engine, recorder = opened(True, **changes)
+def test_a_step_never_synchronizes_with_the_device(changes):
+    engine, recorder = open_engine(True, **changes)
     engine.train(WARMUP + 1)
     names = {function.name() for function, *_ in recorder.calls}
     assert len(recorder.calls) > 500
-    assert not [name for name in names if any(asking in name for asking in ASKING)]
+    assert not [name for name in names if any(part in name for part in SYNCHRONIZING)]
 
 
-def test_the_graph_keeps_the_matrices_that_it_reads():
-    engine, _ = opened(True)
-    plain, _ = opened(False)
+def test_the_graph_keeps_references_to_the_interpolation_matrices_that_it_reads():
+    engine, _ = open_engine(True)
+    plain, _ = open_engine(False)
     with matrices_held() as used:
         plain.train(1)
     engine.train(WARMUP + 1)
@@ -124,26 +124,26 @@ def test_the_graph_keeps_the_matrices_that_it_reads():
     assert {matrix.data_ptr() for matrix in used} == kept
 
 
-def test_a_repeated_step_that_is_not_finite_changes_nothing():
-    engine, _ = opened(True)
+def test_a_replayed_step_that_is_not_finite_changes_nothing():
+    engine, _ = open_engine(True)
     engine.train(WARMUP + 1)
     before = engine.state()
-    place = engine.parameters["cls_head.bias"]
-    kept = place.detach().clone()
+    bias = engine.parameters["cls_head.bias"]
+    saved = bias.detach().clone()
     with torch.no_grad():
-        place.fill_(float("nan"))
+        bias.fill_(float("nan"))
     stats = engine.train(1)
     assert not stats.finite.any()
     with torch.no_grad():
-        place.copy_(kept)
+        bias.copy_(saved)
     for name, array in engine.state().items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
     assert engine.train(1).finite.all()
     assert not np.array_equal(engine.state()["conv1.weight"], before["conv1.weight"])
 
 
-def test_the_graph_goes_on_after_a_restore():
-    engine, _ = opened(True)
+def test_the_graph_still_works_after_a_restore():
+    engine, _ = open_engine(True)
     engine.train(WARMUP + 1)
     state, step = engine.state(), engine.step
     first = engine.train(2).loss
@@ -151,8 +151,8 @@ def test_the_graph_goes_on_after_a_restore():
     np.testing.assert_array_equal(engine.train(2).loss, first)
 
 
-def test_the_loss_scale_is_learnt_within_the_graph():
-    engine, _ = opened(True)
+def test_the_loss_scale_is_updated_within_the_graph():
+    engine, _ = open_engine(True)
     engine.scaler.dynamic = True
     engine.scaler.scale.fill_(2.0**10)
     engine.train(WARMUP + 2)

@@ -1,4 +1,4 @@
-"""Operations counted from shapes are those that torch counts while computing."""
+"""The operations counted from shapes equal those that PyTorch's FLOP counter counts during a forward pass."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ W48_512x1024 = 648.9  # GFLOP, counted with torch.utils.flop_counter on the auth
         (Arch(width=6, channels=48, key_channels=24), (97, 161)),
     ],
 )
-def test_forward_flops_are_torchs(arch, size):
+def test_forward_flops_equal_those_of_pytorchs_counter(arch, size):
     with torch.device("meta"):
         model, x = OCRNet(arch, low_resolution=False).eval(), torch.zeros(1, 3, *size)
         with FlopCounterMode(display=False) as counter:
@@ -26,5 +26,5 @@ def test_forward_flops_are_torchs(arch, size):
     assert flops.forward_flops(arch, size) == counter.get_total_flops()
 
 
-def test_w48_costs_what_the_authors_code_costs():
+def test_w48_has_the_flops_of_the_authors_code():
     assert round(flops.forward_flops(Arch(), (512, 1024)) / 1e9, 1) == W48_512x1024

@@ -1,4 +1,4 @@
-"""Norms folded into the convolutions before them: the same outputs, for every variant."""
+"""Folding each norm into the convolution before it keeps the outputs, for every variant."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ ARCH = Arch(width=6, blocks=1, modules=(1, 1, 1), num_classes=5, channels=16, ke
 
 
 def network(arch: Arch) -> OCRNet:
-    """A network in float64, with nothing at its default."""
+    """Return a float64 network without default values."""
     generator = torch.Generator().manual_seed(0)
     model = OCRNet(arch).double()
     for tensor in model.state_dict().values():
@@ -28,16 +28,16 @@ def network(arch: Arch) -> OCRNet:
 
 
 @pytest.mark.parametrize("variant", architecture.VARIANTS)
-def test_outputs_are_those_of_the_network(variant):
+def test_the_folded_network_has_the_same_outputs(variant):
     model = network(dataclasses.replace(ARCH, variant=variant))
     x = torch.randn(2, 3, 65, 97, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        wanted, found = model(x), folded(model, torch.float64)(x)
-    for a, b in zip(wanted, found, strict=True):
+        expected, actual = model(x), folded(model, torch.float64)(x)
+    for a, b in zip(expected, actual, strict=True):
         assert (a - b).abs().max() <= 1e-11 * a.abs().max()
 
 
-def test_no_norm_is_left_and_the_network_stays_as_it_was():
+def test_the_folded_network_has_no_norm_and_the_original_is_unchanged():
     model = network(ARCH)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     half = folded(model.train(), torch.bfloat16)

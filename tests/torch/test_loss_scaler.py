@@ -1,4 +1,4 @@
-"""The dynamic loss scale: halved by a bad step, doubled after enough good ones, kept in the state."""
+"""The dynamic loss scale is halved by a skipped step, doubled after enough finite steps, and part of the state."""
 
 import numpy as np
 import torch
@@ -7,38 +7,38 @@ from ocrnet.engines.torch import loss_scaler
 from ocrnet.engines.torch.loss_scaler import LossScaler
 
 CPU = torch.device("cpu")
-GOOD, BAD = torch.tensor(True), torch.tensor(False)
+FINITE, NOT_FINITE = torch.tensor(True), torch.tensor(False)
 
 
-def test_a_bad_step_halves_and_a_row_of_good_ones_doubles(monkeypatch):
+def test_a_skipped_step_halves_the_scale_and_an_interval_of_finite_steps_doubles_it(monkeypatch):
     monkeypatch.setattr(loss_scaler, "INTERVAL", 3)
-    one = LossScaler(CPU, dynamic=True)
-    one.update(BAD)
-    assert one.scale == 2**15
-    for step in (GOOD, GOOD, BAD, GOOD, GOOD):
-        one.update(step)
-    assert one.scale == 2**14
-    one.update(GOOD)
-    assert one.scale == 2**15
-    assert one.good_steps == 0
+    scaler = LossScaler(CPU, dynamic=True)
+    scaler.update(NOT_FINITE)
+    assert scaler.scale == 2**15
+    for step in (FINITE, FINITE, NOT_FINITE, FINITE, FINITE):
+        scaler.update(step)
+    assert scaler.scale == 2**14
+    scaler.update(FINITE)
+    assert scaler.scale == 2**15
+    assert scaler.good_steps == 0
 
 
 def test_the_scale_multiplies_the_loss():
     assert LossScaler(CPU, dynamic=True).scaled(torch.tensor(2.0)) == 2**17
     fixed = LossScaler(CPU, dynamic=False)
-    fixed.update(BAD)
+    fixed.update(NOT_FINITE)
     assert fixed.scaled(torch.tensor(2.0)) == 2
     assert fixed.state() == {}
 
 
-def test_state_goes_out_and_in():
-    one, other = LossScaler(CPU, dynamic=True), LossScaler(CPU, dynamic=True)
-    one.update(BAD)
-    one.update(GOOD)
-    other.restore(one.state())
-    assert other.scale == one.scale
-    assert other.good_steps == 1
-    assert {name: array.dtype for name, array in one.state().items()} == {
+def test_the_state_can_be_saved_and_restored():
+    scaler, restored = LossScaler(CPU, dynamic=True), LossScaler(CPU, dynamic=True)
+    scaler.update(NOT_FINITE)
+    scaler.update(FINITE)
+    restored.restore(scaler.state())
+    assert restored.scale == scaler.scale
+    assert restored.good_steps == 1
+    assert {name: array.dtype for name, array in scaler.state().items()} == {
         "scaler/scale": np.float32,
         "scaler/good_steps": np.int64,
     }

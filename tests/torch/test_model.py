@@ -1,4 +1,4 @@
-"""`ocrnet.load`: our checkpoints and the authors' files, used from Python."""
+"""`ocrnet.load` opens our checkpoints and the authors' files from Python."""
 
 import dataclasses
 from pathlib import Path
@@ -46,42 +46,42 @@ def test_the_architecture_and_normalization_come_from_the_file(saved, image):
     engine = open_engine(cfg, ARCH, world=World())
     engine.restore(checkpoint.load(saved).tensors, 0)
     passes = make_passes(cfg.eval, (70, 90))
-    wanted = engine.predict(image[None], passes, ("probabilities",))["probabilities"][0]
-    np.testing.assert_array_equal(model.probabilities(image), wanted)
-    np.testing.assert_array_equal(model.predict(image), wanted.argmax(axis=0))
+    expected = engine.predict(image[None], passes, ("probabilities",))["probabilities"][0]
+    np.testing.assert_array_equal(model.probabilities(image), expected)
+    np.testing.assert_array_equal(model.predict(image), expected.argmax(axis=0))
     other = open_engine(dataclasses.replace(cfg, data=Data()), ARCH, world=World())
     other.restore(checkpoint.load(saved).tensors, 0)
-    assert np.abs(other.predict(image[None], passes, ("probabilities",))["probabilities"][0] - wanted).max() > 1e-3
+    assert np.abs(other.predict(image[None], passes, ("probabilities",))["probabilities"][0] - expected).max() > 1e-3
 
 
-def test_scales_flip_and_windows(saved, image):
+def test_scales_flip_and_windows_change_the_probabilities(saved, image):
     model = ocrnet.load(saved)
-    for how in ({"scales": (0.5, 1.5)}, {"flip": True}, {"slide": (48, 48)}):
-        found = model.probabilities(image, **how)
-        assert found.shape == (7, 70, 90)
-        np.testing.assert_allclose(found.sum(axis=0), 1, rtol=1e-5)
-        assert np.abs(found - model.probabilities(image)).max() > 1e-4
+    for options in ({"scales": (0.5, 1.5)}, {"flip": True}, {"slide": (48, 48)}):
+        actual = model.probabilities(image, **options)
+        assert actual.shape == (7, 70, 90)
+        np.testing.assert_allclose(actual.sum(axis=0), 1, rtol=1e-5)
+        assert np.abs(actual - model.probabilities(image)).max() > 1e-4
 
 
 def test_the_authors_file_gives_the_authors_logits():
     model = ocrnet.load(FIXTURE / "state_dict.pth", device_target="CPU")
     assert (model.arch.width, model.arch.channels, model.arch.key_channels) == (6, 48, 24)
     for case in ("case_a", "case_b"):
-        wanted = torch.load(FIXTURE / f"{case}.pth", weights_only=True)
-        aux, ocr = model.logits(wanted["x"].numpy())
-        np.testing.assert_allclose(aux, wanted["aux"].numpy(), atol=1e-5)
-        np.testing.assert_allclose(ocr, wanted["ocr"].numpy(), atol=1e-5)
+        expected = torch.load(FIXTURE / f"{case}.pth", weights_only=True)
+        aux, ocr = model.logits(expected["x"].numpy())
+        np.testing.assert_allclose(aux, expected["aux"].numpy(), atol=1e-5)
+        np.testing.assert_allclose(ocr, expected["ocr"].numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((1, 8, 8, 3), np.uint8)]
+    "invalid_image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((1, 8, 8, 3), np.uint8)]
 )
-def test_an_image_of_another_kind_is_refused(saved, wrong):
+def test_an_image_of_another_shape_or_dtype_is_rejected(saved, invalid_image):
     with pytest.raises(ocrnet.OcrnetError, match="uint8 H,W,3"):
-        ocrnet.load(saved).predict(wrong)
+        ocrnet.load(saved).predict(invalid_image)
 
 
-def test_a_file_that_is_no_network_is_refused(tmp_path):
+def test_a_file_without_an_ocrnet_is_rejected(tmp_path):
     path = tmp_path / "no.pth"
     torch.save({"fc.weight": torch.zeros(3, 3)}, path)
     with pytest.raises(ocrnet.OcrnetError, match=r"no\.pth: .*not from an OCRNet"):

@@ -1,4 +1,4 @@
-"""PyTorch weights files: read without running what is in them, in both formats, under the usual wrappers."""
+"""PyTorch weights files of both formats and with the usual wrappers are read without running code in them."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ def state() -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in architecture.init(ARCH, 3).items()}
 
 
-def test_the_authors_file(tmp_path):
+def test_the_authors_file_is_read(tmp_path):
     found = weights.read(FIXTURE)
     assert found.arch == Arch(width=6, channels=48, key_channels=24)
     assert found.meta == {}
@@ -32,7 +32,7 @@ def test_the_authors_file(tmp_path):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
-def test_wrappers_prefixes_and_formats(tmp_path, state, zipped, wrapper, prefix):
+def test_wrappers_prefixes_and_both_formats_are_read(tmp_path, state, zipped, wrapper, prefix):
     content = {prefix + name: tensor for name, tensor in state.items()}
     content |= {prefix + "bn1.num_batches_tracked": torch.tensor(7)}
     content = {wrapper: content, "epoch": 3} if wrapper else content
@@ -42,13 +42,13 @@ def test_wrappers_prefixes_and_formats(tmp_path, state, zipped, wrapper, prefix)
     assert all(np.array_equal(found.tensors[name], tensor.numpy()) for name, tensor in state.items())
 
 
-def test_pytorchs_legacy_format_with_a_newer_pickle_is_told_as_such(tmp_path, state):
+def test_the_legacy_format_with_a_newer_pickle_protocol_is_rejected_with_a_remedy(tmp_path, state):
     torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=False, pickle_protocol=4)
     with pytest.raises(OcrnetError, match=r"save only its state dict: torch\.save"):
         weights.read(tmp_path / "a.pth")
 
 
-def test_an_imagenet_file_gives_its_backbone(tmp_path, state):
+def test_the_backbone_of_an_imagenet_file_is_read(tmp_path, state):
     backbone = {name: tensor for name, tensor in state.items() if architecture.is_backbone(name)}
     head = {"incre_modules.0.0.conv1.weight": torch.zeros(2, 2), "classifier.weight": torch.zeros(10, 2)}
     torch.save(backbone | head, tmp_path / "a.pth")
@@ -62,7 +62,7 @@ def test_an_imagenet_file_gives_its_backbone(tmp_path, state):
 
 
 class Malicious:
-    """Unpickled naively, it would make a folder."""
+    """Creates a folder when it is unpickled without restrictions."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -78,13 +78,13 @@ def test_code_in_a_file_is_not_run(tmp_path, state, zipped):
     with pytest.raises(OcrnetError, match=r"a\.pth' .* could run code, so it is refused"):
         weights.read(path)
     assert not target.exists()
-    torch.load(path, weights_only=False)  # the control: it would have
+    torch.load(path, weights_only=False)  # control: an unrestricted load does run it
     assert target.exists()
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.999])
-def test_a_truncated_file_is_refused(tmp_path, state, zipped, part):
+def test_a_truncated_file_is_rejected(tmp_path, state, zipped, part):
     path = tmp_path / "a.pth"
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
@@ -94,7 +94,7 @@ def test_a_truncated_file_is_refused(tmp_path, state, zipped, part):
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], torch.zeros(3)])
-def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+def test_a_file_without_a_state_dict_is_rejected(tmp_path, content):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(OcrnetError, match="holds no state dict"):
         read(tmp_path / "a.pth")

@@ -1,4 +1,4 @@
-"""Images that are very long and thin: their memory grows with their pixels, not with the square of a side."""
+"""Memory for a very long and thin image grows with its number of pixels, not with the square of a side."""
 
 import subprocess
 import sys
@@ -31,27 +31,27 @@ print((rss() - before) // 1024)
 """
 
 
-def test_a_side_of_65000_pixels_takes_little_memory():
-    """The matrices of upsampling would take 6 GB."""
-    done = subprocess.run(
+def test_an_image_side_of_65000_pixels_takes_little_memory():
+    """Dense upsampling matrices would take 6 GB."""
+    completed = subprocess.run(
         [sys.executable, "-c", CODE],
         cwd=Path(__file__).parents[1] / "contract",
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 500
+    assert completed.returncode == 0, completed.stderr
+    assert int(completed.stdout) < 500
 
 
-def test_both_ways_answer_alike(monkeypatch):
+def test_long_images_give_the_same_logits_with_either_upsampling(monkeypatch):
     model = OCRNet(ARCH).eval()
     model.load_state_dict({name: torch.from_numpy(array) for name, array in architecture.init(ARCH, 1).items()})
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 40, 400)).astype(np.float32))
     with torch.inference_mode():
-        usual = model(x)
+        default = model(x)
         monkeypatch.setattr(ocr, "LONGEST", 99)
         long = model(x)
-    for a, b in zip(usual, long, strict=True):
+    for a, b in zip(default, long, strict=True):
         assert not torch.equal(a, b)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

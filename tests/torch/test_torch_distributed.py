@@ -1,4 +1,4 @@
-"""Two and three real processes against one, in float64 from fresh weights: loss, gradients and BN statistics."""
+"""Two and three processes give the loss, gradients and BN statistics of a single one, in float64 from fresh weights."""
 
 import os
 import subprocess
@@ -16,11 +16,10 @@ from ocrnet.engines.torch import distributed
 from ocrnet.utils.errors import OcrnetError
 
 ROOT = Path(__file__).parents[2]
-CASES = [("as it is", 1), ("as it is", 3), ("mean of means", 1), ("local norm", 1)]
+CASES = [("unchanged", 1), ("unchanged", 3), ("mean of means", 1), ("local norm", 1)]
 SCRIPT = """
 import sys
 import numpy as np
-import torch
 import torch
 import torch.distributed as dist
 from ocrnet import architecture
@@ -34,8 +33,8 @@ from ocrnet.distributed.launcher import World, read_world
 
 folder, cases = sys.argv[1], eval(sys.argv[2])
 world = read_world()
-many = world.size > 1
-if many:
+distributed_run = world.size > 1
+if distributed_run:
     distributed.join(world, torch.device("cpu"), 60)
 arch = Arch(width=4, blocks=1, modules=(1, 1, 1), num_classes=7, channels=16, key_channels=8)
 rng = np.random.default_rng(0)
@@ -47,52 +46,52 @@ label = torch.from_numpy(label)
 weight = torch.linspace(0.5, 2, 7, dtype=torch.float64)
 loss = SegmentationLoss(weight, True)
 
-def step(how, micro_batches):
+def step(mode, micro_batches):
     model = OCRNet(arch)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in architecture.init(arch, 3).items()})
     model.double().train()
     for module in model.modules():
         if isinstance(module, Norm):
-            module.sync = many and how != "local norm"
+            module.sync = distributed_run and mode != "local norm"
     shares = torch.arange(6).reshape(micro_batches, world.size, -1)[:, world.rank]
     denominator = sum(label_weight(label[share], weight) for share in shares)
-    gradients = distributed.GradientSum(model.parameters()) if many else None
+    gradients = distributed.GradientSum(model.parameters()) if distributed_run else None
     heads = torch.zeros(2, dtype=torch.float64)
-    if many and how != "mean of means":
+    if distributed_run and mode != "mean of means":
         dist.all_reduce(denominator)
-    if many:
+    if distributed_run:
         gradients.begin()
     for number, share in enumerate(shares, 1):
         keep = torch.ones(len(share), arch.channels, dtype=torch.bool)
         total, parts = loss(model(x[share], keep), label[share], denominator)
-        if many:
+        if distributed_run:
             gradients.expect(last=number == len(shares))
         total.backward()
         heads += parts
-    if many:
+    if distributed_run:
         gradients.finish()
         dist.all_reduce(heads)
-        if how == "mean of means":
+        if mode == "mean of means":
             heads /= world.size
             for bucket in gradients.buckets:
                 bucket /= world.size
-    found = {name: p.grad for name, p in model.named_parameters()} | dict(model.named_buffers())
-    return {"heads": heads} | found
+    results = {name: p.grad for name, p in model.named_parameters()} | dict(model.named_buffers())
+    return {"heads": heads} | results
 
-for how, micro_batches in cases:
+for mode, micro_batches in cases:
     if 6 % (world.size * micro_batches) == 0:
-        found = step(how, micro_batches)
+        results = step(mode, micro_batches)
         if world.rank == world.size - 1:
-            out = f"{folder}/{world.size} {how} {micro_batches}.npz"
-            np.savez(out, **{name: tensor.numpy() for name, tensor in found.items()})
-if many:
+            path = f"{folder}/{world.size} {mode} {micro_batches}.npz"
+            np.savez(path, **{name: tensor.numpy() for name, tensor in results.items()})
+if distributed_run:
     distributed.leave()
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Return where the last rank of one, of two and of three has left its losses, gradients and statistics."""
+    """Return the folder with the losses, gradients and statistics that the last rank of 1, 2 and 3 ranks wrote."""
     folder = tmp_path_factory.mktemp("ranks")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT, str(folder), repr(CASES)]
@@ -100,60 +99,61 @@ def folder(tmp_path_factory) -> Path:
         processes = [
             subprocess.Popen(command, env=env | {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": str(size)})
             for rank in range(size)
-        ]  # not torchrun's variables: the ranks then find each other by the board
+        ]  # not torchrun's variables, so that the ranks meet through the rendezvous file
         assert [process.wait(timeout=100) for process in processes] == [0] * size
     return folder
 
 
-def apart(folder: Path, size: int, how: str = "as it is", micro_batches: int = 1) -> dict[str, float]:
-    """Return the largest relative difference of losses, gradients and statistics from those of one rank."""
-    found = np.load(folder / f"{size} {how} {micro_batches}.npz")
-    wanted = np.load(folder / f"1 as it is {micro_batches}.npz")
-    far = {"heads": 0.0, "gradients": 0.0, "statistics": 0.0}
-    for name, want in wanted.items():
+def largest_differences(folder: Path, size: int, mode: str = "unchanged", micro_batches: int = 1) -> dict[str, float]:
+    """Return the largest relative difference of losses, gradients and statistics from those of a single rank."""
+    actual = np.load(folder / f"{size} {mode} {micro_batches}.npz")
+    expected = np.load(folder / f"1 unchanged {micro_batches}.npz")
+    differences = {"heads": 0.0, "gradients": 0.0, "statistics": 0.0}
+    for name, expected_value in expected.items():
         kind = "heads" if name == "heads" else "statistics" if "running" in name else "gradients"
-        far[kind] = max(far[kind], np.linalg.norm(found[name] - want) / max(np.linalg.norm(want), 1e-6))
-    return far
+        difference = np.linalg.norm(actual[name] - expected_value) / max(np.linalg.norm(expected_value), 1e-6)
+        differences[kind] = max(differences[kind], difference)
+    return differences
 
 
 @pytest.mark.parametrize(("size", "micro_batches"), [(2, 1), (3, 1), (2, 3)])
-def test_ranks_are_one_rank_with_the_whole_batch(size, micro_batches, folder):
-    far = apart(folder, size, micro_batches=micro_batches)
-    assert far["heads"] < 1e-12
-    assert far["gradients"] < 1e-9
-    assert far["statistics"] < 1e-12
+def test_several_ranks_compute_the_same_as_one_rank_with_the_whole_batch(size, micro_batches, folder):
+    differences = largest_differences(folder, size, micro_batches=micro_batches)
+    assert differences["heads"] < 1e-12
+    assert differences["gradients"] < 1e-9
+    assert differences["statistics"] < 1e-12
 
 
-@pytest.mark.parametrize("how", ["mean of means", "local norm"])
-def test_what_is_nearly_the_same_is_found(how, folder):
-    """The negative controls of the bounds."""
-    far = apart(folder, 2, how)
-    assert far["gradients"] > 1e-2
-    assert far["heads"] > 1e-6
+@pytest.mark.parametrize("mode", ["mean of means", "local norm"])
+def test_a_wrong_reduction_exceeds_the_bounds(mode, folder):
+    """These are the negative controls of the bounds."""
+    differences = largest_differences(folder, 2, mode)
+    assert differences["gradients"] > 1e-2
+    assert differences["heads"] > 1e-6
 
 
 @pytest.mark.parametrize(
     ("machines", "first"),
     [("node07", "node07"), ("node[07-09,12],login1", "node07"), ("a1,b[2-3]", "a1"), ("gpu-[003,7]", "gpu-003")],
 )
-def test_slurms_first_machine(machines, first):
+def test_the_first_machine_of_a_slurm_node_list(machines, first):
     assert distributed.first_machine(machines) == first
 
 
-def test_a_new_start_on_an_old_store_meets_under_a_new_name():
-    """torchrun's store still holds what killed ranks have asked and answered."""
+def test_a_restart_on_an_old_store_uses_a_new_name():
+    """torchrun's store still holds the requests and responses of killed ranks."""
     store = dist.HashStore()
     names = set()
     for _ in range(3):
-        store.set("asks/2", "killed")  # came, and was killed before it was answered
+        store.set("asks/2", "killed")  # this rank sent its request and was killed before the response
         with ThreadPoolExecutor(3) as pool:
             start = [pool.submit(distributed._this_start, store, World(rank, 3), 20.0) for rank in (1, 2, 0)]
-        (name,) = {one.result() for one in start}
+        (name,) = {future.result() for future in start}
         names.add(name)
     assert len(names) == 3
 
 
-def test_who_did_not_come_is_named():
+def test_the_error_names_the_missing_ranks():
     with pytest.raises(RuntimeError, match=r"missing ranks: 1, 2"):
         distributed._this_start(dist.HashStore(), World(0, 3), 0.1)
 

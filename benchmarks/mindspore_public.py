@@ -1,13 +1,13 @@
-"""The relative: OCRNet as the public MindSpore one (mindspore-lab/models, official/cv/OCRNet) computes and trains it.
+"""A baseline that computes and trains as the public MindSpore OCRNet (mindspore-lab/models, official/cv/OCRNet).
 
-Written anew from what that code does; parameter names are its own, so `ocrnet.weights.mindspore` reads them. What makes
-its way another than ours: MindSpore's own layers; each head resizes and joins the four maps for itself; the loss is
-`nn.CrossEntropyLoss` of logits brought to the labels' size, flattened; `nn.Momentum` decays the weights, all but those
-of batch norms; the ImageNet classifier stays in the backbone, unused, and the optimizer keeps it up; the context is set
-as there, and nothing tells oneDNN which instructions to use.
+It is written from scratch after that code and has its parameter names, so `ocrnet.weights.mindspore` reads them. It
+differs from ours as follows. It uses MindSpore's own layers. Each head resizes and concatenates the four maps itself.
+The loss is `nn.CrossEntropyLoss` of flattened logits, upsampled to the size of the labels. `nn.Momentum` applies weight
+decay to all weights except those of batch norms. The unused ImageNet classifier stays in the backbone, and the
+optimizer updates it. The context has the same settings as there, and the instruction set of oneDNN is not limited.
 
-Left out: its datasets and `Model`. Its step is a `nn.TrainOneStepWithLossScaleCell` in float16, which does not run on a
-CPU: here it is `nn.TrainOneStepCell` in float32, without the check for overflow.
+Its datasets and `Model` are omitted. Its training step is `nn.TrainOneStepWithLossScaleCell` in float16, which does not
+run on a CPU; here it is `nn.TrainOneStepCell` in float32, without the overflow check.
 
 This file must not import `ocrnet.engines.mindspore`, which sets the environment.
 """
@@ -29,14 +29,16 @@ OCR, AUX = 1.0, 0.4
 IGNORE = 255
 
 
-def conv(inp: int, out: int, kernel: int = 1, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps the size, or halves it."""
-    return nn.Conv2d(inp, out, kernel, stride, pad_mode="pad", padding=kernel // 2)
+def conv(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution without bias that keeps the size (stride 1) or halves it (stride 2)."""
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, pad_mode="pad", padding=kernel // 2)
 
 
-def unit(inp: int, out: int, kernel: int = 1, stride: int = 1, *, relu: bool = True) -> nn.SequentialCell:
-    """The backbone's convolution and batch norm, with or without ReLU."""
-    layers = [conv(inp, out, kernel, stride), nn.BatchNorm2d(out)]
+def unit(
+    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, *, relu: bool = True
+) -> nn.SequentialCell:
+    """Return a convolution and batch norm of the backbone, with or without ReLU."""
+    layers = [conv(in_channels, out_channels, kernel, stride), nn.BatchNorm2d(out_channels)]
     return nn.SequentialCell([*layers, nn.ReLU()] if relu else layers)
 
 
@@ -56,18 +58,18 @@ class Basic(nn.Cell):
 
 
 class Bottleneck(nn.Cell):
-    """A residual block of a 3x3 convolution between two 1x1, with four times its width at the end."""
+    """A residual block of a 3x3 between two 1x1 convolutions; the output has four times the width."""
 
-    def __init__(self, inp: int, width: int) -> None:
+    def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv(inp, width), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = conv(in_channels, width), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
         self.conv3, self.bn3 = conv(width, 4 * width), nn.BatchNorm2d(4 * width)
         self.relu = nn.ReLU()
-        self.down_sample = None if inp == 4 * width else unit(inp, 4 * width, relu=False)
+        self.down_sample = None if in_channels == 4 * width else unit(in_channels, 4 * width, relu=False)
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,inp,H,W -> N,4*width,H,W."""
+        """N,in_channels,H,W -> N,4*width,H,W."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -76,8 +78,8 @@ class Bottleneck(nn.Cell):
         return self.relu(y + x)
 
 
-def exchange(widths: Sequence[int], i: int, j: int) -> nn.Cell:
-    """From branch ``j`` to branch ``i``: a 1x1 convolution upwards, a chain of stride 2 downwards."""
+def fuse_layer(widths: Sequence[int], i: int, j: int) -> nn.Cell:
+    """Return the layers from branch ``j`` to ``i``: a 1x1 convolution upwards, a chain with stride 2 downwards."""
     if i == j:
         return nn.Identity()
     if j > i:
@@ -87,18 +89,18 @@ def exchange(widths: Sequence[int], i: int, j: int) -> nn.Cell:
 
 
 class Module(nn.Cell):
-    """Branches of residual blocks, and the sum of all at each one's size, with the nearest pixel upwards."""
+    """Branches of residual blocks, and for each branch the sum of all, upsampled to its size by nearest neighbor."""
 
     def __init__(self, widths: Sequence[int], blocks: int) -> None:
         super().__init__()
         self.number = len(widths)
         self.branches = nn.CellList([nn.SequentialCell([Basic(width) for _ in range(blocks)]) for width in widths])
         all_ = range(self.number)
-        self.fuse_layers = nn.CellList([nn.CellList([exchange(widths, i, j) for j in all_]) for i in all_])
+        self.fuse_layers = nn.CellList([nn.CellList([fuse_layer(widths, i, j) for j in all_]) for i in all_])
         self.relu = nn.ReLU()
 
     def construct(self, maps: list[Tensor]) -> list[Tensor]:
-        """One map a branch -> the same shapes."""
+        """Maps of the branches -> maps of the same shapes."""
         deep = []
         for i in range(self.number):
             deep.append(self.branches[i](maps[i]))
@@ -115,7 +117,7 @@ class Module(nn.Cell):
 
 
 class Backbone(nn.Cell):
-    """HRNet with the classifier that its ImageNet file has; the four maps do not come through that."""
+    """HRNet with the classifier of its ImageNet file, which does not contribute to the four maps."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -126,13 +128,13 @@ class Backbone(nn.Cell):
         width = arch.widths
         second = nn.SequentialCell([unit(256, width[1], 3, 2)])
         self.transition1 = nn.CellList([unit(256, width[0], 3), second])
-        self.transition2 = self._begin(width[1], width[2], 2)
-        self.transition3 = self._begin(width[2], width[3], 3)
+        self.transition2 = self._transition(width[1], width[2], 2)
+        self.transition3 = self._transition(width[2], width[3], 3)
         self.stage2, self.stage3, self.stage4 = (self._stage(arch, number) for number in (2, 3, 4))
         self._add_classifier(width)
 
-    def _begin(self, inp: int, out: int, before: int) -> nn.CellList:
-        new = nn.SequentialCell([unit(inp, out, 3, 2)])
+    def _transition(self, in_channels: int, out_channels: int, before: int) -> nn.CellList:
+        new = nn.SequentialCell([unit(in_channels, out_channels, 3, 2)])
         return nn.CellList([*(nn.Identity() for _ in range(before)), new])
 
     def _stage(self, arch: Arch, number: int) -> nn.SequentialCell:
@@ -142,7 +144,9 @@ class Backbone(nn.Cell):
     def _add_classifier(self, widths: Sequence[int]) -> None:
         own = (32, 64, 128, 256)
         pairs = zip(widths, own, strict=True)
-        self.incre_modules = nn.CellList([nn.SequentialCell([Bottleneck(inp, out)]) for inp, out in pairs])
+        self.incre_modules = nn.CellList(
+            [nn.SequentialCell([Bottleneck(in_channels, out_channels)]) for in_channels, out_channels in pairs]
+        )
         self.downsample_modules = nn.CellList([unit(4 * own[i], 4 * own[i + 1], 3, 2) for i in range(3)])
         self.final_layer = unit(1024, 2048)
         self.classifier = nn.Dense(2048, 1000)
@@ -160,39 +164,41 @@ class Backbone(nn.Cell):
 class HeadUnit(nn.Cell):
     """A head's convolution, batch norm and ReLU."""
 
-    def __init__(self, inp: int, out: int, kernel: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1) -> None:
         super().__init__()
-        self.conv = nn.SequentialCell([conv(inp, out, kernel), nn.BatchNorm2d(out, eps=HEAD_EPS), nn.ReLU()])
+        self.conv = nn.SequentialCell(
+            [conv(in_channels, out_channels, kernel), nn.BatchNorm2d(out_channels, eps=HEAD_EPS), nn.ReLU()]
+        )
 
     def construct(self, x: Tensor) -> Tensor:
-        """N,inp,H,W -> N,out,H,W."""
+        """N,in_channels,H,W -> N,out_channels,H,W."""
         return self.conv(x)
 
 
-def joined(maps: list[Tensor]) -> Tensor:
-    """All maps at the first one's size, in one."""
+def concat_resized(maps: list[Tensor]) -> Tensor:
+    """Resize all maps to the size of the first and concatenate them."""
     size = maps[0].shape[2:]
-    same = ()
+    resized = ()
     for one in maps:
-        same += (ops.interpolate(one, size=size, mode="bilinear", align_corners=None),)
-    return ops.concat(same, axis=1)
+        resized += (ops.interpolate(one, size=size, mode="bilinear", align_corners=None),)
+    return ops.concat(resized, axis=1)
 
 
 class AuxHead(nn.Cell):
-    """The plain classifier of pixels."""
+    """The auxiliary head: it classifies each pixel without object context."""
 
-    def __init__(self, inp: int, classes: int) -> None:
+    def __init__(self, in_channels: int, classes: int) -> None:
         super().__init__()
-        self.convs = nn.SequentialCell([HeadUnit(inp, inp)])
-        self.conv_seg = nn.Conv2d(inp, classes, 1, has_bias=True)
+        self.convs = nn.SequentialCell([HeadUnit(in_channels, in_channels)])
+        self.conv_seg = nn.Conv2d(in_channels, classes, 1, has_bias=True)
 
     def construct(self, maps: list[Tensor]) -> Tensor:
         """Four maps -> N,classes,h,w."""
-        return self.conv_seg(self.convs(joined(maps)))
+        return self.conv_seg(self.convs(concat_resized(maps)))
 
 
 class Attention(nn.Cell):
-    """From pixels to object regions."""
+    """Attention from pixels to object regions."""
 
     def __init__(self, channels: int, key: int) -> None:
         super().__init__()
@@ -214,31 +220,31 @@ class Attention(nn.Cell):
 
 
 class Context(nn.Cell):
-    """Attention, joined with the pixels by a 3x3 convolution."""
+    """Attention, and a 3x3 convolution of its output and the pixels."""
 
-    def __init__(self, channels: int, key: int, out: int) -> None:
+    def __init__(self, channels: int, key: int, out_channels: int) -> None:
         super().__init__()
         self.self_att = Attention(channels, key)
-        self.bottleneck = HeadUnit(2 * channels, out, 3)
+        self.bottleneck = HeadUnit(2 * channels, out_channels, 3)
 
     def construct(self, pixels: Tensor, regions: Tensor) -> Tensor:
-        """Pixels N,C,h,w and regions N,C,K,1 -> N,out,h,w."""
+        """Pixels N,C,h,w and regions N,C,K,1 -> N,out_channels,h,w."""
         return self.bottleneck(ops.concat((self.self_att(pixels, regions), pixels), axis=1))
 
 
 class OCRHead(nn.Cell):
-    """The classifier that sees each pixel's object context."""
+    """The OCR head: it classifies each pixel with its object context."""
 
-    def __init__(self, inp: int, arch: Arch) -> None:
+    def __init__(self, in_channels: int, arch: Arch) -> None:
         super().__init__()
-        out = architecture.head_channels(arch)
-        self.object_context_block = Context(arch.channels, arch.key_channels, out)
-        self.bottleneck = HeadUnit(inp, arch.channels, 3)
-        self.conv_seg = nn.Conv2d(out, arch.num_classes, 1, has_bias=True)
+        out_channels = architecture.head_channels(arch)
+        self.object_context_block = Context(arch.channels, arch.key_channels, out_channels)
+        self.bottleneck = HeadUnit(in_channels, arch.channels, 3)
+        self.conv_seg = nn.Conv2d(out_channels, arch.num_classes, 1, has_bias=True)
 
     def construct(self, maps: list[Tensor], aux: Tensor) -> Tensor:
-        """Four maps and the other head's logits -> N,classes,h,w."""
-        pixels = self.bottleneck(joined(maps))
+        """Four maps and the logits of the auxiliary head -> N,classes,h,w."""
+        pixels = self.bottleneck(concat_resized(maps))
         n, channels = pixels.shape[:2]
         weights = ops.softmax(aux.reshape(n, aux.shape[1], -1), axis=2)
         regions = ops.matmul(weights, pixels.reshape(n, channels, -1).transpose((0, 2, 1)))
@@ -250,9 +256,9 @@ class Network(nn.Cell):
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
-        inp = sum(arch.widths)
+        in_channels = sum(arch.widths)
         self.backbone = Backbone(arch)
-        self.fcn_head, self.ocr_head = AuxHead(inp, arch.num_classes), OCRHead(inp, arch)
+        self.fcn_head, self.ocr_head = AuxHead(in_channels, arch.num_classes), OCRHead(in_channels, arch)
 
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (ocr, aux), each N,classes,h,w, of x N,3,H,W normalized."""
@@ -262,7 +268,7 @@ class Network(nn.Cell):
 
 
 class WithLoss(nn.Cell):
-    """The network and the weighted sum of its heads' losses."""
+    """The network and the weighted sum of the losses of its heads."""
 
     def __init__(self, network: Network, class_weights: Sequence[float]) -> None:
         super().__init__(auto_prefix=False)
@@ -282,7 +288,7 @@ class WithLoss(nn.Cell):
 
 
 class Infer(nn.Cell):
-    """The relative's evaluation at scale 1: resizes the image all the same, and sums up softmaxes."""
+    """The public evaluation at scale 1, which still resizes the image and accumulates softmaxes."""
 
     def __init__(self, network: Network, classes: int) -> None:
         super().__init__(auto_prefix=False)
@@ -298,36 +304,36 @@ class Infer(nn.Cell):
         return ops.argmax(total, -1)
 
 
-class Rival:
-    """One network with its training step and its evaluation, both compiled."""
+class PublicOCRNet:
+    """A network with its training step and its evaluation, both compiled."""
 
     def __init__(self, arch: Arch, cfg: Config) -> None:
         ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU", max_call_depth=2000, runtime_num_threads=15)
         self.network = Network(arch)
         with_loss = WithLoss(self.network, cfg.data.class_weights or (1.0,) * arch.num_classes)
         self.trained = with_loss.trainable_params()
-        how = cfg.optimizer
+        optimizer_cfg = cfg.optimizer
         lr = Tensor(lr_schedule.table(cfg).astype(np.float32))
-        optimizer = nn.Momentum(self.trained, lr, how.momentum, weight_decay=how.weight_decay)
+        optimizer = nn.Momentum(self.trained, lr, optimizer_cfg.momentum, weight_decay=optimizer_cfg.weight_decay)
         self.step = nn.TrainOneStepCell(with_loss, optimizer).set_train(True)
         self.infer = Infer(self.network, arch.num_classes)
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over all weights and statistics under canonical names, but for the two biases that are not here."""
+        """Load weights and statistics by canonical name, except the two biases that this network lacks."""
         parameters = {FAMILY.ours(one.name): one for one in self.network.get_parameters()}
-        left = state.keys() - parameters.keys()
-        for name in state.keys() - left:
+        missing = state.keys() - parameters.keys()
+        for name in state.keys() - missing:
             assert parameters[name].shape == state[name].shape, name
             parameters[name].set_data(Tensor(state[name]))
-        assert left == {"conv3x3_ocr.0.bias", "aux_head.0.bias"}, left
-        assert not any(state[name].any() for name in left)
+        assert missing == {"conv3x3_ocr.0.bias", "aux_head.0.bias"}, missing
+        assert not any(state[name].any() for name in missing)
 
     def parameters(self) -> int:
-        """Trainable values that the optimizer keeps up."""
+        """Return the number of values that the optimizer updates."""
         return sum(one.size for one in self.trained)
 
     def train(self, x: Tensor, label: Tensor) -> float:
-        """Take one step; return its loss."""
+        """Run one training step; return its loss."""
         self.network.set_train(True)
         return float(self.step(x, label).asnumpy())
 
@@ -338,7 +344,7 @@ class Rival:
 
 
 def inputs(images: np.ndarray, label: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Images uint8 N,H,W,3 and labels uint8 N,H,W as the relative's loader hands them over."""
+    """Convert images uint8 N,H,W,3 and labels uint8 N,H,W to the inputs of the network."""
     scaled = images.astype(np.float32) / 255
     x = (scaled - np.array(Data.mean, np.float32)) / np.array(Data.std, np.float32)
     return Tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2))), Tensor(label.astype(np.int32))
