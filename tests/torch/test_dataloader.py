@@ -125,7 +125,7 @@ def test_a_killed_worker_raises_only_when_its_batch_is_requested(stream):
 
 def test_a_loader_starts_at_the_address_of_one_whose_worker_died(stream):
     """PyTorch registers the workers of a loader under the address of its iterator, which Python reuses."""
-    loader, (worker,) = begin_endless(stream, 1)
+    loader, (worker,) = start_long_loader(stream, 1)
     (iterator,) = (item for item in gc.get_objects() if type(item).__name__ == "_MultiProcessingDataLoaderIter")
     address = id(iterator)
     del iterator
