@@ -174,7 +174,7 @@ def init(arch: Arch, seed: int, initializer: str = "kaiming") -> dict[str, NDArr
     return {name: _draw(name, table, seed, initializer) for name in table}
 
 
-def infer(found: Mapping[str, Shape], *, variant: str = "hrnet", align_corners: bool | None = None) -> Arch:
+def infer(tensor_shapes: Mapping[str, Shape], *, variant: str = "hrnet", align_corners: bool | None = None) -> Arch:
     """Infer the sizes of a network from canonical names and shapes.
 
     Only the tensors that determine the sizes are read; `check` compares all others.
@@ -190,23 +190,23 @@ def infer(found: Mapping[str, Shape], *, variant: str = "hrnet", align_corners: 
     Raises:
         OcrnetError: The tensors do not form an OCRNet.
     """
-    wanted = {
+    size_tensors = {
         "width": "stage2.0.branches.0.0.conv1.weight",
         "channels": "conv3x3_ocr.0.weight",
         "key_channels": f"{BLOCK}.f_pixel.0.weight",
         "num_classes": "cls_head.weight",
     }
-    missing = [name for name in wanted.values() if len(found.get(name, ())) != 4]
-    modules = tuple(_count(found, rf"stage{stage}\.(\d+)\.") for stage in (2, 3, 4))
+    missing = [name for name in size_tensors.values() if len(tensor_shapes.get(name, ())) != 4]
+    modules = tuple(_count_indices(tensor_shapes, rf"stage{stage}\.(\d+)\.") for stage in (2, 3, 4))
     missing += [f"stage{stage}.0" for stage, number in zip((2, 3, 4), modules, strict=True) if not number]
     if missing:
-        raise OcrnetError(f"these weights are not from an OCRNet (HRNet and OCR head); missing: {_some(missing)}")
-    sizes: dict[str, Any] = {key: int(found[name][0]) for key, name in wanted.items()}
-    sizes |= {"modules": modules, "blocks": _count(found, r"stage2\.0\.branches\.0\.(\d+)\.")}
+        raise OcrnetError(f"these weights are not from an OCRNet (HRNet and OCR head); missing: {_first_few(missing)}")
+    sizes: dict[str, Any] = {key: int(tensor_shapes[name][0]) for key, name in size_tensors.items()}
+    sizes |= {"modules": modules, "blocks": _count_indices(tensor_shapes, r"stage2\.0\.branches\.0\.(\d+)\.")}
     return Arch(**sizes, variant=variant, align_corners=align_corners)
 
 
-def check(found: Mapping[str, Shape], arch: Arch, source: str) -> None:
+def check(tensor_shapes: Mapping[str, Shape], arch: Arch, source: str) -> None:
     """Compare names and shapes strictly with those of the network.
 
     Args:
@@ -220,31 +220,31 @@ def check(found: Mapping[str, Shape], arch: Arch, source: str) -> None:
     """
     table = shapes(arch)
     differing = [
-        f"{name} {tuple(found[name])}, expected {shape}"
+        f"{name} {tuple(tensor_shapes[name])}, expected {shape}"
         for name, shape in table.items()
-        if name in found and tuple(found[name]) != shape
+        if name in tensor_shapes and tuple(tensor_shapes[name]) != shape
     ]
     problems = {
-        "missing": [name for name in table if name not in found],
-        "unexpected": [name for name in found if name not in table],
+        "missing": [name for name in table if name not in tensor_shapes],
+        "unexpected": [name for name in tensor_shapes if name not in table],
         "with another shape": differing,
     }
-    said = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
-    if said:
+    messages = [f"{len(names)} {problem}: {_first_few(names)}" for problem, names in problems.items() if names]
+    if messages:
         raise OcrnetError(
             f"{source}: does not fit the network (width {arch.width}, {arch.blocks} blocks, modules {arch.modules}, "
             f"{arch.num_classes} classes, head {arch.channels}/{arch.key_channels}, variant {arch.variant}): "
-            + "; ".join(said)
+            + "; ".join(messages)
             + ". Give the weights of this network, or set backbone, ocr_head and num_classes to those of the file."
         )
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def _first_few(names: list[str], limit: int = 5) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
+def _count_indices(names: Iterable[str], pattern: str) -> int:
     return max((int(match[1]) + 1 for name in names if (match := re.match(pattern, name))), default=0)
 
 
@@ -260,60 +260,62 @@ def _draw(name: str, table: Shapes, seed: int, initializer: str) -> NDArray[np.f
     return ((2 * rng.random(shape, np.float32) - 1) / np.float32(math.sqrt(fan_in))).astype(np.float32)
 
 
-Pairs = Iterator[tuple[str, Shape]]
+NamedShapes = Iterator[tuple[str, Shape]]
 
 
-def _conv(name: str, out: int, channels: int, kernel: int = 1, *, bias: bool = False) -> Pairs:
-    yield f"{name}.weight", (out, channels, kernel, kernel)
+def _conv(name: str, out_channels: int, in_channels: int, kernel: int = 1, *, bias: bool = False) -> NamedShapes:
+    yield f"{name}.weight", (out_channels, in_channels, kernel, kernel)
     if bias:
-        yield f"{name}.bias", (out,)
+        yield f"{name}.bias", (out_channels,)
 
 
-def _norm(name: str, channels: int) -> Pairs:
+def _norm(name: str, channels: int) -> NamedShapes:
     for part in ("weight", "bias", "running_mean", "running_var"):
         yield f"{name}.{part}", (channels,)
 
 
-def _conv_norm(name: str, out: int, channels: int, kernel: int = 1) -> Pairs:
-    yield from _conv(f"{name}.0", out, channels, kernel)
-    yield from _norm(f"{name}.1", out)
+def _conv_norm(name: str, out_channels: int, in_channels: int, kernel: int = 1) -> NamedShapes:
+    yield from _conv(f"{name}.0", out_channels, in_channels, kernel)
+    yield from _norm(f"{name}.1", out_channels)
 
 
-def _backbone(arch: Arch) -> Pairs:
+def _backbone(arch: Arch) -> NamedShapes:
     for i, channels in ((1, 3), (2, STEM)):
         yield from _conv(f"conv{i}", STEM, channels, 3)
         yield from _norm(f"bn{i}", STEM)
     for block in range(arch.blocks):
         channels = LAYER1 if block else STEM
-        for i, (out, inp, kernel) in enumerate(((STEM, channels, 1), (STEM, STEM, 3), (LAYER1, STEM, 1)), 1):
-            yield from _conv(f"layer1.{block}.conv{i}", out, inp, kernel)
-            yield from _norm(f"layer1.{block}.bn{i}", out)
+        for i, (out_channels, in_channels, kernel) in enumerate(
+            ((STEM, channels, 1), (STEM, STEM, 3), (LAYER1, STEM, 1)), 1
+        ):
+            yield from _conv(f"layer1.{block}.conv{i}", out_channels, in_channels, kernel)
+            yield from _norm(f"layer1.{block}.bn{i}", out_channels)
         if not block:
             yield from _conv_norm("layer1.0.downsample", LAYER1, STEM)
     yield from _conv_norm("transition1.0", arch.widths[0], LAYER1, 3)
     for stage, modules in zip((2, 3, 4), arch.modules, strict=True):
-        last = arch.widths[stage - 2] if stage > 2 else LAYER1
-        yield from _conv_norm(f"transition{stage - 1}.{stage - 1}.0", arch.widths[stage - 1], last, 3)
+        previous_width = arch.widths[stage - 2] if stage > 2 else LAYER1
+        yield from _conv_norm(f"transition{stage - 1}.{stage - 1}.0", arch.widths[stage - 1], previous_width, 3)
         for module in range(modules):
             yield from _module(f"stage{stage}.{module}", arch.widths[:stage], arch.blocks)
 
 
-def _module(name: str, widths: tuple[int, ...], blocks: int) -> Pairs:
+def _module(name: str, widths: tuple[int, ...], blocks: int) -> NamedShapes:
     for branch, width in enumerate(widths):
         for block in range(blocks):
             for i in (1, 2):
                 yield from _conv(f"{name}.branches.{branch}.{block}.conv{i}", width, width, 3)
                 yield from _norm(f"{name}.branches.{branch}.{block}.bn{i}", width)
-    for i, out in enumerate(widths):
+    for i, out_width in enumerate(widths):
         for j, width in enumerate(widths):
-            path = f"{name}.fuse_layers.{i}.{j}"
+            layer = f"{name}.fuse_layers.{i}.{j}"
             if j > i:
-                yield from _conv_norm(path, out, width)
+                yield from _conv_norm(layer, out_width, width)
             for k in range(i - j):  # chain of stride-2 convolutions; only the last one changes the channels
-                yield from _conv_norm(f"{path}.{k}", out if k == i - j - 1 else width, width, 3)
+                yield from _conv_norm(f"{layer}.{k}", out_width if k == i - j - 1 else width, width, 3)
 
 
-def _head(arch: Arch) -> Pairs:
+def _head(arch: Arch) -> NamedShapes:
     total, channels, key, features = sum(arch.widths), arch.channels, arch.key_channels, head_channels(arch)
     yield from _conv("conv3x3_ocr.0", channels, total, 3, bias=True)
     yield from _norm("conv3x3_ocr.1", channels)

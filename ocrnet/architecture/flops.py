@@ -50,13 +50,13 @@ def predict_bytes(arch: Arch, size: tuple[int, int], scale: float = 1.0) -> int:
 
 def _positions(name: str, arch: Arch, size: tuple[int, int]) -> int:
     """Return the number of output positions of a convolution."""
-    if found := _BRANCH.match(name):
-        return _pixels(size, 2 + int(found[1]))
-    if found := _FUSE.match(name):
-        j, k = int(found[2]), found[3]
+    if match := _BRANCH.match(name):
+        return _pixels(size, 2 + int(match[1]))
+    if match := _FUSE.match(name):
+        j, k = int(match[2]), match[3]
         return _pixels(size, 2 + (j if k is None else j + int(k) + 1))
-    if found := _TRANSITION.match(name):
-        return _pixels(size, 2 + int(found[1]))
+    if match := _TRANSITION.match(name):
+        return _pixels(size, 2 + int(match[1]))
     if name.startswith("conv1."):
         return _pixels(size, 1)
     if ".f_object." in name or ".f_down." in name:

@@ -32,7 +32,7 @@ class World:
     rank: int = 0
     size: int = 1
     local: int = 0
-    launcher: str = "alone"
+    launcher: str = "none"
     local_size: int = 0
 
     @property
@@ -49,13 +49,13 @@ def read_world(env: Mapping[str, str] = os.environ) -> World:
         return World(0, size, 0, SCHEDULER)
     if role == "MS_WORKER" and "MS_NODE_ID" not in env:
         raise OcrnetError("MS_NODE_ID is not set; if msrun starts ranks on several machines, give msrun --node_rank")
-    for launcher, rank, size_name, local, local_size in LAUNCHERS:
-        if rank in env and size_name in env:
-            numbers = _number(env, rank), _number(env, size_name), _number(env, local, "0")
-            world = World(*numbers, launcher, _local_size(env, local_size))
+    for launcher, rank_name, size_name, local_name, local_size_name in LAUNCHERS:
+        if rank_name in env and size_name in env:
+            numbers = _number(env, rank_name), _number(env, size_name), _number(env, local_name, "0")
+            world = World(*numbers, launcher, _local_size(env, local_size_name))
             if not 0 <= world.rank < world.size:
                 raise OcrnetError(
-                    f"{launcher} sets {rank}={world.rank} and {size_name}={world.size}; the rank must be below the size"
+                    f"{launcher} sets {rank_name}={world.rank} and {size_name}={world.size}; the rank must be below the size"
                 )
             return world
     return World()
@@ -67,8 +67,8 @@ def _local_size(env: Mapping[str, str], name: str) -> int:
     if not name.startswith("SLURM_"):
         return _number(env, name) if text else 0
     counts: list[int] = []  # 2(x3),1 means 2, 2, 2, 1
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
-        counts += [int(count)] * int(times or 1)
+    for count, repeats in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(repeats or 1)
     node = _number(env, "SLURM_NODEID", "0")
     return counts[node] if node < len(counts) else 0
 

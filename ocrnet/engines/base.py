@@ -93,8 +93,8 @@ def check_outputs(outputs: Sequence[str], passes: Sequence[Pass]) -> None:
     known = (*OUTPUTS, *ATTENTION)
     if unknown := sorted(set(outputs) - set(known)):
         raise OcrnetError(f"predict has no output {unknown}; it has {', '.join(known)}")
-    asked = [name for name in outputs if name in ATTENTION]
-    if asked and (len(passes) > 1 or passes[0].flip or len(passes[0].windows) > 1):
+    attention = [name for name in outputs if name in ATTENTION]
+    if attention and (len(passes) > 1 or passes[0].flip or len(passes[0].windows) > 1):
         raise OcrnetError(
-            f"{' and '.join(asked)}: requires a single pass over whole images; leave out scales, flip and slide"
+            f"{' and '.join(attention)}: requires a single pass over whole images; leave out scales, flip and slide"
         )

@@ -32,31 +32,31 @@ def gather_strings(engine: Engine, texts: Sequence[str]) -> list[list[str]]:
     """Return the ``texts`` of every rank, in rank order; cheap if all are empty."""
     if engine.world.size == 1:
         return [list(texts)]
-    mine = json.dumps(list(texts)).encode() if texts else b""
-    ends = np.cumsum(all_gather(engine, len(mine)))
+    own = json.dumps(list(texts)).encode() if texts else b""
+    ends = np.cumsum(all_gather(engine, len(own)))
     if not ends[-1]:
         return [[] for _ in ends]
     characters = np.zeros(ends[-1], np.int64)
     end = ends[engine.world.rank]
-    characters[end - len(mine) : end] = np.frombuffer(mine, np.uint8)
+    characters[end - len(own) : end] = np.frombuffer(own, np.uint8)
     parts = np.split(engine.sum(characters).astype(np.uint8), ends[:-1])
     return [json.loads(part.tobytes()) if len(part) else [] for part in parts]
 
 
-def check_same(engine: Engine, seen: Mapping[str, str]) -> None:
+def check_same(engine: Engine, values: Mapping[str, str]) -> None:
     """Raise `OcrnetError` on every rank if a value differs between ranks; the error lists the ranks of each value.
 
     ``seen`` maps subjects to values. The subjects must be the same on all ranks.
     """
-    everyone = [json.loads(text) for (text,) in gather_strings(engine, [json.dumps(dict(seen))])]
-    for subject in seen:
+    values_of_ranks = [json.loads(text) for (text,) in gather_strings(engine, [json.dumps(dict(values))])]
+    for subject in values:
         ranks_of: dict[str, list[int]] = {}
-        for rank, theirs in enumerate(everyone):
-            ranks_of.setdefault(theirs[subject], []).append(rank)
+        for rank, rank_values in enumerate(values_of_ranks):
+            ranks_of.setdefault(rank_values[subject], []).append(rank)
         if len(ranks_of) > 1:
-            views = "; ".join(f"{_names(ranks)}: {text}" for text, ranks in ranks_of.items())
+            groups = "; ".join(f"{_format_ranks(ranks)}: {text}" for text, ranks in ranks_of.items())
             raise OcrnetError(
-                f"the ranks do not have the same {subject} ({views}); run the same command with the same files on all "
+                f"the ranks do not have the same {subject} ({groups}); run the same command with the same files on all "
                 "ranks: use a shared file system, and wait until new files are visible to every rank"
             )
 
@@ -79,8 +79,8 @@ def propagate_errors(engine: Engine) -> Iterator[None]:
         raise
     failed = [rank for rank, flag in enumerate(all_gather(engine, 0)) if flag]
     if failed:
-        raise OcrnetError(f"{_names(failed)} failed; see the error message of that rank")
+        raise OcrnetError(f"{_format_ranks(failed)} failed; see the error message of that rank")
 
 
-def _names(ranks: Sequence[int]) -> str:
+def _format_ranks(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -56,13 +56,13 @@ def choose_engine(cfg: Config) -> Framework:
             "--engine torch does not run on Ascend; use --device_target CPU or GPU, or --engine mindspore"
         )
     frameworks: tuple[Framework, ...] = ("torch", "mindspore")
-    found = [name for name in frameworks if installed(name)]
+    available = [name for name in frameworks if installed(name)]
     if cfg.engine != "auto" or cfg.device_target == "Ascend":
-        wanted: Framework = "mindspore" if cfg.engine == "mindspore" or cfg.device_target == "Ascend" else "torch"
-        if wanted not in found:
-            raise OcrnetError(f"{NOT_INSTALLED[wanted]}, or leave --engine and --device_target out")
-        return wanted
-    if not found:
+        required: Framework = "mindspore" if cfg.engine == "mindspore" or cfg.device_target == "Ascend" else "torch"
+        if required not in available:
+            raise OcrnetError(f"{NOT_INSTALLED[required]}, or leave --engine and --device_target out")
+        return required
+    if not available:
         raise OcrnetError(NOT_INSTALLED["torch"])
-    ascend = cfg.device_target is None and Path("/dev/davinci_manager").exists()
-    return "mindspore" if found == ["mindspore"] or (ascend and "mindspore" in found) else "torch"
+    prefer_ascend = cfg.device_target is None and Path("/dev/davinci_manager").exists()
+    return "mindspore" if available == ["mindspore"] or (prefer_ascend and "mindspore" in available) else "torch"

@@ -14,14 +14,14 @@ def table(cfg: Config, ranks: int = 1) -> np.ndarray:
     ``base_batch_size`` (Goyal et al., 2017).
     """
     steps = np.arange(cfg.total_step, dtype=np.float64)
-    warming = cfg.end_lr + (cfg.lr_init - cfg.end_lr) * steps / max(cfg.warmup_step, 1)
+    warmup = cfg.end_lr + (cfg.lr_init - cfg.end_lr) * steps / max(cfg.warmup_step, 1)
     progress = (steps - cfg.warmup_step) / max(cfg.total_step - cfg.warmup_step, 1)
-    left = 1 - np.clip(progress, 0, 1)
+    remaining = 1 - np.clip(progress, 0, 1)
     if cfg.schedule == "linear":
-        falling = cfg.end_lr + (cfg.lr_init - cfg.end_lr) * left
+        decay = cfg.end_lr + (cfg.lr_init - cfg.end_lr) * remaining
     else:
-        falling = np.maximum(cfg.lr_init * left**cfg.power, cfg.end_lr)
-    rate = np.where(steps < cfg.warmup_step, warming, falling)
+        decay = np.maximum(cfg.lr_init * remaining**cfg.power, cfg.end_lr)
+    rate = np.where(steps < cfg.warmup_step, warmup, decay)
     if cfg.lr_scale == "none" or cfg.base_batch_size is None:
         return rate
     return rate * (global_batch(cfg, ranks) / cfg.base_batch_size)

@@ -64,5 +64,5 @@ def cuts(starts: Iterable[int], length: int, end: int) -> dict[int, tuple[int, i
         For each start, the (first, last) range of the axis that its window provides; ``last`` is exclusive.
     """
     order = sorted(set(starts))
-    borders = [0, *((start + before + length) // 2 for before, start in itertools.pairwise(order)), end]
+    borders = [0, *((start + previous + length) // 2 for previous, start in itertools.pairwise(order)), end]
     return {start: (borders[i], borders[i + 1]) for i, start in enumerate(order)}

@@ -18,7 +18,7 @@ from ocrnet.utils.errors import OcrnetError
 Show = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
 
 
-class AbandonedError(Exception):
+class EvaluationStoppedError(Exception):
     """A stop request on this or another rank interrupted the evaluation."""
 
 
@@ -55,12 +55,12 @@ def evaluate(
     with collectives.propagate_errors(engine):
         counts = _count(engine, dataset, cfg, eval_cfg, show, say, stopped)
     if collectives.all_reduce_max(engine, int(counts is None)):
-        raise AbandonedError
+        raise EvaluationStoppedError
     assert counts is not None
-    total = engine.sum(counts)
-    if not total.any():
+    confusion = engine.sum(counts)
+    if not confusion.any():
         raise OcrnetError(f"no pixel of the validation images at {dataset.root} is labeled; see ocrnet check")
-    return metrics.scores(total, dataset.classes.names, dataset.classes.categories)
+    return metrics.scores(confusion, dataset.classes.names, dataset.classes.categories)
 
 
 def _count(
@@ -74,19 +74,19 @@ def _count(
 ) -> np.ndarray | None:
     """Return the confusion matrix of this rank's share; None if the evaluation was stopped."""
     num_classes, world = len(dataset.classes), engine.world
-    total = np.zeros((num_classes, num_classes), np.int64)
-    share = len(range(world.rank, len(dataset), world.size))
-    whose = f" on rank {world.rank}" if world.size > 1 else ""
-    begun = said = time.monotonic()
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    num_images = len(range(world.rank, len(dataset), world.size))
+    rank_suffix = f" on rank {world.rank}" if world.size > 1 else ""
+    started = last_logged = time.monotonic()
     for done, (index, image, label) in enumerate(val_stream(dataset, world, cfg.num_workers), 1):
         passes = make_passes(eval_cfg, (image.shape[0], image.shape[1]), cfg.data.base_size)
         prediction = engine.predict(image[None], passes)["labels"][0]
-        total += metrics.confusion(prediction, label, num_classes)
+        confusion += metrics.confusion(prediction, label, num_classes)
         if stopped():
             return None
         if show is not None:
             show(index, image, prediction, label)
-        if say is not None and time.monotonic() - said > 10:
-            said = time.monotonic()
-            say(f"evaluated {done}/{share} images{whose}, {done / (said - begun):.2f} img/s")
-    return total
+        if say is not None and time.monotonic() - last_logged > 10:
+            last_logged = time.monotonic()
+            say(f"evaluated {done}/{num_images} images{rank_suffix}, {done / (last_logged - started):.2f} img/s")
+    return confusion

@@ -50,41 +50,43 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
     """
     train_set = open_split(cfg, "train")
     val_set = open_split(cfg, "val") if cfg.run_eval else None
-    cfg = resolved(cfg, len(train_set.classes))
-    arch = arch_of(cfg, len(train_set.classes))
+    cfg = with_dataset_classes(cfg, len(train_set.classes))
+    arch = arch_from_config(cfg, len(train_set.classes))
     # mutation: resume-after-restart
-    resume, implied = _after_restart(cfg, resume)
-    store, resume, brought = cloud_resume.begin(cfg, resume, Speaker(world))
-    found, note = find_resume(cfg, resume, begin_from)
-    tensors, report = starting_state(cfg, arch, found)
-    sets, room = cache.prepare(cfg.data.cache_dir, {TRAIN: train_set} | ({VAL: val_set} if val_set else {}))
-    notes = [*notes, *implied, *brought, *note, *report, *room]
+    resume, restart_notes = _resume_after_restart(cfg, resume)
+    store, resume, download_notes = cloud_resume.begin(cfg, resume, Speaker(world))
+    ckpt, resume_notes = find_resume(cfg, resume, begin_from)
+    tensors, weight_notes = starting_state(cfg, arch, ckpt)
+    datasets, cache_notes = cache.prepare(cfg.data.cache_dir, {TRAIN: train_set} | ({VAL: val_set} if val_set else {}))
+    notes = [*notes, *restart_notes, *download_notes, *resume_notes, *weight_notes, *cache_notes]
 
-    stream = make_stream(cfg, sets[TRAIN], arch)
+    stream = make_stream(cfg, datasets[TRAIN], arch)
     with Pushing(cfg.cloud) as pushing:
         engine = open_engine(cfg, arch, world=world, stream=stream)
         try:
-            seen = {"checkpoint": _identity(found), **config.of_all_ranks(cfg)}
-            collectives.check_same(engine, seen | identities(sets))  # before rank 0 changes anything in the folder
+            run_values = {"checkpoint": _checkpoint_identity(ckpt), **config.of_all_ranks(cfg)}
+            collectives.check_same(
+                engine, run_values | identities(datasets)
+            )  # before rank 0 changes anything in the folder
             versions = core_versions() | dict(engine.versions)
-            notes += [*_changed_versions(found, versions), *_changed_batch(cfg, found, world)] if found else []
+            notes += [*_changed_versions(ckpt, versions), *_changed_batch(cfg, ckpt, world)] if ckpt else []
             # mutation: restore-unlogged-losses
-            progress = Progress(**found.meta["progress"]) if found else Progress()
+            progress = Progress(**ckpt.meta["progress"]) if ckpt else Progress()
             with collectives.propagate_errors(engine):
                 engine.restore(tensors, progress.step)
             run = _open_folder(cfg, engine, progress, versions, [*banner(cfg, arch, engine, len(train_set)), *notes])
-            ending = "failed"
+            outcome = "failed"
             try:
                 with collectives.propagate_errors(engine):
-                    push = _begin_push(cfg, run, store, pushing)
+                    push = _start_uploads(cfg, run, store, pushing)
                 with StopRequest(speaks=run.writes) as stopped:
-                    number = Loop(cfg, engine, run, stream, sets.get(VAL), progress, stopped, push).fit()
-                ending = "stopped" if number else "finished"
+                    signal_number = Loop(cfg, engine, run, stream, datasets.get(VAL), progress, stopped, push).fit()
+                outcome = "stopped" if signal_number else "finished"
             finally:
-                run.close(ending)
-            if number:
+                run.close(outcome)
+            if signal_number:
                 run.say(f"stopped after step {progress.step}; resume with --resume_ckpt auto")
-                raise Stopped(number)
+                raise Stopped(signal_number)
             run.say(
                 f"finished after step {progress.step}; to create a report: ocrnet report {shlex.quote(cfg.save_dir)}"
             )
@@ -92,7 +94,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             engine.close()
 
 
-def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) -> Push | None:
+def _start_uploads(cfg: Config, run: Run, store: Store | None, pushing: Pushing) -> Push | None:
     """Start the upload to train_url on rank 0; return None on other ranks or without train_url."""
     if store is None or not run.writes:
         return None
@@ -108,11 +110,11 @@ def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) ->
 def identities(datasets: Mapping[str, Dataset]) -> dict[str, str]:
     """Return the identity of each dataset, by which the ranks verify that they have the same images."""
     # mutation: same-images-on-all-ranks
-    return {what: dataset.identity for what, dataset in datasets.items()}
+    return {name: dataset.identity for name, dataset in datasets.items()}
 
 
-def _identity(found: Checkpoint | None) -> str:
-    return f"step {found.meta['step']}, sha256 {found.meta['sha256'][:12]}" if found else "none"
+def _checkpoint_identity(ckpt: Checkpoint | None) -> str:
+    return f"step {ckpt.meta['step']}, sha256 {ckpt.meta['sha256'][:12]}" if ckpt else "none"
 
 
 def _open_folder(
@@ -157,12 +159,12 @@ def open_split(cfg: Config, split: str) -> Dataset:
     return open_dataset(cfg.data.name, cfg.data.dataset_dir, split, ignore_label=cfg.data.ignore_label)
 
 
-def resolved(cfg: Config, num_classes: int) -> Config:
+def with_dataset_classes(cfg: Config, num_classes: int) -> Config:
     """Return the config with the dataset's number of classes."""
     return config.with_classes(cfg, num_classes, f"{cfg.data.name} at {cfg.data.dataset_dir}")
 
 
-def arch_of(cfg: Config, num_classes: int) -> Arch:
+def arch_from_config(cfg: Config, num_classes: int) -> Arch:
     """Return the architecture that a config describes."""
     return Arch(
         width=cfg.backbone.width,
@@ -188,7 +190,7 @@ def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
     Returns:
         One line for each key that differs.
     """
-    configured = arch_of(cfg, arch.num_classes)
+    configured = arch_from_config(cfg, arch.num_classes)
     return [
         f"{name}: the config has {getattr(configured, name)}, {path.name} has {getattr(arch, name)}; "
         "the file takes precedence"
@@ -197,13 +199,13 @@ def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
     ]
 
 
-def _after_restart(cfg: Config, resume: str | None) -> tuple[str | None, list[str]]:
+def _resume_after_restart(cfg: Config, resume: str | None) -> tuple[str | None, list[str]]:
     """Return ``auto`` and a log line if torchrun restarted the ranks after they saved checkpoints, else ``resume``."""
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    made = checkpoint.steps(Path(cfg.save_dir) / "checkpoint")
-    if count == "0" or resume == "auto" or not made:
+    saved = checkpoint.steps(Path(cfg.save_dir) / "checkpoint")
+    if count == "0" or resume == "auto" or not saved:
         return resume, []
-    if made[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # from an earlier launch
+    if saved[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # from an earlier launch
         return resume, []
     return "auto", [f"resume: torchrun restarted the ranks (restart {count}), so --resume_ckpt auto is implied"]
 
@@ -237,46 +239,50 @@ def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None)
         resume = str(begin_from)
     elif resume == "auto" and not checkpoint.steps(folder):
         if begin_from is None:
-            return None, [f"resume: no checkpoint in {folder}{_nor_in(cfg)}; starting from step 0"]
+            return None, [f"resume: no checkpoint in {folder}{_or_train_url(cfg)}; starting from step 0"]
         resume = str(begin_from)
     if resume == "auto":
         newest = checkpoint.newest_valid(folder)
-        notes = [f"resume: skipped: {why}" for _, why in newest.passed_over]
+        notes = [f"resume: skipped: {reason}" for _, reason in newest.passed_over]
         if newest.checkpoint is None:
-            raise OcrnetError(f"no checkpoint in {folder} is valid: {'; '.join(why for _, why in newest.passed_over)}")
-        found = newest.checkpoint
+            raise OcrnetError(
+                f"no checkpoint in {folder} is valid: {'; '.join(reason for _, reason in newest.passed_over)}"
+            )
+        ckpt = newest.checkpoint
     else:
         path, meaning = checkpoint.resolve_state(resume)
         notes = [f"resume: {meaning}"] if meaning else []
-        found = checkpoint.load(path)
-    if "source" in found.meta:
+        ckpt = checkpoint.load(path)
+    if "source" in ckpt.meta:
         raise OcrnetError(
-            f"{found.path} has only converted weights, from which a run cannot resume; begin from its backbone: "
-            f"--set backbone.pretrained=True backbone.backbone_ckpt={found.path}"
+            f"{ckpt.path} has only converted weights, from which a run cannot resume; begin from its backbone: "
+            f"--set backbone.pretrained=True backbone.backbone_ckpt={ckpt.path}"
         )
-    step = found.meta["step"]
+    step = ckpt.meta["step"]
     if step > cfg.total_step:
         raise OcrnetError(
-            f"{found.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to continue"
+            f"{ckpt.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to continue"
         )
-    done = ": the run is complete" if step == cfg.total_step else ""
-    return found, [*notes, f"resume: from {found.path}, step {step}{done}", *_changed_keys(cfg, found)]
+    complete = ": the run is complete" if step == cfg.total_step else ""
+    return ckpt, [*notes, f"resume: from {ckpt.path}, step {step}{complete}", *_changed_keys(cfg, ckpt)]
 
 
-def _nor_in(cfg: Config) -> str:
+def _or_train_url(cfg: Config) -> str:
     return f" or in {cfg.train_url}" if cfg.train_url else ""
 
 
-def _changed_keys(cfg: Config, found: Checkpoint) -> list[str]:
+def _changed_keys(cfg: Config, ckpt: Checkpoint) -> list[str]:
     """Return a line for each config key that differs from the run that wrote the checkpoint."""
-    before = loader.with_current_keys(dict(config.flat(found.meta["config"])))
-    now = dict(config.flat(config.as_dict(cfg)))
-    return [f"resume: {name} is {now[name]}, was {old}" for name, old in before.items() if now.get(name, old) != old]
+    before = loader.with_current_keys(dict(config.flat(ckpt.meta["config"])))
+    current = dict(config.flat(config.as_dict(cfg)))
+    return [
+        f"resume: {name} is {current[name]}, was {old}" for name, old in before.items() if current.get(name, old) != old
+    ]
 
 
-def _changed_versions(found: Checkpoint, versions: Mapping[str, str]) -> list[str]:
+def _changed_versions(ckpt: Checkpoint, versions: Mapping[str, str]) -> list[str]:
     """Return a line for each version, and for the number of threads, that differs from the checkpoint's run."""
-    before = found.meta["versions"]
+    before = ckpt.meta["versions"]
     return [
         f"resume: {name} is {new}, was {before[name]}; numbers may differ in their last digits"
         for name, new in versions.items()
@@ -284,22 +290,24 @@ def _changed_versions(found: Checkpoint, versions: Mapping[str, str]) -> list[st
     ]
 
 
-def _changed_batch(cfg: Config, found: Checkpoint, world: World) -> list[str]:
+def _changed_batch(cfg: Config, ckpt: Checkpoint, world: World) -> list[str]:
     """Return the line to log if the number of ranks or of crops per step differs from the checkpoint's run."""
-    old = found.meta["config"]
-    cards = found.meta.get("cards", 1)  # checkpoints without this key are from runs with one rank
-    was = cards * old["batch_size"] * old["accumulate_steps"]
-    now = world.size * cfg.batch_size * cfg.accumulate_steps
-    lead = f"resume: the number of ranks is {world.size}, was {cards}: " if world.size != cards else "resume: "
-    if now != was:
+    old_cfg = ckpt.meta["config"]
+    old_ranks = ckpt.meta.get("cards", 1)  # checkpoints without this key are from runs with one rank
+    old_batch = old_ranks * old_cfg["batch_size"] * old_cfg["accumulate_steps"]
+    new_batch = world.size * cfg.batch_size * cfg.accumulate_steps
+    prefix = (
+        f"resume: the number of ranks is {world.size}, was {old_ranks}: " if world.size != old_ranks else "resume: "
+    )
+    if new_batch != old_batch:
         return [
-            f"{lead}the global batch changes to {now} crop{'s' if now > 1 else ''} a step, was {was}; "
+            f"{prefix}the global batch changes to {new_batch} crop{'s' if new_batch > 1 else ''} a step, was {old_batch}; "
             "the run will see a different number of crops"
         ]
-    return [f"{lead}the global batch is the same"] if world.size != cards else []
+    return [f"{prefix}the global batch is the same"] if world.size != old_ranks else []
 
 
-def starting_state(cfg: Config, arch: Arch, found: Checkpoint | None) -> tuple[dict[str, np.ndarray], list[str]]:
+def starting_state(cfg: Config, arch: Arch, ckpt: Checkpoint | None) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return the initial state of the run: from the checkpoint, with an ImageNet backbone, or with fresh weights.
 
     Args:
@@ -313,10 +321,10 @@ def starting_state(cfg: Config, arch: Arch, found: Checkpoint | None) -> tuple[d
     Raises:
         OcrnetError: The tensors do not fit the architecture, or the file of the backbone cannot be read.
     """
-    if found is not None:
-        shapes = {name: array.shape for name, array in found.tensors.items() if "/" not in name}
-        architecture.check(shapes, arch, str(found.path))
-        return found.tensors, []
+    if ckpt is not None:
+        shapes = {name: array.shape for name, array in ckpt.tensors.items() if "/" not in name}
+        architecture.check(shapes, arch, str(ckpt.path))
+        return ckpt.tensors, []
     state = architecture.init(arch, cfg.seed, cfg.backbone.initializer)
     if not cfg.backbone.pretrained:
         return state, [
@@ -349,17 +357,17 @@ def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
         f"crops {cfg.data.crop_size[0]}x{cfg.data.crop_size[1]}",
         f"batch: {global_batch} crops a step (batch_size {cfg.batch_size} x accumulate_steps {cfg.accumulate_steps} x "
         f"{engine.world.size} ranks), {cfg.total_step} steps, {global_batch * cfg.total_step / images:.1f} epochs",
-        *_unlike_recipe(cfg, global_batch),
+        *_batch_size_lines(cfg, global_batch),
     ]
 
 
-def _unlike_recipe(cfg: Config, global_batch: int) -> list[str]:
+def _batch_size_lines(cfg: Config, global_batch: int) -> list[str]:
     """Return a line if the global batch differs from base_batch_size, with the effect on the learning rate."""
     base = cfg.base_batch_size
     if base in (None, global_batch):
         return []
-    times = f"{global_batch / base:.4g} times base_batch_size ({base} crops a step), for which lr_init is set"
-    scaled = f"{cfg.lr_init * global_batch / base:.4g}"
+    ratio = f"{global_batch / base:.4g} times base_batch_size ({base} crops a step), for which lr_init is set"
+    scaled_lr = f"{cfg.lr_init * global_batch / base:.4g}"
     if cfg.lr_scale == "linear":
-        return [f"learning rate: the global batch is {times}; its maximum is {scaled} (lr_scale linear)"]
-    return [f"learning rate: the global batch is {times}; --set lr_scale=linear changes {cfg.lr_init:g} to {scaled}"]
+        return [f"learning rate: the global batch is {ratio}; its maximum is {scaled_lr} (lr_scale linear)"]
+    return [f"learning rate: the global batch is {ratio}; --set lr_scale=linear changes {cfg.lr_init:g} to {scaled_lr}"]

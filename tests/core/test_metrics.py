@@ -93,7 +93,7 @@ def test_all_pixels_ignored_gives_nan():
     means = (scores.mean_iou, scores.mean_accuracy, scores.pixel_accuracy, scores.frequency_weighted_iou)
     assert all(math.isnan(value) for value in (*means, *scores.iou, *scores.accuracy, *scores.share))
     assert scores.pixels == 0
-    answer, mean_iou = metrics.constant_answer(metrics.scores(np.zeros((3, 3), np.int64), ["a", "b", "c"]))
+    answer, mean_iou = metrics.constant_prediction(metrics.scores(np.zeros((3, 3), np.int64), ["a", "b", "c"]))
     assert answer == 0
     assert math.isnan(mean_iou)
 
@@ -119,7 +119,7 @@ def test_constant_answer_is_the_score_of_that_answer(seed):
     rng = np.random.default_rng(seed)
     prediction, truth = random_maps(rng, num_classes=6)
     truth[truth == seed] = 255  # one class is absent
-    answer, mean_iou = metrics.constant_answer(score(prediction, truth, 6))
+    answer, mean_iou = metrics.constant_prediction(score(prediction, truth, 6))
     assert np.count_nonzero(truth == answer) == max(np.count_nonzero(truth == index) for index in range(6))
     assert mean_iou == pytest.approx(score(np.full_like(truth, answer), truth, 6).mean_iou, abs=1e-12)
 

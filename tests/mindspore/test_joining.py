@@ -224,7 +224,7 @@ def env(monkeypatch, tmp_path) -> Iterator[dict[str, str]]:
         del os.environ[name]
     os.environ["MS_TOPO_TIMEOUT"] = "0.3"
     monkeypatch.setattr(rendezvous.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(distributed, "_lent", False)
+    monkeypatch.setattr(distributed, "_replaces_msrun", False)
     monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
     yield os.environ
     os.environ.clear()
@@ -250,32 +250,32 @@ def test_what_cannot_join_is_refused_with_what_helps(env):
 
 def test_a_port_is_taken_from_a_living_rank_0_alone(env, tmp_path):
     world = World(1, 2, 1, "mpirun")
-    board = rendezvous.board_path()
+    board = rendezvous.port_file_path()
     refused(world, str(board), "rank 0 has not written its port", "within 0.3 s")
     del env["MS_ROLE"], env["MS_SCHED_HOST"]
-    rendezvous.leave_port(board, 4321)
+    rendezvous.write_port(board, 4321)
     assert board.stat().st_mode & 0o777 == 0o600
     distributed.prepare(world, "CPU", 600)
     assert (env["MS_SCHED_HOST"], env["MS_SCHED_PORT"], env["MS_ROLE"]) == ("127.0.0.1", "4321", "MS_WORKER")
     assert (env["MS_NODE_ID"], env["RANK_ID"], env["RANK_SIZE"], env["DEVICE_ID"]) == ("1", "1", "2", "1")
-    rendezvous._clean(board)
+    rendezvous._remove_stale(board)
     assert board.exists()
     board.write_text(board.read_text().replace('"created": ', '"created": 1'))  # as though the pid were used again
     del env["MS_ROLE"], env["MS_SCHED_HOST"], env["MS_SCHED_PORT"]
     refused(world, "rank 0 has not written its port")
-    rendezvous._clean(board)
+    rendezvous._remove_stale(board)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_launches_have_boards_of_their_own(env):
     def board(**changes: str) -> Path:
         env.update(changes)
-        return rendezvous.board_path()
+        return rendezvous.port_file_path()
 
     found = [board(), board(SLURM_JOB_ID="1", SLURM_STEP_ID="0"), board(SLURM_STEP_ID="1"),
              board(PMIX_NAMESPACE="prterun-a-1@1"), board(PMIX_NAMESPACE="prterun-a-2@1")]  # fmt: skip
     assert len(set(found)) == len(found)
-    assert rendezvous.board_path() == found[-1]
+    assert rendezvous.port_file_path() == found[-1]
 
 
 @pytest.mark.parametrize("target", ["Ascend", "GPU"])

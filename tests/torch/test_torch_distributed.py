@@ -147,7 +147,7 @@ def test_a_new_start_on_an_old_store_meets_under_a_new_name():
     for _ in range(3):
         store.set("asks/2", "killed")  # came, and was killed before it was answered
         with ThreadPoolExecutor(3) as pool:
-            start = [pool.submit(distributed._this_start, store, World(rank, 3), 20.0) for rank in (1, 2, 0)]
+            start = [pool.submit(distributed._launch_id, store, World(rank, 3), 20.0) for rank in (1, 2, 0)]
         (name,) = {one.result() for one in start}
         names.add(name)
     assert len(names) == 3
@@ -155,7 +155,7 @@ def test_a_new_start_on_an_old_store_meets_under_a_new_name():
 
 def test_who_did_not_come_is_named():
     with pytest.raises(RuntimeError, match=r"missing ranks: 1, 2"):
-        distributed._this_start(dist.HashStore(), World(0, 3), 0.1)
+        distributed._launch_id(dist.HashStore(), World(0, 3), 0.1)
 
 
 def test_a_configuration_error_of_the_rendezvous_is_not_reported_as_a_timeout(monkeypatch):

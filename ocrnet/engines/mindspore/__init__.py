@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 
-from ocrnet.engines.mindspore.interrupts import keep_interrupts
+from ocrnet.engines.mindspore.interrupts import install_interrupt_handling
 from ocrnet.utils.errors import OcrnetError
 
 DEFAULTS = {
@@ -35,7 +35,7 @@ def _prepare() -> None:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     # mutation: keep-sigint-from-mindspore
-    keep_interrupts()
+    install_interrupt_handling()
 
 
 _prepare()

@@ -49,7 +49,7 @@ class Batch(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
-    keeps: np.ndarray
+    dropout_masks: np.ndarray
     unreadable: tuple[str, ...]
 
 
@@ -73,43 +73,43 @@ def batches(stream: TrainStream, cfg: Config, *, world: World, step: int) -> Gen
             by this call, only with workers.
     """
     rows = Rows(stream, cfg, world, step)
-    made = _from_workers(rows) if cfg.num_workers else (rows.batch(number) for number in range(len(rows)))
-    close_at_exit(made)
-    return made
+    generator = _from_workers(rows) if cfg.num_workers else (rows.batch(number) for number in range(len(rows)))
+    close_at_exit(generator)
+    return generator
 
 
 class Rows:
     """The micro-batches of this rank from ``step`` on, as rows of arrays that the workers compute by index."""
 
     def __init__(self, stream: TrainStream, cfg: Config, world: World, step: int) -> None:
-        self.stream, self.numbers = stream, StepBatchSampler(cfg, world, step)
+        self.stream, self.sample_numbers = stream, StepBatchSampler(cfg, world, step)
         self.num_workers, self.prefetch_size = cfg.num_workers, cfg.prefetch_size
         self.megabytes = _row_megabytes(cfg, stream.channels) if cfg.num_workers else 0
         self.parent = os.getpid()
-        self.begun = False
+        self.worker_started = False
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.sample_numbers)
 
     def batch(self, number: int) -> Batch:
         """Return micro-batch ``number``; raise `OcrnetError` if a file is unreadable."""
-        samples = [self.stream[sample] for sample in self.numbers[number]]
-        images, labels, keeps = (np.stack([sample[i] for sample in samples]) for i in range(3))
-        return Batch(images, labels, keeps, tuple(error for sample in samples for error in sample.unreadable))
+        samples = [self.stream[sample] for sample in self.sample_numbers[number]]
+        images, labels, dropout_masks = (np.stack([sample[i] for sample in samples]) for i in range(3))
+        return Batch(images, labels, dropout_masks, tuple(error for sample in samples for error in sample.unreadable))
 
     def __getitem__(self, number: int) -> Row:
         """Return micro-batch ``number`` as a row, in a worker; return an exception as a row too."""
-        if not self.begun:
+        if not self.worker_started:
             begin_worker()
-            threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
-            self.begun = True
+            threading.Thread(target=_exit_with_parent, args=(self.parent,), daemon=True).start()
+            self.worker_started = True
         try:
             batch = self.batch(int(number))
         except OcrnetError as error:
-            return _note(error=str(error))
+            return _message_row(error=str(error))
         except Exception:
-            return _note(bug=traceback.format_exc())
-        return *batch[:3], _text({"unreadable": batch.unreadable})
+            return _message_row(bug=traceback.format_exc())
+        return *batch[:3], _encode_messages({"unreadable": batch.unreadable})
 
 
 def _row_megabytes(cfg: Config, channels: int) -> int:
@@ -118,27 +118,27 @@ def _row_megabytes(cfg: Config, channels: int) -> int:
     Each worker allocates ``prefetch_size`` + 2 blocks of this size at its start, so the size is no larger than needed.
     """
     height, width = cfg.data.crop_size
-    sample = height * width * 4 + channels
-    needed = math.ceil(sample / MEGABYTE)
-    if needed > cfg.max_rowsize:
+    sample_bytes = height * width * 4 + channels
+    sample_megabytes = math.ceil(sample_bytes / MEGABYTE)
+    if sample_megabytes > cfg.max_rowsize:
         raise OcrnetError(
-            f"a sample of data.crop_size [{height}, {width}] takes {needed} MB but max_rowsize is {cfg.max_rowsize}; "
-            f"set max_rowsize: {needed} or use smaller crops (without workers there is no such limit: "
+            f"a sample of data.crop_size [{height}, {width}] takes {sample_megabytes} MB but max_rowsize is {cfg.max_rowsize}; "
+            f"set max_rowsize: {sample_megabytes} or use smaller crops (without workers there is no such limit: "
             "--set num_workers=0)"
         )
-    return sample * cfg.batch_size // MEGABYTE + 1
+    return sample_bytes * cfg.batch_size // MEGABYTE + 1
 
 
-def _text(notes: dict[str, Any]) -> np.ndarray:
-    return np.frombuffer(json.dumps(notes).encode(), np.uint8)
+def _encode_messages(messages: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(json.dumps(messages).encode(), np.uint8)
 
 
-def _note(**notes: str) -> Row:
+def _message_row(**messages: str) -> Row:
     empty = np.zeros(1, np.uint8)
-    return empty, empty, empty, _text(notes)
+    return empty, empty, empty, _encode_messages(messages)
 
 
-def _end_with(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     """End this worker process when process ``parent`` is gone: a killed run cannot end its workers."""
     while os.getppid() == parent:
         time.sleep(1)
@@ -157,8 +157,8 @@ class Workers(SamplerFn):
         """Start the processes; store an error's text in ``failure``, as MindSpore ends the run for some error texts."""
         try:
             with (
-                _settings(prefetch_size=self._queue_size(), multiprocessing_start_method="fork"),
-                _start_method_kept(),
+                _dataset_settings(prefetch_size=self._queue_size(), multiprocessing_start_method="fork"),
+                _restored_start_method(),
             ):
                 super().launch(op_id)
         except Exception as error:
@@ -183,19 +183,19 @@ class Workers(SamplerFn):
         except Exception:
             self.failure = traceback.format_exc()
         while self.failure or self.closed.is_set():
-            yield _note(failure=self.failure)
+            yield _message_row(failure=self.failure)
 
     def _rows(self, indices: np.ndarray) -> Iterator[Row]:
-        given = 0
+        submitted = 0
         for number in range(len(indices)):
-            while given < min(len(indices), number + self.num_worker * self.dataset.prefetch_size):
-                self.workers[given % self.num_worker].put(indices[given])
-                given += 1
-            results = self.workers[number % self.num_worker].res_queue
-            while not multiprocessing.connection.wait([results._reader], timeout=0.1):
+            while submitted < min(len(indices), number + self.num_worker * self.dataset.prefetch_size):
+                self.workers[submitted % self.num_worker].put(indices[submitted])
+                submitted += 1
+            result_queue = self.workers[number % self.num_worker].res_queue
+            while not multiprocessing.connection.wait([result_queue._reader], timeout=0.1):
                 if self.closed.is_set():
                     return
-            yield results.get()
+            yield result_queue.get()
 
 
 class Pipeline(mindspore.dataset.GeneratorDataset):
@@ -213,7 +213,7 @@ class Pipeline(mindspore.dataset.GeneratorDataset):
 def _from_workers(rows: Rows) -> Generator[Batch, None, None]:
     if not len(rows):
         return
-    with _settings(prefetch_size=1):  # rows that are ready wait in the workers' queues
+    with _dataset_settings(prefetch_size=1):  # rows that are ready wait in the workers' queues
         iterator = Pipeline(rows).create_tuple_iterator(num_epochs=1, output_numpy=True)
     workers: Workers = iterator.dataset.sample_fn
     ready: queue.Queue[list[np.ndarray]] = queue.Queue(1)
@@ -223,7 +223,7 @@ def _from_workers(rows: Rows) -> Generator[Batch, None, None]:
         for number in range(len(rows)):
             row = _next(ready, workers)
             if number == 0:
-                _handlers_restored()
+                _restore_signal_handlers()
             yield _batch(row, workers)
     finally:
         _close(iterator, workers, feeder)
@@ -237,14 +237,14 @@ def _feed(iterator: Iterator[list[np.ndarray]], workers: Workers, ready: queue.Q
     try:
         with block_signals():
             for row in iterator:
-                _hand_on(row, workers.closed, ready)
+                _put(row, workers.closed, ready)
                 if workers.closed.is_set():
                     return
     except Exception as error:
-        _hand_on(list(_note(failure=workers.failure or str(error))), workers.closed, ready)
+        _put(list(_message_row(failure=workers.failure or str(error))), workers.closed, ready)
 
 
-def _hand_on(row: list[np.ndarray], closed: threading.Event, ready: queue.Queue[list[np.ndarray]]) -> None:
+def _put(row: list[np.ndarray], closed: threading.Event, ready: queue.Queue[list[np.ndarray]]) -> None:
     while not closed.is_set():
         with contextlib.suppress(queue.Full):
             ready.put(row, timeout=0.1)
@@ -255,32 +255,32 @@ def _next(ready: queue.Queue[list[np.ndarray]], workers: Workers) -> list[np.nda
     while True:
         with contextlib.suppress(queue.Empty):
             return ready.get(timeout=1)
-        _raise_deaths(workers)
+        _raise_if_worker_died(workers)
 
 
 def _batch(row: list[np.ndarray], workers: Workers) -> Batch:
-    notes = json.loads(row[3].tobytes())
-    if "error" in notes:
-        raise OcrnetError(notes["error"])
-    if "bug" in notes:
-        raise RuntimeError(f"exception in a loader worker: {notes['bug']}")
-    if "failure" in notes:
-        _raise_deaths(workers)
-        raise OcrnetError(f"the loader's workers failed: {notes['failure']}; {ADVICE}")
-    return Batch(row[0], row[1], row[2], tuple(notes["unreadable"]))
+    messages = json.loads(row[3].tobytes())
+    if "error" in messages:
+        raise OcrnetError(messages["error"])
+    if "bug" in messages:
+        raise RuntimeError(f"exception in a loader worker: {messages['bug']}")
+    if "failure" in messages:
+        _raise_if_worker_died(workers)
+        raise OcrnetError(f"the loader's workers failed: {messages['failure']}; {ADVICE}")
+    return Batch(row[0], row[1], row[2], tuple(messages["unreadable"]))
 
 
-def _raise_deaths(workers: Workers) -> None:
-    told = describe_dead_workers(workers.workers)
-    if told:
-        raise OcrnetError(f"{told}; {ADVICE}")
+def _raise_if_worker_died(workers: Workers) -> None:
+    dead_workers = describe_dead_workers(workers.workers)
+    if dead_workers:
+        raise OcrnetError(f"{dead_workers}; {ADVICE}")
 
 
 def _close(iterator: Any, workers: Workers, feeder: threading.Thread) -> None:
     """End the workers, the feeder and the pipeline, in this order; the module docstring gives the reason."""
     workers.closed.set()
-    end = time.monotonic() + 30
-    while feeder.is_alive() and time.monotonic() < end:
+    deadline = time.monotonic() + 30
+    while feeder.is_alive() and time.monotonic() < deadline:
         for worker in list(workers.workers):
             worker.kill()  # also if it hangs in a read; the feeder may wait for the rest of its message
         feeder.join(timeout=0.05)
@@ -293,12 +293,12 @@ def _close(iterator: Any, workers: Workers, feeder: threading.Thread) -> None:
 
 
 @contextlib.contextmanager
-def _settings(**chosen: Any) -> Iterator[None]:
+def _dataset_settings(**values: Any) -> Iterator[None]:
     """Set MindSpore's process-wide dataset settings and restore them on exit."""
     config = mindspore.dataset.config
-    before = {name: getattr(config, f"get_{name}")() for name in chosen}
+    before = {name: getattr(config, f"get_{name}")() for name in values}
     try:
-        for name, value in chosen.items():
+        for name, value in values.items():
             getattr(config, f"set_{name}")(value)
         yield
     finally:
@@ -307,7 +307,7 @@ def _settings(**chosen: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _start_method_kept() -> Iterator[None]:
+def _restored_start_method() -> Iterator[None]:
     """Restore Python's multiprocessing start method on exit: MindSpore changes it for the whole process."""
     before = multiprocessing.get_start_method(allow_none=True)
     try:
@@ -316,7 +316,7 @@ def _start_method_kept() -> Iterator[None]:
         multiprocessing.set_start_method(before, force=True)
 
 
-def _handlers_restored() -> None:
+def _restore_signal_handlers() -> None:
     """Restore Python's signal handlers: MindSpore sets its own, which `signal.getsignal` does not report."""
     if threading.current_thread() is not threading.main_thread():  # in Python only the main thread can set handlers
         return

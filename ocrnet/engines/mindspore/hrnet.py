@@ -88,10 +88,10 @@ class Norm(nn.Cell):
         self.move(self.moving_variance, variance * (count / (count - 1)))
         return y * self.gamma.reshape(1, -1, 1, 1) + self.beta.reshape(1, -1, 1, 1)
 
-    def move(self, statistic: Parameter, seen: Tensor) -> None:
+    def move(self, statistic: Parameter, value: Tensor) -> None:
         """Update a moving statistic with the value of one batch."""
-        seen = ops.stop_gradient(seen).reshape(-1)
-        ops.assign(statistic, (1 - architecture.BN_MOMENTUM) * statistic + architecture.BN_MOMENTUM * seen)
+        value = ops.stop_gradient(value).reshape(-1)
+        ops.assign(statistic, (1 - architecture.BN_MOMENTUM) * statistic + architecture.BN_MOMENTUM * value)
 
 
 class Conv(nn.Cell):
@@ -184,7 +184,9 @@ class HighResolutionModule(nn.Cell):
         super().__init__()
         self.nearest, self.twice = rule.fuse_resize == "nearest", rule.double_resize
         self.align_corners = rule.align_corners
-        self.branches = nn.CellList([nn.SequentialCell(*[BasicBlock(w) for _ in range(blocks)]) for w in widths])
+        self.branches = nn.CellList(
+            [nn.SequentialCell(*[BasicBlock(width) for _ in range(blocks)]) for width in widths]
+        )
         numbers = range(len(widths))
         self.fuse_layers = nn.CellList(
             [nn.CellList([fuse_layer(widths, i, j, rule.same_padding) for j in numbers]) for i in numbers]
@@ -192,8 +194,8 @@ class HighResolutionModule(nn.Cell):
 
     def construct(self, maps: list[Tensor]) -> list[Tensor]:
         """Map one feature map per branch, finest first, to the same shapes."""
-        deep = [self.branches[i](maps[i]) for i in range(len(maps))]
-        return [ops.relu(self.fuse(i, deep)) for i in range(len(maps))]
+        branch_maps = [self.branches[i](maps[i]) for i in range(len(maps))]
+        return [ops.relu(self.fuse(i, branch_maps)) for i in range(len(maps))]
 
     def fuse(self, i: int, maps: list[Tensor]) -> Tensor:
         """Return the sum of all maps with the size and channels of branch ``i``."""

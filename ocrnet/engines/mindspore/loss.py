@@ -80,8 +80,8 @@ class SegmentationLoss(nn.Cell):
         logits = resize(logits.astype("float32"), target.shape[-2:], self.align_corners)
         valid = target != IGNORE
         safe = ops.where(valid, target, ops.zeros_like(target))
-        picked = ops.gather_elements(ops.log_softmax(logits, 1), 1, safe.expand_dims(1)).squeeze(1)
-        return ops.where(valid, -picked, ops.zeros_like(picked))
+        log_probability = ops.gather_elements(ops.log_softmax(logits, 1), 1, safe.expand_dims(1)).squeeze(1)
+        return ops.where(valid, -log_probability, ops.zeros_like(log_probability))
 
     def ohem(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the mean class-weighted loss of the kept pixels, 0 if none is kept (the authors' OhemCrossEntropy).
@@ -93,8 +93,8 @@ class SegmentationLoss(nn.Cell):
         nll = self.nll(logits, target)
         valid = target != IGNORE
         probability = ops.stop_gradient(ops.exp(-nll))  # 1 for ignored pixels, so these sort last
-        ranked = ops.sort(probability.reshape(-1))[0]
-        rank = ops.clamp(valid.astype("int32").sum() - 1, 0, self.min_kept)
-        bound = ops.maximum(ops.gather(ranked, rank, 0), self.threshold)
+        sorted_probability = ops.sort(probability.reshape(-1))[0]
+        position = ops.clamp(valid.astype("int32").sum() - 1, 0, self.min_kept)
+        bound = ops.maximum(ops.gather(sorted_probability, position, 0), self.threshold)
         kept = ops.logical_and(probability < bound, valid).astype("float32")
         return (nll * self.weight(target) * kept).sum() / ops.maximum(kept.sum(), 1.0)

@@ -29,8 +29,8 @@ class ConvNormAct(nn.SequentialCell):
     Further layers follow from ``3`` on. ``2`` is an identity in place of the authors' ReLU.
     """
 
-    def __init__(self, conv: Conv, arch: Arch, *then: nn.Cell) -> None:
-        super().__init__(conv, Norm(conv.out_channels, arch.rule.head_eps), nn.Identity(), *then)
+    def __init__(self, conv: Conv, arch: Arch, *further_layers: nn.Cell) -> None:
+        super().__init__(conv, Norm(conv.out_channels, arch.rule.head_eps), nn.Identity(), *further_layers)
         self.slope = arch.rule.head_activation_slope
 
     def construct(self, x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class OCRNet(HRNet):
         x = ops.cat([resize(y, size, self.align_corners) for y in maps], 1)
         return self.aux_head(x), self.conv3x3_ocr(x)
 
-    def compute_at(self, level: str) -> None:
+    def set_precision(self, level: str) -> None:
         """Set the precision: O0 float32; O1 float16 convolutions; O2, O3 float16 except norms and softmax."""
         self.half = level in ("O2", "O3")
         for _, cell in self.cells_and_names():

@@ -245,8 +245,8 @@ class Accumulate(nn.Cell):
 
     def clear(self) -> None:
         """Discard the micro-batches of a step that raised an error."""
-        for one in (self.heads, *self.total):
-            ops.assign(one, ops.zeros_like(one))
+        for accumulated in (self.heads, *self.total):
+            ops.assign(accumulated, ops.zeros_like(accumulated))
 
 
 class Finish(nn.Cell):

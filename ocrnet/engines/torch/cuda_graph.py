@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ocrnet.engines.torch.bilinear import matrices_held
+from ocrnet.engines.torch.bilinear import retain_matrices
 from ocrnet.engines.torch.dataloader import Batch
 from ocrnet.utils.errors import OcrnetError
 
@@ -19,7 +19,7 @@ Step = Callable[[Inputs], tuple[Tensor, Tensor]]
 class Recorder(Protocol):
     """Interface that runs work on a separate stream and records it for replay in the same memory."""
 
-    def aside(self, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def warm_up(self, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Run ``work`` on the stream of the recording and return its results."""
 
     def record(self, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
@@ -37,22 +37,24 @@ class StepGraph:
         self.step, self.recorder, self.device = step, recorder, device
         self.inputs: Inputs = []
         self.matrices: list[Tensor] = []
-        self.taken = 0
+        self.steps_run = 0
         self.results: tuple[Tensor, Tensor] | None = None
         self.replay: Callable[[], None] = lambda: None
 
     def __call__(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Run the step on these micro-batches; the next call overwrites the returned tensors."""
         if not self.inputs:
-            self.inputs = [[torch.empty_like(part, device=self.device) for part in b[:3]] for b in micro_batches]
-        for places, batch in zip(self.inputs, micro_batches, strict=True):
-            for place, part in zip(places, batch[:3], strict=True):
-                place.copy_(part, non_blocking=True)
-        self.taken += 1
-        if self.taken <= WARMUP:
-            return self.recorder.aside(self._work)
+            self.inputs = [
+                [torch.empty_like(part, device=self.device) for part in batch[:3]] for batch in micro_batches
+            ]
+        for buffers, batch in zip(self.inputs, micro_batches, strict=True):
+            for buffer, part in zip(buffers, batch[:3], strict=True):
+                buffer.copy_(part, non_blocking=True)
+        self.steps_run += 1
+        if self.steps_run <= WARMUP:
+            return self.recorder.warm_up(self._work)
         if self.results is None:
-            with matrices_held() as self.matrices:
+            with retain_matrices() as self.matrices:
                 self.results, self.replay = self.recorder.record(self._work)
         self.replay()
         return self.results
@@ -67,7 +69,7 @@ class CudaRecorder:
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
 
-    def aside(self, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def warm_up(self, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Run ``work`` on the stream of the recording."""
         before = torch.cuda.current_stream()
         self.stream.wait_stream(before)

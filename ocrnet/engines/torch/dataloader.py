@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
     images: torch.Tensor
     labels: torch.Tensor
-    keeps: torch.Tensor
+    dropout_masks: torch.Tensor
     unreadable: tuple[str, ...]
 
 
@@ -49,17 +49,19 @@ def batches(
         The generator. It raises an `OcrnetError` that names the file if a file is unreadable, in a worker or in this
         process. It also raises `OcrnetError` if a worker has died.
     """
-    made = _make(stream, cfg, world, step, pinned)
-    close_at_exit(made)
-    return made
+    generator = _generate_batches(stream, cfg, world, step, pinned)
+    close_at_exit(generator)
+    return generator
 
 
-def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: bool) -> Generator[Batch, None, None]:
-    others = set(multiprocessing.active_children())
+def _generate_batches(
+    stream: TrainStream, cfg: Config, world: World, step: int, pinned: bool
+) -> Generator[Batch, None, None]:
+    other_processes = set(multiprocessing.active_children())
     with warnings.catch_warnings(), _without_sigchld_handler(), block_signals():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # the startup log already has this warning
         loader: DataLoader = DataLoader(
-            Guarded(stream),
+            ErrorCatchingStream(stream),
             batch_sampler=StepBatchSampler(cfg, world, step),
             num_workers=cfg.num_workers,
             prefetch_factor=cfg.prefetch_size if cfg.num_workers else None,
@@ -67,25 +69,25 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
             worker_init_fn=begin_worker,
             pin_memory=pinned,
         )
-        ready = iter(loader)
+        iterator = iter(loader)
     del loader
-    processes = [process for process in multiprocessing.active_children() if process not in others]
+    processes = [process for process in multiprocessing.active_children() if process not in other_processes]
     try:
-        for batch in ready:
+        for batch in iterator:
             if isinstance(batch, OcrnetError):
                 raise batch
             yield batch
     except OcrnetError:
         raise
     except Exception as error:
-        told = describe_dead_workers(processes)
+        dead_workers = describe_dead_workers(processes)
         # mutation: report-dead-worker
-        if not told:
+        if not dead_workers:
             raise
-        ready._shutdown = True  # type: ignore[attr-defined]  # regular shutdown may wait for a lock of the dead worker
-        raise OcrnetError(f"{told}; {ADVICE}") from error
+        iterator._shutdown = True  # type: ignore[attr-defined]  # regular shutdown may wait for a lock of the dead worker
+        raise OcrnetError(f"{dead_workers}; {ADVICE}") from error
     finally:
-        del ready  # ends the workers, even if a traceback keeps this frame
+        del iterator  # ends the workers, even if a traceback keeps this frame
         for process in processes:
             # mutation: kill-hanging-worker
             process.kill()  # it may hang in a read, or wait for a lock of a dead worker
@@ -110,7 +112,7 @@ def _without_sigchld_handler() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-class Guarded(Dataset):
+class ErrorCatchingStream(Dataset):
     """Training stream that returns errors as values.
 
     A DataLoader converts an exception in a worker into the text of its traceback.
@@ -129,8 +131,8 @@ class Guarded(Dataset):
 
 def collate(samples: list[Sample | OcrnetError]) -> Batch | OcrnetError:
     """Stack samples into the three tensors of a micro-batch; if there is an error, return the first one."""
-    good = [sample for sample in samples if isinstance(sample, Sample)]
-    if len(good) < len(samples):
+    valid = [sample for sample in samples if isinstance(sample, Sample)]
+    if len(valid) < len(samples):
         return next(sample for sample in samples if isinstance(sample, OcrnetError))
-    images, labels, keeps = (torch.from_numpy(np.stack([sample[i] for sample in good])) for i in range(3))
-    return Batch(images, labels, keeps, tuple(error for sample in good for error in sample.unreadable))
+    images, labels, dropout_masks = (torch.from_numpy(np.stack([sample[i] for sample in valid])) for i in range(3))
+    return Batch(images, labels, dropout_masks, tuple(error for sample in valid for error in sample.unreadable))

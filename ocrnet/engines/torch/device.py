@@ -25,24 +25,24 @@ class Precision:
     text: str
 
 
-def choose_device(target: str | None, local: int = 0) -> tuple[torch.device, str]:
+def choose_device(target: str | None, local_rank: int = 0) -> tuple[torch.device, str]:
     """Return the device for ``--device_target`` and the reason; local rank ``local`` uses GPU ``local``.
 
     Raise `OcrnetError` if a GPU is requested but PyTorch finds none, or if there are fewer GPUs than local ranks.
     """
     if target == "GPU" and not torch.cuda.is_available():
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         raise OcrnetError(
-            f"device_target GPU: PyTorch {torch.__version__} ({built}) sees no GPU; use --device_target CPU"
+            f"device_target GPU: PyTorch {torch.__version__} ({build}) sees no GPU; use --device_target CPU"
         )
     if target == "GPU" or (target is None and torch.cuda.is_available()):
-        if local >= (cards := torch.cuda.device_count()):
+        if local_rank >= (num_gpus := torch.cuda.device_count()):
             raise OcrnetError(
-                f"this is process {local + 1} on its machine, but PyTorch sees only {cards} "
-                f"GPU{'s' if cards > 1 else ''}; start one process per GPU"
+                f"this is process {local_rank + 1} on its machine, but PyTorch sees only {num_gpus} "
+                f"GPU{'s' if num_gpus > 1 else ''}; start one process per GPU"
             )
-        torch.cuda.set_device(local)
-        return torch.device("cuda", local), f"GPU ({torch.cuda.get_device_name(local)})"
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank), f"GPU ({torch.cuda.get_device_name(local_rank)})"
     return torch.device("cpu"), "CPU" if target else "CPU, because PyTorch sees no GPU"
 
 
@@ -56,12 +56,12 @@ def choose_precision(device: torch.device, mix: bool) -> Precision:
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return _mixed("cuda", torch.bfloat16, "bfloat16")
-        why = "float16 with a dynamic loss scale, because this GPU has no bfloat16"
-        return _mixed("cuda", torch.float16, why)
+        description = "float16 with a dynamic loss scale, because this GPU has no bfloat16"
+        return _mixed("cuda", torch.float16, description)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return _mixed("cpu", torch.bfloat16, "bfloat16")
-    why = "float32, because this CPU has no bfloat16 instructions"
-    return Precision(torch.float32, contextlib.nullcontext, False, why)
+    description = "float32, because this CPU has no bfloat16 instructions"
+    return Precision(torch.float32, contextlib.nullcontext, False, description)
 
 
 def _mixed(device_type: str, dtype: torch.dtype, text: str) -> Precision:
@@ -74,11 +74,11 @@ def translate_oom(remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error)
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
+        message = str(error)
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in message:
             raise
-        first = text.splitlines()[0] if text else "allocation failed"
-        raise OcrnetError(f"out of memory ({first}); {remedy}") from error
+        first_line = message.splitlines()[0] if message else "allocation failed"
+        raise OcrnetError(f"out of memory ({first_line}); {remedy}") from error
 
 
 def configure(device: torch.device, *, deterministic: bool) -> None:
@@ -119,7 +119,7 @@ def cuda_graph_unavailable_reason(device: torch.device, ranks: int) -> str | Non
 
 
 def describe(
-    device: torch.device, why: str, precision: Precision, cfg: Config, *, training: bool, ranks: int
+    device: torch.device, device_description: str, precision: Precision, cfg: Config, *, training: bool, ranks: int
 ) -> tuple[list[str], dict[str, str]]:
     """Return the startup log lines and the versions for the checkpoint.
 
@@ -139,16 +139,16 @@ def describe(
         versions |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name(device)}
     lines = [
         f"engine: torch {torch.__version__}, {torch.get_num_threads()} threads",
-        f"device: {why}",
+        f"device: {device_description}",
         f"mix: {precision.text}",
     ]
     if cfg.deterministic:
         lines.append("deterministic: on")
-    wanted = {
+    unavailable_reasons = {
         "fused_norm": fused_norm_unavailable_reason(device, cfg, ranks),
         "cuda_graph": cuda_graph_unavailable_reason(device, ranks),
     }
-    for name, reason in wanted.items():
+    for name, reason in unavailable_reasons.items():
         if training and getattr(cfg, name):
             lines.append(f"{name}: no effect {reason}" if reason else f"{name}: on")
     lines += [

@@ -29,7 +29,7 @@ from ocrnet.engines.torch.device import (
     fused_norm_unavailable_reason,
     translate_oom,
 )
-from ocrnet.engines.torch.fold import folded
+from ocrnet.engines.torch.fold import fold_norms
 from ocrnet.engines.torch.hrnet import Norm, Size, resize
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
 from ocrnet.engines.torch.loss_scaler import LossScaler
@@ -48,7 +48,7 @@ class TorchEngine:
         self, cfg: Config, arch: architecture.Arch, *, world: World, stream: TrainStream | None = None
     ) -> None:
         self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
-        self.device, why = choose_device(cfg.device_target, world.local)
+        self.device, device_description = choose_device(cfg.device_target, world.local)
         self.precision: Precision = choose_precision(self.device, cfg.mix)
         self.startup_messages: Sequence[str]
         self.versions: Mapping[str, str]
@@ -56,7 +56,7 @@ class TorchEngine:
         if world.size > 1:
             distributed.join(world, self.device, cfg.rank_timeout)
         self.startup_messages, self.versions = describe(
-            self.device, why, self.precision, cfg, training=stream is not None, ranks=world.size
+            self.device, device_description, self.precision, cfg, training=stream is not None, ranks=world.size
         )
         self.model = OCRNet(arch).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.running = _flatten_buffers(self.model)
@@ -81,7 +81,7 @@ class TorchEngine:
         )
         self.scaler = LossScaler(self.device, dynamic=self.precision.scaled)
         self.optimizer = SGD(self.parameters, cfg.optimizer)
-        self.lr_now: float | torch.Tensor = 0.0
+        self.step_lr: float | torch.Tensor = 0.0
         self.graph: StepGraph | None = None
         if cfg.cuda_graph and cuda_graph_unavailable_reason(self.device, self.world.size) is None:
             self.use_graph(CudaRecorder())
@@ -99,8 +99,8 @@ class TorchEngine:
 
     def use_graph(self, recorder: Recorder) -> None:
         """Run all later training steps through a `StepGraph`, which records one step and replays it."""
-        self.graph = StepGraph(self._attempt, recorder, self.device)
-        self.lr_now = torch.zeros((), device=self.device)
+        self.graph = StepGraph(self._device_step, recorder, self.device)
+        self.step_lr = torch.zeros((), device=self.device)
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
         """Run up to ``steps`` optimizer steps; stop early if ``stopped()`` is true after a step.
@@ -120,29 +120,29 @@ class TorchEngine:
         self._folded = None
         heads = torch.zeros(steps, 2, dtype=torch.float64, device=self.device)
         finite = torch.zeros(steps, dtype=torch.bool, device=self.device)
-        ready = self._batches
-        begun, waited, taken = time.perf_counter(), 0.0, 0
+        batch_iterator = self._batches
+        started, data_seconds, done = time.perf_counter(), 0.0, 0
         unreadable: list[str] = []
-        while taken < steps and not (taken and stopped()):
-            asked = time.perf_counter()
+        while done < steps and not (done and stopped()):
+            requested = time.perf_counter()
             try:
-                micro_batches = [next(ready) for _ in range(self.cfg.accumulate_steps)]
-                waited += time.perf_counter() - asked
-                heads[taken], finite[taken] = self._take_step(micro_batches)
+                micro_batches = [next(batch_iterator) for _ in range(self.cfg.accumulate_steps)]
+                data_seconds += time.perf_counter() - requested
+                heads[done], finite[done] = self._take_step(micro_batches)
             except OcrnetError as error:
                 self._failure = error
-                if not taken:
+                if not done:
                     raise
                 break
             unreadable += [error for batch in micro_batches for error in batch.unreadable]
-            taken += 1
+            done += 1
             self.step += 1
         return Stats(
-            loss=heads[:taken].cpu().numpy(),
-            finite=finite[:taken].cpu().numpy(),
-            samples=taken * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size,
-            seconds=time.perf_counter() - begun,
-            data_seconds=waited,
+            loss=heads[:done].cpu().numpy(),
+            finite=finite[:done].cpu().numpy(),
+            samples=done * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size,
+            seconds=time.perf_counter() - started,
+            data_seconds=data_seconds,
             memory_bytes=self._memory(),
             unreadable=tuple(unreadable),
         )
@@ -150,23 +150,23 @@ class TorchEngine:
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
         """Run one optimizer step; return the losses of both heads and whether it is finite, both on the device."""
         lr = float(self.lr[self.step])
-        if isinstance(self.lr_now, torch.Tensor):
-            self.lr_now.fill_(lr)
+        if isinstance(self.step_lr, torch.Tensor):
+            self.step_lr.fill_(lr)
         else:
-            self.lr_now = lr
+            self.step_lr = lr
         with translate_oom("lower batch_size (and raise accumulate_steps) or data.crop_size"):
             if self.graph is not None:
                 return self.graph(micro_batches)
-            return self._attempt(
+            return self._device_step(
                 [[part.to(self.device, non_blocking=True) for part in batch[:3]] for batch in micro_batches]
             )
 
-    def _attempt(self, on_device: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def _device_step(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the device part of one optimizer step without synchronizing the host with the device."""
         before = self.running.clone()
         try:
             with self._translate_lost_peer():
-                heads, norm = self._gradients(on_device)
+                heads, norm = self._gradients(inputs)
                 finite = torch.isfinite(norm) & torch.isfinite(heads).all()
         except (OcrnetError, RuntimeError, MemoryError):
             self.running.copy_(before)
@@ -176,28 +176,28 @@ class TorchEngine:
         self.running.copy_(torch.where(finite, self.running, before))
         return heads, finite
 
-    def _gradients(self, on_device: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def _gradients(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the gradients of one step, summed over the ranks.
 
         Return the losses of both heads and the gradient norm.
         """
-        denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in on_device]).sum()
+        denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in inputs]).sum()
         heads = torch.zeros(2, device=self.device)
         if self.gradient_sum is None:
-            self.optimizer.forget_gradients()
+            self.optimizer.free_gradients()
         else:
             self.gradient_sum.begin()
             # mutation: one-loss-denominator
             dist.all_reduce(denominator)
-        parts_of_step = len(on_device) * self.world.size
-        for number, (images, label, dropout_mask) in enumerate(on_device, 1):
+        num_parts = len(inputs) * self.world.size
+        for number, (images, label, dropout_mask) in enumerate(inputs, 1):
             with self.precision.autocast():
                 outputs = self.model(self._normalize(images), dropout_mask)
-            total, parts = self.loss(outputs, label, denominator, parts=parts_of_step)
+            total, head_losses = self.loss(outputs, label, denominator, head_losses=num_parts)
             if self.gradient_sum is not None:
-                self.gradient_sum.expect(last=number == len(on_device))
+                self.gradient_sum.expect(last=number == len(inputs))
             self.scaler.scaled(total).backward()
-            heads += parts.detach()
+            heads += head_losses.detach()
         if self.gradient_sum is not None:
             dist.all_reduce(heads)
             self.gradient_sum.finish()
@@ -220,7 +220,7 @@ class TorchEngine:
         divisor = self.scaler.scale
         if self.cfg.clip_grad is not None:
             divisor = divisor * (norm / self.cfg.clip_grad).clamp(min=1.0)
-        self.optimizer.step(self.lr_now, divisor.float(), finite)
+        self.optimizer.step(self.step_lr, divisor.float(), finite)
         self.scaler.update(finite)
 
     def _normalize(self, images: torch.Tensor) -> torch.Tensor:
@@ -253,42 +253,42 @@ class TorchEngine:
         if list(outputs) == ["labels"] and len(passes) == 1:
             return {"labels": self._logits_for_pass(x, passes[0], size).argmax(1).to(torch.uint8).cpu().numpy()}
         probabilities = torch.zeros(len(images), self.arch.num_classes, *size, device=self.device)
-        for one in passes:
-            logits = self._logits_for_pass(x, one, size)
+        for pass_ in passes:
+            logits = self._logits_for_pass(x, pass_, size)
             probabilities += logits.softmax(1)
         probabilities /= len(passes)
         confidence, labels = probabilities.max(1)
         if len(passes) == 1:  # from the logits, as without the softmax, whose rounding creates ties
             labels = logits.argmax(1)
-        found = {"labels": labels.to(torch.uint8), "confidence": confidence, "probabilities": probabilities}
+        results = {"labels": labels.to(torch.uint8), "confidence": confidence, "probabilities": probabilities}
         if set(ATTENTION) & set(outputs):
             with self.precision.autocast():
                 attention = self._network().attention(self._resized(x, passes[0]))
-            found |= {name: part.float() for name, part in zip(ATTENTION, attention, strict=True)}
-        return {name: found[name].cpu().numpy() for name in outputs}
+            results |= {name: attention_map.float() for name, attention_map in zip(ATTENTION, attention, strict=True)}
+        return {name: results[name].cpu().numpy() for name in outputs}
 
-    def _logits_for_pass(self, x: torch.Tensor, one: Pass, size: Size) -> torch.Tensor:
+    def _logits_for_pass(self, x: torch.Tensor, pass_: Pass, size: Size) -> torch.Tensor:
         """Return the logits of the OCR head for one pass, float32 N,num_classes,H,W at the image size ``size``."""
-        x = self._resized(x, one)
-        if one.flip:
+        x = self._resized(x, pass_)
+        if pass_.flip:
             x = x.flip(3)
         align_corners = self.arch.rule.align_corners
-        if len(one.windows) == 1:
+        if len(pass_.windows) == 1:
             logits = self._ocr(x)
         else:
-            logits = torch.zeros(len(x), self.arch.num_classes, *one.size, device=self.device)
-            count = torch.zeros(one.size, device=self.device)
-            for top, left, height, width in one.windows:
+            logits = torch.zeros(len(x), self.arch.num_classes, *pass_.size, device=self.device)
+            count = torch.zeros(pass_.size, device=self.device)
+            for top, left, height, width in pass_.windows:
                 window = (..., slice(top, top + height), slice(left, left + width))
                 logits[window] += resize(self._ocr(x[window]), (height, width), align_corners)
                 count[window] += 1
             logits /= count
-        if one.flip:
+        if pass_.flip:
             logits = logits.flip(3)
         return resize(logits, size, align_corners)
 
-    def _resized(self, x: torch.Tensor, one: Pass) -> torch.Tensor:
-        return x if one.size == x.shape[2:] else resize(x, one.size, align_corners=False)
+    def _resized(self, x: torch.Tensor, pass_: Pass) -> torch.Tensor:
+        return x if pass_.size == x.shape[2:] else resize(x, pass_.size, align_corners=False)
 
     def _ocr(self, x: torch.Tensor) -> torch.Tensor:
         return self._heads(x)[1].float()
@@ -306,7 +306,7 @@ class TorchEngine:
     def _network(self) -> OCRNet:
         """Return the network with folded norms; rebuild it if the weights have changed."""
         if self._folded is None:
-            self._folded = folded(self.model, self.precision.dtype)
+            self._folded = fold_norms(self.model, self.precision.dtype)
         return self._folded
 
     def state(self) -> dict[str, np.ndarray]:
@@ -324,9 +324,9 @@ class TorchEngine:
             tensor.copy_(torch.from_numpy(state[name]))
         if self.stream is not None:
             for name, buffer in self.optimizer.momentum.items():
-                given = state.get(MOMENTUM + name)
+                saved = state.get(MOMENTUM + name)
                 # mutation: restore-momentum
-                buffer.copy_(torch.from_numpy(given)) if given is not None else buffer.zero_()
+                buffer.copy_(torch.from_numpy(saved)) if saved is not None else buffer.zero_()
             self.scaler.restore(state)
         self._folded = None
         self.close_loader()

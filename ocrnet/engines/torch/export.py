@@ -30,10 +30,15 @@ class Portable(nn.Module):
     """
 
     def __init__(
-        self, arch: Arch, tensors: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float], given: str
+        self,
+        arch: Arch,
+        tensors: Mapping[str, np.ndarray],
+        mean: Sequence[float],
+        std: Sequence[float],
+        input_format: str,
     ) -> None:
         super().__init__()
-        self.network, self.given, self.outputs = OCRNet(arch, low_resolution=False), given, ("logits",)
+        self.network, self.input_format, self.outputs = OCRNet(arch, low_resolution=False), input_format, ("logits",)
         weights = {name: torch.tensor(tensors[name]) for name in self.network.state_dict()}
         self.network.load_state_dict(weights)
         self.mean: Tensor
@@ -48,21 +53,21 @@ class Portable(nn.Module):
         ``images`` is uint8 N,H,W,3 or normalized float32 N,3,H,W, according to ``given``.
         """
         x = images
-        if self.given == "uint8":
+        if self.input_format == "uint8":
             x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         logits = self.network(x)[1]
-        found = {"logits": logits}
+        tensors = {"logits": logits}
         if set(self.outputs) - {"logits"}:
             align_corners = self.network.rule.align_corners
             full = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=align_corners)
-            found |= {"labels": full.argmax(1).to(torch.uint8), "probabilities": full.softmax(1)}
-        answers = tuple(found[name] for name in self.outputs)
-        return answers if len(answers) > 1 else answers[0]
+            tensors |= {"labels": full.argmax(1).to(torch.uint8), "probabilities": full.softmax(1)}
+        results = tuple(tensors[name] for name in self.outputs)
+        return results if len(results) > 1 else results[0]
 
     def example(self, size: tuple[int, int] | None) -> Tensor:
         """Return an input of ``size``, or, for None, an input for tracing a graph of any size."""
         number, height, width = (1, *size) if size else ODD
-        if self.given == "uint8":
+        if self.input_format == "uint8":
             return torch.zeros(number, height, width, 3, dtype=torch.uint8)
         return torch.zeros(number, 3, height, width)
 
@@ -78,13 +83,13 @@ def write_onnx(network: Portable, path: Path, size: tuple[int, int] | None) -> N
     Raises:
         OcrnetError: If memory is exhausted.
     """
-    names = {"images": (0, 1, 2) if network.given == "uint8" else (0, 2, 3), "logits": (0, 2, 3)}
+    names = {"images": (0, 1, 2) if network.input_format == "uint8" else (0, 2, 3), "logits": (0, 2, 3)}
     names |= {"labels": (0, 1, 2), "probabilities": (0, 2, 3)}
     axes = {name: dict(zip(names[name], ("batch", "height", "width"), strict=True)) for name in network.outputs}
     axes["images"] = dict(zip(names["images"], ("batch", "height", "width"), strict=True))
     if "logits" in axes:
         axes["logits"] = {0: "batch", 2: "quarter_height", 3: "quarter_width"}
-    with _quietly():
+    with _export_context():
         torch.onnx.export(
             network,
             (network.example(size),),
@@ -108,7 +113,7 @@ def write_torchscript(network: Portable, path: Path, size: tuple[int, int] | Non
     Raises:
         OcrnetError: If memory is exhausted.
     """
-    with _quietly():
+    with _export_context():
         torch.jit.trace(network, network.example(size), check_trace=False).save(str(path))
 
 
@@ -123,11 +128,11 @@ def write_torch_export(network: Portable, path: Path, size: tuple[int, int]) -> 
     Raises:
         OcrnetError: If memory is exhausted.
     """
-    with _quietly():
+    with _export_context():
         torch.export.save(torch.export.export(network, (network.example(size),)), str(path))
 
 
-def add(source: Path, path: Path, inside: Mapping[str, str]) -> None:
+def add(source: Path, path: Path, texts: Mapping[str, str]) -> None:
     """Copy a TorchScript or .pt2 file and embed text files in the copy.
 
     Args:
@@ -138,15 +143,15 @@ def add(source: Path, path: Path, inside: Mapping[str, str]) -> None:
     Raises:
         OcrnetError: If memory is exhausted.
     """
-    with _quietly():
+    with _export_context():
         if source.suffix == ".pt2":
-            torch.export.save(torch.export.load(str(source)), str(path), extra_files=dict(inside))
+            torch.export.save(torch.export.load(str(source)), str(path), extra_files=dict(texts))
         else:
-            torch.jit.load(str(source)).save(str(path), _extra_files=dict(inside))
+            torch.jit.load(str(source)).save(str(path), _extra_files=dict(texts))
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def _export_context() -> Iterator[None]:
     """Suppress the tracing warnings that a branch depends on the size of this input and that tracing is deprecated.
 
     Also convert out-of-memory errors into an `OcrnetError` and disable inference mode.

@@ -71,23 +71,23 @@ def _sum_in_bands(
     rows = bilinear_matrix(h, height, align_corners, low.dtype, low.device)
     columns = bilinear_matrix(w, width, align_corners, low.dtype, low.device)
     total = low.new_zeros(())
-    most = BAND_BYTES.get(low.device.type, BAND_BYTES["cpu"])
-    step = max(1, most // (count * classes * width * low.element_size()))
-    for top in range(0, height, step):
-        band = slice(top, min(top + step, height))
+    band_bytes = BAND_BYTES.get(low.device.type, BAND_BYTES["cpu"])
+    band_rows = max(1, band_bytes // (count * classes * width * low.element_size()))
+    for top in range(0, height, band_rows):
+        band = slice(top, min(top + band_rows, height))
         first, last = source_rows(h, height, align_corners, band.start, band.stop)
-        rows_here = rows[band, first:last]
-        up = rows_here @ F.linear(low[:, :, first:last].contiguous(), columns)  # N, K, band, W
+        band_matrix = rows[band, first:last]
+        upsampled = band_matrix @ F.linear(low[:, :, first:last].contiguous(), columns)  # N, K, band, W
         target = label[:, None, band].long().clamp_max(classes - 1)
         weight = pixel_weight[:, band].to(low.dtype)
-        of_target = up.gather(1, target)[:, 0]
-        highest = up.amax(1, keepdim=True)
-        up.sub_(highest).exp_()
-        partition = up.sum(1, keepdim=True)
-        nll = partition[:, 0].log() + highest[:, 0] - of_target
+        target_logit = upsampled.gather(1, target)[:, 0]
+        max_logit = upsampled.amax(1, keepdim=True)
+        upsampled.sub_(max_logit).exp_()
+        partition = upsampled.sum(1, keepdim=True)
+        nll = partition[:, 0].log() + max_logit[:, 0] - target_logit
         total += (torch.where(weight > 0, nll, 0) * weight).sum()
         if gradient is not None:
-            up.mul_(weight[:, None] / partition)  # the weighted softmax
-            up.scatter_add_(1, target, -weight[:, None])
-            gradient[:, :, first:last] += F.linear(rows_here.T @ up, columns.T)
+            upsampled.mul_(weight[:, None] / partition)  # the weighted softmax
+            upsampled.scatter_add_(1, target, -weight[:, None])
+            gradient[:, :, first:last] += F.linear(band_matrix.T @ upsampled, columns.T)
     return total

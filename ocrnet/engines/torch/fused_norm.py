@@ -77,17 +77,21 @@ class _BatchNormReLU(torch.autograd.Function):
         eps: float,
         add: Tensor | None,
     ) -> Tensor:
-        x, cut = _channels_last(x), _cut(x)
-        part_mean, part_m2 = _floats(x, cut.parts, cut.channels)
-        moments[cut.reducing](x, part_mean, part_m2, cut.rows, cut.channels, cut.tiles, **cut.blocks)
-        mean, rstd = _floats(x, cut.channels)
+        x, partition = _channels_last(x), _partition(x)
+        part_mean, part_m2 = _two_floats(x, partition.parts, partition.channels)
+        moments[partition.reducing](
+            x, part_mean, part_m2, partition.rows, partition.channels, partition.tiles, **partition.blocks
+        )
+        mean, rstd = _two_floats(x, partition.channels)
         statistics = mean, rstd, running_mean, running_var
-        shape = cut.rows, cut.channels, cut.parts, cut.part_rows
-        end_moments[cut.ending](part_mean, part_m2, *statistics, *shape, momentum, eps, **cut.end_blocks)
+        shape = partition.rows, partition.channels, partition.parts, partition.part_rows
+        end_moments[partition.ending](part_mean, part_m2, *statistics, *shape, momentum, eps, **partition.end_blocks)
         affine = mean, rstd, weight, bias
         added = x if add is None else _channels_last(add)
         y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, added.dtype))
-        apply[cut.applying](x, added, *affine, y, cut.rows, cut.channels, has_add=add is not None, **cut.blocks)
+        apply[partition.applying](
+            x, added, *affine, y, partition.rows, partition.channels, has_add=add is not None, **partition.blocks
+        )
         ctx.save_for_backward(x, *affine, None if add is None else y)
         return y
 
@@ -99,22 +103,24 @@ class _BatchNormReLU(torch.autograd.Function):
         The gradient of ``add`` is ``dy`` masked by ReLU; the second pass computes the gradient of ``x`` from it.
         """
         x, *affine, y = ctx.saved_tensors
-        dy, cut, has_add = _channels_last(dy), _cut(x), y is not None
+        dy, partition, has_add = _channels_last(dy), _partition(x), y is not None
         dadd = torch.empty_like(y) if has_add else None
-        behind = (dy, y, dadd) if has_add else (dy, dy, dy)
-        part_dweight, part_dbias = _floats(x, cut.parts, cut.channels)
-        parts = part_dweight, part_dbias, cut.rows, cut.channels, cut.tiles
-        reduce_gradient[cut.reducing](x, *behind, *affine, *parts, has_add=has_add, **cut.blocks)
-        dweight, dbias = _floats(x, cut.channels)
-        end_gradient[cut.ending](part_dweight, part_dbias, dweight, dbias, cut.channels, cut.parts, **cut.end_blocks)
+        gradients = (dy, y, dadd) if has_add else (dy, dy, dy)
+        part_dweight, part_dbias = _two_floats(x, partition.parts, partition.channels)
+        parts = part_dweight, part_dbias, partition.rows, partition.channels, partition.tiles
+        reduce_gradient[partition.reducing](x, *gradients, *affine, *parts, has_add=has_add, **partition.blocks)
+        dweight, dbias = _two_floats(x, partition.channels)
+        end_gradient[partition.ending](
+            part_dweight, part_dbias, dweight, dbias, partition.channels, partition.parts, **partition.end_blocks
+        )
         dx, sums = torch.empty_like(x), (dweight, dbias)
-        apply_gradient[cut.applying](
-            x, behind[2], *affine, *sums, dx, cut.rows, cut.channels, has_add=has_add, **cut.blocks
+        apply_gradient[partition.applying](
+            x, gradients[2], *affine, *sums, dx, partition.rows, partition.channels, has_add=has_add, **partition.blocks
         )
         return dx, dweight, dbias, None, None, None, None, dadd
 
 
-class _Cut(NamedTuple):
+class _Partition(NamedTuple):
     """Partition of rows x channels into blocks: three launch grids and the block sizes.
 
     A part is ``tiles`` consecutive blocks of rows.
@@ -132,7 +138,7 @@ class _Cut(NamedTuple):
     end_blocks: dict[str, int]
 
 
-def _cut(x: Tensor) -> _Cut:
+def _partition(x: Tensor) -> _Partition:
     channels = x.shape[1]
     rows = x.numel() // channels
     block_channels = min(128, triton.next_power_of_2(channels))
@@ -140,7 +146,7 @@ def _cut(x: Tensor) -> _Cut:
     columns, all_tiles = triton.cdiv(channels, block_channels), triton.cdiv(rows, block_rows)
     tiles = triton.cdiv(all_tiles, max(1, PROGRAMS // columns))
     parts = triton.cdiv(all_tiles, tiles)  # no part is empty
-    return _Cut(
+    return _Partition(
         rows,
         channels,
         tiles,
@@ -158,9 +164,9 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _floats(like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
-    made = torch.empty(2, *shape, dtype=torch.float32, device=like.device)
-    return made[0], made[1]
+def _two_floats(like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+    pair = torch.empty(2, *shape, dtype=torch.float32, device=like.device)
+    return pair[0], pair[1]
 
 
 @triton.jit
@@ -256,17 +262,17 @@ def end_moments(
     """
     part = tl.arange(0, block_parts)
     column = tl.program_id(0) * block_channels + tl.arange(0, block_channels)
-    known = column < channels
+    valid = column < channels
     at = part[:, None] * channels + column[None, :]
-    inside = (part < parts)[:, None] & known[None, :]
+    inside = (part < parts)[:, None] & valid[None, :]
     count = tl.minimum(tl.maximum(rows - part * part_rows, 0), part_rows).to(tl.float32)
-    of_batch, m2 = _merged(count, tl.load(part_mean + at, inside, 0.0), tl.load(part_m2 + at, inside, 0.0))
-    tl.store(mean + column, of_batch, known)
-    tl.store(rstd + column, 1.0 / tl.sqrt_rn(m2 / rows + eps), known)
-    learnt = tl.load(running_mean + column, known, 0.0)
-    tl.store(running_mean + column, (1.0 - momentum) * learnt + momentum * of_batch, known)
-    learnt = tl.load(running_var + column, known, 0.0)
-    tl.store(running_var + column, (1.0 - momentum) * learnt + momentum * (m2 / (rows - 1)), known)
+    batch_mean, m2 = _merged(count, tl.load(part_mean + at, inside, 0.0), tl.load(part_m2 + at, inside, 0.0))
+    tl.store(mean + column, batch_mean, valid)
+    tl.store(rstd + column, 1.0 / tl.sqrt_rn(m2 / rows + eps), valid)
+    running = tl.load(running_mean + column, valid, 0.0)
+    tl.store(running_mean + column, (1.0 - momentum) * running + momentum * batch_mean, valid)
+    running = tl.load(running_var + column, valid, 0.0)
+    tl.store(running_var + column, (1.0 - momentum) * running + momentum * (m2 / (rows - 1)), valid)
 
 
 @triton.jit
@@ -321,11 +327,11 @@ def _normalized(
     channels: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Return a block of the input in float32: normalized, and normalized with weight and bias applied."""
-    known = column < channels
-    centered = value.to(tl.float32) - tl.load(mean + column, known, 0.0)[None, :]
-    normal = centered * tl.load(rstd + column, known, 0.0)[None, :]
-    scaled = normal * tl.load(weight + column, known, 0.0)[None, :]
-    return normal, scaled + tl.load(bias + column, known, 0.0)[None, :]
+    valid = column < channels
+    centered = value.to(tl.float32) - tl.load(mean + column, valid, 0.0)[None, :]
+    normal = centered * tl.load(rstd + column, valid, 0.0)[None, :]
+    scaled = normal * tl.load(weight + column, valid, 0.0)[None, :]
+    return normal, scaled + tl.load(bias + column, valid, 0.0)[None, :]
 
 
 @triton.jit
@@ -383,15 +389,15 @@ def reduce_gradient(
     for _ in range(tiles):
         inside = (row < rows)[:, None] & (column < channels)[None, :]
         at = row.to(tl.int64)[:, None] * channels + column[None, :]
-        value, behind = tl.load(x + at, inside, 0.0), tl.load(dy + at, inside, 0.0)
+        value, dz = tl.load(x + at, inside, 0.0), tl.load(dy + at, inside, 0.0)
         normal, z = _normalized(value, mean, rstd, weight, bias, column, channels)
         if has_add:
-            behind = tl.where(tl.load(y + at, inside, 0.0).to(tl.float32) <= 0, 0.0, behind)
-            tl.store(dadd + at, behind, inside)
+            dz = tl.where(tl.load(y + at, inside, 0.0).to(tl.float32) <= 0, 0.0, dz)
+            tl.store(dadd + at, dz, inside)
         else:
-            behind = tl.where(_rounded(z, x) <= 0, 0.0, behind)
-        dweight += behind.to(tl.float32) * normal
-        dbias += behind.to(tl.float32)
+            dz = tl.where(_rounded(z, x) <= 0, 0.0, dz)
+        dweight += dz.to(tl.float32) * normal
+        dbias += dz.to(tl.float32)
         row += block_rows
     to = tl.program_id(0) * channels + column
     tl.store(part_dweight + to, tl.sum(dweight, 0), column < channels)
@@ -432,7 +438,7 @@ def end_gradient(
 @triton.jit
 def apply_gradient(
     x: tl.tensor,
-    behind: tl.tensor,
+    dy: tl.tensor,
     mean: tl.tensor,
     rstd: tl.tensor,
     weight: tl.tensor,
@@ -466,14 +472,14 @@ def apply_gradient(
     """
     row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
-    known = column < channels
-    inside = (row < rows)[:, None] & known[None, :]
+    valid = column < channels
+    inside = (row < rows)[:, None] & valid[None, :]
     at = row.to(tl.int64)[:, None] * channels + column[None, :]
     normal, z = _normalized(tl.load(x + at, inside, 0.0), mean, rstd, weight, bias, column, channels)
-    dz = tl.load(behind + at, inside, 0.0).to(tl.float32)
+    dz = tl.load(dy + at, inside, 0.0).to(tl.float32)
     if not has_add:
         dz = tl.where(_rounded(z, x) <= 0, 0.0, dz)
-    factor = tl.load(weight + column, known, 0.0) * tl.load(rstd + column, known, 0.0)
-    along = tl.load(dweight + column, known, 0.0) / rows
-    level = tl.load(dbias + column, known, 0.0) / rows
-    tl.store(dx + at, factor[None, :] * (dz - level[None, :] - normal * along[None, :]), inside)
+    factor = tl.load(weight + column, valid, 0.0) * tl.load(rstd + column, valid, 0.0)
+    mean_dweight = tl.load(dweight + column, valid, 0.0) / rows
+    mean_dbias = tl.load(dbias + column, valid, 0.0) / rows
+    tl.store(dx + at, factor[None, :] * (dz - mean_dbias[None, :] - normal * mean_dweight[None, :]), inside)

@@ -62,9 +62,9 @@ def ohem(
     weighted = nll * _pixel_weight(label, class_weight.to(logits.dtype))
     valid = target != IGNORE
     probability = torch.exp(-nll.detach())  # 1 for ignored pixels, so that they sort last
-    ranked = probability.flatten().sort().values
-    rank = (valid.sum() - 1).clamp(0, min_kept)
-    bound = ranked.gather(0, rank[None]).clamp_min(threshold)
+    sorted_probability = probability.flatten().sort().values
+    position = (valid.sum() - 1).clamp(0, min_kept)
+    bound = sorted_probability.gather(0, position[None]).clamp_min(threshold)
     kept = (probability < bound) & valid
     return (weighted * kept).sum() / kept.sum().clamp_min(1)
 

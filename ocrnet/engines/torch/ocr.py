@@ -29,8 +29,8 @@ class ConvNormAct(nn.Sequential):
     Further layers start at name ``3``; ``2`` is the position of the authors' ReLU.
     """
 
-    def __init__(self, conv: Conv, arch: Arch, *then: nn.Module) -> None:
-        super().__init__(conv, Norm(conv.out_channels, arch.rule.head_eps), nn.Identity(), *then)
+    def __init__(self, conv: Conv, arch: Arch, *further_layers: nn.Module) -> None:
+        super().__init__(conv, Norm(conv.out_channels, arch.rule.head_eps), nn.Identity(), *further_layers)
         self.slope = arch.rule.head_activation_slope
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,9 +44,9 @@ class ConvNormAct(nn.Sequential):
         return self._after_conv(conv_of_upsampled(conv, maps, align_corners))
 
     def _after_conv(self, x: Tensor) -> Tensor:
-        _, norm, *then = self
+        _, norm, *further_layers = self
         x = norm_act(norm, x, self.slope)
-        for layer in then:
+        for layer in further_layers:
             x = layer(x)
         return x
 

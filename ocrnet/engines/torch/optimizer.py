@@ -23,11 +23,11 @@ class SGD:
         # mutation: apply-weight-decay
         self._groups = [
             (weight_decay, names)
-            for weight_decay, which in ((optimizer_cfg.weight_decay, True), (0.0, False))
-            if (names := [name for name in parameters if decays[name] is which])
+            for weight_decay, decayed in ((optimizer_cfg.weight_decay, True), (0.0, False))
+            if (names := [name for name in parameters if decays[name] is decayed])
         ]
 
-    def forget_gradients(self) -> None:
+    def free_gradients(self) -> None:
         """Free the gradients; the next backward pass allocates new ones."""
         for parameter in self.parameters.values():
             parameter.grad = None
@@ -44,11 +44,11 @@ class SGD:
         # mutation: keep-weights-of-nonfinite-step
         found_inf = (~finite).float()
         for weight_decay, names in self._groups:
-            there = [name for name in names if self.parameters[name].grad is not None]
+            with_gradient = [name for name in names if self.parameters[name].grad is not None]
             sgd(
-                [self.parameters[name] for name in there],
-                [self.parameters[name].grad for name in there],  # type: ignore[misc]
-                [self.momentum.get(name) for name in there],
+                [self.parameters[name] for name in with_gradient],
+                [self.parameters[name].grad for name in with_gradient],  # type: ignore[misc]
+                [self.momentum.get(name) for name in with_gradient],
                 fused=True,
                 grad_scale=divisor,
                 found_inf=found_inf,
