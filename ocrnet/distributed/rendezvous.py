@@ -1,4 +1,4 @@
-"""How ranks started by mpirun or srun on one machine find rank 0: it writes its port to a file, the board."""
+"""Rendezvous of ranks that mpirun or srun started on one machine: rank 0 writes its port to a file, the port file."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,11 @@ LAUNCH = ("PMIX_NAMESPACE", "PMIX_SERVER_URI2", "SLURM_JOB_ID", "SLURM_STEP_ID")
 
 
 def port_file_path() -> Path:
-    """Return the path of the file for rank 0's port; only the ranks of this launch can derive its name."""
+    """Return the path of the file to which rank 0 writes its port.
+
+    The name is a digest of the launcher's job variables, or of the parent process if these are not set. All ranks of
+    one launch therefore compute the same path, and different launches compute different paths.
+    """
     parts = [f"{name}={os.environ[name]}" for name in LAUNCH if name in os.environ]
     if not any(name in os.environ for name in ("PMIX_NAMESPACE", "SLURM_STEP_ID")):
         parent = psutil.Process(os.getppid())
@@ -26,7 +30,7 @@ def port_file_path() -> Path:
 
 
 def write_port(port_file: Path, port: int) -> None:
-    """Write this process's port to the board; remove the boards that killed launches of this user left behind."""
+    """Write the port of this process, rank 0, to ``port_file``; remove this user's port files of ended launches."""
     _remove_stale(port_file)
     process = psutil.Process()
     text = json.dumps({"port": port, "pid": process.pid, "created": process.create_time()})
@@ -41,7 +45,7 @@ def write_port(port_file: Path, port: int) -> None:
 
 
 def read_port(port_file: Path, timeout: float) -> int:
-    """Wait at most ``patience`` seconds for the port of a running rank 0; raise `OcrnetError` on timeout."""
+    """Return the port in ``port_file``; wait up to ``timeout`` seconds for it, then raise `OcrnetError`."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if (port := _port_of_running_rank_0(port_file)) is not None:
@@ -60,7 +64,7 @@ def _remove_stale(port_file: Path) -> None:
 
 
 def _port_of_running_rank_0(port_file: Path) -> int | None:
-    """Return the port on a board; None if it is missing, is another user's, or its rank 0 no longer runs."""
+    """Return the port in ``port_file``; None if it is missing, belongs to another user, or its rank 0 has ended."""
     with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
         if port_file.stat().st_uid == os.getuid():
             content = json.loads(port_file.read_text(encoding="utf-8"))

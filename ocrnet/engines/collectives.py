@@ -1,6 +1,6 @@
-"""Agreement between the ranks of a run, built on integer sums over the ranks (`Engine.sum`).
+"""Collectives for integers, strings and errors, built on the sum over the ranks (`Engine.sum`).
 
-Every function in this module is a collective: all ranks call it in the same order. A single rank exchanges nothing.
+All ranks must call these functions in the same order. With one rank, they do not communicate.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ def all_gather(engine: Engine, number: int) -> list[int]:
 
 
 def all_reduce_max(engine: Engine, number: int) -> int:
-    """Return the maximum ``number`` over the ranks; for flags (0 is false), this is a logical or."""
+    """Return the maximum of ``number`` over the ranks; for flags 0 and 1, this is a logical or."""
     return max(all_gather(engine, number))
 
 
 def gather_strings(engine: Engine, texts: Sequence[str]) -> list[list[str]]:
-    """Return the ``texts`` of every rank, in rank order; cheap if all are empty."""
+    """Return the ``texts`` of every rank, in rank order; only lengths are sent if there are no texts."""
     if engine.world.size == 1:
         return [list(texts)]
     own = json.dumps(list(texts)).encode() if texts else b""
@@ -44,9 +44,10 @@ def gather_strings(engine: Engine, texts: Sequence[str]) -> list[list[str]]:
 
 
 def check_same(engine: Engine, values: Mapping[str, str]) -> None:
-    """Raise `OcrnetError` on every rank if a value differs between ranks; the error lists the ranks of each value.
+    """Raise `OcrnetError` on every rank if a value differs between the ranks.
 
-    ``seen`` maps subjects to values. The subjects must be the same on all ranks.
+    ``values`` contains the values by subject, such as ``checkpoint``; the subjects must be the same on all ranks. The
+    error message lists each value with its ranks.
     """
     values_of_ranks = [json.loads(text) for (text,) in gather_strings(engine, [json.dumps(dict(values))])]
     for subject in values:
@@ -57,7 +58,7 @@ def check_same(engine: Engine, values: Mapping[str, str]) -> None:
             groups = "; ".join(f"{_format_ranks(ranks)}: {text}" for text, ranks in ranks_of.items())
             raise OcrnetError(
                 f"the ranks do not have the same {subject} ({groups}); run the same command with the same files on all "
-                "ranks: use a shared file system, and wait until new files are visible to every rank"
+                "ranks; on several machines, use a shared file system and wait until new files are visible to every rank"
             )
 
 
@@ -66,7 +67,7 @@ def propagate_errors(engine: Engine) -> Iterator[None]:
     """Raise on every rank if the enclosed code fails on any rank.
 
     A failing rank raises its own exception. Every other rank raises an `OcrnetError` that names the failing ranks. The
-    enclosed code may differ between ranks in content and duration, but must not contain a collective.
+    enclosed code may differ between ranks, but must not contain a collective.
     """
     if engine.world.size == 1:
         yield

@@ -1,4 +1,4 @@
-"""The evaluation loop: one image at a time, an int64 confusion matrix, and constant memory."""
+"""The evaluation loop: predict one image at a time and add it to an int64 confusion matrix."""
 
 import time
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from ocrnet.evaluation import metrics
 from ocrnet.evaluation.metrics import Scores
 from ocrnet.utils.errors import OcrnetError
 
-Show = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
+Show = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]  # index, image, prediction, label
 
 
 class EvaluationStoppedError(Exception):
-    """A stop request on this or another rank interrupted the evaluation."""
+    """A stop signal on this or another rank interrupted the evaluation."""
 
 
 def evaluate(
@@ -41,16 +41,16 @@ def evaluate(
         dataset: The labeled dataset.
         cfg: The configuration.
         eval_cfg: Scales, flip and sliding windows.
-        show: Called as ``show(index, image, prediction, truth)`` for each image of this rank.
-        say: Receives each progress line, at most one every 10 seconds.
+        show: Called as ``show(index, image, prediction, label)`` for each image of this rank.
+        say: Logs a progress line; it is called at most every 10 seconds.
         stopped: Returns a nonzero number if this rank must stop; it is called after each image.
 
     Returns:
         The scores of the whole dataset.
 
     Raises:
-        AbandonedError: ``stopped`` interrupted the evaluation on this or another rank.
-        OcrnetError: No pixel is labeled, an image cannot be evaluated, or another rank failed.
+        EvaluationStoppedError: ``stopped`` returned a nonzero number on this or another rank.
+        OcrnetError: No pixel is labeled, an image cannot be read or predicted, or another rank failed.
     """
     with collectives.propagate_errors(engine):
         counts = _count(engine, dataset, cfg, eval_cfg, show, say, stopped)
@@ -72,7 +72,7 @@ def _count(
     say: Callable[[str], None] | None,
     stopped: Callable[[], int],
 ) -> np.ndarray | None:
-    """Return the confusion matrix of this rank's share; None if the evaluation was stopped."""
+    """Return the confusion matrix of this rank's images; None if ``stopped`` returned a nonzero number."""
     num_classes, world = len(dataset.classes), engine.world
     confusion = np.zeros((num_classes, num_classes), np.int64)
     num_images = len(range(world.rank, len(dataset), world.size))

@@ -1,4 +1,4 @@
-"""The confusion matrix and all scores computed from it; counts are int64, so partial matrices add up exactly."""
+"""Confusion matrix and the scores computed from it; counts are int64, so the sum of partial matrices is exact."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ocrnet.utils.errors import OcrnetError
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of one confusion matrix, as fractions of 1; a score is nan if no pixel contributes to it.
+    """Scores of one confusion matrix, as fractions from 0 to 1; a score is nan if no pixel contributes to it.
 
     ``mean_iou`` includes the classes that occur in the ground truth or the prediction. ``mean_accuracy`` includes the
     classes that occur in the ground truth.
@@ -21,7 +21,7 @@ class Scores:
     names: tuple[str, ...]
     iou: np.ndarray  # float64 num_classes
     accuracy: np.ndarray  # float64 num_classes: recall
-    share: np.ndarray  # float64 num_classes: share of the counted ground truth pixels
+    share: np.ndarray  # float64 num_classes: fraction of the labeled pixels that belong to the class
     mean_iou: float
     mean_accuracy: float
     pixel_accuracy: float
@@ -36,7 +36,7 @@ def confusion(prediction: np.ndarray, ground_truth: np.ndarray, num_classes: int
 
     Args:
         prediction: Class indices, uint8.
-        truth: Class indices, uint8, of the same shape; pixels of 255 are ignored.
+        ground_truth: Class indices, uint8, of the same shape; pixels of 255 are ignored.
         num_classes: The number of classes, 1 to 255.
 
     Returns:
@@ -76,9 +76,9 @@ def scores(confusion: np.ndarray, names: Sequence[str], categories: Sequence[str
     IoU and the accuracies, of Long et al., "Fully Convolutional Networks for Semantic Segmentation" (CVPR 2015).
 
     Args:
-        confusion: int64 num_classes,num_classes, as from the function `confusion`.
+        confusion: int64 num_classes,num_classes, as the function `confusion` returns it.
         names: The name of each class.
-        categories: The category name of each class, or empty.
+        categories: The category of each class; empty for a dataset without categories.
 
     Returns:
         The scores.
@@ -107,13 +107,13 @@ def scores(confusion: np.ndarray, names: Sequence[str], categories: Sequence[str
 
 
 def constant_prediction(scores: Scores) -> tuple[int, float]:
-    """Return the most frequent ground truth class and the mIoU of always predicting it, as a baseline for models."""
+    """Return the most frequent ground truth class, and the mIoU of a baseline that predicts this class everywhere."""
     best = int(scores.share.argmax())
     return best, float(scores.share[best]) / max(np.count_nonzero(scores.share), 1)
 
 
 def table(scores: Scores) -> str:
-    """Format the scores as plain text in percent: classes, categories if there are any, then the means."""
+    """Format the scores in percent as a plain-text table: classes, categories if there are any, and means."""
     means = {
         "mIoU": scores.mean_iou,
         "mean accuracy": scores.mean_accuracy,
@@ -136,7 +136,7 @@ def table(scores: Scores) -> str:
 
 
 def as_dict(scores: Scores) -> dict[str, Any]:
-    """Return the scores as strict JSON values: fractions of 1, None for nan."""
+    """Return the scores as a dict of JSON values: fractions from 0 to 1, and None for nan."""
     rows = zip(scores.names, scores.iou, scores.accuracy, scores.share, strict=True)
     return {
         "mean_iou": _json(scores.mean_iou),
@@ -159,7 +159,7 @@ def _iou(confusion: np.ndarray) -> np.ndarray:
 
 
 def _category_iou(confusion: np.ndarray, categories: Sequence[str]) -> dict[str, float]:
-    """Merge the classes of a category into one class, as the Cityscapes evaluation does, and return its IoU."""
+    """Return the IoU of each category, computed by merging its classes into one, as the Cityscapes evaluation does."""
     names = list(dict.fromkeys(categories))
     membership = np.array([[name == category for category in categories] for name in names], dtype=np.int64)
     if not names:

@@ -105,7 +105,7 @@ def size_lines(cfg: Config, arch: Arch, engine: Engine) -> list[str]:
         engine: The engine of this rank.
 
     Returns:
-        Lines with the number of parameters, the checkpoint size, and the FLOPs of a forward pass and of a training step.
+        Lines with the number of parameters, the checkpoint size, and the FLOPs of a forward pass and a training step.
     """
     size = cfg.data.crop_size
     forward = flops.forward_flops(arch, size)

@@ -34,19 +34,19 @@ TRAIN, VAL = "training images", "validation images"
 
 
 def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, begin_from: Path | None = None) -> None:
-    """Train a network, from the beginning or from a checkpoint.
+    """Train a network from step 0 or from a checkpoint, up to ``cfg.total_step``.
 
     Args:
         cfg: The configuration.
         notes: Further lines for the log.
-        resume: A checkpoint or run folder to resume from; ``auto``: the newest valid checkpoint of the run; None: start
-            at step 0.
-        world: The ranks of the run.
+        resume: The checkpoint or run folder to resume from. ``auto``: the newest valid checkpoint in ``cfg.save_dir``.
+            None: start at step 0.
+        world: This process's rank and the number of ranks.
         begin_from: The checkpoint to resume from if the run would start at step 0 otherwise.
 
     Raises:
-        OcrnetError: The inputs are invalid, or the run failed.
-        Stopped: A signal stopped the run after it saved a checkpoint.
+        OcrnetError: The configuration, the dataset or the checkpoint is invalid, or the run failed.
+        Stopped: A signal requested a stop; the run saved a checkpoint and ended.
     """
     train_set = open_split(cfg, "train")
     val_set = open_split(cfg, "val") if cfg.run_eval else None
@@ -67,7 +67,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             run_values = {"checkpoint": _checkpoint_identity(ckpt), **config.of_all_ranks(cfg)}
             collectives.check_same(
                 engine, run_values | identities(datasets)
-            )  # before rank 0 changes anything in the folder
+            )  # before rank 0 changes the run folder
             versions = core_versions() | dict(engine.versions)
             notes += [*_changed_versions(ckpt, versions), *_changed_batch(cfg, ckpt, world)] if ckpt else []
             # mutation: restore-unlogged-losses
@@ -95,7 +95,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
 
 
 def _start_uploads(cfg: Config, run: Run, store: Store | None, pushing: Pushing) -> Push | None:
-    """Start the upload to train_url on rank 0; return None on other ranks or without train_url."""
+    """Start uploading to train_url on rank 0; return None on other ranks and if train_url is not set."""
     if store is None or not run.writes:
         return None
     check_writable(store, cfg.cloud, run.say)
@@ -108,7 +108,7 @@ def _start_uploads(cfg: Config, run: Run, store: Store | None, pushing: Pushing)
 
 
 def identities(datasets: Mapping[str, Dataset]) -> dict[str, str]:
-    """Return the identity of each dataset, by which the ranks verify that they have the same images."""
+    """Return the identity string of each dataset; the ranks compare these strings to verify that their images match."""
     # mutation: same-images-on-all-ranks
     return {name: dataset.identity for name, dataset in datasets.items()}
 
@@ -120,7 +120,10 @@ def _checkpoint_identity(ckpt: Checkpoint | None) -> str:
 def _open_folder(
     cfg: Config, engine: Engine, progress: Progress, versions: Mapping[str, str], lines: Sequence[str]
 ) -> Run:
-    """Lock the run folder and begin its record with ``lines`` on rank 0, while all other ranks wait."""
+    """Lock the run folder, prepare it for ``progress.step``, and start the log with ``lines``.
+
+    Only rank 0 does this. All other ranks wait for it.
+    """
     with collectives.propagate_errors(engine):
         if engine.world.rank == 0:
             client.check(cfg.trackers)
@@ -140,12 +143,12 @@ def _open_folder(
 
 
 def make_stream(cfg: Config, train_set: Dataset, arch: Arch) -> TrainStream:
-    """Return the stream of training samples.
+    """Create the stream of training samples.
 
     Args:
-        cfg: The configuration, including the augmentation.
+        cfg: The configuration; its ``data``, ``seed`` and ``ocr_head.dropout`` are read.
         train_set: The training images.
-        arch: The architecture of the network.
+        arch: The architecture of the network, which determines the length of the dropout masks.
 
     Returns:
         The stream of augmented samples.
@@ -155,17 +158,17 @@ def make_stream(cfg: Config, train_set: Dataset, arch: Arch) -> TrainStream:
 
 
 def open_split(cfg: Config, split: str) -> Dataset:
-    """Open a labeled split of the config's dataset."""
+    """Open a labeled split (train or val) of the configured dataset."""
     return open_dataset(cfg.data.name, cfg.data.dataset_dir, split, ignore_label=cfg.data.ignore_label)
 
 
 def with_dataset_classes(cfg: Config, num_classes: int) -> Config:
-    """Return the config with the dataset's number of classes."""
+    """Return the config with the number of classes of the dataset, which must not contradict the config."""
     return config.with_classes(cfg, num_classes, f"{cfg.data.name} at {cfg.data.dataset_dir}")
 
 
 def arch_from_config(cfg: Config, num_classes: int) -> Arch:
-    """Return the architecture that a config describes."""
+    """Return the architecture that the config describes, with ``num_classes`` classes."""
     return Arch(
         width=cfg.backbone.width,
         blocks=cfg.backbone.blocks,
@@ -180,15 +183,15 @@ def arch_from_config(cfg: Config, num_classes: int) -> Arch:
 
 
 def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
-    """Compare the architecture in the config with that of a file; the file takes precedence.
+    """List the architecture keys that differ between the config and a checkpoint or exported file.
 
     Args:
         cfg: The configuration.
-        arch: The architecture in the file.
+        arch: The architecture stored in the file, which takes precedence.
         path: The file.
 
     Returns:
-        One line for each key that differs.
+        One log line for each key that differs.
     """
     configured = arch_from_config(cfg, arch.num_classes)
     return [
@@ -200,39 +203,42 @@ def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
 
 
 def _resume_after_restart(cfg: Config, resume: str | None) -> tuple[str | None, list[str]]:
-    """Return ``auto`` and a log line if torchrun restarted the ranks after they saved checkpoints, else ``resume``."""
+    """Return the value to use for ``resume``, and log lines.
+
+    The value is ``auto`` if torchrun restarted the ranks and this launch has saved a checkpoint, else ``resume``.
+    """
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     saved = checkpoint.steps(Path(cfg.save_dir) / "checkpoint")
     if count == "0" or resume == "auto" or not saved:
         return resume, []
-    if saved[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # from an earlier launch
+    if saved[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # saved by an earlier launch
         return resume, []
     return "auto", [f"resume: torchrun restarted the ranks (restart {count}), so --resume_ckpt auto is implied"]
 
 
 def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """Select the checkpoint to resume from; a fresh start after ``auto`` is never silent.
+    """Select and load the checkpoint to resume from.
 
     Args:
         cfg: The configuration.
-        resume: None means a fresh start, which is an error if the run folder contains checkpoints. ``auto`` means the
-            newest valid checkpoint of the run folder, or a logged fresh start if the folder has no checkpoints. Any
-            other value is a checkpoint, or a folder whose newest valid checkpoint is used.
-        begin_from: The checkpoint that replaces a fresh start, if any.
+        resume: None: start at step 0, which is an error if the run folder contains checkpoints. ``auto``: the newest
+            valid checkpoint of the run folder; if the folder has no checkpoints, start at step 0 and log this. Any
+            other value: a checkpoint file, or a folder whose newest valid checkpoint is used.
+        begin_from: The checkpoint to resume from instead of starting at step 0; None: start at step 0.
 
     Returns:
-        The checkpoint, or None for a fresh start, and the lines to log about the choice.
+        The checkpoint, or None if the run starts at step 0, and the lines to log about the choice.
 
     Raises:
-        OcrnetError: There is no valid checkpoint, a fresh start would mix with an earlier run, or a run cannot resume
-            from the checkpoint.
+        OcrnetError: No checkpoint is valid, the run folder contains checkpoints of an earlier run but ``resume`` is
+            None, or a run cannot resume from the checkpoint.
     """
     folder = Path(cfg.save_dir) / "checkpoint"
     if resume is None:
         if checkpoint.steps(folder):
             raise OcrnetError(
                 f"save_dir '{cfg.save_dir}' holds checkpoints of an earlier run; "
-                "resume from them with --resume_ckpt auto, or give another --save_dir"
+                "resume from them with --resume_ckpt auto, or use another --save_dir"
             )
         if begin_from is None:
             return None, []
@@ -255,13 +261,13 @@ def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None)
         ckpt = checkpoint.load(path)
     if "source" in ckpt.meta:
         raise OcrnetError(
-            f"{ckpt.path} has only converted weights, from which a run cannot resume; begin from its backbone: "
+            f"{ckpt.path} contains only converted weights, from which a run cannot resume; to start from its backbone: "
             f"--set backbone.pretrained=True backbone.backbone_ckpt={ckpt.path}"
         )
     step = ckpt.meta["step"]
     if step > cfg.total_step:
         raise OcrnetError(
-            f"{ckpt.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to continue"
+            f"{ckpt.path} is from step {step}, but total_step is {cfg.total_step}; raise total_step to continue"
         )
     complete = ": the run is complete" if step == cfg.total_step else ""
     return ckpt, [*notes, f"resume: from {ckpt.path}, step {step}{complete}", *_changed_keys(cfg, ckpt)]
@@ -272,7 +278,7 @@ def _or_train_url(cfg: Config) -> str:
 
 
 def _changed_keys(cfg: Config, ckpt: Checkpoint) -> list[str]:
-    """Return a line for each config key that differs from the run that wrote the checkpoint."""
+    """Return a log line for each config key whose value differs from that of the run that wrote the checkpoint."""
     before = loader.with_current_keys(dict(config.flat(ckpt.meta["config"])))
     current = dict(config.flat(config.as_dict(cfg)))
     return [
@@ -281,17 +287,17 @@ def _changed_keys(cfg: Config, ckpt: Checkpoint) -> list[str]:
 
 
 def _changed_versions(ckpt: Checkpoint, versions: Mapping[str, str]) -> list[str]:
-    """Return a line for each version, and for the number of threads, that differs from the checkpoint's run."""
+    """Return a log line for each library version that differs from the checkpoint's run, and for the thread count."""
     before = ckpt.meta["versions"]
     return [
-        f"resume: {name} is {new}, was {before[name]}; numbers may differ in their last digits"
+        f"resume: {name} is {new}, was {before[name]}; losses and scores may differ in their last digits"
         for name, new in versions.items()
         if before.get(name, new) != new
     ]
 
 
 def _changed_batch(cfg: Config, ckpt: Checkpoint, world: World) -> list[str]:
-    """Return the line to log if the number of ranks or of crops per step differs from the checkpoint's run."""
+    """Return a log line if the number of ranks or the global batch differs from the checkpoint's run, else no line."""
     old_cfg = ckpt.meta["config"]
     old_ranks = ckpt.meta.get("cards", 1)  # checkpoints without this key are from runs with one rank
     old_batch = old_ranks * old_cfg["batch_size"] * old_cfg["accumulate_steps"]
@@ -302,24 +308,27 @@ def _changed_batch(cfg: Config, ckpt: Checkpoint, world: World) -> list[str]:
     if new_batch != old_batch:
         return [
             f"{prefix}the global batch changes to {new_batch} crop{'s' if new_batch > 1 else ''} a step, was {old_batch}; "
-            "the run will see a different number of crops"
+            "the number of crops that the run trains on changes"
         ]
     return [f"{prefix}the global batch is the same"] if world.size != old_ranks else []
 
 
 def starting_state(cfg: Config, arch: Arch, ckpt: Checkpoint | None) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the initial state of the run: from the checkpoint, with an ImageNet backbone, or with fresh weights.
+    """Return the state with which the run starts.
+
+    This is the state of the checkpoint. Without a checkpoint, it is random weights, with the backbone replaced by
+    pretrained ImageNet weights if these are configured.
 
     Args:
         cfg: The configuration.
         arch: The architecture of the network.
-        found: The checkpoint to resume from; None for a fresh start.
+        ckpt: The checkpoint to resume from; None to start at step 0.
 
     Returns:
-        The state by canonical name, and the lines to log about it.
+        The tensors by canonical name, and the lines to log about them.
 
     Raises:
-        OcrnetError: The tensors do not fit the architecture, or the file of the backbone cannot be read.
+        OcrnetError: The tensors do not fit the architecture, or the backbone file cannot be read.
     """
     if ckpt is not None:
         shapes = {name: array.shape for name, array in ckpt.tensors.items() if "/" not in name}
@@ -328,7 +337,7 @@ def starting_state(cfg: Config, arch: Arch, ckpt: Checkpoint | None) -> tuple[di
     state = architecture.init(arch, cfg.seed, cfg.backbone.initializer)
     if not cfg.backbone.pretrained:
         return state, [
-            "backbone: random weights; the published results need ImageNet weights "
+            "backbone: random initial weights; the published results require ImageNet weights "
             "(backbone.pretrained: True, backbone.backbone_ckpt: FILE)"
         ]
     loaded, report = weights.read_backbone(cfg.backbone.backbone_ckpt, arch)
@@ -336,7 +345,7 @@ def starting_state(cfg: Config, arch: Arch, ckpt: Checkpoint | None) -> tuple[di
 
 
 def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
-    """Return the lines that describe the run at its start.
+    """Return the log lines that describe the run at its start.
 
     Args:
         cfg: The configuration.
@@ -345,7 +354,7 @@ def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
         images: The number of training images.
 
     Returns:
-        Lines about versions, engine, network, data, batch and learning rate.
+        Log lines about versions, engine, network, data, batch and learning rate.
     """
     global_batch = lr_schedule.global_batch(cfg, engine.world.size)
     return [
@@ -362,12 +371,15 @@ def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
 
 
 def _batch_size_lines(cfg: Config, global_batch: int) -> list[str]:
-    """Return a line if the global batch differs from base_batch_size, with the effect on the learning rate."""
+    """Return a log line about the effect on the learning rate if the global batch differs from base_batch_size."""
     base = cfg.base_batch_size
     if base in (None, global_batch):
         return []
-    ratio = f"{global_batch / base:.4g} times base_batch_size ({base} crops a step), for which lr_init is set"
+    ratio = f"{global_batch / base:.4g} times base_batch_size ({base} crops a step), for which lr_init was chosen"
     scaled_lr = f"{cfg.lr_init * global_batch / base:.4g}"
     if cfg.lr_scale == "linear":
-        return [f"learning rate: the global batch is {ratio}; its maximum is {scaled_lr} (lr_scale linear)"]
-    return [f"learning rate: the global batch is {ratio}; --set lr_scale=linear changes {cfg.lr_init:g} to {scaled_lr}"]
+        return [f"learning rate: the global batch is {ratio}; the maximum learning rate is scaled to {scaled_lr} (lr_scale linear)"]
+    return [
+        f"learning rate: the global batch is {ratio}; "
+        f"--set lr_scale=linear scales the maximum learning rate from {cfg.lr_init:g} to {scaled_lr}"
+    ]

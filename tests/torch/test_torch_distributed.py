@@ -145,7 +145,7 @@ def test_a_new_start_on_an_old_store_meets_under_a_new_name():
     store = dist.HashStore()
     names = set()
     for _ in range(3):
-        store.set("asks/2", "killed")  # came, and was killed before it was answered
+        store.set("token/2", "killed")  # the rank was killed before it received a reply
         with ThreadPoolExecutor(3) as pool:
             start = [pool.submit(distributed._launch_id, store, World(rank, 3), 20.0) for rank in (1, 2, 0)]
         (name,) = {one.result() for one in start}

@@ -1,6 +1,7 @@
-"""Bilinear resizing as a product with a small matrix along each axis.
+"""Bilinear resizing as one matrix product per axis.
 
-This form lets `conv_of_upsampled` apply a convolution before its input is upsampled, where it costs less.
+In this form, `conv_of_upsampled` can compute a convolution of upsampled maps mostly at the low resolution, where it
+costs less.
 """
 
 import contextlib
@@ -12,25 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Rows and columns of an output block, which is computed from only the inputs it needs. Small blocks take fewer
-# multiplications; on a GPU, fewer kernels matter more.
+# Maximum rows and columns of an output block by device type. Each block is computed from only the inputs it depends on:
+# small blocks need fewer multiplications, but on a GPU the number of kernels matters more.
 BLOCK = {"cpu": 64, "cuda": 256}
 
 
 def conv_of_upsampled(conv: nn.Conv2d, maps: Sequence[Tensor], align_corners: bool) -> Tensor:
-    """Apply a convolution to maps that are resized bilinearly to the size of the first and concatenated.
+    """Resize maps bilinearly to the size of the first, concatenate them, and apply a convolution.
 
-    Upsampling and convolution are both linear. Each tap of the kernel is therefore applied at the resolution of a map,
-    and its outputs are upsampled, shifted and added, first along the width, then along the height. For the four maps of
-    HRNet and a 3x3 kernel this takes a quarter of the multiplications, and no tensor of all channels at full size.
+    The result equals that of these three operations, except for rounding. Upsampling and convolution are both linear,
+    so each tap (kernel position) is applied at the resolution of a map, and its outputs are upsampled, shifted and
+    added, first along the width, then along the height. For the four maps of HRNet and a 3x3 kernel, this needs a
+    quarter of the multiplications, and the concatenated maps are never stored.
 
     Args:
-        conv: Convolution with a square kernel of odd size that keeps the size of its input.
-        maps: Tensors N,c,h,w; their channels together are the input channels of ``conv``.
+        conv: Convolution of stride 1 with a square kernel of odd size, padded to keep the size of its input.
+        maps: Tensors N,c,h,w; the sum of their channels is the number of input channels of ``conv``.
         align_corners: As in ``F.interpolate``.
 
     Returns:
-        Tensor N,out,H,W at the size of the first map.
+        Tensor N,out_channels,H,W with the height and width of the first map.
     """
     batch, channels, height, width = maps[0].shape
     out_channels, kernel = conv.out_channels, conv.weight.shape[-1]
@@ -66,9 +68,10 @@ def conv_of_upsampled(conv: nn.Conv2d, maps: Sequence[Tensor], align_corners: bo
 
 
 def _upsample_width(taps: Tensor, block: slice, width: int, kernel: int, align_corners: bool) -> Tensor:
-    """Upsample, shift and add the taps along the width.
+    """Upsample, shift and add the outputs of the taps along the width.
 
-    ``taps`` is rows,w*kernel,out. Return rows,columns,out for the columns ``block`` of ``width``.
+    ``taps`` has shape (rows, w * kernel, out_channels). Return (rows, columns, out_channels) for the columns ``block``
+    of an axis of length ``width``.
     """
     w = taps.shape[1] // kernel
     first, last = _source_range(w, width, kernel, align_corners, block)
@@ -80,10 +83,11 @@ def _upsample_width(taps: Tensor, block: slice, width: int, kernel: int, align_c
 def _upsample_height_and_add(
     base: Tensor, upsampled_taps: Sequence[Tensor], block: slice, height: int, kernel: int, align_corners: bool
 ) -> Tensor:
-    """Upsample, shift and add the taps along the height, and add ``base``.
+    """Upsample, shift and add the outputs of the taps along the height, and add ``base``.
 
-    ``base`` is N,rows,columns,out for the rows ``block`` of ``height``. ``wide`` has one tensor N,h,columns*out for
-    each kernel row of each map. Return a tensor of the shape of ``base``.
+    ``base`` has shape (N, rows, columns, out_channels), for the rows ``block`` of an axis of length ``height``.
+    ``upsampled_taps`` has one tensor (N, h, columns * out_channels) for each kernel row of each map. Return a tensor of
+    the shape of ``base``.
     """
     matrices, parts = [], []
     for number, tap_values in enumerate(upsampled_taps):
@@ -108,9 +112,9 @@ _retained_lists: list[list[Tensor]] = []
 
 @contextlib.contextmanager
 def retain_matrices() -> Iterator[list[Tensor]]:
-    """Yield a list that keeps a reference to every matrix used in the context.
+    """Yield a list to which every matrix used in the context is appended.
 
-    A recorded graph still needs these matrices after the cache drops them.
+    A recorded CUDA graph reads these matrices on each replay, so they must stay allocated after the cache evicts them.
     """
     matrices: list[Tensor] = []
     _retained_lists.append(matrices)
@@ -123,37 +127,37 @@ def retain_matrices() -> Iterator[list[Tensor]]:
 def tap_matrix(
     size: int, target: int, kernel: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Return the matrix from the values of all taps along one axis to the outputs of a convolution.
+    """Return the matrix that upsamples, shifts and adds the outputs of all taps along one axis.
 
-    Output i is the sum over taps k of the upsampled value of tap k at position i + k - kernel // 2; values beyond the
-    ends of the target are 0.
+    Output i is the sum, over all taps k, of the upsampled values of tap k at position i + k - kernel // 2. Values at
+    positions outside the target are 0.
 
     Args:
         size: Number of positions before upsampling.
         target: Number of positions after upsampling.
         kernel: Number of taps.
         align_corners: As in ``F.interpolate``.
-        dtype: Type of the matrix.
+        dtype: Dtype of the matrix.
         device: Device of the matrix.
 
     Returns:
-        Matrix target,size*kernel. It is cached: do not change it.
+        Matrix (target, size * kernel). It is cached; do not modify it.
     """
     return _retain(_tap_matrix(size, target, kernel, align_corners, dtype, device))
 
 
 def bilinear_matrix(size: int, target: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix with which ``F.interpolate`` resizes one axis bilinearly.
+    """Return the matrix that resizes one axis as ``F.interpolate`` with mode ``bilinear`` does.
 
     Args:
         size: Number of positions before resizing.
         target: Number of positions after resizing.
         align_corners: As in ``F.interpolate``.
-        dtype: Type of the matrix.
+        dtype: Dtype of the matrix.
         device: Device of the matrix.
 
     Returns:
-        Matrix target,size. It is cached: do not change it.
+        Matrix (target, size). It is cached; do not modify it.
     """
     return _retain(_bilinear_matrix(size, target, align_corners, dtype, device))
 
@@ -165,7 +169,7 @@ def _retain(matrix: Tensor) -> Tensor:
 
 
 @functools.lru_cache(64)
-@torch.inference_mode(False)  # training may use a matrix that prediction has cached
+@torch.inference_mode(False)  # prediction may create and cache a matrix that training uses later
 def _tap_matrix(
     size: int, target: int, kernel: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -177,16 +181,16 @@ def _tap_matrix(
 
 
 def source_coordinates(size: int, target: int, align_corners: bool, index: Tensor | int) -> Any:
-    """Return the source coordinates of target pixels along one axis, as PyTorch defines them.
+    """Return the source coordinates of target pixels along one axis, as in PyTorch's bilinear resize.
 
     Args:
-        size: Number of source pixels; their coordinates are 0 .. size - 1.
+        size: Number of source pixels; their coordinates are 0 to size - 1.
         target: Number of target pixels.
         align_corners: As in ``F.interpolate``.
-        index: Indices of target pixels, a tensor or one number.
+        index: Indices of target pixels: a tensor or one number.
 
     Returns:
-        The coordinates, a tensor or one number like ``index``; none is negative.
+        The coordinates, at least 0: a tensor or one number, like ``index``.
     """
     if align_corners:
         return index * ((size - 1) / (target - 1) if target > 1 else 0.0)
@@ -195,7 +199,7 @@ def source_coordinates(size: int, target: int, align_corners: bool, index: Tenso
 
 
 def source_rows(size: int, target: int, align_corners: bool, start: int, stop: int) -> tuple[int, int]:
-    """Return the range of source rows that a range of target rows depends on.
+    """Return the range of source rows on which a range of target rows depends.
 
     Args:
         size: Number of source rows.

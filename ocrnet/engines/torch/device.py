@@ -1,4 +1,4 @@
-"""Choose the device and the precision of a run once, and record the reason."""
+"""Choice of the device and the precision, and the log lines that describe them."""
 
 import contextlib
 import importlib.util
@@ -14,9 +14,10 @@ from ocrnet.utils.errors import OcrnetError
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype of the convolutions, its autocast, whether the loss needs a scale, and the reason.
+    """The precision of a run.
 
-    ``autocast`` returns a new context on each call.
+    ``dtype`` is the dtype of the convolutions. ``autocast`` returns a new context manager on each call. ``scaled``:
+    whether the loss is multiplied by a dynamic scale. ``text`` describes the precision in the log, with the reason.
     """
 
     dtype: torch.dtype
@@ -26,30 +27,32 @@ class Precision:
 
 
 def choose_device(target: str | None, local_rank: int = 0) -> tuple[torch.device, str]:
-    """Return the device for ``--device_target`` and the reason; local rank ``local`` uses GPU ``local``.
+    """Return the device for ``--device_target`` and its description for the log.
 
-    Raise `OcrnetError` if a GPU is requested but PyTorch finds none, or if there are fewer GPUs than local ranks.
+    Local rank i uses GPU i. Raise `OcrnetError` if a GPU is requested but PyTorch detects none, or if the machine has
+    fewer GPUs than local ranks.
     """
     if target == "GPU" and not torch.cuda.is_available():
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         raise OcrnetError(
-            f"device_target GPU: PyTorch {torch.__version__} ({build}) sees no GPU; use --device_target CPU"
+            f"device_target GPU: PyTorch {torch.__version__} ({build}) detects no GPU; use --device_target CPU"
         )
     if target == "GPU" or (target is None and torch.cuda.is_available()):
         if local_rank >= (num_gpus := torch.cuda.device_count()):
             raise OcrnetError(
-                f"this is process {local_rank + 1} on its machine, but PyTorch sees only {num_gpus} "
+                f"this is process {local_rank + 1} on its machine, but PyTorch detects only {num_gpus} "
                 f"GPU{'s' if num_gpus > 1 else ''}; start one process per GPU"
             )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank), f"GPU ({torch.cuda.get_device_name(local_rank)})"
-    return torch.device("cpu"), "CPU" if target else "CPU, because PyTorch sees no GPU"
+    return torch.device("cpu"), "CPU" if target else "CPU, because PyTorch detects no GPU"
 
 
 def choose_precision(device: torch.device, mix: bool) -> Precision:
-    """Return the precision for ``--mix``.
+    """Return the precision of the convolutions: float32 without ``mix``.
 
-    The result is bfloat16 if it is native, otherwise float16 with a scaled loss on a GPU and float32 on a CPU.
+    With ``mix``, it is bfloat16 if the device supports it natively. Otherwise it is float16 with a dynamic loss scale
+    on a GPU, and float32 on a CPU.
     """
     if not mix:
         return Precision(torch.float32, contextlib.nullcontext, False, "float32")
@@ -70,7 +73,7 @@ def _mixed(device_type: str, dtype: torch.dtype, text: str) -> Precision:
 
 @contextlib.contextmanager
 def translate_oom(remedy: str) -> Iterator[None]:
-    """Convert the out-of-memory errors of PyTorch and NumPy into an `OcrnetError` that includes ``remedy``."""
+    """Convert out-of-memory errors of PyTorch and NumPy into an `OcrnetError` that ends with ``remedy``."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -82,37 +85,37 @@ def translate_oom(remedy: str) -> Iterator[None]:
 
 
 def configure(device: torch.device, *, deterministic: bool) -> None:
-    """Set the PyTorch switches for bit-identical repeats, or for the fastest convolutions at fixed shapes."""
+    """Configure PyTorch for bit-identical results if ``deterministic``, else for the fastest convolutions."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # `use_deterministic_algorithms` has the same effect, but also loads the compiler to configure it.
+    # `use_deterministic_algorithms` has the same effect, but also imports the compiler, which is slow.
     torch.set_deterministic_debug_mode("error" if deterministic else "default")
 
 
 def fused_norm_unavailable_reason(device: torch.device, cfg: Config, ranks: int) -> str | None:
-    """Return why fused_norm is unavailable, or None.
+    """Return why fused_norm is unavailable.
 
     Args:
         device: The device of this rank.
-        cfg: The configuration, of which ``norm`` is read.
+        cfg: The configuration; only ``norm`` is read.
         ranks: The number of ranks.
 
     Returns:
-        The end of the log line "fused_norm: no effect ...", or None if fused_norm is available.
+        The reason, which completes the log line "fused_norm: no effect ..."; None if fused_norm is available.
     """
     if device.type != "cuda":
         return "on a CPU"
     if importlib.util.find_spec("triton") is None:
         return "without Triton, which PyTorch's CUDA builds include"
     if cfg.norm == "sync" and ranks > 1:
-        return f"with batch norm over {ranks} ranks; --set norm=local computes it per rank"
+        return f"with batch norm synchronized over {ranks} ranks; --set norm=local computes it per rank"
     return None
 
 
 def cuda_graph_unavailable_reason(device: torch.device, ranks: int) -> str | None:
-    """Return why cuda_graph is unavailable, as the end of "cuda_graph: no effect ...", or None."""
+    """Return why cuda_graph is unavailable, to complete "cuda_graph: no effect ..."; None if it is available."""
     if device.type != "cuda":
         return "on a CPU"
     return f"on {ranks} ranks" if ranks > 1 else None
@@ -121,18 +124,18 @@ def cuda_graph_unavailable_reason(device: torch.device, ranks: int) -> str | Non
 def describe(
     device: torch.device, device_description: str, precision: Precision, cfg: Config, *, training: bool, ranks: int
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the startup log lines and the versions for the checkpoint.
+    """Return the startup log lines and the versions for the checkpoint metadata.
 
     Args:
         device: The device of this rank.
-        why: The reason for the device, from `choose_device`.
+        device_description: The description of the device, from `choose_device`.
         precision: The chosen precision.
         cfg: The configuration.
         training: Whether to include the lines that apply only to training.
         ranks: The number of ranks.
 
     Returns:
-        The log lines, and by name: PyTorch version, thread count and, on a GPU, CUDA version and GPU name.
+        The log lines, and a dict of the PyTorch version, the thread count and, on a GPU, CUDA version and GPU name.
     """
     versions = {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
     if device.type == "cuda":
@@ -159,6 +162,6 @@ def describe(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if training and cfg.num_workers > cores:
         lines.append(
-            f"num_workers: {cfg.num_workers} on {cores} cores; lower it if training waits for data or memory is short"
+            f"num_workers: {cfg.num_workers} on {cores} cores; lower num_workers if memory is short or training waits for data"
         )
     return lines, versions

@@ -1,4 +1,4 @@
-"""Connect the ranks through torch.distributed, and sum counts and gradients over them."""
+"""Process group of the ranks (torch.distributed), and sums of counts and gradients over the ranks."""
 
 import contextlib
 import os
@@ -22,21 +22,22 @@ from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel: large enough for the network, small enough to overlap backward
+BUCKET_BYTES = 25 * 2**20  # the default of DistributedDataParallel; all-reduces of this size overlap with the backward pass
 
 
 def join(world: World, device: torch.device, timeout_s: float) -> None:
     """Join the process group of all ranks.
 
-    Unless OMP_NUM_THREADS is set, the ranks on one machine share its threads equally.
+    Unless OMP_NUM_THREADS is set, also divide the number of CPU threads equally between the ranks on this machine.
 
     Args:
-        world: Rank, number of ranks and launcher of this process.
+        world: This process's rank, the number of ranks, and the launcher.
         device: The device of this rank; its type selects the backend (Gloo on a CPU, also NCCL on a GPU).
-        patience: Timeout in seconds for joining and for every later collective.
+        timeout_s: Timeout in seconds for joining and for every later collective.
 
     Raises:
-        OcrnetError: If this rank cannot connect to the others within ``patience`` seconds.
+        OcrnetError: This rank cannot connect to the others within ``timeout_s`` seconds, or the environment variables
+            of the rendezvous are incomplete.
     """
     timeout = timedelta(seconds=timeout_s)
     if "OMP_NUM_THREADS" not in os.environ and world.local_size > 1:
@@ -50,7 +51,7 @@ def join(world: World, device: torch.device, timeout_s: float) -> None:
         dist.init_process_group(
             BACKENDS[device.type], store=store, rank=world.rank, world_size=world.size, timeout=timeout
         )
-        all_sum(np.zeros(1, np.int64))  # the first collective opens the connections, so that a failure occurs here
+        all_sum(np.zeros(1, np.int64))  # the first collective opens the connections; if one fails, the error is raised here
     except OcrnetError:
         raise
     except (RuntimeError, ValueError) as error:
@@ -62,9 +63,9 @@ def join(world: World, device: torch.device, timeout_s: float) -> None:
 
 
 def _store(world: World, timeout: timedelta) -> dist.Store:
-    """Return the store for the rendezvous of the ranks: the store of torchrun, or one that rank 0 hosts.
+    """Connect to the key-value store for the rendezvous, which torchrun or rank 0 hosts.
 
-    Raise `OcrnetError` if only one of MASTER_ADDR and MASTER_PORT is set.
+    Raise `OcrnetError` if its address is unknown or only one of MASTER_ADDR and MASTER_PORT is set.
     """
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if bool(host) != bool(port):
@@ -87,7 +88,7 @@ def _store(world: World, timeout: timedelta) -> dist.Store:
 
 
 def _slurm_address(world: World) -> tuple[str, str]:
-    """Return the machine of rank 0 and a port specific to this job, from the Slurm variables.
+    """Return the host name of rank 0 and a port derived from the job number, from the Slurm variables.
 
     Raise `OcrnetError` if the launcher is not srun or if the variables have no node list.
     """
@@ -102,14 +103,14 @@ def _slurm_address(world: World) -> tuple[str, str]:
 
 
 def first_machine(nodes: str) -> str:
-    """Return the first name of a Slurm node list: node07 for ``node[07-09,12],login1``."""
+    """Return the first host name of a Slurm node list, for example node07 of ``node[07-09,12],login1``."""
     return re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
 
 
 def _choose_interface(world: World, store: dist.Store) -> None:
-    """Set the network interface of Gloo to the one that reaches rank 0.
+    """Set GLOO_SOCKET_IFNAME to the network interface whose route leads to rank 0.
 
-    Gloo's default is the interface of the host name, which may belong to another network.
+    By default, Gloo uses the interface of the address of this host name, which may belong to another network.
     """
     if sys.platform != "linux" or "GLOO_SOCKET_IFNAME" in os.environ:
         return
@@ -118,7 +119,7 @@ def _choose_interface(world: World, store: dist.Store) -> None:
         return
     assert isinstance(store, dist.TCPStore)
     with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
-        probe.connect((store.host, store.port))  # sends nothing, but selects the route
+        probe.connect((store.host, store.port))  # sends no packet, but selects the route
         own_address = probe.getsockname()[0]
         for name, addresses in psutil.net_if_addrs().items():
             if any(address.address == own_address for address in addresses):
@@ -126,26 +127,26 @@ def _choose_interface(world: World, store: dist.Store) -> None:
 
 
 def _launch_id(store: dist.Store, world: World, timeout_s: float) -> str:
-    """Return an identifier shared only by the processes of this launch, after all of them have arrived.
+    """Wait for all ranks of this launch; return an identifier that only they share.
 
-    torchrun keeps its store when it restarts the ranks, including the keys of dead processes. Each process therefore
-    posts a random token of its own, and only a running rank 0 answers it. Raise RuntimeError if a rank is missing
-    after ``patience`` seconds.
+    torchrun keeps its store when it restarts the ranks, including the keys of dead processes. Each rank therefore
+    writes a random token, and only a running rank 0 replies to it with its own token, which is the identifier. Raise
+    RuntimeError if a rank is missing after ``timeout_s`` seconds.
     """
     token, deadline = secrets.token_hex(8), time.monotonic() + timeout_s
     missing = set(range(1, world.size)) if world.rank == 0 else {0}
     if world.rank > 0:
-        store.set(f"asks/{world.rank}", token)
+        store.set(f"token/{world.rank}", token)
     while time.monotonic() < deadline:
-        if world.rank > 0 and store.check([f"answer/{token}"]):
-            launch_id = store.get(f"answer/{token}").decode()
-            store.set(f"met/{launch_id}/{world.rank}", "")
+        if world.rank > 0 and store.check([f"reply/{token}"]):
+            launch_id = store.get(f"reply/{token}").decode()
+            store.set(f"joined/{launch_id}/{world.rank}", "")
             return launch_id
         for rank in sorted(missing) if world.rank == 0 else ():
-            if store.check([f"met/{token}/{rank}"]):
+            if store.check([f"joined/{token}/{rank}"]):
                 missing.remove(rank)
-            elif store.check([f"asks/{rank}"]):
-                store.set(f"answer/{store.get(f'asks/{rank}').decode()}", token)
+            elif store.check([f"token/{rank}"]):
+                store.set(f"reply/{store.get(f'asks/{rank}').decode()}", token)
         if not missing:
             return token
         time.sleep(0.02)
@@ -155,18 +156,18 @@ def _launch_id(store: dist.Store, world: World, timeout_s: float) -> str:
 def leave() -> None:
     """Synchronize with the other ranks, then destroy the process group.
 
-    Return immediately if an exception other than `Stopped` is propagating.
+    Do nothing while an exception other than `Stopped` is being handled: the other ranks may not call this function.
     """
     error = sys.exc_info()[1]
     if dist.is_initialized() and (error is None or isinstance(error, Stopped)):
-        with contextlib.suppress(RuntimeError):  # a faster rank may have left after receiving its data
+        with contextlib.suppress(RuntimeError):  # another rank may have left already
             all_sum(np.zeros(1, np.int64))
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def translate_lost_peer(timeout_s: float) -> Iterator[None]:
-    """Convert torch.distributed errors caused by a lost or late rank into an `OcrnetError`."""
+    """Convert the errors of torch.distributed for a rank that ended or is late into an `OcrnetError`."""
     try:
         yield
     except RuntimeError as error:
@@ -176,9 +177,9 @@ def translate_lost_peer(timeout_s: float) -> Iterator[None]:
         if "timed out" in message.lower():
             raise OcrnetError(
                 f"another rank did not take part in a collective within {timeout_s:g} s (rank_timeout); "
-                "it hangs or is slow"
+                "it hangs, or it needs a larger rank_timeout"
             ) from error
-        raise OcrnetError("another rank has ended; see its error message or the launcher's") from error
+        raise OcrnetError("another rank has ended; see its error message or that of the launcher") from error
 
 
 def all_sum(array: np.ndarray) -> np.ndarray:
@@ -189,11 +190,11 @@ def all_sum(array: np.ndarray) -> np.ndarray:
 
 
 class GradientSum:
-    """Sum of the gradients over all ranks, all-reduced in buckets while the backward pass is still running.
+    """All-reduce of the gradients in buckets, which overlaps with the backward pass.
 
-    A bucket is one flat tensor; the ``grad`` of its parameters are views of it. The buckets and their order never
-    change, so that a resumed run adds in the same order. DistributedDataParallel rebuilds its buckets after the first
-    step.
+    A bucket is a flat tensor; the ``grad`` of each of its parameters is a view of it. The buckets and their order never
+    change, so a resumed run adds in the same order. DistributedDataParallel does not guarantee this: it rebuilds its
+    buckets after the first step.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -225,11 +226,11 @@ class GradientSum:
         self._sizes.append(len(group))
 
     def begin(self) -> None:
-        """Zero the gradients of the previous step."""
+        """Set all gradients to zero before the first micro-batch of a step."""
         torch._foreach_zero_(self.buckets)
 
     def expect(self, *, last: bool) -> None:
-        """Prepare for a micro-batch; if it is the ``last`` of the step, its backward pass starts the all-reduces."""
+        """Prepare for the backward pass of a micro-batch; that of the ``last`` one of a step starts the all-reduces."""
         self._is_last_micro_batch, self._pending, self._handles = last, list(self._sizes), []
 
     def _on_gradient(self, parameter: nn.Parameter) -> None:
@@ -240,13 +241,13 @@ class GradientSum:
             self._start_all_reduce()
 
     def _start_all_reduce(self) -> None:
-        """Start the all-reduce of the next bucket; all ranks must reduce the buckets in the same order."""
+        """Start the all-reduce of the next bucket; all ranks use the same order of buckets."""
         work = dist.all_reduce(self.buckets[len(self._handles)], async_op=True)
         assert work is not None
         self._handles.append(work)
 
     def finish(self) -> None:
-        """Wait until every gradient is the sum over the ranks; on a GPU the stream waits, not this process."""
+        """Wait until all gradients are summed over the ranks; on a GPU, the stream waits instead of this process."""
         while len(self._handles) < len(self.buckets):
             self._start_all_reduce()
         for work in self._handles:
