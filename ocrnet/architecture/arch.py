@@ -167,8 +167,8 @@ def init(arch: Arch, seed: int, initializer: str = "kaiming") -> dict[str, NDArr
 
     Each tensor has its own random generator, seeded by (seed, crc32 of its name). Convolutions of the backbone are
     normally distributed with mean 0 and standard deviation sqrt(2 / fan_out) (``kaiming``) or 0.001 (``normal``, the
-    authors' choice). Convolutions of the heads are uniform in [-1/sqrt(fan_in), 1/sqrt(fan_in)], the default of PyTorch,
-    which the authors use. Batch norms are the identity.
+    authors' choice). Convolutions of the heads are uniformly distributed in [-1/sqrt(fan_in), 1/sqrt(fan_in)], the
+    default of PyTorch, which the authors use. Batch norms are the identity.
 
     Args:
         arch: The architecture of the network.
@@ -213,7 +213,7 @@ def infer(tensor_shapes: Mapping[str, Shape], *, variant: str = "hrnet", align_c
     modules = tuple(_count_indices(tensor_shapes, rf"stage{stage}\.(\d+)\.") for stage in (2, 3, 4))
     missing += [f"stage{stage}.0" for stage, number in zip((2, 3, 4), modules, strict=True) if not number]
     if missing:
-        raise OcrnetError(f"these weights are not those of an OCRNet (HRNet with OCR head); missing tensors: {_first_few(missing)}")
+        raise OcrnetError(f"these weights are not from an OCRNet (HRNet with OCR head); missing: {_first_few(missing)}")
     sizes: dict[str, Any] = {key: int(tensor_shapes[name][0]) for key, name in size_tensors.items()}
     sizes |= {"modules": modules, "blocks": _count_indices(tensor_shapes, r"stage2\.0\.branches\.0\.(\d+)\.")}
     return Arch(**sizes, variant=variant, align_corners=align_corners)

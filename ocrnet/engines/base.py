@@ -18,8 +18,12 @@ ATTENTION = ("regions", "relation")
 class Stats:
     """Results of one call of `Engine.train`; ``loss``, ``finite`` and ``samples`` are totals over all ranks."""
 
-    loss: np.ndarray  # float64 steps,2: the losses of the aux head and the ocr head, without the factors loss.aux and loss.ocr
-    finite: np.ndarray  # bool steps: whether loss and gradients were finite; otherwise the step was skipped and changed nothing
+    loss: (
+        np.ndarray
+    )  # float64 steps,2: the losses of the aux head and the ocr head, without the factors loss.aux and loss.ocr
+    finite: (
+        np.ndarray
+    )  # bool steps: whether loss and gradients were finite; otherwise the step was skipped and changed nothing
     samples: int
     seconds: float
     data_seconds: float  # the part of ``seconds`` spent waiting for the data loader
@@ -63,7 +67,7 @@ class Engine(Protocol):
             - labels: uint8 N,H,W.
             - confidence: float32 N,H,W, the probability of the predicted class.
             - probabilities: float32 N,num_classes,H,W, the mean over the passes of the softmax at full resolution.
-            - regions: float32 N,num_classes,ceil(H/4),ceil(W/4), where H and W are the size of the pass: the soft object
+            - regions: float32 N,num_classes,ceil(H/4),ceil(W/4), where H,W is the size of the pass: the soft object
               region of each class, normalized over the pixels (OCR paper, formula 1).
             - relation: same shape and dtype as regions: the attention weight of each object region for each pixel,
               normalized over the classes (formula 4).

@@ -58,7 +58,7 @@ def check_same(engine: Engine, values: Mapping[str, str]) -> None:
             groups = "; ".join(f"{_format_ranks(ranks)}: {text}" for text, ranks in ranks_of.items())
             raise OcrnetError(
                 f"the ranks do not have the same {subject} ({groups}); run the same command with the same files on all "
-                "ranks; on several machines, use a shared file system and wait until new files are visible to every rank"
+                "ranks; on several machines, use a shared file system, and wait until new files are visible on all"
             )
 
 

@@ -48,9 +48,9 @@ def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | 
 def choose_engine(cfg: Config) -> Framework:
     """Return the framework for ``engine`` and ``device_target`` of the config.
 
-    With ``engine: auto``, the framework is MindSpore for ``device_target: Ascend``, and for a machine with an Ascend NPU
-    if ``device_target`` is not set. Otherwise it is PyTorch, or MindSpore if only that is installed. Raise `OcrnetError`
-    if the framework is not installed or does not support the device.
+    With ``engine: auto``, the framework is MindSpore if ``device_target`` is Ascend, or if it is not set and the
+    machine has an Ascend NPU. Otherwise it is PyTorch, or MindSpore if only that is installed. Raise `OcrnetError` if
+    the framework is not installed or does not support the device.
     """
     if cfg.engine == "torch" and cfg.device_target == "Ascend":
         raise OcrnetError(

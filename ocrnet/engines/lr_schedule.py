@@ -9,9 +9,9 @@ def table(cfg: Config, ranks: int = 1) -> np.ndarray:
     """Return the learning rate of every step on ``ranks`` ranks, float64 of shape (total_step,).
 
     The warmup rises linearly from ``end_lr`` to ``lr_init``, as in the MindSpore implementation. After it, the schedule
-    ``linear`` falls linearly to ``end_lr``. The schedule ``poly`` is lr_init * (1 - progress)^power, as in the HRNet-OCR
-    authors' code, but at least ``end_lr``. With ``lr_scale: linear``, all values are multiplied by the global batch
-    size divided by ``base_batch_size`` (Goyal et al., 2017).
+    ``linear`` falls linearly to ``end_lr``. The schedule ``poly`` is lr_init * (1 - progress)^power, as in the code of
+    the HRNet-OCR authors, but at least ``end_lr``. With ``lr_scale: linear``, all values are multiplied by the global
+    batch size divided by ``base_batch_size`` (Goyal et al., 2017).
     """
     steps = np.arange(cfg.total_step, dtype=np.float64)
     warmup = cfg.end_lr + (cfg.lr_init - cfg.end_lr) * steps / max(cfg.warmup_step, 1)

@@ -65,9 +65,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
         engine = open_engine(cfg, arch, world=world, stream=stream)
         try:
             run_values = {"checkpoint": _checkpoint_identity(ckpt), **config.of_all_ranks(cfg)}
-            collectives.check_same(
-                engine, run_values | identities(datasets)
-            )  # before rank 0 changes the run folder
+            collectives.check_same(engine, run_values | identities(datasets))  # before rank 0 changes the run folder
             versions = core_versions() | dict(engine.versions)
             notes += [*_changed_versions(ckpt, versions), *_changed_batch(cfg, ckpt, world)] if ckpt else []
             # mutation: restore-unlogged-losses
@@ -261,13 +259,13 @@ def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None)
         ckpt = checkpoint.load(path)
     if "source" in ckpt.meta:
         raise OcrnetError(
-            f"{ckpt.path} contains only converted weights, from which a run cannot resume; to start from its backbone: "
+            f"{ckpt.path} has only converted weights, from which a run cannot resume; to start from its backbone: "
             f"--set backbone.pretrained=True backbone.backbone_ckpt={ckpt.path}"
         )
     step = ckpt.meta["step"]
     if step > cfg.total_step:
         raise OcrnetError(
-            f"{ckpt.path} is from step {step}, but total_step is {cfg.total_step}; raise total_step to continue"
+            f"{ckpt.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to continue"
         )
     complete = ": the run is complete" if step == cfg.total_step else ""
     return ckpt, [*notes, f"resume: from {ckpt.path}, step {step}{complete}", *_changed_keys(cfg, ckpt)]
@@ -307,8 +305,8 @@ def _changed_batch(cfg: Config, ckpt: Checkpoint, world: World) -> list[str]:
     )
     if new_batch != old_batch:
         return [
-            f"{prefix}the global batch changes to {new_batch} crop{'s' if new_batch > 1 else ''} a step, was {old_batch}; "
-            "the number of crops that the run trains on changes"
+            f"{prefix}the global batch changes to {new_batch} crop{'s' if new_batch > 1 else ''} a step, was "
+            f"{old_batch}; the run will see a different number of crops"
         ]
     return [f"{prefix}the global batch is the same"] if world.size != old_ranks else []
 
@@ -378,8 +376,8 @@ def _batch_size_lines(cfg: Config, global_batch: int) -> list[str]:
     ratio = f"{global_batch / base:.4g} times base_batch_size ({base} crops a step), for which lr_init was chosen"
     scaled_lr = f"{cfg.lr_init * global_batch / base:.4g}"
     if cfg.lr_scale == "linear":
-        return [f"learning rate: the global batch is {ratio}; the maximum learning rate is scaled to {scaled_lr} (lr_scale linear)"]
+        return [f"learning rate: the global batch is {ratio}; lr_scale linear scales lr_init to {scaled_lr}"]
     return [
         f"learning rate: the global batch is {ratio}; "
-        f"--set lr_scale=linear scales the maximum learning rate from {cfg.lr_init:g} to {scaled_lr}"
+        f"--set lr_scale=linear scales lr_init from {cfg.lr_init:g} to {scaled_lr}"
     ]

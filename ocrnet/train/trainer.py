@@ -89,12 +89,14 @@ class Loop:
     push: Push | None = None
 
     def fit(self) -> int:
-        """Train from ``progress.step`` until total_step or a stop signal; return the signal's number, or 0 at total_step."""
+        """Train from ``progress.step`` to total_step or a stop signal; return the number of the signal, or 0."""
         self._throughput = ThroughputMeter()
         self._steps_to_stop_check = 1
         self._saved_step: int | None = None
         self._learning_rate = lr_schedule.table(self.cfg, self.engine.world.size)
-        shown = None if self.engine.world.size == 1 else False  # None: shown on a terminal; mpirun gives its ranks a pseudo-terminal
+        shown = (
+            None if self.engine.world.size == 1 else False
+        )  # None: shown on a terminal; mpirun gives its ranks a pseudo-terminal
         with ProgressBar(self.cfg.total_step, self.progress.step, shown=shown) as self._bar:
             if self._evaluation_is_due():  # the previous run stopped between this step and its evaluation
                 self._evaluate_and_save_if_due()
@@ -199,7 +201,10 @@ class Loop:
         return min(cfg.total_step, *((step // interval + 1) * interval for interval in intervals))
 
     def _accumulate_stats(self, stats: Stats) -> None:
-        """Add the results of a segment to ``progress``; raise if too many steps were skipped or images are unreadable."""
+        """Add the results of a segment to ``progress``.
+
+        Raise `OcrnetError` if too many steps in a row were skipped or too many images are unreadable.
+        """
         progress = self.progress
         self._throughput.add(stats)
         for offset, finite in enumerate(stats.finite):
@@ -216,7 +221,7 @@ class Loop:
         progress, cfg = self.progress, self.cfg
         progress.skipped += 1
         progress.skipped_in_row += 1
-        # Name the images of all ranks: their batches together equal the batch of one rank with ``size`` times the batch_size.
+        # Name the images of all ranks: their batches together are the batch of one rank with a larger batch_size.
         batch_size = cfg.batch_size * self.engine.world.size
         batches = rank_sample_indices(step, batch_size=batch_size, accumulate_steps=cfg.accumulate_steps, world=World())
         image_names = ", ".join(self.stream.name(number) for batch in batches for number in batch)
@@ -225,16 +230,17 @@ class Loop:
         if progress.skipped_in_row >= cfg.max_skipped:
             first = step + 2 - progress.skipped_in_row
             raise OcrnetError(
-                f"{progress.skipped_in_row} steps in a row had a loss or gradient that is not finite; images of the last step: "
-                f"{image_names}; resume from a checkpoint well before step {first}, where it began (--resume_ckpt FILE), "
-                "or start again in another save_dir; lower lr_init, set clip_grad, or train with --mix False"
+                f"{progress.skipped_in_row} steps in a row had a loss or gradient that is not finite (images of the "
+                f"last one: {image_names}); resume from a checkpoint well before step {first}, the first of them "
+                "(--resume_ckpt FILE), or start again in another save_dir; lower lr_init, set clip_grad, or train with "
+                "--mix False"
             )
 
     def _record_unreadable(self, error: str) -> None:
         if error in self.progress.unreadable:
             return
         self.progress.unreadable.append(error)
-        self.run.say(f"unreadable image, replaced by another one: {error}")
+        self.run.say(f"unreadable image, replaced by another image: {error}")
         count, images = len(self.progress.unreadable), len(self.stream.dataset)
         # mutation: cap-unreadable-images
         if count > max(1, UNREADABLE_SHARE * images):
@@ -244,7 +250,7 @@ class Loop:
             )
 
     def _log_if_due(self) -> None:
-        """If a log line is due, write it and a row of metrics.jsonl; the loss is the mean over the steps not skipped."""
+        """If a log line is due, write it and a row of metrics.jsonl; the loss is the mean over steps not skipped."""
         cfg, progress, throughput = self.cfg, self.progress, self._throughput
         for line in self.push.news() if self.push else ():
             self.run.say(line)
@@ -349,9 +355,9 @@ class Loop:
             # mutation: never-save-nonfinite-state
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise OcrnetError(
-                    f"after step {self.progress.step}, {name} is not finite; no checkpoint is saved for this step; resume "
-                    f"from an earlier checkpoint in {self.run.checkpoints}, and lower lr_init, set clip_grad, or train "
-                    "with --mix False"
+                    f"after step {self.progress.step}, {name} is not finite, so no checkpoint is saved; resume "
+                    f"from an earlier one in {self.run.checkpoints}, and lower lr_init, set clip_grad, or train with "
+                    "--mix False"
                 )
         classes = self.stream.dataset.classes
         meta: dict[str, Any] = {

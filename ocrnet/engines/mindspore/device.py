@@ -1,4 +1,4 @@
-"""Choose the device and the precision once, with the reason for each choice."""
+"""Choice of the device and the precision, and the log lines that describe them."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ MISSING = {
         "with cuDNN 8 and a compute capability of at most 8.6; on NVIDIA GPUs use --engine torch"
     ),
     "Ascend": (
-        "device_target Ascend: MindSpore {version} finds no Ascend; install the driver and the CANN toolkit of this "
+        "device_target Ascend: MindSpore {version} detects no Ascend; install the driver and the CANN toolkit of this "
         "MindSpore version and source its set_env.sh, or use --device_target CPU"
     ),
 }
@@ -29,7 +29,7 @@ MISSING = {
 
 @dataclass(frozen=True)
 class Precision:
-    """The AMP level, whether the loss is scaled, and a text for the log that gives the reason."""
+    """The AMP level, whether the loss is scaled, and ``text``, which describes both in the log, with the reason."""
 
     level: str
     scaled: bool
@@ -37,7 +37,7 @@ class Precision:
 
 
 def choose_device(target: str | None) -> tuple[str, str]:
-    """Return MindSpore's name of the device for ``--device_target`` and a text that gives the reason.
+    """Return MindSpore's device target for ``--device_target`` and its description for the log.
 
     Raise `OcrnetError` if MindSpore cannot use the requested device.
     """
@@ -51,12 +51,15 @@ def choose_device(target: str | None) -> tuple[str, str]:
 
 def _available(name: str) -> bool:
     verbose = os.environ["GLOG_v"] < "3"  # noqa: SIM112 - MindSpore spells it so
-    with contextlib.nullcontext() if verbose else discard_stderr():  # MindSpore logs each library that it does not find
+    with contextlib.nullcontext() if verbose else discard_stderr():  # MindSpore logs each missing library
         return bool(ms.hal.is_available(name))
 
 
 def choose_precision(target: str, cfg: Config) -> Precision:
-    """Return the precision for ``--mix``: float16 with a scaled loss; batch norms, softmax and loss in float32."""
+    """Return the precision of the network: float32 without ``mix``, else that of ``amp_level``.
+
+    ``amp_level: auto`` is O2: float16 with a scaled loss, but batch norms, softmax and loss in float32.
+    """
     level = ("O2" if cfg.amp_level == "auto" else cfg.amp_level) if cfg.mix else "O0"
     if level == "O0":
         return Precision(level, False, "float32" + (", because amp_level is O0" if cfg.mix else ""))
@@ -86,7 +89,7 @@ def translate_oom(remedy: str) -> Iterator[None]:
 
 
 def configure(target: str, cfg: Config) -> None:
-    """Set MindSpore's execution mode, device and determinism for a run."""
+    """Set MindSpore's execution mode, device target and determinism for the process."""
     mode = ms.GRAPH_MODE if cfg.ms_mode == "graph" else ms.PYNATIVE_MODE
     ms.set_context(mode=mode, device_target=target)
     if cfg.deterministic:
@@ -94,7 +97,7 @@ def configure(target: str, cfg: Config) -> None:
 
 
 def _threads() -> int:
-    """Return the number of compute threads: MindSpore's setting, limited to the cores that this process may use."""
+    """Return the number of compute threads: MindSpore's setting, at most the number of cores of this process."""
     limit = int(ms.get_context("runtime_num_threads"))
     return min(limit, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else limit
 
@@ -102,17 +105,17 @@ def _threads() -> int:
 def describe(
     target: str, device_description: str, precision: Precision, cfg: Config, *, training: bool
 ) -> tuple[list[str], dict]:
-    """Describe the device, the precision and the settings.
+    """Return the startup log lines and the versions for the checkpoint metadata.
 
     Args:
-        target: MindSpore's name of the device.
-        why: The reason for the device, from `choose_device`.
+        target: MindSpore's device target.
+        device_description: The description of the device, from `choose_device`.
         precision: The precision, from `choose_precision`.
         cfg: The configuration.
-        training: Whether to include the lines that concern only training.
+        training: Whether to include the lines that apply only to training.
 
     Returns:
-        The lines of the startup banner, and the versions for the checkpoint.
+        The log lines, and a dict of the MindSpore version, the thread count and, on a CPU, the instruction set.
     """
     threads = _threads()
     versions = {"mindspore": ms.__version__, "threads": str(threads)}
@@ -126,8 +129,8 @@ def describe(
         isa = versions[ISA] = os.environ[ISA]
         if isa != DEFAULTS[ISA]:
             lines.append(
-                f"{ISA} is {isa} in the environment; the default of ocrnet, {DEFAULTS[ISA]}, can be 10 times "
-                "faster, and the last digits of results differ"
+                f"{ISA} is set to {isa}; ocrnet's default, {DEFAULTS[ISA]}, can be 10 times faster (results differ in "
+                "their last digits)"
             )
     if cfg.loss_scale is not None and not precision.scaled:
         lines.append("loss_scale: no effect in float32; --mix True enables mixed precision")

@@ -1,4 +1,4 @@
-"""MindSpore engine: compiled optimizer steps that are skipped if not finite, and multi-pass prediction."""
+"""MindSpore engine: compiled training steps that are skipped if not finite, and prediction by a list of passes."""
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -38,7 +38,7 @@ MOMENTUM = "momentum/"
 
 
 class MindSporeEngine:
-    """OCRNet on Ascend, CPU or GPU with MindSpore; `ocrnet.engines.base.Engine` documents the methods."""
+    """OCRNet in MindSpore, on Ascend, CPU or GPU; `ocrnet.engines.base.Engine` documents the interface."""
 
     def __init__(
         self, cfg: Config, arch: architecture.Arch, *, world: World, stream: TrainStream | None = None
@@ -104,9 +104,13 @@ class MindSporeEngine:
             cell.set_train(True)
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
-        """Run up to ``steps`` optimizer steps; copy the losses from the device after the last one."""
+        """Run up to ``steps`` optimizer steps; stop early if ``stopped()`` is true after a step.
+
+        Results are copied to the host only after the last step. `ocrnet.engines.base.Engine.train` documents failures.
+        Raise `OcrnetError` if the engine has no training stream.
+        """
         if self.stream is None:
-            raise OcrnetError("this engine was opened without a training stream")
+            raise OcrnetError("this engine was opened without a training stream and cannot train")
         if self._failure is not None:
             raise self._failure
         if self._batches is None:
@@ -140,7 +144,7 @@ class MindSporeEngine:
         )
 
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Run one optimizer step; return the two heads' losses and whether it was finite, both on the device."""
+        """Run one optimizer step; return the losses of both heads (2,) and whether it was finite, on the device."""
         weight = sum(label_weight(batch.labels, self.weight_table) for batch in micro_batches)
         denominator = Tensor(np.array([weight], np.float32))
         lr = Tensor(self.lr[self.step])
@@ -162,11 +166,11 @@ class MindSporeEngine:
             raise
 
     @defer_interrupts()
-    @translate_oom("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
+    @translate_oom("for predict, lower eval.max_memory; for eval, set eval.slide to a window such as [512, 1024]")
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
     ) -> dict[str, np.ndarray]:
-        """Average the softmax over ``passes``; labels of a single pass are computed without softmax.
+        """Predict images from the softmax averaged over ``passes``; labels of a single pass need no softmax.
 
         Args:
             images: uint8 N,H,W,3, RGB.
@@ -174,7 +178,7 @@ class MindSporeEngine:
             outputs: Names from `ocrnet.engines.base.OUTPUTS` and `ocrnet.engines.base.ATTENTION`.
 
         Returns:
-            The requested outputs by name, with the shapes and dtypes of `ocrnet.engines.base.Engine.predict`.
+            The requested outputs by name; `ocrnet.engines.base.Engine.predict` documents shapes and dtypes.
 
         Raises:
             OcrnetError: An output is unknown or unavailable for these passes, or memory is exhausted.
@@ -191,7 +195,7 @@ class MindSporeEngine:
             logits = self._logits_for_pass(x, pass_, size)
             probabilities = probabilities + ops.softmax(logits, 1)
         probabilities = probabilities / len(passes)
-        scores = logits if len(passes) == 1 else probabilities  # rounding in the softmax creates ties
+        scores = logits if len(passes) == 1 else probabilities  # for labels: rounding in the softmax creates ties
         results = {
             "labels": lambda: scores.argmax(1).asnumpy().astype(np.uint8),
             "confidence": lambda: ops.amax(probabilities, 1).asnumpy(),
@@ -203,7 +207,7 @@ class MindSporeEngine:
         return {name: results[name]() for name in outputs}
 
     def _logits_for_pass(self, x: Tensor, pass_: Pass, size: Size) -> Tensor:
-        """Return the OCR head's logits of one pass, float32 N,num_classes,H,W, resized to ``size``."""
+        """Return the OCR head's logits of one pass, float32 N,num_classes,H,W, resized to the image size ``size``."""
         x = resize(x, pass_.size, align_corners=False)
         if pass_.flip:
             x = ops.flip(x, (3,))
@@ -224,14 +228,14 @@ class MindSporeEngine:
 
     @defer_interrupts()
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Run one forward pass on normalized float32 N,3,H,W."""
+        """Run one forward pass on normalized float32 N,3,H,W; return the (aux, ocr) logits as float32."""
         self.network.set_train(False)
         self.predictor.expect({(x.shape[2], x.shape[3])})
         aux, ocr = self.predictor.both(Tensor(x))
         return aux.asnumpy(), ocr.asnumpy()
 
     def state(self) -> dict[str, np.ndarray]:
-        """Copy the state to the host under canonical names."""
+        """Copy the state to the host; return it by canonical name."""
         state = {name: p.asnumpy().copy() for name, p in self.tensors.items()}
         if self.stream is not None:
             state |= {MOMENTUM + name: p.asnumpy().copy() for name, p in self.momenta.items()}
@@ -239,7 +243,7 @@ class MindSporeEngine:
         return state
 
     def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
-        """Copy a state into the existing parameters; momentum missing from the state is set to zero."""
+        """Load ``state`` and continue the training stream at ``step``; momentum missing in ``state`` becomes zero."""
         for name, parameter in self.tensors.items():
             _put(parameter, state[name])
         if self.stream is not None:
@@ -252,17 +256,17 @@ class MindSporeEngine:
         self._failure = None
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """Return the sum over the ranks, which is exact for int64 because NumPy computes it."""
+        """Return the sum of ``array`` over the ranks, exact for int64."""
         return array if self.world.size == 1 else distributed.all_sum(array)
 
     def close_loader(self) -> None:
-        """Stop the data loader's workers."""
+        """Stop the workers of the training data loader."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
 
     def close(self) -> None:
-        """Stop the data loader's workers and leave the other ranks."""
+        """Stop the workers of the training data loader and leave the process group."""
         self.close_loader()
         if self.world.size > 1:
             distributed.leave()
@@ -274,9 +278,9 @@ class MindSporeEngine:
 
 
 class Predictor:
-    """The network in evaluation mode: compiled for the first size and, if a second size occurs, once more for any size.
+    """The network in evaluation mode, compiled for the first input size and, if another size occurs, for any size.
 
-    A graph with fixed shapes is the fastest, but each one takes about a minute to compile.
+    Graphs with fixed shapes are the fastest, but each takes about a minute to compile.
     """
 
     def __init__(self, network: OCRNet) -> None:
@@ -286,7 +290,7 @@ class Predictor:
         self.several_sizes = False
 
     def expect(self, sizes: set[Size]) -> None:
-        """Register the sizes (height, width) of the next inputs."""
+        """Set the sizes (height, width) of the next inputs, which determine the graph to use."""
         self.several_sizes = self.several_sizes or len(sizes | ({self.size} if self.size else set())) > 1
         if not self.several_sizes:
             (self.size,) = sizes
@@ -333,8 +337,8 @@ class Logits(nn.Cell):
 
 
 def _put(parameter: ms.Parameter, array: np.ndarray) -> None:
-    """Copy ``array`` into the parameter's existing memory.
+    """Copy ``array`` into the existing memory of the parameter.
 
-    `set_data` would replace the memory, and graphs that have already run would not write to the new memory.
+    `set_data` would allocate new memory, which graphs that have already run would not update.
     """
     ops.assign(parameter, Tensor(np.ascontiguousarray(array, np.float32)))

@@ -1,9 +1,9 @@
-"""Handling of Ctrl-C that bypasses MindSpore's SIGINT handler.
+"""Handling of Ctrl-C (SIGINT) that bypasses MindSpore's SIGINT handler.
 
-While MindSpore compiles or runs a graph, it installs its own SIGINT handler, which sends SIGTERM to the process. A
-training run would end as if a scheduler had stopped it, and a prediction would end without a message. Therefore SIGINT
-is blocked in every thread, and one thread waits for it. That thread sends the main thread another signal, whose handler
-calls the SIGINT handler.
+While MindSpore compiles or runs a graph, it installs its own SIGINT handler, which sends SIGTERM to the process. With
+it, Ctrl-C would stop a training run like a SIGTERM from a job scheduler, and end a prediction without a message.
+Therefore SIGINT is blocked in every thread, and one thread waits for it. That thread sends a substitute signal to the
+main thread, and the handler of this signal calls Python's SIGINT handler.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _pending = False  # whether an interrupt arrived in such a context
 
 
 def install_interrupt_handling() -> None:
-    """Install the SIGINT handling once, before MindSpore starts threads; do nothing outside the main thread."""
+    """Install this handling once, before MindSpore starts threads; do nothing if called outside the main thread."""
     global _installed
     if _installed or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGRTMIN"):
         return
@@ -34,7 +34,7 @@ def install_interrupt_handling() -> None:
 
 @contextlib.contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Defer KeyboardInterrupt to the end: MindSpore's compiler calls Python code and loses exceptions raised in it."""
+    """Raise KeyboardInterrupt only at the end of the context: MindSpore's compiler loses Python exceptions."""
     global _deferrals, _pending
     _deferrals += 1
     try:

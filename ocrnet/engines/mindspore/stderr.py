@@ -1,4 +1,4 @@
-"""Suppression of unwanted messages that MindSpore's C++ code writes to stderr."""
+"""Suppression of messages that MindSpore's C++ code writes to stderr."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def discard_stderr() -> Iterator[None]:
-    """Redirect file descriptor 2 to /dev/null, so that output of Python and of C++ code is discarded."""
+    """Redirect file descriptor 2 to /dev/null in the context, which discards stderr of Python and of C++ code."""
     sys.stderr.flush()
     saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -35,17 +35,17 @@ def choose_device(target: str | None, local_rank: int = 0) -> tuple[torch.device
     if target == "GPU" and not torch.cuda.is_available():
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         raise OcrnetError(
-            f"device_target GPU: PyTorch {torch.__version__} ({build}) detects no GPU; use --device_target CPU"
+            f"device_target GPU: PyTorch {torch.__version__} ({build}) sees no GPU; use --device_target CPU"
         )
     if target == "GPU" or (target is None and torch.cuda.is_available()):
         if local_rank >= (num_gpus := torch.cuda.device_count()):
             raise OcrnetError(
-                f"this is process {local_rank + 1} on its machine, but PyTorch detects only {num_gpus} "
+                f"this is process {local_rank + 1} on its machine, but PyTorch sees only {num_gpus} "
                 f"GPU{'s' if num_gpus > 1 else ''}; start one process per GPU"
             )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank), f"GPU ({torch.cuda.get_device_name(local_rank)})"
-    return torch.device("cpu"), "CPU" if target else "CPU, because PyTorch detects no GPU"
+    return torch.device("cpu"), "CPU" if target else "CPU, because PyTorch sees no GPU"
 
 
 def choose_precision(device: torch.device, mix: bool) -> Precision:
@@ -110,7 +110,7 @@ def fused_norm_unavailable_reason(device: torch.device, cfg: Config, ranks: int)
     if importlib.util.find_spec("triton") is None:
         return "without Triton, which PyTorch's CUDA builds include"
     if cfg.norm == "sync" and ranks > 1:
-        return f"with batch norm synchronized over {ranks} ranks; --set norm=local computes it per rank"
+        return f"with batch norm over {ranks} ranks; --set norm=local computes it per rank"
     return None
 
 
@@ -162,6 +162,6 @@ def describe(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if training and cfg.num_workers > cores:
         lines.append(
-            f"num_workers: {cfg.num_workers} on {cores} cores; lower num_workers if memory is short or training waits for data"
+            f"num_workers: {cfg.num_workers} on {cores} cores; lower it if training waits for data or memory is short"
         )
     return lines, versions

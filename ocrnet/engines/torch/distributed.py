@@ -22,7 +22,9 @@ from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-BUCKET_BYTES = 25 * 2**20  # the default of DistributedDataParallel; all-reduces of this size overlap with the backward pass
+BUCKET_BYTES = (
+    25 * 2**20
+)  # the default of DistributedDataParallel; all-reduces of this size overlap with the backward pass
 
 
 def join(world: World, device: torch.device, timeout_s: float) -> None:
@@ -51,14 +53,16 @@ def join(world: World, device: torch.device, timeout_s: float) -> None:
         dist.init_process_group(
             BACKENDS[device.type], store=store, rank=world.rank, world_size=world.size, timeout=timeout
         )
-        all_sum(np.zeros(1, np.int64))  # the first collective opens the connections; if one fails, the error is raised here
+        all_sum(
+            np.zeros(1, np.int64)
+        )  # the first collective opens the connections; if one fails, the error is raised here
     except OcrnetError:
         raise
     except (RuntimeError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise OcrnetError(
-            f"{world.launcher}: rank {world.rank} of {world.size} could not join the other ranks within {timeout_s:g} s "
-            f"(rank_timeout): {first_line}"
+            f"{world.launcher}: rank {world.rank} of {world.size} could not join the other ranks within "
+            f"{timeout_s:g} s (rank_timeout): {first_line}"
         ) from error
 
 
@@ -146,7 +150,7 @@ def _launch_id(store: dist.Store, world: World, timeout_s: float) -> str:
             if store.check([f"joined/{token}/{rank}"]):
                 missing.remove(rank)
             elif store.check([f"token/{rank}"]):
-                store.set(f"reply/{store.get(f'asks/{rank}').decode()}", token)
+                store.set(f"reply/{store.get(f'token/{rank}').decode()}", token)
         if not missing:
             return token
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""PyTorch engine: training steps that skip non-finite updates on the device, and prediction over a list of passes."""
+"""PyTorch engine: training steps that are skipped on the device if not finite, and prediction by a list of passes."""
 
 import contextlib
 import time
@@ -42,7 +42,7 @@ MOMENTUM = "momentum/"
 
 
 class TorchEngine:
-    """OCRNet on the CPU or on one GPU per rank; `ocrnet.engines.base.Engine` documents the methods."""
+    """OCRNet in PyTorch, on the CPU or on one GPU per rank; `ocrnet.engines.base.Engine` documents the interface."""
 
     def __init__(
         self, cfg: Config, arch: architecture.Arch, *, world: World, stream: TrainStream | None = None
@@ -98,19 +98,18 @@ class TorchEngine:
                 module.fused = fused
 
     def use_graph(self, recorder: Recorder) -> None:
-        """Run all later training steps through a `StepGraph`, which records one step and replays it."""
+        """Run all later training steps by a `StepGraph`, which records one step and replays it."""
         self.graph = StepGraph(self._device_step, recorder, self.device)
         self.step_lr = torch.zeros((), device=self.device)
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
         """Run up to ``steps`` optimizer steps; stop early if ``stopped()`` is true after a step.
 
-        No result is copied to the host before the last step is launched. If a step fails, return the steps before it
-        and raise its `OcrnetError` in the next call; if the first step fails, raise at once. Raise `OcrnetError` if the
-        engine has no training stream.
+        Results are copied to the host only after the last step, so the host does not wait for the device in between.
+        `ocrnet.engines.base.Engine.train` documents failures. Raise `OcrnetError` if the engine has no training stream.
         """
         if self.stream is None:
-            raise OcrnetError("this engine was opened without a training stream")
+            raise OcrnetError("this engine was opened without a training stream and cannot train")
         if self._failure is not None:
             raise self._failure
         if self._batches is None:
@@ -148,7 +147,7 @@ class TorchEngine:
         )
 
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run one optimizer step; return the losses of both heads and whether it is finite, both on the device."""
+        """Run one optimizer step; return the losses of both heads (2,) and whether it was finite, on the device."""
         lr = float(self.lr[self.step])
         if isinstance(self.step_lr, torch.Tensor):
             self.step_lr.fill_(lr)
@@ -162,7 +161,11 @@ class TorchEngine:
             )
 
     def _device_step(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the device part of one optimizer step without synchronizing the host with the device."""
+        """Run one optimizer step on batches that are on the device, without synchronizing the host with the device.
+
+        Return the losses of both heads (2,) and whether the step was finite. If it was not, or if this method raises,
+        batch norm statistics are those from before the step.
+        """
         before = self.running.clone()
         try:
             with self._translate_lost_peer():
@@ -177,9 +180,9 @@ class TorchEngine:
         return heads, finite
 
     def _gradients(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the gradients of one step, summed over the ranks.
+        """Compute the gradients of one step, summed over micro-batches and ranks, in the parameters' ``grad``.
 
-        Return the losses of both heads and the gradient norm.
+        Return the losses of both heads (2,) and the norm of the unscaled gradients.
         """
         denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in inputs]).sum()
         heads = torch.zeros(2, device=self.device)
@@ -213,9 +216,9 @@ class TorchEngine:
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / self.scaler.scale
 
     def _update(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
-        """Update weights and momentum if ``finite``; otherwise leave them unchanged.
+        """Update weights and momentum if ``finite``, and the loss scale in any case.
 
-        Gradient clipping and loss unscaling are combined in one division.
+        One division of the gradients unscales and clips them.
         """
         divisor = self.scaler.scale
         if self.cfg.clip_grad is not None:
@@ -224,17 +227,15 @@ class TorchEngine:
         self.scaler.update(finite)
 
     def _normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Convert uint8 N,H,W,3 to normalized float N,3,H,W in channels-last order, which is the order of the input."""
+        """Convert uint8 N,H,W,3 to normalized float32 N,3,H,W in channels-last memory, which is the input's order."""
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
-    @translate_oom("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
+    @translate_oom("for predict, lower eval.max_memory; for eval, set eval.slide to a window such as [512, 1024]")
     @torch.inference_mode()
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
     ) -> dict[str, np.ndarray]:
-        """Return predictions from the softmax averaged over ``passes``.
-
-        The labels of a single pass are computed without the softmax.
+        """Predict images from the softmax averaged over ``passes``; labels of a single pass need no softmax.
 
         Args:
             images: RGB images uint8 N,H,W,3.
@@ -242,10 +243,10 @@ class TorchEngine:
             outputs: Names from `OUTPUTS` and `ATTENTION` of `ocrnet.engines.base`.
 
         Returns:
-            One array for each name; `ocrnet.engines.base.Engine.predict` documents shapes and dtypes.
+            The requested outputs by name; `ocrnet.engines.base.Engine.predict` documents shapes and dtypes.
 
         Raises:
-            OcrnetError: If an output is unknown or not available for these passes, or if memory is exhausted.
+            OcrnetError: An output is unknown or unavailable for these passes, or memory is exhausted.
         """
         check_outputs(outputs, passes)
         x = self._normalize(torch.from_numpy(images).to(self.device))
@@ -258,7 +259,7 @@ class TorchEngine:
             probabilities += logits.softmax(1)
         probabilities /= len(passes)
         confidence, labels = probabilities.max(1)
-        if len(passes) == 1:  # from the logits, as without the softmax, whose rounding creates ties
+        if len(passes) == 1:  # use the logits, as for labels only: rounding in the softmax creates ties
             labels = logits.argmax(1)
         results = {"labels": labels.to(torch.uint8), "confidence": confidence, "probabilities": probabilities}
         if set(ATTENTION) & set(outputs):
@@ -268,7 +269,7 @@ class TorchEngine:
         return {name: results[name].cpu().numpy() for name in outputs}
 
     def _logits_for_pass(self, x: torch.Tensor, pass_: Pass, size: Size) -> torch.Tensor:
-        """Return the logits of the OCR head for one pass, float32 N,num_classes,H,W at the image size ``size``."""
+        """Return the OCR head's logits of one pass, float32 N,num_classes,H,W, resized to the image size ``size``."""
         x = self._resized(x, pass_)
         if pass_.flip:
             x = x.flip(3)
@@ -304,13 +305,13 @@ class TorchEngine:
             return self._network()(x)
 
     def _network(self) -> OCRNet:
-        """Return the network with folded norms; rebuild it if the weights have changed."""
+        """Return the network with folded batch norms; create it if the weights have changed since the last call."""
         if self._folded is None:
             self._folded = fold_norms(self.model, self.precision.dtype)
         return self._folded
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return a copy of the state on the host, with canonical names as keys."""
+        """Copy the state to the host; return it by canonical name."""
         state = {name: _to_numpy(tensor) for name, tensor in self.model.state_dict().items()}
         if self.stream is not None:
             state |= {MOMENTUM + name: _to_numpy(buffer) for name, buffer in self.optimizer.momentum.items()}
@@ -319,7 +320,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
-        """Load ``state`` and continue the training data at ``step``; momentum missing in ``state`` starts at zero."""
+        """Load ``state`` and continue the training stream at ``step``; momentum missing in ``state`` becomes zero."""
         for name, tensor in self.model.state_dict().items():
             tensor.copy_(torch.from_numpy(state[name]))
         if self.stream is not None:
@@ -342,13 +343,13 @@ class TorchEngine:
             return distributed.all_sum(array)
 
     def close_loader(self) -> None:
-        """Stop the workers of the data loader."""
+        """Stop the workers of the training data loader."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
 
     def close(self) -> None:
-        """Stop the workers of the data loader and leave the process group."""
+        """Stop the workers of the training data loader and leave the process group."""
         self.close_loader()
         if self.world.size > 1:
             distributed.leave()
@@ -360,9 +361,9 @@ class TorchEngine:
 
 
 def _flatten_buffers(model: nn.Module) -> torch.Tensor:
-    """Move all BN statistics into one flat tensor and return it; the buffers of the modules become views of it.
+    """Move all batch norm statistics into one flat tensor and return it; the modules' buffers become views of it.
 
-    One copy of this tensor can restore all statistics after a step.
+    Copying this one tensor saves or restores all statistics.
     """
     owners = [(module, name) for module in model.modules() for name, _ in module.named_buffers(recurse=False)]
     flat = torch.cat([getattr(module, name).reshape(-1) for module, name in owners])

@@ -1,6 +1,7 @@
 """Export a trained network with its normalization and postprocessing as ONNX, TorchScript and torch.export files.
 
-ONNX is exported from a traced graph: through torch.export it takes ten times as long and needs another library.
+ONNX is exported from a traced graph (``dynamo=False``): torch.export takes ten times as long and requires another
+library.
 """
 
 import contextlib
@@ -18,15 +19,16 @@ from ocrnet.engines.torch.device import translate_oom
 from ocrnet.engines.torch.ocr import OCRNet
 
 OPSET = 18
-# Example N,H,W for dynamic sizes. The sides are odd so that every resize changes the size: a trace omits one that
-# does not.
+# N,H,W of the example input for graphs of any size. The sides are odd so that every resize changes the size: a resize
+# that does not would be missing from the trace.
 ODD = (2, 65, 99)
 
 
 class Portable(nn.Module):
-    """Network from images to ``outputs``, one tensor for each name.
+    """The network with normalization and postprocessing, as it is exported.
 
-    The names are labels, probabilities and logits; see docs/export.md.
+    ``input_format`` is ``uint8`` (RGB images N,H,W,3) or another value for normalized float32 N,3,H,W. ``outputs``
+    contains the names of the outputs: labels, probabilities, logits; docs/export.md describes them.
     """
 
     def __init__(
@@ -48,9 +50,9 @@ class Portable(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return the tensors named by ``outputs``; return a tensor instead of a tuple if there is only one.
+        """Return the tensors that ``outputs`` names, as a tuple, or as a tensor if there is only one.
 
-        ``images`` is uint8 N,H,W,3 or normalized float32 N,3,H,W, according to ``given``.
+        ``images`` has the format ``input_format``.
         """
         x = images
         if self.input_format == "uint8":
@@ -65,7 +67,7 @@ class Portable(nn.Module):
         return results if len(results) > 1 else results[0]
 
     def example(self, size: tuple[int, int] | None) -> Tensor:
-        """Return an input of ``size``, or, for None, an input for tracing a graph of any size."""
+        """Return an example input of ``size`` (height, width), or one for tracing a graph of any size if None."""
         number, height, width = (1, *size) if size else ODD
         if self.input_format == "uint8":
             return torch.zeros(number, height, width, 3, dtype=torch.uint8)
@@ -78,10 +80,10 @@ def write_onnx(network: Portable, path: Path, size: tuple[int, int] | None) -> N
     Args:
         network: The network to export.
         path: The file to write.
-        size: Image (height, width); None keeps batch, height and width dynamic.
+        size: Height and width of the images; None: batch, height and width are dynamic.
 
     Raises:
-        OcrnetError: If memory is exhausted.
+        OcrnetError: Memory is exhausted.
     """
     names = {"images": (0, 1, 2) if network.input_format == "uint8" else (0, 2, 3), "logits": (0, 2, 3)}
     names |= {"labels": (0, 1, 2), "probabilities": (0, 2, 3)}
@@ -108,25 +110,25 @@ def write_torchscript(network: Portable, path: Path, size: tuple[int, int] | Non
     Args:
         network: The network to export.
         path: The file to write.
-        size: Image (height, width); None keeps batch, height and width dynamic.
+        size: Height and width of the images; None: batch, height and width are dynamic.
 
     Raises:
-        OcrnetError: If memory is exhausted.
+        OcrnetError: Memory is exhausted.
     """
     with _export_context():
         torch.jit.trace(network, network.example(size), check_trace=False).save(str(path))
 
 
 def write_torch_export(network: Portable, path: Path, size: tuple[int, int]) -> None:
-    """Write a .pt2 file of torch.export for one size.
+    """Write a .pt2 file (torch.export) for one image size.
 
     Args:
         network: The network to export.
         path: The file to write.
-        size: Image (height, width).
+        size: Height and width of the images.
 
     Raises:
-        OcrnetError: If memory is exhausted.
+        OcrnetError: Memory is exhausted.
     """
     with _export_context():
         torch.export.save(torch.export.export(network, (network.example(size),)), str(path))
@@ -138,10 +140,10 @@ def add(source: Path, path: Path, texts: Mapping[str, str]) -> None:
     Args:
         source: The file to copy.
         path: The file to write.
-        inside: Text of each file to embed, by file name.
+        texts: Content of each file to embed, by file name.
 
     Raises:
-        OcrnetError: If memory is exhausted.
+        OcrnetError: Memory is exhausted.
     """
     with _export_context():
         if source.suffix == ".pt2":
@@ -152,10 +154,10 @@ def add(source: Path, path: Path, texts: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def _export_context() -> Iterator[None]:
-    """Suppress the tracing warnings that a branch depends on the size of this input and that tracing is deprecated.
+    """Suppress warnings, convert out-of-memory errors into `OcrnetError`, and disable inference mode.
 
-    Also convert out-of-memory errors into an `OcrnetError` and disable inference mode.
+    The warnings are those of a trace: branches depend on the input's size, and tracing is deprecated.
     """
-    with warnings.catch_warnings(), translate_oom("give a smaller --size"), torch.inference_mode(False):
+    with warnings.catch_warnings(), translate_oom("use a smaller --size"), torch.inference_mode(False):
         warnings.simplefilter("ignore")
         yield

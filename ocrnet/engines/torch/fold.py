@@ -1,4 +1,4 @@
-"""Fold batch norms into the preceding convolutions for prediction: a third fewer passes over the activations."""
+"""Fold batch norms into the preceding convolutions for prediction, which reads or writes activations a third less."""
 
 import copy
 
@@ -11,10 +11,11 @@ from ocrnet.engines.torch.ocr import OCRNet
 
 @torch.no_grad()
 def fold_norms(model: OCRNet, dtype: torch.dtype) -> OCRNet:
-    """Return a copy for evaluation without norms, with weights in ``dtype``; the outputs differ only by rounding.
+    """Return a copy of the model for evaluation, with batch norms folded into convolutions and weights in ``dtype``.
 
-    In evaluation, a norm is a factor and a shift for each channel: gamma (W x + b - mean) / sqrt(var + eps) + beta is
-    again a convolution. Every norm follows a convolution whose output has no other use. The factors are float64.
+    In evaluation, a convolution and its norm, gamma (W x + b - mean) / sqrt(var + eps) + beta, are one convolution.
+    Every norm of the model follows a convolution whose output is not used elsewhere. The factors are computed in
+    float64. The outputs differ from those of the model only by rounding.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     conv: Conv | None = None

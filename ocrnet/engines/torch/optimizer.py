@@ -1,4 +1,4 @@
-"""SGD with momentum that leaves everything unchanged after a non-finite step."""
+"""SGD with momentum whose step changes nothing if loss or gradients are not finite."""
 
 from collections.abc import Mapping
 
@@ -10,10 +10,10 @@ from ocrnet import architecture, config
 
 
 class SGD:
-    """SGD through PyTorch's functional interface.
+    """SGD with PyTorch's functional interface.
 
-    Creating an object of PyTorch's class loads the compiler, which takes a third of the time of a short run. Momentum,
-    keyed by parameter name, starts at zero, like the state from a file; it is empty if momentum is disabled.
+    PyTorch's class is not used because creating it imports the compiler, which takes a third of the time of a short
+    run. ``momentum`` contains the momentum buffers by parameter name, initially zero; it is empty without momentum.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer_cfg: config.Optimizer) -> None:
@@ -28,13 +28,13 @@ class SGD:
         ]
 
     def free_gradients(self) -> None:
-        """Free the gradients; the next backward pass allocates new ones."""
+        """Set ``grad`` of all parameters to None; the next backward pass allocates new gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
     @torch.no_grad()
     def step(self, lr: float | Tensor, divisor: Tensor, finite: Tensor) -> None:
-        """Update the parameters with their gradients divided by ``divisor``, if ``finite`` is true.
+        """Update parameters and momentum with the gradients divided by ``divisor``, if ``finite`` is true.
 
         Args:
             lr: The learning rate, a number or a scalar tensor.

@@ -1,6 +1,6 @@
 """Batch norm over the batches of all ranks.
 
-nn.SyncBatchNorm rejects CPU tensors, and makes the host wait for the GPU.
+It replaces nn.SyncBatchNorm, which rejects CPU tensors and makes the host wait for the GPU.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ def sync_batch_norm(
     """Normalize a tensor by its mean and variance over N, H and W of all ranks.
 
     This function and its backward pass are collectives. Statistics have at least float32 precision. The gradients of
-    ``weight`` and ``bias`` are the part of this rank.
+    ``weight`` and ``bias`` are not summed over the ranks.
 
     Args:
         x: Tensor N,C,H,W of the same shape on all ranks.
@@ -71,7 +71,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of Ioffe and Szegedy (2015), with both sums over the batch taken over all ranks."""
+        """Return the gradients (Ioffe and Szegedy, 2015); for that of ``x``, sums over the batch are over all ranks."""
         x, weight, mean, invstd = ctx.saved_tensors
         ranks, count = dist.get_world_size(), x.numel() // x.shape[1]
         if x.is_cuda:
