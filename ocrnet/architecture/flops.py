@@ -23,9 +23,7 @@ def forward_flops(arch: Arch, size: tuple[int, int]) -> int:
             total += 2 * math.prod(shape) * _positions(name, arch, size)
     pixels = _pixels(size, 2)
     gather = arch.num_classes * pixels * arch.channels  # object regions: (classes x pixels) times (pixels x channels)
-    attention = (
-        2 * arch.num_classes * pixels * arch.key_channels
-    )  # two products: pixels with regions, and relations with regions
+    attention = 2 * arch.num_classes * pixels * arch.key_channels  # its two products have the same cost
     return total + 2 * (gather + attention)
 
 

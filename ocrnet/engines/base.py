@@ -18,12 +18,8 @@ ATTENTION = ("regions", "relation")
 class Stats:
     """Results of one call of `Engine.train`; ``loss``, ``finite`` and ``samples`` are totals over all ranks."""
 
-    loss: (
-        np.ndarray
-    )  # float64 steps,2: the losses of the aux head and the ocr head, without the factors loss.aux and loss.ocr
-    finite: (
-        np.ndarray
-    )  # bool steps: whether loss and gradients were finite; otherwise the step was skipped and changed nothing
+    loss: np.ndarray  # float64 steps,2: losses of the aux and ocr heads, without the factors loss.aux and loss.ocr
+    finite: np.ndarray  # bool steps: whether loss and gradients were finite; if not, the step changed nothing
     samples: int
     seconds: float
     data_seconds: float  # the part of ``seconds`` spent waiting for the data loader

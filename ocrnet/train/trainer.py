@@ -94,9 +94,8 @@ class Loop:
         self._steps_to_stop_check = 1
         self._saved_step: int | None = None
         self._learning_rate = lr_schedule.table(self.cfg, self.engine.world.size)
-        shown = (
-            None if self.engine.world.size == 1 else False
-        )  # None: shown on a terminal; mpirun gives its ranks a pseudo-terminal
+        # None: show the bar if stdout is a terminal. mpirun gives its ranks a pseudo-terminal, which shows no bar.
+        shown = None if self.engine.world.size == 1 else False
         with ProgressBar(self.cfg.total_step, self.progress.step, shown=shown) as self._bar:
             if self._evaluation_is_due():  # the previous run stopped between this step and its evaluation
                 self._evaluate_and_save_if_due()

@@ -207,9 +207,8 @@ class Pipeline(mindspore.dataset.GeneratorDataset):
     """The GeneratorDataset of `Rows`, with `Workers` in place of MindSpore's workers, also for one worker."""
 
     def __init__(self, rows: Rows) -> None:
-        super().__init__(
-            rows, COLUMNS, shuffle=False
-        )  # without the number of workers: MindSpore rejects one above the number of cores
+        # The number of workers is not passed, because MindSpore rejects one that exceeds the number of cores.
+        super().__init__(rows, COLUMNS, shuffle=False)
 
     def prepare_multiprocessing(self) -> None:
         """Make MindSpore use `Workers` as the source of rows."""

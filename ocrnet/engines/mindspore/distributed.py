@@ -165,9 +165,7 @@ def _start_scheduler(port_file: Path | None) -> None:
     port = int(os.environ["MS_SCHED_PORT"]) if port_file is None else 0
     with socket.socket() as reserved:
         if port:
-            reserved.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # the port may be in TIME_WAIT from the previous run
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the previous run may have just released it
         try:
             reserved.bind((host, port))
         except OSError as error:
@@ -324,9 +322,8 @@ def _wait_for_scheduler() -> None:
 def _join_error_message(world: World, error: RuntimeError) -> str:
     first_line = next((line for line in str(error).splitlines() if line.strip(" -")), "no reason given")
     timeout_s = os.environ[JOIN_TIMEOUT]
-    setting = (
-        "msrun's --cluster_time_out" if world.launcher == "msrun" else JOIN_TIMEOUT
-    )  # msrun overwrites this variable
+    # msrun sets this variable itself, from its own option.
+    setting = "msrun's --cluster_time_out" if world.launcher == "msrun" else JOIN_TIMEOUT
     stderr_tail = _scheduler.stderr_tail() if _scheduler is not None else ""
     return (
         f"rank {world.rank} of {world.size} ({world.launcher}) could not join the other ranks: MindSpore reports "

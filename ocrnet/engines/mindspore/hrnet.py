@@ -288,9 +288,7 @@ class HRNet(nn.Cell):
         x = ops.relu(self.bn2(self.conv2(x)))
         x = self.layer1(x)
         maps = self.stage2([self.transition1[0](x), self.transition1[1](x)])
-        maps = self.stage3(
-            [*maps, self.transition2[2](maps[-1])]
-        )  # the new branch starts from the map of lowest resolution
+        maps = self.stage3([*maps, self.transition2[2](maps[-1])])  # the new branch starts from the smallest map
         return self.stage4([*maps, self.transition3[3](maps[-1])])
 
 

@@ -22,9 +22,7 @@ from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-BUCKET_BYTES = (
-    25 * 2**20
-)  # the default of DistributedDataParallel; all-reduces of this size overlap with the backward pass
+BUCKET_BYTES = 25 * 2**20  # as in DistributedDataParallel: all-reduces of this size overlap with the backward pass
 
 
 def join(world: World, device: torch.device, timeout_s: float) -> None:
@@ -53,9 +51,7 @@ def join(world: World, device: torch.device, timeout_s: float) -> None:
         dist.init_process_group(
             BACKENDS[device.type], store=store, rank=world.rank, world_size=world.size, timeout=timeout
         )
-        all_sum(
-            np.zeros(1, np.int64)
-        )  # the first collective opens the connections; if one fails, the error is raised here
+        all_sum(np.zeros(1, np.int64))  # the first collective opens the connections, so their errors are raised here
     except OcrnetError:
         raise
     except (RuntimeError, ValueError) as error:

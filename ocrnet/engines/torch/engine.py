@@ -196,7 +196,7 @@ class TorchEngine:
         for number, (images, label, dropout_mask) in enumerate(inputs, 1):
             with self.precision.autocast():
                 outputs = self.model(self._normalize(images), dropout_mask)
-            total, head_losses = self.loss(outputs, label, denominator, head_losses=num_parts)
+            total, head_losses = self.loss(outputs, label, denominator, parts=num_parts)
             if self.gradient_sum is not None:
                 self.gradient_sum.expect(last=number == len(inputs))
             self.scaler.scaled(total).backward()

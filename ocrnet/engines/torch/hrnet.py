@@ -286,6 +286,6 @@ class HRNet(nn.Module):
         x = self.layer1(x)
         maps = self.stage2([transition(x) for transition in self.transition1])
         for transitions, stage in ((self.transition2, self.stage3), (self.transition3, self.stage4)):
-            inputs = [*maps, maps[-1]]  # the new branch starts from the map of lowest resolution
+            inputs = [*maps, maps[-1]]  # the new branch starts from the smallest map
             maps = stage([transition(x) for transition, x in zip(transitions, inputs, strict=True)])
         return maps
