@@ -137,7 +137,7 @@ def test_what_is_nearly_the_same_is_found(how, folder):
     [("node07", "node07"), ("node[07-09,12],login1", "node07"), ("a1,b[2-3]", "a1"), ("gpu-[003,7]", "gpu-003")],
 )
 def test_slurms_first_machine(machines, first):
-    assert distributed.first_machine(machines) == first
+    assert distributed.first_host(machines) == first
 
 
 def test_a_new_start_on_an_old_store_meets_under_a_new_name():

@@ -21,7 +21,7 @@ MISSING = {
         "with cuDNN 8 and a compute capability of at most 8.6; on NVIDIA GPUs use --engine torch"
     ),
     "Ascend": (
-        "device_target Ascend: MindSpore {version} detects no Ascend; install the driver and the CANN toolkit of this "
+        "device_target Ascend: MindSpore {version} finds no Ascend; install the driver and the CANN toolkit of this "
         "MindSpore version and source its set_env.sh, or use --device_target CPU"
     ),
 }
@@ -129,7 +129,7 @@ def describe(
         isa = versions[ISA] = os.environ[ISA]
         if isa != DEFAULTS[ISA]:
             lines.append(
-                f"{ISA} is set to {isa}; ocrnet's default, {DEFAULTS[ISA]}, can be 10 times faster (results differ in "
+                f"{ISA} is {isa} in the environment; ocrnet's default, {DEFAULTS[ISA]}, can be 10 times faster (results differ in "
                 "their last digits)"
             )
     if cfg.loss_scale is not None and not precision.scaled:

@@ -99,10 +99,10 @@ def _slurm_address(world: World) -> tuple[str, str]:
             "and MASTER_PORT to a free port there (mpirun -x MASTER_ADDR -x MASTER_PORT), or use torchrun"
         )
     job_number = int(os.environ.get("SLURM_JOB_ID", "0")) + int(os.environ.get("SLURM_STEP_ID", "0"))
-    return first_machine(nodes), str(20_000 + job_number % 10_000)
+    return first_host(nodes), str(20_000 + job_number % 10_000)
 
 
-def first_machine(nodes: str) -> str:
+def first_host(nodes: str) -> str:
     """Return the first host name of a Slurm node list, for example node07 of ``node[07-09,12],login1``."""
     return re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
 
