@@ -129,8 +129,8 @@ def describe(
         isa = versions[ISA] = os.environ[ISA]
         if isa != DEFAULTS[ISA]:
             lines.append(
-                f"{ISA} is {isa} in the environment; ocrnet's default, {DEFAULTS[ISA]}, can be 10 times faster (results differ in "
-                "their last digits)"
+                f"{ISA} is {isa} in the environment; ocrnet's default, {DEFAULTS[ISA]}, can be 10 times "
+                "faster (results differ in their last digits)"
             )
     if cfg.loss_scale is not None and not precision.scaled:
         lines.append("loss_scale: no effect in float32; --mix True enables mixed precision")
