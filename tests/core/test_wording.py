@@ -23,51 +23,15 @@ WORDS = re.compile(
 )
 # The parts of a name between its underscores.
 NAMES = frozenset(
-    [
-        "told",
-        "tell",
-        "tells",
-        "said",
-        "says",
-        "saying",
-        "anew",
-        "mend",
-        "mends",
-        "nobody",
-        "beside",
-        "hindrance",
-        "wish",
-        "wishes",
-        "hurt",
-        "hurts",
-        "swallow",
-        "swallows",
-        "alone",
-        "look",
-        "looks",
-        "answer",
-        "answers",
-        "fault",
-        "faults",
-        "door",
-        "room",
-        "truths",
-    ]
+    "told tell tells said says saying anew mend mends nobody beside hindrance wish wishes hurt hurts swallow swallows"
+    " alone look looks answer answers fault faults door room truths".split()
 )
 ALLOWED = {
     "tests/core/test_wording.py": WORDS.pattern,  # the list itself
 }
 PYTHON = [ROOT / "train.py", ROOT / "eval.py"]
-PYTHON += sorted(
-    path for folder in ("ocrnet", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
-)
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CHANGELOG.md",
-    ROOT / "Makefile",
-    ROOT / "pyproject.toml",
-    ROOT / "benchmarks/README.md",
-]
+PYTHON += sorted(path for folder in ("ocrnet", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "benchmarks/README.md"]
 PAGES += sorted(path for path in (ROOT / "docs").glob("*.md") if not path.stem.endswith("_cn"))
 PAGES += sorted((ROOT / "config").rglob("*.yml")) + sorted((ROOT / "ocrnet").rglob("*.js"))
 
@@ -111,9 +75,7 @@ def test_a_file_is_worded_plainly(path):
 
 def test_a_word_of_the_list_is_found(tmp_path):
     module = tmp_path / "module.py"
-    module.write_text(
-        '"""The user is told."""\nx_told = 1  # beside it\ny = "anew"\nground_truth = "the ground truth"\n'
-    )
+    module.write_text('"""The user is told."""\nx_told = 1  # beside it\ny = "anew"\nground_truth = "the ground truth"\n')
     text = module.read_text()
     assert [match[0] for _, part in texts(text) if (match := WORDS.search(part))] == ["told", "anew", "beside"]
     assert [name for _, name in names(text) if NAMES & set(name.split("_"))] == ["x_told"]
