@@ -1,7 +1,7 @@
 """Description of the network as data: variants, canonical names and shapes of tensors, and initial values.
 
-Both engines and every importer follow this file. The canonical names are those of the HRNet-OCR authors
-(HRNet-Semantic-Segmentation, branch HRNet-OCR), without ``num_batches_tracked``.
+Both engines and all weight converters use these names and shapes. The canonical names are the state-dict names of the
+HRNet-OCR authors (HRNet-Semantic-Segmentation, branch HRNet-OCR), without ``num_batches_tracked``.
 """
 
 import dataclasses
@@ -35,12 +35,18 @@ Shapes = dict[str, Shape]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Computation rules of a family of implementations, besides names and shapes; the defaults are the authors'.
+    """What the network of an implementation (a family) computes differently; the defaults are the authors' values.
 
-    ``align_corners`` applies to every bilinear resize, including the final one. ``double_resize``: the fuse layers
-    first upsample by 2^k, then to the target size. ``same_padding``: 3x3 convolutions of stride 2 pad (0, 1) on even
-    sizes and (1, 1) on odd sizes. ``bottleneck_out``: input channels of the classifier; None uses the channels of the
-    head. ``head_activation_slope``: 0 is ReLU, other values are leaky ReLU; it applies to the heads only.
+    - ``align_corners``: as in PyTorch; it applies to every bilinear resize, including that of the logits to image size.
+    - ``fuse_resize``: interpolation mode of the fuse layers.
+    - ``double_resize``: the fuse layers first upsample by the power of two between the branches, then to the size of
+      the target branch.
+    - ``same_padding``: 3x3 convolutions of stride 2 pad (0, 1) on even sizes and (1, 1) on odd sizes.
+    - ``head_eps``: eps of the batch norms in the heads.
+    - ``aux_kernel``, ``bottleneck_kernel``: kernel size of the auxiliary head's first convolution, and of the last
+      convolution before the classifier.
+    - ``bottleneck_out``: input channels of the classifier; None: the channels of the OCR head.
+    - ``head_activation_slope``: negative slope of the activations in the heads; 0 is ReLU.
     """
 
     align_corners: bool = True
@@ -69,10 +75,12 @@ VARIANTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arch:
-    """Sizes of one network: HRNet width, residual blocks per branch, modules in stages 2 to 4, and the OCR head.
+    """Sizes and variant of one network: the arguments from which all names and shapes of its tensors follow.
 
-    ``align_corners`` None keeps the rule of the variant. Raise `OcrnetError` for an unknown variant, a size below 1, or
-    a dropout outside [0, 1).
+    ``width`` is the number of channels of the finest branch, ``blocks`` the number of residual blocks per branch, and
+    ``modules`` the number of modules in stages 2, 3 and 4. ``channels``, ``key_channels`` and ``dropout`` belong to the
+    OCR head. ``align_corners`` replaces the value of the variant unless it is None. Raise `OcrnetError` for an unknown
+    variant, a size below 1, or a dropout outside [0, 1).
     """
 
     width: int = 48
@@ -93,13 +101,13 @@ class Arch:
             if getattr(self, key) < 1:
                 raise OcrnetError(f"{key}: {getattr(self, key)} is not allowed; it must be at least 1")
         if len(self.modules) != 3 or min(self.modules) < 1:
-            raise OcrnetError(f"modules: {self.modules} is not allowed; it must be three numbers of at least 1")
+            raise OcrnetError(f"modules: {self.modules} is not allowed; it must be three integers, each at least 1")
         if not 0 <= self.dropout < 1:
             raise OcrnetError(f"dropout: {self.dropout} is not allowed; it must be in [0, 1)")
 
     @property
     def rule(self) -> Variant:
-        """The variant, with this network's ``align_corners`` if it is set."""
+        """The variant of this network, with ``align_corners`` replaced if it is set."""
         variant = VARIANTS[self.variant]
         if self.align_corners is None:
             return variant
@@ -107,27 +115,27 @@ class Arch:
 
     @property
     def widths(self) -> tuple[int, int, int, int]:
-        """Channels of the four branches, finest first."""
+        """Channels of the four branches, from the highest resolution to the lowest."""
         return self.width, 2 * self.width, 4 * self.width, 8 * self.width
 
 
 def shapes(arch: Arch) -> Shapes:
-    """Return canonical name -> shape of every weight and running statistic, in network order."""
+    """Return the shapes of all weights and running statistics, by canonical name, in the order of the network."""
     return dict((*_backbone(arch), *_head(arch)))
 
 
 def head_channels(arch: Arch) -> int:
-    """Return the input channels of dropout and the last classifier, the length of the dropout mask of a sample."""
+    """Return the number of input channels of the final classifier, which is also the length of a dropout mask."""
     return arch.rule.bottleneck_out or arch.channels
 
 
 def num_parameters(arch: Arch) -> int:
-    """Return the number of trainable values, without running statistics."""
+    """Return the number of trainable parameters; running statistics are not counted."""
     return sum(math.prod(shape) for name, shape in shapes(arch).items() if not is_buffer(name))
 
 
 def is_buffer(name: str) -> bool:
-    """Return whether the canonical name is a running statistic (not trained)."""
+    """Return whether the canonical name is that of a running statistic (a buffer, not trained)."""
     return name.endswith((".running_mean", ".running_var"))
 
 
@@ -137,12 +145,16 @@ def is_norm(name: str) -> bool:
 
 
 def is_backbone(name: str) -> bool:
-    """Return whether the canonical name belongs to the HRNet backbone, as in an ImageNet HRNet file."""
+    """Return whether the canonical name belongs to the HRNet backbone; all others belong to the heads."""
     return not name.startswith(HEADS)
 
 
 def decays(name: str, mode: str) -> bool:
-    """Return whether weight decay applies to this parameter; ``mode`` is one of DECAYS."""
+    """Return whether weight decay applies to a parameter.
+
+    ``mode`` is one of DECAYS: ``all`` parameters, ``no_norm`` (all but batch norms), or ``weights_only`` (all but batch
+    norms and biases).
+    """
     assert mode in DECAYS, mode
     assert not is_buffer(name), name
     if mode == "all":
@@ -151,19 +163,20 @@ def decays(name: str, mode: str) -> bool:
 
 
 def init(arch: Arch, seed: int, initializer: str = "kaiming") -> dict[str, NDArray[np.float32]]:
-    """Return initial float32 values of every tensor.
+    """Return the initial values of all tensors of a network.
 
-    Each tensor has its own generator, seeded by (seed, crc32 of its name). Backbone convolutions: ``kaiming`` N(0,
-    sqrt(2 / fan_out)), ``normal`` N(0, 0.001) as set by the authors. Heads: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the
-    default of torch, which the authors keep. Batch norms: the identity.
+    Each tensor has its own random generator, seeded by (seed, crc32 of its name). Convolutions of the backbone are
+    normally distributed with mean 0 and standard deviation sqrt(2 / fan_out) (``kaiming``) or 0.001 (``normal``, the
+    authors' choice). Convolutions of the heads are uniformly distributed in [-1/sqrt(fan_in), 1/sqrt(fan_in)], the
+    default of PyTorch, which the authors use. Batch norms are the identity.
 
     Args:
-        arch: Network.
+        arch: The architecture of the network.
         seed: Random seed.
-        initializer: One of INITIALIZERS, for the backbone convolutions.
+        initializer: One of INITIALIZERS, for the convolutions of the backbone.
 
     Returns:
-        Canonical name -> values, in network order.
+        Float32 arrays by canonical name, in the order of the network.
 
     Raises:
         OcrnetError: The initializer is unknown.
@@ -174,77 +187,77 @@ def init(arch: Arch, seed: int, initializer: str = "kaiming") -> dict[str, NDArr
     return {name: _draw(name, table, seed, initializer) for name in table}
 
 
-def infer(found: Mapping[str, Shape], *, variant: str = "hrnet", align_corners: bool | None = None) -> Arch:
-    """Infer the sizes of a network from canonical names and shapes.
+def infer(tensor_shapes: Mapping[str, Shape], *, variant: str = "hrnet", align_corners: bool | None = None) -> Arch:
+    """Infer the architecture of a network from the shapes of its tensors.
 
-    Only the tensors that determine the sizes are read; `check` compares all others.
+    Only the tensors that determine a size are read; `check` validates all of them.
 
     Args:
-        found: Canonical name -> shape.
-        variant: Variant of the network; it is not inferred.
-        align_corners: Resize rule; None keeps the variant's rule.
+        tensor_shapes: Shapes by canonical name.
+        variant: The variant of the network; it is not inferred.
+        align_corners: Replaces the value of the variant; None: no replacement.
 
     Returns:
-        The network.
+        The architecture.
 
     Raises:
-        OcrnetError: The tensors do not form an OCRNet.
+        OcrnetError: Tensors are missing that every OCRNet has.
     """
-    wanted = {
+    size_tensors = {
         "width": "stage2.0.branches.0.0.conv1.weight",
         "channels": "conv3x3_ocr.0.weight",
         "key_channels": f"{BLOCK}.f_pixel.0.weight",
         "num_classes": "cls_head.weight",
     }
-    missing = [name for name in wanted.values() if len(found.get(name, ())) != 4]
-    modules = tuple(_count(found, rf"stage{stage}\.(\d+)\.") for stage in (2, 3, 4))
+    missing = [name for name in size_tensors.values() if len(tensor_shapes.get(name, ())) != 4]
+    modules = tuple(_count_indices(tensor_shapes, rf"stage{stage}\.(\d+)\.") for stage in (2, 3, 4))
     missing += [f"stage{stage}.0" for stage, number in zip((2, 3, 4), modules, strict=True) if not number]
     if missing:
-        raise OcrnetError(f"these weights are not from an OCRNet (HRNet and OCR head); missing: {_some(missing)}")
-    sizes: dict[str, Any] = {key: int(found[name][0]) for key, name in wanted.items()}
-    sizes |= {"modules": modules, "blocks": _count(found, r"stage2\.0\.branches\.0\.(\d+)\.")}
+        raise OcrnetError(f"these weights are not from an OCRNet (HRNet with OCR head); missing: {_first_few(missing)}")
+    sizes: dict[str, Any] = {key: int(tensor_shapes[name][0]) for key, name in size_tensors.items()}
+    sizes |= {"modules": modules, "blocks": _count_indices(tensor_shapes, r"stage2\.0\.branches\.0\.(\d+)\.")}
     return Arch(**sizes, variant=variant, align_corners=align_corners)
 
 
-def check(found: Mapping[str, Shape], arch: Arch, source: str) -> None:
-    """Compare names and shapes strictly with those of the network.
+def check(tensor_shapes: Mapping[str, Shape], arch: Arch, source: str) -> None:
+    """Require that names and shapes of tensors are exactly those of a network.
 
     Args:
-        found: Canonical name -> shape.
-        arch: Expected network.
-        source: Name of the source in error messages.
+        tensor_shapes: Shapes by canonical name.
+        arch: The expected architecture.
+        source: The origin of the tensors, such as a path, for the error message.
 
     Raises:
-        OcrnetError: Names are missing or unexpected, or shapes differ. The message names ``source`` and the
+        OcrnetError: Tensors are missing or unexpected, or shapes differ. The message names ``source`` and the
             differences.
     """
     table = shapes(arch)
     differing = [
-        f"{name} {tuple(found[name])}, expected {shape}"
+        f"{name} {tuple(tensor_shapes[name])}, expected {shape}"
         for name, shape in table.items()
-        if name in found and tuple(found[name]) != shape
+        if name in tensor_shapes and tuple(tensor_shapes[name]) != shape
     ]
     problems = {
-        "missing": [name for name in table if name not in found],
-        "unexpected": [name for name in found if name not in table],
+        "missing": [name for name in table if name not in tensor_shapes],
+        "unexpected": [name for name in tensor_shapes if name not in table],
         "with another shape": differing,
     }
-    said = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
-    if said:
+    messages = [f"{len(names)} {problem}: {_first_few(names)}" for problem, names in problems.items() if names]
+    if messages:
         raise OcrnetError(
             f"{source}: does not fit the network (width {arch.width}, {arch.blocks} blocks, modules {arch.modules}, "
             f"{arch.num_classes} classes, head {arch.channels}/{arch.key_channels}, variant {arch.variant}): "
-            + "; ".join(said)
-            + ". Give the weights of this network, or set backbone, ocr_head and num_classes to those of the file."
+            + "; ".join(messages)
+            + ". Use weights of this network, or set backbone, ocr_head and num_classes to those of the file."
         )
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def _first_few(names: list[str], limit: int = 5) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
+def _count_indices(names: Iterable[str], pattern: str) -> int:
     return max((int(match[1]) + 1 for name in names if (match := re.match(pattern, name))), default=0)
 
 
@@ -260,60 +273,62 @@ def _draw(name: str, table: Shapes, seed: int, initializer: str) -> NDArray[np.f
     return ((2 * rng.random(shape, np.float32) - 1) / np.float32(math.sqrt(fan_in))).astype(np.float32)
 
 
-Pairs = Iterator[tuple[str, Shape]]
+NamedShapes = Iterator[tuple[str, Shape]]
 
 
-def _conv(name: str, out: int, channels: int, kernel: int = 1, *, bias: bool = False) -> Pairs:
-    yield f"{name}.weight", (out, channels, kernel, kernel)
+def _conv(name: str, out_channels: int, in_channels: int, kernel: int = 1, *, bias: bool = False) -> NamedShapes:
+    yield f"{name}.weight", (out_channels, in_channels, kernel, kernel)
     if bias:
-        yield f"{name}.bias", (out,)
+        yield f"{name}.bias", (out_channels,)
 
 
-def _norm(name: str, channels: int) -> Pairs:
+def _norm(name: str, channels: int) -> NamedShapes:
     for part in ("weight", "bias", "running_mean", "running_var"):
         yield f"{name}.{part}", (channels,)
 
 
-def _conv_norm(name: str, out: int, channels: int, kernel: int = 1) -> Pairs:
-    yield from _conv(f"{name}.0", out, channels, kernel)
-    yield from _norm(f"{name}.1", out)
+def _conv_norm(name: str, out_channels: int, in_channels: int, kernel: int = 1) -> NamedShapes:
+    yield from _conv(f"{name}.0", out_channels, in_channels, kernel)
+    yield from _norm(f"{name}.1", out_channels)
 
 
-def _backbone(arch: Arch) -> Pairs:
+def _backbone(arch: Arch) -> NamedShapes:
     for i, channels in ((1, 3), (2, STEM)):
         yield from _conv(f"conv{i}", STEM, channels, 3)
         yield from _norm(f"bn{i}", STEM)
     for block in range(arch.blocks):
         channels = LAYER1 if block else STEM
-        for i, (out, inp, kernel) in enumerate(((STEM, channels, 1), (STEM, STEM, 3), (LAYER1, STEM, 1)), 1):
-            yield from _conv(f"layer1.{block}.conv{i}", out, inp, kernel)
-            yield from _norm(f"layer1.{block}.bn{i}", out)
+        for i, (out_channels, in_channels, kernel) in enumerate(
+            ((STEM, channels, 1), (STEM, STEM, 3), (LAYER1, STEM, 1)), 1
+        ):
+            yield from _conv(f"layer1.{block}.conv{i}", out_channels, in_channels, kernel)
+            yield from _norm(f"layer1.{block}.bn{i}", out_channels)
         if not block:
             yield from _conv_norm("layer1.0.downsample", LAYER1, STEM)
     yield from _conv_norm("transition1.0", arch.widths[0], LAYER1, 3)
     for stage, modules in zip((2, 3, 4), arch.modules, strict=True):
-        last = arch.widths[stage - 2] if stage > 2 else LAYER1
-        yield from _conv_norm(f"transition{stage - 1}.{stage - 1}.0", arch.widths[stage - 1], last, 3)
+        previous_width = arch.widths[stage - 2] if stage > 2 else LAYER1
+        yield from _conv_norm(f"transition{stage - 1}.{stage - 1}.0", arch.widths[stage - 1], previous_width, 3)
         for module in range(modules):
             yield from _module(f"stage{stage}.{module}", arch.widths[:stage], arch.blocks)
 
 
-def _module(name: str, widths: tuple[int, ...], blocks: int) -> Pairs:
+def _module(name: str, widths: tuple[int, ...], blocks: int) -> NamedShapes:
     for branch, width in enumerate(widths):
         for block in range(blocks):
             for i in (1, 2):
                 yield from _conv(f"{name}.branches.{branch}.{block}.conv{i}", width, width, 3)
                 yield from _norm(f"{name}.branches.{branch}.{block}.bn{i}", width)
-    for i, out in enumerate(widths):
+    for i, out_width in enumerate(widths):
         for j, width in enumerate(widths):
-            path = f"{name}.fuse_layers.{i}.{j}"
+            layer = f"{name}.fuse_layers.{i}.{j}"
             if j > i:
-                yield from _conv_norm(path, out, width)
-            for k in range(i - j):  # chain of stride-2 convolutions; only the last one changes the channels
-                yield from _conv_norm(f"{path}.{k}", out if k == i - j - 1 else width, width, 3)
+                yield from _conv_norm(layer, out_width, width)
+            for k in range(i - j):  # chain of stride-2 convolutions; only the last one changes the number of channels
+                yield from _conv_norm(f"{layer}.{k}", out_width if k == i - j - 1 else width, width, 3)
 
 
-def _head(arch: Arch) -> Pairs:
+def _head(arch: Arch) -> NamedShapes:
     total, channels, key, features = sum(arch.widths), arch.channels, arch.key_channels, head_channels(arch)
     yield from _conv("conv3x3_ocr.0", channels, total, 3, bias=True)
     yield from _norm("conv3x3_ocr.1", channels)

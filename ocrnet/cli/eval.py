@@ -18,7 +18,7 @@ from ocrnet.data.visualize import side_by_side
 from ocrnet.distributed.launcher import World
 from ocrnet.engines import collectives
 from ocrnet.evaluation.evaluator import evaluate
-from ocrnet.evaluation.metrics import Scores, as_dict, constant_answer, table
+from ocrnet.evaluation.metrics import Scores, as_dict, constant_prediction, table
 from ocrnet.export.open import as_weights, open_engine, read
 from ocrnet.tracking.run_dir import Run, core_versions
 from ocrnet.train.setup import VAL, differences, identities, open_split
@@ -86,7 +86,7 @@ def _checkpoint_to_score(args: flags.Args, cfg: Config, world: World) -> str | P
 def _check_expectation(cfg: Config, scores: Scores, dataset: Dataset, run: Run) -> int:
     """Log the scores; return 1 as the exit status if mIoU is below `min_miou` or is not a number, else 0."""
     run.say(table(scores))
-    answer, mean_iou = constant_answer(scores)
+    answer, mean_iou = constant_prediction(scores)
     run.say(f"baseline: always predicting '{dataset.classes.names[answer]}' has mIoU {100 * mean_iou:.2f}")
     if cfg.min_miou is None:
         return 0

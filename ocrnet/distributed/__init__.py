@@ -1,1 +1,1 @@
-"""The rank of this process, and how the ranks find each other."""
+"""Rank and world size of this process, and the rendezvous of ranks on one machine."""

@@ -1,4 +1,4 @@
-"""How ranks started by mpirun or srun on one machine find rank 0: it writes its port to a file, the board."""
+"""Rendezvous of ranks that mpirun or srun started on one machine: rank 0 writes its port to a file, the port file."""
 
 import contextlib
 import hashlib
@@ -15,53 +15,59 @@ from ocrnet.utils.errors import OcrnetError
 LAUNCH = ("PMIX_NAMESPACE", "PMIX_SERVER_URI2", "SLURM_JOB_ID", "SLURM_STEP_ID")
 
 
-def board_path() -> Path:
-    """Return the path of the file for rank 0's port; only the ranks of this launch can derive its name."""
-    known = [f"{name}={os.environ[name]}" for name in LAUNCH if name in os.environ]
+def port_file_path() -> Path:
+    """Return the path of the file to which rank 0 writes its port.
+
+    The name is a digest of the launcher's job variables, or of the parent process if these are not set. All ranks of
+    one launch therefore compute the same path, and different launches compute different paths.
+    """
+    parts = [f"{name}={os.environ[name]}" for name in LAUNCH if name in os.environ]
     if not any(name in os.environ for name in ("PMIX_NAMESPACE", "SLURM_STEP_ID")):
         parent = psutil.Process(os.getppid())
-        known.append(f"{parent.pid} {parent.create_time()}")
-    name = hashlib.sha256("\n".join(known).encode()).hexdigest()[:20]
+        parts.append(f"{parent.pid} {parent.create_time()}")
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
     return Path(tempfile.gettempdir()) / f"ocrnet-ranks-{os.getuid()}-{name}"
 
 
-def leave_port(board: Path, port: int) -> None:
-    """Write this process's port to the board; remove the boards that killed launches of this user left behind."""
-    _clean(board)
-    me = psutil.Process()
-    text = json.dumps({"port": port, "pid": me.pid, "created": me.create_time()})
-    handle, name = tempfile.mkstemp(prefix=f".{board.name}-", dir=board.parent)  # mode 0600
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
+def write_port(port_file: Path, port: int) -> None:
+    """Write the port of this process, rank 0, to ``port_file``; remove this user's port files of ended launches."""
+    _remove_stale(port_file)
+    process = psutil.Process()
+    text = json.dumps({"port": port, "pid": process.pid, "created": process.create_time()})
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{port_file.name}-", dir=port_file.parent)  # mode 0600
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     try:
-        os.replace(name, board)
+        os.replace(temporary, port_file)
     except OSError as error:
-        os.unlink(name)
-        raise OcrnetError(f"{board}: rank 0 cannot write its port to this file ({error.strerror})") from error
+        os.unlink(temporary)
+        raise OcrnetError(f"{port_file}: rank 0 cannot write its port to this file ({error.strerror})") from error
 
 
-def read_port(board: Path, patience: float) -> int:
-    """Wait at most ``patience`` seconds for the port of a running rank 0; raise `OcrnetError` on timeout."""
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if (port := _left_by_the_living(board)) is not None:
+def read_port(port_file: Path, timeout: float) -> int:
+    """Return the port in ``port_file``; wait up to ``timeout`` seconds for it, then raise `OcrnetError`."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if (port := _port_of_running_rank_0(port_file)) is not None:
             return port
         time.sleep(0.05)
-    raise OcrnetError(f"{board}: rank 0 has not written its port within {patience:g} s; check that rank 0 has started")
+    raise OcrnetError(
+        f"{port_file}: rank 0 has not written its port within {timeout:g} s; check that rank 0 has started"
+    )
 
 
-def _clean(board: Path) -> None:
-    for old in board.parent.glob(f"{board.name.rpartition('-')[0]}-*"):
-        if _left_by_the_living(old) is None:
+def _remove_stale(port_file: Path) -> None:
+    for path in port_file.parent.glob(f"{port_file.name.rpartition('-')[0]}-*"):
+        if _port_of_running_rank_0(path) is None:
             with contextlib.suppress(OSError):
-                old.unlink()
+                path.unlink()
 
 
-def _left_by_the_living(board: Path) -> int | None:
-    """Return the port on a board; None if it is missing, is another user's, or its rank 0 no longer runs."""
+def _port_of_running_rank_0(port_file: Path) -> int | None:
+    """Return the port in ``port_file``; None if it is missing, belongs to another user, or its rank 0 has ended."""
     with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
-        if board.stat().st_uid == os.getuid():
-            found = json.loads(board.read_text(encoding="utf-8"))
-            if psutil.Process(found["pid"]).create_time() == found["created"]:
-                return int(found["port"])
+        if port_file.stat().st_uid == os.getuid():
+            content = json.loads(port_file.read_text(encoding="utf-8"))
+            if psutil.Process(content["pid"]).create_time() == content["created"]:
+                return int(content["port"])
     return None

@@ -1,1 +1,1 @@
-"""Engines: one interface (`base`), created by `factory`, with one folder for each framework."""
+"""Engines: one interface (`base`), implemented in one folder per framework and created by `factory`."""

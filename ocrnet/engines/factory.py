@@ -1,4 +1,4 @@
-"""Choose and create the engine; only the chosen framework is imported."""
+"""Create the engine that the config selects, and import only its framework."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,19 +19,19 @@ NOT_INSTALLED: dict[Framework, str] = {
 
 
 def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | None = None) -> Engine:
-    """Create the engine that the config selects; import only its framework.
+    """Create the engine that the config selects.
 
     Args:
         cfg: The configuration.
         arch: The architecture of the network.
         world: This process's rank and the number of ranks.
-        stream: The training stream; None for an engine that does not train.
+        stream: The training stream; None for an engine that only predicts.
 
     Returns:
         The engine of the chosen framework.
 
     Raises:
-        OcrnetError: The framework is not installed or does not run on the device, or the ranks cannot join.
+        OcrnetError: The framework is not installed or does not support the device, or the ranks cannot connect.
     """
     if choose_engine(cfg) == "torch":
         from ocrnet.engines.torch.engine import TorchEngine
@@ -46,23 +46,24 @@ def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | 
 
 
 def choose_engine(cfg: Config) -> Framework:
-    """Return the engine that the config requests, otherwise the default for its device.
+    """Return the framework for ``engine`` and ``device_target`` of the config.
 
-    Ascend requires MindSpore. Otherwise PyTorch is preferred, except on a machine with an Ascend when no device is
-    configured. Raise `OcrnetError` if the engine is not installed or does not run on the device.
+    With ``engine: auto``, the framework is MindSpore if ``device_target`` is Ascend, or if it is not set and the
+    machine has an Ascend NPU. Otherwise it is PyTorch, or MindSpore if only that is installed. Raise `OcrnetError` if
+    the framework is not installed or does not support the device.
     """
     if cfg.engine == "torch" and cfg.device_target == "Ascend":
         raise OcrnetError(
             "--engine torch does not run on Ascend; use --device_target CPU or GPU, or --engine mindspore"
         )
     frameworks: tuple[Framework, ...] = ("torch", "mindspore")
-    found = [name for name in frameworks if installed(name)]
+    available = [name for name in frameworks if installed(name)]
     if cfg.engine != "auto" or cfg.device_target == "Ascend":
-        wanted: Framework = "mindspore" if cfg.engine == "mindspore" or cfg.device_target == "Ascend" else "torch"
-        if wanted not in found:
-            raise OcrnetError(f"{NOT_INSTALLED[wanted]}, or leave --engine and --device_target out")
-        return wanted
-    if not found:
+        required: Framework = "mindspore" if cfg.engine == "mindspore" or cfg.device_target == "Ascend" else "torch"
+        if required not in available:
+            raise OcrnetError(f"{NOT_INSTALLED[required]}, or remove --engine and --device_target")
+        return required
+    if not available:
         raise OcrnetError(NOT_INSTALLED["torch"])
-    ascend = cfg.device_target is None and Path("/dev/davinci_manager").exists()
-    return "mindspore" if found == ["mindspore"] or (ascend and "mindspore" in found) else "torch"
+    prefer_ascend = cfg.device_target is None and Path("/dev/davinci_manager").exists()
+    return "mindspore" if available == ["mindspore"] or (prefer_ascend and "mindspore" in available) else "torch"

@@ -1,4 +1,4 @@
-"""Multi-scale, flip and sliding-window inference as a list of passes over one image."""
+"""Test-time augmentation: scales, flip and sliding windows, as a list of passes over one image."""
 
 import itertools
 from collections.abc import Iterable
@@ -9,10 +9,10 @@ from ocrnet.config import Eval
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over an image: resized to ``size``, optionally flipped, in ``windows`` of the resized image.
+    """One pass over an image, which is resized to ``size``, flipped if ``flip``, and predicted window by window.
 
     A window is (top, left, height, width) in pixels of the resized image. All windows of a pass have the same height
-    and width and together cover the resized image. Whole-image passes have one window.
+    and width, and together they cover the resized image. A pass over the whole image has one window.
     """
 
     size: tuple[int, int]
@@ -21,12 +21,12 @@ class Pass:
 
 
 def make_passes(eval_cfg: Eval, size: tuple[int, int], base_size: tuple[int, int] | None = None) -> list[Pass]:
-    """Return the passes for one image: every scale, with and without flip if ``eval_cfg.flip`` is set.
+    """Return the passes for one image: one per scale, or two (without and with flip) if ``eval_cfg.flip`` is set.
 
     Args:
         eval_cfg: The scales, flip and sliding window.
         size: Height and width of the image.
-        base_size: Height and width to which the scales apply; None for ``size``.
+        base_size: Height and width that the scales multiply; None: ``size``.
 
     Returns:
         The passes, in the order of the scales.
@@ -41,7 +41,10 @@ def make_passes(eval_cfg: Eval, size: tuple[int, int], base_size: tuple[int, int
 
 
 def make_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[tuple[int, int, int, int], ...]:
-    """Cover ``size`` with windows that overlap by at least a third; no window extends beyond ``size``."""
+    """Return windows (top, left, height, width) that cover an image of ``size`` (height, width).
+
+    Each has the size ``window``, or less if the image is smaller. Neighbors overlap by at least a third.
+    """
     height, width = (min(length, limit) for length, limit in zip(size, window, strict=True))
     tops, lefts = _starts(size[0], height), _starts(size[1], width)
     return tuple((top, left, height, width) for top in tops for left in lefts)
@@ -53,7 +56,7 @@ def _starts(length: int, window: int) -> list[int]:
 
 
 def cuts(starts: Iterable[int], length: int, end: int) -> dict[int, tuple[int, int]]:
-    """Split an axis between overlapping windows at the middle of each overlap.
+    """Assign each position of an axis to one of the overlapping windows; the borders are the middles of the overlaps.
 
     Args:
         starts: Start of each window; duplicates are ignored.
@@ -61,8 +64,8 @@ def cuts(starts: Iterable[int], length: int, end: int) -> dict[int, tuple[int, i
         end: Length of the axis.
 
     Returns:
-        For each start, the (first, last) range of the axis that its window provides; ``last`` is exclusive.
+        For the start of each window, the range (first, last) that is assigned to it; ``last`` is exclusive.
     """
     order = sorted(set(starts))
-    borders = [0, *((start + before + length) // 2 for before, start in itertools.pairwise(order)), end]
+    borders = [0, *((start + previous + length) // 2 for previous, start in itertools.pairwise(order)), end]
     return {start: (borders[i], borders[i + 1]) for i, start in enumerate(order)}

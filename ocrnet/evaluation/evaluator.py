@@ -1,4 +1,4 @@
-"""The evaluation loop: one image at a time, an int64 confusion matrix, and constant memory."""
+"""The evaluation loop: predict one image at a time and add it to an int64 confusion matrix."""
 
 import time
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from ocrnet.evaluation import metrics
 from ocrnet.evaluation.metrics import Scores
 from ocrnet.utils.errors import OcrnetError
 
-Show = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
+Show = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]  # index, image, prediction, label
 
 
-class AbandonedError(Exception):
-    """A stop request on this or another rank interrupted the evaluation."""
+class EvaluationStoppedError(Exception):
+    """A stop signal on this or another rank interrupted the evaluation."""
 
 
 def evaluate(
@@ -41,26 +41,26 @@ def evaluate(
         dataset: The labeled dataset.
         cfg: The configuration.
         eval_cfg: Scales, flip and sliding windows.
-        show: Called as ``show(index, image, prediction, truth)`` for each image of this rank.
-        say: Receives each progress line, at most one every 10 seconds.
+        show: Called as ``show(index, image, prediction, label)`` for each image of this rank.
+        say: Logs a progress line; it is called at most every 10 seconds.
         stopped: Returns a nonzero number if this rank must stop; it is called after each image.
 
     Returns:
         The scores of the whole dataset.
 
     Raises:
-        AbandonedError: ``stopped`` interrupted the evaluation on this or another rank.
-        OcrnetError: No pixel is labeled, an image cannot be evaluated, or another rank failed.
+        EvaluationStoppedError: ``stopped`` returned a nonzero number on this or another rank.
+        OcrnetError: No pixel is labeled, an image cannot be read or predicted, or another rank failed.
     """
     with collectives.propagate_errors(engine):
         counts = _count(engine, dataset, cfg, eval_cfg, show, say, stopped)
     if collectives.all_reduce_max(engine, int(counts is None)):
-        raise AbandonedError
+        raise EvaluationStoppedError
     assert counts is not None
-    total = engine.sum(counts)
-    if not total.any():
+    confusion = engine.sum(counts)
+    if not confusion.any():
         raise OcrnetError(f"no pixel of the validation images at {dataset.root} is labeled; see ocrnet check")
-    return metrics.scores(total, dataset.classes.names, dataset.classes.categories)
+    return metrics.scores(confusion, dataset.classes.names, dataset.classes.categories)
 
 
 def _count(
@@ -72,21 +72,21 @@ def _count(
     say: Callable[[str], None] | None,
     stopped: Callable[[], int],
 ) -> np.ndarray | None:
-    """Return the confusion matrix of this rank's share; None if the evaluation was stopped."""
+    """Return the confusion matrix of this rank's images; None if ``stopped`` returned a nonzero number."""
     num_classes, world = len(dataset.classes), engine.world
-    total = np.zeros((num_classes, num_classes), np.int64)
-    share = len(range(world.rank, len(dataset), world.size))
-    whose = f" on rank {world.rank}" if world.size > 1 else ""
-    begun = said = time.monotonic()
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    num_images = len(range(world.rank, len(dataset), world.size))
+    rank_suffix = f" on rank {world.rank}" if world.size > 1 else ""
+    started = last_logged = time.monotonic()
     for done, (index, image, label) in enumerate(val_stream(dataset, world, cfg.num_workers), 1):
         passes = make_passes(eval_cfg, (image.shape[0], image.shape[1]), cfg.data.base_size)
         prediction = engine.predict(image[None], passes)["labels"][0]
-        total += metrics.confusion(prediction, label, num_classes)
+        confusion += metrics.confusion(prediction, label, num_classes)
         if stopped():
             return None
         if show is not None:
             show(index, image, prediction, label)
-        if say is not None and time.monotonic() - said > 10:
-            said = time.monotonic()
-            say(f"evaluated {done}/{share} images{whose}, {done / (said - begun):.2f} img/s")
-    return total
+        if say is not None and time.monotonic() - last_logged > 10:
+            last_logged = time.monotonic()
+            say(f"evaluated {done}/{num_images} images{rank_suffix}, {done / (last_logged - started):.2f} img/s")
+    return confusion

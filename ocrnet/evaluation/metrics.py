@@ -1,4 +1,4 @@
-"""The confusion matrix and all scores computed from it; counts are int64, so partial matrices add up exactly."""
+"""Confusion matrix and the scores computed from it; counts are int64, so the sum of partial matrices is exact."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ocrnet.utils.errors import OcrnetError
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of one confusion matrix, as fractions of 1; a score is nan if no pixel contributes to it.
+    """Scores of one confusion matrix, as fractions from 0 to 1; a score is nan if no pixel contributes to it.
 
     ``mean_iou`` includes the classes that occur in the ground truth or the prediction. ``mean_accuracy`` includes the
     classes that occur in the ground truth.
@@ -21,7 +21,7 @@ class Scores:
     names: tuple[str, ...]
     iou: np.ndarray  # float64 num_classes
     accuracy: np.ndarray  # float64 num_classes: recall
-    share: np.ndarray  # float64 num_classes: share of the counted ground truth pixels
+    share: np.ndarray  # float64 num_classes: fraction of the labeled pixels that belong to the class
     mean_iou: float
     mean_accuracy: float
     pixel_accuracy: float
@@ -31,12 +31,12 @@ class Scores:
     pixels: int
 
 
-def confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+def confusion(prediction: np.ndarray, ground_truth: np.ndarray, num_classes: int) -> np.ndarray:
     """Count the pixels of each pair of ground truth class and predicted class.
 
     Args:
         prediction: Class indices, uint8.
-        truth: Class indices, uint8, of the same shape; pixels of 255 are ignored.
+        ground_truth: Class indices, uint8, of the same shape; pixels of 255 are ignored.
         num_classes: The number of classes, 1 to 255.
 
     Returns:
@@ -47,25 +47,25 @@ def confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np
         OcrnetError: The ground truth has a class index out of range.
     """
     assert 1 <= num_classes <= IGNORE, f"num_classes is {num_classes}, not 1 to 255"
-    if prediction.dtype != np.uint8 or truth.dtype != np.uint8:
+    if prediction.dtype != np.uint8 or ground_truth.dtype != np.uint8:
         raise ValueError(
-            f"class indices must be uint8, got {prediction.dtype} (prediction) and {truth.dtype} (ground truth)"
+            f"class indices must be uint8, got {prediction.dtype} (prediction) and {ground_truth.dtype} (ground truth)"
         )
-    if prediction.shape != truth.shape:
-        raise ValueError(f"the prediction has shape {prediction.shape}, the ground truth {truth.shape}")
-    pairs = np.left_shift(truth, 8, dtype=np.uint16)
+    if prediction.shape != ground_truth.shape:
+        raise ValueError(f"the prediction has shape {prediction.shape}, the ground truth {ground_truth.shape}")
+    pairs = np.left_shift(ground_truth, 8, dtype=np.uint16)
     pairs |= prediction
     # Count all 256 x 256 pairs and validate them afterwards: this is faster than masking and validating each pixel.
     counts = np.bincount(pairs.reshape(-1), minlength=1 << 16).reshape(256, 256).astype(np.int64, copy=False)
-    wrong = np.flatnonzero(counts[num_classes:IGNORE].any(axis=1)) + num_classes
-    if wrong.size:
+    invalid = np.flatnonzero(counts[num_classes:IGNORE].any(axis=1)) + num_classes
+    if invalid.size:
         raise OcrnetError(
-            f"the ground truth has class index {_some(wrong)}; "
+            f"the ground truth has class index {_first_few(invalid)}; "
             f"allowed are 0 to {num_classes - 1} and {IGNORE} (ignored)"
         )
-    wrong = np.flatnonzero(counts[:num_classes, num_classes:].any(axis=0)) + num_classes
-    if wrong.size:
-        raise ValueError(f"the prediction has class index {_some(wrong)}; allowed are 0 to {num_classes - 1}")
+    invalid = np.flatnonzero(counts[:num_classes, num_classes:].any(axis=0)) + num_classes
+    if invalid.size:
+        raise ValueError(f"the prediction has class index {_first_few(invalid)}; allowed are 0 to {num_classes - 1}")
     return counts[:num_classes, :num_classes].copy()
 
 
@@ -76,9 +76,9 @@ def scores(confusion: np.ndarray, names: Sequence[str], categories: Sequence[str
     IoU and the accuracies, of Long et al., "Fully Convolutional Networks for Semantic Segmentation" (CVPR 2015).
 
     Args:
-        confusion: int64 num_classes,num_classes, as from the function `confusion`.
+        confusion: int64 num_classes,num_classes, as the function `confusion` returns it.
         names: The name of each class.
-        categories: The category name of each class, or empty.
+        categories: The category of each class; empty for a dataset without categories.
 
     Returns:
         The scores.
@@ -86,10 +86,10 @@ def scores(confusion: np.ndarray, names: Sequence[str], categories: Sequence[str
     num_classes = len(names)
     assert confusion.shape == (num_classes, num_classes), f"{confusion.shape} for {num_classes} names"
     assert len(categories) in (0, num_classes), f"{len(categories)} categories for {num_classes} classes"
-    in_truth, right, pixels = confusion.sum(axis=1), np.diagonal(confusion), int(confusion.sum())
-    iou, share = _iou(confusion), _ratio(in_truth, pixels)
-    accuracy = _ratio(right, in_truth)
-    seen = in_truth > 0
+    class_pixels, correct, pixels = confusion.sum(axis=1), np.diagonal(confusion), int(confusion.sum())
+    iou, share = _iou(confusion), _ratio(class_pixels, pixels)
+    accuracy = _ratio(correct, class_pixels)
+    present = class_pixels > 0
     category_iou = _category_iou(confusion, categories)
     return Scores(
         names=tuple(names),
@@ -98,22 +98,22 @@ def scores(confusion: np.ndarray, names: Sequence[str], categories: Sequence[str
         share=share,
         mean_iou=_mean(iou),
         mean_accuracy=_mean(accuracy),
-        pixel_accuracy=float(_ratio(right.sum(), pixels)),
-        frequency_weighted_iou=float((share[seen] * iou[seen]).sum()) if pixels else float("nan"),
+        pixel_accuracy=float(_ratio(correct.sum(), pixels)),
+        frequency_weighted_iou=float((share[present] * iou[present]).sum()) if pixels else float("nan"),
         category_iou=category_iou,
         mean_category_iou=_mean(np.array(list(category_iou.values()))),
         pixels=pixels,
     )
 
 
-def constant_answer(scores: Scores) -> tuple[int, float]:
-    """Return the most frequent ground truth class and the mIoU of always predicting it, as a baseline for models."""
+def constant_prediction(scores: Scores) -> tuple[int, float]:
+    """Return the most frequent ground truth class, and the mIoU of a baseline that predicts this class everywhere."""
     best = int(scores.share.argmax())
     return best, float(scores.share[best]) / max(np.count_nonzero(scores.share), 1)
 
 
 def table(scores: Scores) -> str:
-    """Format the scores as plain text in percent: classes, categories if there are any, then the means."""
+    """Format the scores in percent as a plain-text table: classes, categories if there are any, and means."""
     means = {
         "mIoU": scores.mean_iou,
         "mean accuracy": scores.mean_accuracy,
@@ -136,7 +136,7 @@ def table(scores: Scores) -> str:
 
 
 def as_dict(scores: Scores) -> dict[str, Any]:
-    """Return the scores as strict JSON values: fractions of 1, None for nan."""
+    """Return the scores as a dict of JSON values: fractions from 0 to 1, and None for nan."""
     rows = zip(scores.names, scores.iou, scores.accuracy, scores.share, strict=True)
     return {
         "mean_iou": _json(scores.mean_iou),
@@ -154,18 +154,18 @@ def as_dict(scores: Scores) -> dict[str, Any]:
 
 
 def _iou(confusion: np.ndarray) -> np.ndarray:
-    right = np.diagonal(confusion)
-    return _ratio(right, confusion.sum(axis=0) + confusion.sum(axis=1) - right)
+    correct = np.diagonal(confusion)
+    return _ratio(correct, confusion.sum(axis=0) + confusion.sum(axis=1) - correct)
 
 
 def _category_iou(confusion: np.ndarray, categories: Sequence[str]) -> dict[str, float]:
-    """Merge the classes of a category into one class, as the Cityscapes evaluation does, and return its IoU."""
-    kinds = list(dict.fromkeys(categories))
-    member = np.array([[kind == category for category in categories] for kind in kinds], dtype=np.int64)
-    if not kinds:
+    """Return the IoU of each category, computed by merging its classes into one, as the Cityscapes evaluation does."""
+    names = list(dict.fromkeys(categories))
+    membership = np.array([[name == category for category in categories] for name in names], dtype=np.int64)
+    if not names:
         return {}
-    merged = member @ confusion @ member.T  # num_categories, num_categories
-    return dict(zip(kinds, _iou(merged).tolist(), strict=True))
+    merged = membership @ confusion @ membership.T  # num_categories, num_categories
+    return dict(zip(names, _iou(merged).tolist(), strict=True))
 
 
 def _ratio(part: Any, whole: Any) -> np.ndarray:
@@ -174,11 +174,11 @@ def _ratio(part: Any, whole: Any) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
 
 
-def _some(indices: np.ndarray) -> str:
+def _first_few(indices: np.ndarray) -> str:
     return ", ".join(map(str, indices[:5])) + (", ..." if indices.size > 5 else "")
 
 

@@ -34,57 +34,57 @@ TRAIN, VAL = "training images", "validation images"
 
 
 def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, begin_from: Path | None = None) -> None:
-    """Train a network, from the beginning or from a checkpoint.
+    """Train a network from step 0 or from a checkpoint, up to ``cfg.total_step``.
 
     Args:
         cfg: The configuration.
         notes: Further lines for the log.
-        resume: A checkpoint or run folder to resume from; ``auto``: the newest valid checkpoint of the run; None: start
-            at step 0.
-        world: The ranks of the run.
+        resume: The checkpoint or run folder to resume from. ``auto``: the newest valid checkpoint in ``cfg.save_dir``.
+            None: start at step 0.
+        world: This process's rank and the number of ranks.
         begin_from: The checkpoint to resume from if the run would start at step 0 otherwise.
 
     Raises:
-        OcrnetError: The inputs are invalid, or the run failed.
-        Stopped: A signal stopped the run after it saved a checkpoint.
+        OcrnetError: The configuration, the dataset or the checkpoint is invalid, or the run failed.
+        Stopped: A signal requested a stop; the run saved a checkpoint and ended.
     """
     train_set = open_split(cfg, "train")
     val_set = open_split(cfg, "val") if cfg.run_eval else None
-    cfg = resolved(cfg, len(train_set.classes))
-    arch = arch_of(cfg, len(train_set.classes))
+    cfg = with_dataset_classes(cfg, len(train_set.classes))
+    arch = arch_from_config(cfg, len(train_set.classes))
     # mutation: resume-after-restart
-    resume, implied = _after_restart(cfg, resume)
-    store, resume, brought = cloud_resume.begin(cfg, resume, Speaker(world))
-    found, note = find_resume(cfg, resume, begin_from)
-    tensors, report = starting_state(cfg, arch, found)
-    sets, room = cache.prepare(cfg.data.cache_dir, {TRAIN: train_set} | ({VAL: val_set} if val_set else {}))
-    notes = [*notes, *implied, *brought, *note, *report, *room]
+    resume, restart_notes = _resume_after_restart(cfg, resume)
+    store, resume, download_notes = cloud_resume.begin(cfg, resume, Speaker(world))
+    ckpt, resume_notes = find_resume(cfg, resume, begin_from)
+    tensors, weight_notes = starting_state(cfg, arch, ckpt)
+    datasets, cache_notes = cache.prepare(cfg.data.cache_dir, {TRAIN: train_set} | ({VAL: val_set} if val_set else {}))
+    notes = [*notes, *restart_notes, *download_notes, *resume_notes, *weight_notes, *cache_notes]
 
-    stream = make_stream(cfg, sets[TRAIN], arch)
+    stream = make_stream(cfg, datasets[TRAIN], arch)
     with Pushing(cfg.cloud) as pushing:
         engine = open_engine(cfg, arch, world=world, stream=stream)
         try:
-            seen = {"checkpoint": _identity(found), **config.of_all_ranks(cfg)}
-            collectives.check_same(engine, seen | identities(sets))  # before rank 0 changes anything in the folder
+            run_values = {"checkpoint": _checkpoint_identity(ckpt), **config.of_all_ranks(cfg)}
+            collectives.check_same(engine, run_values | identities(datasets))  # before rank 0 changes the run folder
             versions = core_versions() | dict(engine.versions)
-            notes += [*_changed_versions(found, versions), *_changed_batch(cfg, found, world)] if found else []
+            notes += [*_changed_versions(ckpt, versions), *_changed_batch(cfg, ckpt, world)] if ckpt else []
             # mutation: restore-unlogged-losses
-            progress = Progress(**found.meta["progress"]) if found else Progress()
+            progress = Progress(**ckpt.meta["progress"]) if ckpt else Progress()
             with collectives.propagate_errors(engine):
                 engine.restore(tensors, progress.step)
             run = _open_folder(cfg, engine, progress, versions, [*banner(cfg, arch, engine, len(train_set)), *notes])
-            ending = "failed"
+            outcome = "failed"
             try:
                 with collectives.propagate_errors(engine):
-                    push = _begin_push(cfg, run, store, pushing)
+                    push = _start_uploads(cfg, run, store, pushing)
                 with StopRequest(speaks=run.writes) as stopped:
-                    number = Loop(cfg, engine, run, stream, sets.get(VAL), progress, stopped, push).fit()
-                ending = "stopped" if number else "finished"
+                    signal_number = Loop(cfg, engine, run, stream, datasets.get(VAL), progress, stopped, push).fit()
+                outcome = "stopped" if signal_number else "finished"
             finally:
-                run.close(ending)
-            if number:
+                run.close(outcome)
+            if signal_number:
                 run.say(f"stopped after step {progress.step}; resume with --resume_ckpt auto")
-                raise Stopped(number)
+                raise Stopped(signal_number)
             run.say(
                 f"finished after step {progress.step}; to create a report: ocrnet report {shlex.quote(cfg.save_dir)}"
             )
@@ -92,8 +92,8 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             engine.close()
 
 
-def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) -> Push | None:
-    """Start the upload to train_url on rank 0; return None on other ranks or without train_url."""
+def _start_uploads(cfg: Config, run: Run, store: Store | None, pushing: Pushing) -> Push | None:
+    """Start uploading to train_url on rank 0; return None on other ranks and if train_url is not set."""
     if store is None or not run.writes:
         return None
     check_writable(store, cfg.cloud, run.say)
@@ -106,19 +106,22 @@ def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) ->
 
 
 def identities(datasets: Mapping[str, Dataset]) -> dict[str, str]:
-    """Return the identity of each dataset, by which the ranks verify that they have the same images."""
+    """Return the identity string of each dataset; the ranks compare these strings to verify that their images match."""
     # mutation: same-images-on-all-ranks
-    return {what: dataset.identity for what, dataset in datasets.items()}
+    return {name: dataset.identity for name, dataset in datasets.items()}
 
 
-def _identity(found: Checkpoint | None) -> str:
-    return f"step {found.meta['step']}, sha256 {found.meta['sha256'][:12]}" if found else "none"
+def _checkpoint_identity(ckpt: Checkpoint | None) -> str:
+    return f"step {ckpt.meta['step']}, sha256 {ckpt.meta['sha256'][:12]}" if ckpt else "none"
 
 
 def _open_folder(
     cfg: Config, engine: Engine, progress: Progress, versions: Mapping[str, str], lines: Sequence[str]
 ) -> Run:
-    """Lock the run folder and begin its record with ``lines`` on rank 0, while all other ranks wait."""
+    """Lock the run folder, prepare it for ``progress.step``, and start the log with ``lines``.
+
+    Only rank 0 does this. All other ranks wait for it.
+    """
     with collectives.propagate_errors(engine):
         if engine.world.rank == 0:
             client.check(cfg.trackers)
@@ -138,12 +141,12 @@ def _open_folder(
 
 
 def make_stream(cfg: Config, train_set: Dataset, arch: Arch) -> TrainStream:
-    """Return the stream of training samples.
+    """Create the stream of training samples.
 
     Args:
-        cfg: The configuration, including the augmentation.
+        cfg: The configuration; its ``data``, ``seed`` and ``ocr_head.dropout`` are read.
         train_set: The training images.
-        arch: The architecture of the network.
+        arch: The architecture of the network, which determines the length of the dropout masks.
 
     Returns:
         The stream of augmented samples.
@@ -153,17 +156,17 @@ def make_stream(cfg: Config, train_set: Dataset, arch: Arch) -> TrainStream:
 
 
 def open_split(cfg: Config, split: str) -> Dataset:
-    """Open a labeled split of the config's dataset."""
+    """Open a labeled split (train or val) of the configured dataset."""
     return open_dataset(cfg.data.name, cfg.data.dataset_dir, split, ignore_label=cfg.data.ignore_label)
 
 
-def resolved(cfg: Config, num_classes: int) -> Config:
-    """Return the config with the dataset's number of classes."""
+def with_dataset_classes(cfg: Config, num_classes: int) -> Config:
+    """Return the config with the number of classes of the dataset, which must not contradict the config."""
     return config.with_classes(cfg, num_classes, f"{cfg.data.name} at {cfg.data.dataset_dir}")
 
 
-def arch_of(cfg: Config, num_classes: int) -> Arch:
-    """Return the architecture that a config describes."""
+def arch_from_config(cfg: Config, num_classes: int) -> Arch:
+    """Return the architecture that the config describes, with ``num_classes`` classes."""
     return Arch(
         width=cfg.backbone.width,
         blocks=cfg.backbone.blocks,
@@ -178,17 +181,17 @@ def arch_of(cfg: Config, num_classes: int) -> Arch:
 
 
 def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
-    """Compare the architecture in the config with that of a file; the file takes precedence.
+    """List the architecture keys that differ between the config and a checkpoint or exported file.
 
     Args:
         cfg: The configuration.
-        arch: The architecture in the file.
+        arch: The architecture stored in the file, which takes precedence.
         path: The file.
 
     Returns:
-        One line for each key that differs.
+        One log line for each key that differs.
     """
-    configured = arch_of(cfg, arch.num_classes)
+    configured = arch_from_config(cfg, arch.num_classes)
     return [
         f"{name}: the config has {getattr(configured, name)}, {path.name} has {getattr(arch, name)}; "
         "the file takes precedence"
@@ -197,130 +200,142 @@ def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
     ]
 
 
-def _after_restart(cfg: Config, resume: str | None) -> tuple[str | None, list[str]]:
-    """Return ``auto`` and a log line if torchrun restarted the ranks after they saved checkpoints, else ``resume``."""
+def _resume_after_restart(cfg: Config, resume: str | None) -> tuple[str | None, list[str]]:
+    """Return the value to use for ``resume``, and log lines.
+
+    The value is ``auto`` if torchrun restarted the ranks and this launch has saved a checkpoint, else ``resume``.
+    """
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    made = checkpoint.steps(Path(cfg.save_dir) / "checkpoint")
-    if count == "0" or resume == "auto" or not made:
+    saved = checkpoint.steps(Path(cfg.save_dir) / "checkpoint")
+    if count == "0" or resume == "auto" or not saved:
         return resume, []
-    if made[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # from an earlier launch
+    if saved[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # saved by an earlier launch
         return resume, []
     return "auto", [f"resume: torchrun restarted the ranks (restart {count}), so --resume_ckpt auto is implied"]
 
 
 def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """Select the checkpoint to resume from; a fresh start after ``auto`` is never silent.
+    """Select and load the checkpoint to resume from.
 
     Args:
         cfg: The configuration.
-        resume: None means a fresh start, which is an error if the run folder contains checkpoints. ``auto`` means the
-            newest valid checkpoint of the run folder, or a logged fresh start if the folder has no checkpoints. Any
-            other value is a checkpoint, or a folder whose newest valid checkpoint is used.
-        begin_from: The checkpoint that replaces a fresh start, if any.
+        resume: None: start at step 0, which is an error if the run folder contains checkpoints. ``auto``: the newest
+            valid checkpoint of the run folder; if the folder has no checkpoints, start at step 0 and log this. Any
+            other value: a checkpoint file, or a folder whose newest valid checkpoint is used.
+        begin_from: The checkpoint to resume from instead of starting at step 0; None: start at step 0.
 
     Returns:
-        The checkpoint, or None for a fresh start, and the lines to log about the choice.
+        The checkpoint, or None if the run starts at step 0, and the lines to log about the choice.
 
     Raises:
-        OcrnetError: There is no valid checkpoint, a fresh start would mix with an earlier run, or a run cannot resume
-            from the checkpoint.
+        OcrnetError: No checkpoint is valid, the run folder contains checkpoints of an earlier run but ``resume`` is
+            None, or a run cannot resume from the checkpoint.
     """
     folder = Path(cfg.save_dir) / "checkpoint"
     if resume is None:
         if checkpoint.steps(folder):
             raise OcrnetError(
                 f"save_dir '{cfg.save_dir}' holds checkpoints of an earlier run; "
-                "resume from them with --resume_ckpt auto, or give another --save_dir"
+                "resume from them with --resume_ckpt auto, or use another --save_dir"
             )
         if begin_from is None:
             return None, []
         resume = str(begin_from)
     elif resume == "auto" and not checkpoint.steps(folder):
         if begin_from is None:
-            return None, [f"resume: no checkpoint in {folder}{_nor_in(cfg)}; starting from step 0"]
+            return None, [f"resume: no checkpoint in {folder}{_or_train_url(cfg)}; starting from step 0"]
         resume = str(begin_from)
     if resume == "auto":
         newest = checkpoint.newest_valid(folder)
-        notes = [f"resume: skipped: {why}" for _, why in newest.passed_over]
+        notes = [f"resume: skipped: {reason}" for _, reason in newest.passed_over]
         if newest.checkpoint is None:
-            raise OcrnetError(f"no checkpoint in {folder} is valid: {'; '.join(why for _, why in newest.passed_over)}")
-        found = newest.checkpoint
+            raise OcrnetError(
+                f"no checkpoint in {folder} is valid: {'; '.join(reason for _, reason in newest.passed_over)}"
+            )
+        ckpt = newest.checkpoint
     else:
         path, meaning = checkpoint.resolve_state(resume)
         notes = [f"resume: {meaning}"] if meaning else []
-        found = checkpoint.load(path)
-    if "source" in found.meta:
+        ckpt = checkpoint.load(path)
+    if "source" in ckpt.meta:
         raise OcrnetError(
-            f"{found.path} has only converted weights, from which a run cannot resume; begin from its backbone: "
-            f"--set backbone.pretrained=True backbone.backbone_ckpt={found.path}"
+            f"{ckpt.path} has only converted weights, from which a run cannot resume; to start from its backbone: "
+            f"--set backbone.pretrained=True backbone.backbone_ckpt={ckpt.path}"
         )
-    step = found.meta["step"]
+    step = ckpt.meta["step"]
     if step > cfg.total_step:
         raise OcrnetError(
-            f"{found.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to continue"
+            f"{ckpt.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to continue"
         )
-    done = ": the run is complete" if step == cfg.total_step else ""
-    return found, [*notes, f"resume: from {found.path}, step {step}{done}", *_changed_keys(cfg, found)]
+    complete = ": the run is complete" if step == cfg.total_step else ""
+    return ckpt, [*notes, f"resume: from {ckpt.path}, step {step}{complete}", *_changed_keys(cfg, ckpt)]
 
 
-def _nor_in(cfg: Config) -> str:
+def _or_train_url(cfg: Config) -> str:
     return f" or in {cfg.train_url}" if cfg.train_url else ""
 
 
-def _changed_keys(cfg: Config, found: Checkpoint) -> list[str]:
-    """Return a line for each config key that differs from the run that wrote the checkpoint."""
-    before = loader.with_current_keys(dict(config.flat(found.meta["config"])))
-    now = dict(config.flat(config.as_dict(cfg)))
-    return [f"resume: {name} is {now[name]}, was {old}" for name, old in before.items() if now.get(name, old) != old]
-
-
-def _changed_versions(found: Checkpoint, versions: Mapping[str, str]) -> list[str]:
-    """Return a line for each version, and for the number of threads, that differs from the checkpoint's run."""
-    before = found.meta["versions"]
+def _changed_keys(cfg: Config, ckpt: Checkpoint) -> list[str]:
+    """Return a log line for each config key whose value differs from that of the run that wrote the checkpoint."""
+    before = loader.with_current_keys(dict(config.flat(ckpt.meta["config"])))
+    current = dict(config.flat(config.as_dict(cfg)))
     return [
-        f"resume: {name} is {new}, was {before[name]}; numbers may differ in their last digits"
+        f"resume: {name} is {current[name]}, was {old}" for name, old in before.items() if current.get(name, old) != old
+    ]
+
+
+def _changed_versions(ckpt: Checkpoint, versions: Mapping[str, str]) -> list[str]:
+    """Return a log line for each library version that differs from the checkpoint's run, and for the thread count."""
+    before = ckpt.meta["versions"]
+    return [
+        f"resume: {name} is {new}, was {before[name]}; losses and scores may differ in their last digits"
         for name, new in versions.items()
         if before.get(name, new) != new
     ]
 
 
-def _changed_batch(cfg: Config, found: Checkpoint, world: World) -> list[str]:
-    """Return the line to log if the number of ranks or of crops per step differs from the checkpoint's run."""
-    old = found.meta["config"]
-    cards = found.meta.get("cards", 1)  # checkpoints without this key are from runs with one rank
-    was = cards * old["batch_size"] * old["accumulate_steps"]
-    now = world.size * cfg.batch_size * cfg.accumulate_steps
-    lead = f"resume: the number of ranks is {world.size}, was {cards}: " if world.size != cards else "resume: "
-    if now != was:
+def _changed_batch(cfg: Config, ckpt: Checkpoint, world: World) -> list[str]:
+    """Return a log line if the number of ranks or the global batch differs from the checkpoint's run, else no line."""
+    old_cfg = ckpt.meta["config"]
+    old_ranks = ckpt.meta.get("cards", 1)  # checkpoints without this key are from runs with one rank
+    old_batch = old_ranks * old_cfg["batch_size"] * old_cfg["accumulate_steps"]
+    new_batch = world.size * cfg.batch_size * cfg.accumulate_steps
+    prefix = (
+        f"resume: the number of ranks is {world.size}, was {old_ranks}: " if world.size != old_ranks else "resume: "
+    )
+    if new_batch != old_batch:
         return [
-            f"{lead}the global batch changes to {now} crop{'s' if now > 1 else ''} a step, was {was}; "
-            "the run will see a different number of crops"
+            f"{prefix}the global batch changes to {new_batch} crop{'s' if new_batch > 1 else ''} a step, was "
+            f"{old_batch}; the run will see a different number of crops"
         ]
-    return [f"{lead}the global batch is the same"] if world.size != cards else []
+    return [f"{prefix}the global batch is the same"] if world.size != old_ranks else []
 
 
-def starting_state(cfg: Config, arch: Arch, found: Checkpoint | None) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the initial state of the run: from the checkpoint, with an ImageNet backbone, or with fresh weights.
+def starting_state(cfg: Config, arch: Arch, ckpt: Checkpoint | None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the state with which the run starts.
+
+    This is the state of the checkpoint. Without a checkpoint, it is random weights, with the backbone replaced by
+    pretrained ImageNet weights if these are configured.
 
     Args:
         cfg: The configuration.
         arch: The architecture of the network.
-        found: The checkpoint to resume from; None for a fresh start.
+        ckpt: The checkpoint to resume from; None to start at step 0.
 
     Returns:
-        The state by canonical name, and the lines to log about it.
+        The tensors by canonical name, and the lines to log about them.
 
     Raises:
-        OcrnetError: The tensors do not fit the architecture, or the file of the backbone cannot be read.
+        OcrnetError: The tensors do not fit the architecture, or the backbone file cannot be read.
     """
-    if found is not None:
-        shapes = {name: array.shape for name, array in found.tensors.items() if "/" not in name}
-        architecture.check(shapes, arch, str(found.path))
-        return found.tensors, []
+    if ckpt is not None:
+        shapes = {name: array.shape for name, array in ckpt.tensors.items() if "/" not in name}
+        architecture.check(shapes, arch, str(ckpt.path))
+        return ckpt.tensors, []
     state = architecture.init(arch, cfg.seed, cfg.backbone.initializer)
     if not cfg.backbone.pretrained:
         return state, [
-            "backbone: random weights; the published results need ImageNet weights "
+            "backbone: random initial weights; the published results require ImageNet weights "
             "(backbone.pretrained: True, backbone.backbone_ckpt: FILE)"
         ]
     loaded, report = weights.read_backbone(cfg.backbone.backbone_ckpt, arch)
@@ -328,7 +343,7 @@ def starting_state(cfg: Config, arch: Arch, found: Checkpoint | None) -> tuple[d
 
 
 def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
-    """Return the lines that describe the run at its start.
+    """Return the log lines that describe the run at its start.
 
     Args:
         cfg: The configuration.
@@ -337,7 +352,7 @@ def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
         images: The number of training images.
 
     Returns:
-        Lines about versions, engine, network, data, batch and learning rate.
+        Log lines about versions, engine, network, data, batch and learning rate.
     """
     global_batch = lr_schedule.global_batch(cfg, engine.world.size)
     return [
@@ -349,17 +364,20 @@ def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
         f"crops {cfg.data.crop_size[0]}x{cfg.data.crop_size[1]}",
         f"batch: {global_batch} crops a step (batch_size {cfg.batch_size} x accumulate_steps {cfg.accumulate_steps} x "
         f"{engine.world.size} ranks), {cfg.total_step} steps, {global_batch * cfg.total_step / images:.1f} epochs",
-        *_unlike_recipe(cfg, global_batch),
+        *_batch_size_lines(cfg, global_batch),
     ]
 
 
-def _unlike_recipe(cfg: Config, global_batch: int) -> list[str]:
-    """Return a line if the global batch differs from base_batch_size, with the effect on the learning rate."""
+def _batch_size_lines(cfg: Config, global_batch: int) -> list[str]:
+    """Return a log line about the effect on the learning rate if the global batch differs from base_batch_size."""
     base = cfg.base_batch_size
     if base in (None, global_batch):
         return []
-    times = f"{global_batch / base:.4g} times base_batch_size ({base} crops a step), for which lr_init is set"
-    scaled = f"{cfg.lr_init * global_batch / base:.4g}"
+    ratio = f"{global_batch / base:.4g} times base_batch_size ({base} crops a step), for which lr_init was chosen"
+    scaled_lr = f"{cfg.lr_init * global_batch / base:.4g}"
     if cfg.lr_scale == "linear":
-        return [f"learning rate: the global batch is {times}; its maximum is {scaled} (lr_scale linear)"]
-    return [f"learning rate: the global batch is {times}; --set lr_scale=linear changes {cfg.lr_init:g} to {scaled}"]
+        return [f"learning rate: the global batch is {ratio}; lr_scale linear scales lr_init to {scaled_lr}"]
+    return [
+        f"learning rate: the global batch is {ratio}; "
+        f"--set lr_scale=linear scales lr_init from {cfg.lr_init:g} to {scaled_lr}"
+    ]

@@ -1,4 +1,4 @@
-"""The training loop: run a segment of steps, then log, evaluate and save when each is due."""
+"""The training loop: train a segment of steps, then log, evaluate or save a checkpoint if it is due; repeat."""
 
 import contextlib
 import dataclasses
@@ -19,26 +19,27 @@ from ocrnet.data.visualize import side_by_side, thumbnail
 from ocrnet.distributed.launcher import World
 from ocrnet.engines import collectives, lr_schedule
 from ocrnet.engines.base import Engine, Stats
-from ocrnet.evaluation.evaluator import AbandonedError, Show, evaluate
+from ocrnet.evaluation.evaluator import EvaluationStoppedError, Show, evaluate
 from ocrnet.evaluation.metrics import Scores, as_dict
 from ocrnet.tracking.progress_bar import ProgressBar
 from ocrnet.tracking.run_dir import Run, core_versions
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint
 
-# Maximum share of unreadable training images with data.on_error: skip; a single one is always allowed.
+# Maximum fraction of unreadable training images with data.on_error: skip; one unreadable image is always allowed.
 UNREADABLE_SHARE = 0.01
 
-# Several ranks vote on a stop at least this often, in seconds: well within the grace period of schedulers.
-VOTE_SECONDS = 5.0
+# With several ranks, the longest time in seconds between two checks whether any rank has received a stop signal. It is
+# much shorter than the grace period of schedulers.
+STOP_CHECK_SECONDS = 5.0
 
-# Longer side of the panels of a sample picture, in pixels.
-SAMPLE_SIDE = 640
+# Longer side of each panel of a saved sample (image, prediction, ground truth).
+SAMPLE_SIDE_PIXELS = 640
 
 
 @dataclass
 class Progress:
-    """The state of the loop itself; a checkpoint stores it together with the engine's state, to resume the run."""
+    """State of the training loop, which a checkpoint stores together with the engine's state."""
 
     step: int = 0
     evaluated_step: int = 0
@@ -52,7 +53,7 @@ class Progress:
 
 @dataclass
 class ThroughputMeter:
-    """Measurements of the steps since the last log line; as measurements, they are not part of the run's state."""
+    """Times, sample count and memory of the steps since the last log line; a checkpoint does not store them."""
 
     steps: int = 0
     samples: int = 0
@@ -71,11 +72,11 @@ class ThroughputMeter:
 
 @dataclass
 class Loop:
-    """One training run, on each of its ranks.
+    """The training loop of one rank.
 
-    ``stopped`` returns the number of the signal that requested this rank to stop, or 0. If one rank is requested to
-    stop, all ranks stop after a step and with a checkpoint. ``push`` uploads the files of the run; it is None on ranks
-    other than 0 and in runs without uploads.
+    ``stopped`` returns the number of the signal that requested this rank to stop, or 0. If any rank receives such a
+    signal, all ranks complete the current step, rank 0 saves a checkpoint, and all ranks stop. ``push`` uploads the
+    files of the run; it is None on ranks other than 0 and in runs without uploads.
     """
 
     cfg: Config
@@ -88,14 +89,15 @@ class Loop:
     push: Push | None = None
 
     def fit(self) -> int:
-        """Train from ``progress`` to the config's total_step or a stop request; return the signal's number, or 0."""
-        self._pace = ThroughputMeter()
-        self._steps_to_vote = 1
+        """Train from ``progress.step`` to total_step or a stop signal; return the number of the signal, or 0."""
+        self._throughput = ThroughputMeter()
+        self._steps_to_stop_check = 1
         self._saved_step: int | None = None
         self._learning_rate = lr_schedule.table(self.cfg, self.engine.world.size)
-        shown = None if self.engine.world.size == 1 else False  # the terminal of mpirun's ranks is not a real one
+        # None: show the bar if stdout is a terminal. mpirun gives its ranks a pseudo-terminal, which shows no bar.
+        shown = None if self.engine.world.size == 1 else False
         with ProgressBar(self.cfg.total_step, self.progress.step, shown=shown) as self._bar:
-            if self._evaluation_is_due():  # the run was stopped between the step and its evaluation
+            if self._evaluation_is_due():  # the previous run stopped between this step and its evaluation
                 self._evaluate_and_save_if_due()
             while self.progress.step < self.cfg.total_step and not self._stop_signal_of_any_rank():
                 stats = self._train_segment()
@@ -112,137 +114,143 @@ class Loop:
         return self._stop_signal_of_any_rank()
 
     def _stop_signal_of_any_rank(self) -> int:
-        """Return the number of the signal that requested this or any other rank to stop; 0 if there is none."""
+        """Return the number of the stop signal that any rank has received, or 0; this is a collective."""
         return collectives.all_reduce_max(self.engine, self.stopped())
 
     def _train_segment(self) -> Stats:
-        """Train until something is due.
+        """Train until the next log line, evaluation or checkpoint is due.
 
-        A single rank ends earlier at a stop request; several ranks end earlier at their next vote.
+        The segment is shorter if a stop signal arrives (one rank), or if the next check for stop signals is due
+        (several ranks).
         """
-        steps = self._next_stop() - self.progress.step
-        alone = self.engine.world.size == 1
-        with self._saved_on_failure(agreed=alone):
-            if alone:
-                return self.engine.train(steps, self._between_steps)
-            steps = min(steps, self._steps_to_vote)
+        steps = self._next_due_step() - self.progress.step
+        single_rank = self.engine.world.size == 1
+        with self._save_on_failure(on_all_ranks=single_rank):
+            if single_rank:
+                return self.engine.train(steps, self._after_step)
+            steps = min(steps, self._steps_to_stop_check)
             stats = self.engine.train(steps)
             if len(stats.finite) < steps:
-                self._fail_alone(stats)
+                self._raise_step_error(stats)
         self._agree_on_segment_length(stats)
-        return self._with_unreadable_of_all(stats)
+        return self._gather_unreadable(stats)
 
-    def _fail_alone(self, stats: Stats) -> None:
-        """Raise the error that ended the segment of this rank early.
+    def _raise_step_error(self, stats: Stats) -> None:
+        """Raise the error that ended the segment early on this rank.
 
-        Other ranks may be waiting in that step, so this method must not call a collective.
+        Other ranks may be waiting in a collective of the failed step, so this method must not call a collective.
         """
         self._accumulate_stats(stats)
         self.engine.train(1)
         raise AssertionError("a step failed, but the next call did not raise its error")
 
     def _agree_on_segment_length(self, stats: Stats) -> None:
-        """Set the same number of steps to the next vote on all ranks, based on the slowest rank.
+        """Set the number of steps until the next check for stop signals, the same on all ranks.
 
-        At most double the number, because the first measured pace is unreliable.
+        The slowest rank determines the number. It at most doubles, because the first measured time is unreliable.
         """
         seconds = max(collectives.all_gather(self.engine, round(stats.seconds * 1e6))) / 1e6
-        within = int(VOTE_SECONDS * len(stats.finite) / max(seconds, 1e-6))
-        self._steps_to_vote = max(1, min(2 * self._steps_to_vote, within))
+        steps = int(STOP_CHECK_SECONDS * len(stats.finite) / max(seconds, 1e-6))
+        self._steps_to_stop_check = max(1, min(2 * self._steps_to_stop_check, steps))
 
-    def _with_unreadable_of_all(self, stats: Stats) -> Stats:
+    def _gather_unreadable(self, stats: Stats) -> Stats:
         if self.cfg.data.on_error == "fail":
             return stats
         errors = itertools.chain.from_iterable(collectives.gather_strings(self.engine, stats.unreadable))
         return dataclasses.replace(stats, unreadable=tuple(errors))
 
     @contextlib.contextmanager
-    def _saved_on_failure(self, *, agreed: bool) -> Iterator[None]:
-        """Save the finished steps if the body fails; the body must leave the engine at the step in ``progress``.
+    def _save_on_failure(self, *, on_all_ranks: bool) -> Iterator[None]:
+        """Save a checkpoint of the finished steps if the enclosed code raises `OcrnetError`.
 
-        With ``agreed``, all ranks fail together and wait until rank 0 has saved. Otherwise the other ranks may be at
-        any point and do not take part: rank 0 saves without a collective, and only its error mentions the checkpoint.
+        The enclosed code must leave the engine in the state after ``progress.step``. With ``on_all_ranks``, the
+        enclosed code fails on all ranks, and all wait until rank 0 has saved. Otherwise only this rank has failed and
+        no collective is possible: the checkpoint is saved only if this is rank 0, whose error then mentions it.
         """
         try:
             yield
         except OcrnetError as error:
-            if self.progress.step == 0 or not (agreed or self.run.writes):
+            if self.progress.step == 0 or not (on_all_ranks or self.run.writes):
                 raise
             try:
-                with collectives.propagate_errors(self.engine) if agreed else contextlib.nullcontext():
+                with collectives.propagate_errors(self.engine) if on_all_ranks else contextlib.nullcontext():
                     # mutation: save-steps-before-error
                     self._save_once()
-            except OcrnetError as second:
-                raise OcrnetError(f"{error}; the finished steps cannot be saved either: {second}") from error
+            except OcrnetError as save_error:
+                raise OcrnetError(f"{error}; the finished steps cannot be saved either: {save_error}") from error
             raise OcrnetError(
                 f"{error}; step {self.progress.step} is saved; resume from it with --resume_ckpt auto"
             ) from error
 
     def _save_once(self) -> None:
-        """Write the checkpoint of this step, unless this run has already written it."""
+        """Save a checkpoint of the current step, unless it is already saved."""
         if self._saved_step != self.progress.step:
             self._save(self.progress.step)
 
-    def _between_steps(self) -> bool:
+    def _after_step(self) -> bool:
         self._bar.advance()
         return bool(self.stopped())
 
     def _due(self, interval: int) -> bool:
         return self.progress.step % interval == 0 or self.progress.step == self.cfg.total_step
 
-    def _next_stop(self) -> int:
+    def _next_due_step(self) -> int:
         cfg, step = self.cfg, self.progress.step
         intervals = [cfg.log_interval, cfg.save_interval, *([cfg.eval_interval] if self.val_set else [])]
         return min(cfg.total_step, *((step // interval + 1) * interval for interval in intervals))
 
     def _accumulate_stats(self, stats: Stats) -> None:
-        """Add a segment to the loop's state; raise if too many steps are skipped or too many images are unreadable."""
+        """Add the results of a segment to ``progress``.
+
+        Raise `OcrnetError` if too many steps in a row were skipped or too many images are unreadable.
+        """
         progress = self.progress
-        self._pace.add(stats)
+        self._throughput.add(stats)
         for offset, finite in enumerate(stats.finite):
             if finite:
                 progress.skipped_in_row = 0
                 progress.losses.append(stats.loss[offset].tolist())
             else:
-                self._note_skipped(progress.step + offset)
+                self._record_skipped_step(progress.step + offset)
         progress.step += len(stats.finite)
         for error in stats.unreadable:
-            self._note_unreadable(error)
+            self._record_unreadable(error)
 
-    def _note_skipped(self, step: int) -> None:
+    def _record_skipped_step(self, step: int) -> None:
         progress, cfg = self.progress, self.cfg
         progress.skipped += 1
         progress.skipped_in_row += 1
-        # Name the images of all ranks: together they process the batch of a single rank with a larger batch size.
+        # Name the images of all ranks: their batches together are the batch of one rank with a larger batch_size.
         batch_size = cfg.batch_size * self.engine.world.size
         batches = rank_sample_indices(step, batch_size=batch_size, accumulate_steps=cfg.accumulate_steps, world=World())
-        names = ", ".join(self.stream.name(number) for batch in batches for number in batch)
-        self.run.say(f"step {step + 1}: loss or gradient is not finite; the step is skipped; images: {names}")
+        image_names = ", ".join(self.stream.name(number) for batch in batches for number in batch)
+        self.run.say(f"step {step + 1}: loss or gradient is not finite; the step is skipped; images: {image_names}")
         # mutation: end-after-max-skipped
         if progress.skipped_in_row >= cfg.max_skipped:
             first = step + 2 - progress.skipped_in_row
             raise OcrnetError(
-                f"{progress.skipped_in_row} steps in a row had a loss or gradient that is not finite, the last with "
-                f"{names}; resume from a checkpoint well before step {first}, where it began (--resume_ckpt FILE), "
-                "or start again in another save_dir; lower lr_init, set clip_grad, or train with --mix False"
+                f"{progress.skipped_in_row} steps in a row had a loss or gradient that is not finite (images of the "
+                f"last one: {image_names}); resume from a checkpoint well before step {first}, the first of them "
+                "(--resume_ckpt FILE), or start again in another save_dir; lower lr_init, set clip_grad, or train with "
+                "--mix False"
             )
 
-    def _note_unreadable(self, error: str) -> None:
+    def _record_unreadable(self, error: str) -> None:
         if error in self.progress.unreadable:
             return
         self.progress.unreadable.append(error)
-        self.run.say(f"unreadable, replaced by another image: {error}")
-        found, images = len(self.progress.unreadable), len(self.stream.dataset)
+        self.run.say(f"unreadable image, replaced by another image: {error}")
+        count, images = len(self.progress.unreadable), len(self.stream.dataset)
         # mutation: cap-unreadable-images
-        if found > max(1, UNREADABLE_SHARE * images):
+        if count > max(1, UNREADABLE_SHARE * images):
             raise OcrnetError(
-                f"{found} of {images} training images are unreadable, more than data.on_error: skip allows (1 in 100); "
-                f"the last: {error}"
+                f"{count} of {images} training images are unreadable, more than data.on_error: skip allows (1 in 100); "
+                f"the last one: {error}"
             )
 
     def _log_if_due(self) -> None:
-        """Log and record the steps since the last log line, if one is due; skipped steps do not count in the loss."""
-        cfg, progress, pace = self.cfg, self.progress, self._pace
+        """If a log line is due, write it and a row of metrics.jsonl; the loss is the mean over steps not skipped."""
+        cfg, progress, throughput = self.cfg, self.progress, self._throughput
         for line in self.push.news() if self.push else ():
             self.run.say(line)
         if not self._due(cfg.log_interval):
@@ -257,15 +265,15 @@ class Loop:
             "loss_ocr": ocr,
             "learning_rate": float(self._learning_rate[progress.step - 1]),
             "skipped": progress.skipped,
-            "images_per_second": pace.samples / pace.seconds,
-            "seconds_per_step": pace.seconds / pace.steps,
-            "data_seconds_per_step": pace.data_seconds / pace.steps,
-            "memory_bytes": pace.memory_bytes,
+            "images_per_second": throughput.samples / throughput.seconds,
+            "seconds_per_step": throughput.seconds / throughput.steps,
+            "data_seconds_per_step": throughput.data_seconds / throughput.steps,
+            "memory_bytes": throughput.memory_bytes,
         }
         self.run.record({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
         self.run.say(log_line(row, cfg))
         self._bar.figures(row)
-        progress.losses, self._pace = [], ThroughputMeter()
+        progress.losses, self._throughput = [], ThroughputMeter()
 
     def _evaluation_is_due(self) -> bool:
         progress = self.progress
@@ -276,10 +284,10 @@ class Loop:
         progress = self.progress
         if self._evaluation_is_due():
             assert self.val_set is not None
-            eval_cfg = quick(self.cfg.eval)
-            show = self._sampler(self.val_set)
+            eval_cfg = single_scale(self.cfg.eval)
+            show = self._make_sample_writer(self.val_set)
             try:
-                with self._saved_on_failure(agreed=True):
+                with self._save_on_failure(on_all_ranks=True):
                     scores = evaluate(
                         self.engine,
                         self.val_set,
@@ -289,38 +297,38 @@ class Loop:
                         say=self.run.say,
                         stopped=self.stopped,
                     )
-            except AbandonedError:
+            except EvaluationStoppedError:
                 return  # the resumed run begins with this evaluation
             progress.evaluated_step = progress.step
             with collectives.propagate_errors(self.engine):
-                self._note_scores(scores)
-        # A series of skipped steps leaves the weights unchanged: saving them would only displace valid checkpoints.
-        in_a_series = progress.skipped_in_row > 1 and progress.step < self.cfg.total_step
-        if self._due(self.cfg.save_interval) and not in_a_series:
+                self._record_scores(scores)
+        # After several skipped steps in a row, the weights are unchanged; saving them would remove an older checkpoint.
+        repeated_skips = progress.skipped_in_row > 1 and progress.step < self.cfg.total_step
+        if self._due(self.cfg.save_interval) and not repeated_skips:
             with collectives.propagate_errors(self.engine):
                 self._save(progress.step)
                 if self.run.writes:
                     # mutation: keep-unconfirmed-checkpoint
-                    spared = self.push.unconfirmed() if self.push else ()
-                    checkpoint.prune(self.run.checkpoints, self.cfg.keep_checkpoint, spared)
+                    unconfirmed = self.push.unconfirmed() if self.push else ()
+                    checkpoint.prune(self.run.checkpoints, self.cfg.keep_checkpoint, unconfirmed)
 
-    def _sampler(self, dataset: Dataset) -> Show:
-        """Return a callback for each image of an evaluation; it saves some images of rank 0's share as pictures."""
-        share = range(self.engine.world.rank, len(dataset), self.engine.world.size)
-        count = min(self.cfg.eval_samples, len(share)) if self.run.writes else 0
-        chosen = {share[i * len(share) // count] for i in range(count)}
+    def _make_sample_writer(self, dataset: Dataset) -> Show:
+        """Return a callback that saves ``eval_samples`` of rank 0's evaluated images, each next to its prediction."""
+        rank_indices = range(self.engine.world.rank, len(dataset), self.engine.world.size)
+        count = min(self.cfg.eval_samples, len(rank_indices)) if self.run.writes else 0
+        selected = {rank_indices[i * len(rank_indices) // count] for i in range(count)}
 
-        def show(index: int, image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> None:
-            if index in chosen:
-                small = [thumbnail(array, SAMPLE_SIDE) for array in (image, prediction, truth)]
+        def show(index: int, image: np.ndarray, prediction: np.ndarray, label: np.ndarray) -> None:
+            if index in selected:
+                panels = [thumbnail(array, SAMPLE_SIDE_PIXELS) for array in (image, prediction, label)]
                 classes = dataset.classes
-                picture = side_by_side(*small, palette=classes.palette, names=classes.names)
-                self.run.sample(dataset.name(index), self.progress.step, picture)
+                comparison = side_by_side(*panels, palette=classes.palette, names=classes.names)
+                self.run.sample(dataset.name(index), self.progress.step, comparison)
 
         return show
 
-    def _note_scores(self, scores: Scores) -> None:
-        """Log and record an evaluation; save the weights if they are the best so far."""
+    def _record_scores(self, scores: Scores) -> None:
+        """Log and record the scores of an evaluation; save the best checkpoint if mIoU is the highest so far."""
         progress = self.progress
         self.run.record({"kind": "eval", "step": progress.step, **as_dict(scores)})
         self.run.draw_curves()
@@ -335,7 +343,10 @@ class Loop:
             self._save("best")
 
     def _save(self, tag: int | str) -> None:
-        """Write one checkpoint: the engine's state, and all metadata that is needed to resume from it or to use it."""
+        """Save a checkpoint: the engine's state, with the metadata for resuming and for prediction.
+
+        ``tag`` is the step, or ``best``. Raise `OcrnetError` if a tensor is not finite.
+        """
         tensors = self.engine.state()
         if not self.run.writes:
             return
@@ -343,8 +354,8 @@ class Loop:
             # mutation: never-save-nonfinite-state
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise OcrnetError(
-                    f"after step {self.progress.step}, {name} is not finite; this step is not saved, the checkpoints "
-                    f"in {self.run.checkpoints} are from earlier steps; lower lr_init, set clip_grad, or train with "
+                    f"after step {self.progress.step}, {name} is not finite, so no checkpoint is saved; resume "
+                    f"from an earlier one in {self.run.checkpoints}, and lower lr_init, set clip_grad, or train with "
                     "--mix False"
                 )
         classes = self.stream.dataset.classes
@@ -361,37 +372,37 @@ class Loop:
         if tag == self.progress.step:
             self._saved_step = self.progress.step
         if self._writes_ckpt():
-            about = {key: value for key, value in meta.items() if key != "progress"}
-            weights.write_ckpt(path.with_suffix(".ckpt"), tensors, about)
+            ckpt_meta = {key: value for key, value in meta.items() if key != "progress"}
+            weights.write_ckpt(path.with_suffix(".ckpt"), tensors, ckpt_meta)
         self.run.say(f"saved {path}")
         if self.push:
             self.push.files()
             self.push.checkpoint(path)
 
     def _writes_ckpt(self) -> bool:
-        asked = self.cfg.save_mindspore_ckpt
-        return "mindspore" in self.engine.versions if asked is None else asked
+        configured = self.cfg.save_mindspore_ckpt
+        return "mindspore" in self.engine.versions if configured is None else configured
 
 
-def quick(eval_cfg: Eval) -> Eval:
-    """Return the evaluation settings during training: as configured, but at scale 1 and without flip."""
+def single_scale(eval_cfg: Eval) -> Eval:
+    """Return the configured evaluation settings, but with only scale 1 and without flip, for use during training."""
     return dataclasses.replace(eval_cfg, scales=(1.0,), flip=False)
 
 
 def log_line(row: dict[str, Any], cfg: Config) -> str:
-    """Return a row of metrics.jsonl as a readable log line."""
-    pace = row["seconds_per_step"]
+    """Format a training row of metrics.jsonl as a log line."""
+    seconds_per_step = row["seconds_per_step"]
     return (
         f"step {row['step']}/{cfg.total_step}  loss {row['loss']:.4f} "
         f"(aux {row['loss_aux']:.4f}, ocr {row['loss_ocr']:.4f})  lr {row['learning_rate']:.3e}  "
-        f"{row['images_per_second']:.2f} img/s  {pace * 1000:.0f} ms/step "
+        f"{row['images_per_second']:.2f} img/s  {seconds_per_step * 1000:.0f} ms/step "
         f"(data {row['data_seconds_per_step'] * 1000:.0f})  mem {row['memory_bytes'] / 2**30:.2f} GiB  "
-        f"eta {duration(pace * (cfg.total_step - row['step']))}"
+        f"eta {duration(seconds_per_step * (cfg.total_step - row['step']))}"
     )
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as 1:02:03, preceded by the number of days if there are any."""
+    """Format seconds as h:mm:ss, for example 1:02:03 or 2 d 0:00:05."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

@@ -581,7 +581,7 @@ def test_a_dry_run_is_printed_once_and_reports_problems_of_all_ranks(commands, m
     def problem_on_rank_1(datasets, cfg):
         return ["data"], ["b.png is damaged"] if commands.thread.world.rank == 1 else []
 
-    monkeypatch.setattr(dry_run_module, "lines_of_data", problem_on_rank_1)
+    monkeypatch.setattr(dry_run_module, "data_lines", problem_on_rank_1)
     assert on_ranks(2, commands.dry_run) == [["b.png is damaged"], ["b.png is damaged"]]
     assert capsys.readouterr().out.count("problem: b.png is damaged") == 1
 
@@ -590,7 +590,7 @@ def test_a_dry_run_is_printed_once_and_reports_problems_of_all_ranks(commands, m
             raise OcrnetError("no folder")
         return [], []
 
-    monkeypatch.setattr(dry_run_module, "lines_of_data", breaks_on_rank_1)
+    monkeypatch.setattr(dry_run_module, "data_lines", breaks_on_rank_1)
     first, second = on_ranks(2, commands.dry_run)
     assert (str(first)[:13], str(second)) == ("rank 1 failed", "no folder")
 

@@ -93,7 +93,7 @@ def test_all_pixels_ignored_gives_nan():
     means = (scores.mean_iou, scores.mean_accuracy, scores.pixel_accuracy, scores.frequency_weighted_iou)
     assert all(math.isnan(value) for value in (*means, *scores.iou, *scores.accuracy, *scores.share))
     assert scores.pixels == 0
-    constant, mean_iou = metrics.constant_answer(metrics.scores(np.zeros((3, 3), np.int64), ["a", "b", "c"]))
+    constant, mean_iou = metrics.constant_prediction(metrics.scores(np.zeros((3, 3), np.int64), ["a", "b", "c"]))
     assert constant == 0
     assert math.isnan(mean_iou)
 
@@ -119,7 +119,7 @@ def test_the_constant_baseline_is_the_score_of_predicting_one_class(seed):
     rng = np.random.default_rng(seed)
     prediction, label = random_maps(rng, num_classes=6)
     label[label == seed] = 255  # one class is absent
-    constant, mean_iou = metrics.constant_answer(score(prediction, label, 6))
+    constant, mean_iou = metrics.constant_prediction(score(prediction, label, 6))
     assert np.count_nonzero(label == constant) == max(np.count_nonzero(label == index) for index in range(6))
     assert mean_iou == pytest.approx(score(np.full_like(label, constant), label, 6).mean_iou, abs=1e-12)
 

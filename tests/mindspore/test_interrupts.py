@@ -67,7 +67,7 @@ def test_ctrl_c_interrupts_after_the_compilation_of_a_graph(run_and_interrupt):
                 print("ready", flush=True)
                 cell(x).asnumpy()
                 end = time.monotonic() + 5  # the signal may arrive after compiling has completed
-                while not interrupts._waiting and time.monotonic() < end:
+                while not interrupts._pending and time.monotonic() < end:
                     time.sleep(0.01)
                 print("compiled", flush=True)
         except KeyboardInterrupt:

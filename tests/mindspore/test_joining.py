@@ -224,7 +224,7 @@ def env(monkeypatch, tmp_path) -> Iterator[dict[str, str]]:
         del os.environ[name]
     os.environ["MS_TOPO_TIMEOUT"] = "0.3"
     monkeypatch.setattr(rendezvous.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(distributed, "_lent", False)
+    monkeypatch.setattr(distributed, "_replaces_msrun", False)
     monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
     yield os.environ
     os.environ.clear()
@@ -250,33 +250,33 @@ def test_launches_that_cannot_join_are_rejected_with_a_remedy(env):
 
 def test_the_port_of_a_running_rank_0_is_used_and_that_of_a_dead_one_is_not(env, tmp_path):
     world = World(1, 2, 1, "mpirun")
-    board = rendezvous.board_path()
+    board = rendezvous.port_file_path()
     assert_rejected(world, str(board), "rank 0 has not written its port", "within 0.3 s")
     del env["MS_ROLE"], env["MS_SCHED_HOST"]
-    rendezvous.leave_port(board, 4321)
+    rendezvous.write_port(board, 4321)
     assert board.stat().st_mode & 0o777 == 0o600
     distributed.prepare(world, "CPU", 600)
     assert (env["MS_SCHED_HOST"], env["MS_SCHED_PORT"], env["MS_ROLE"]) == ("127.0.0.1", "4321", "MS_WORKER")
     assert (env["MS_NODE_ID"], env["RANK_ID"], env["RANK_SIZE"], env["DEVICE_ID"]) == ("1", "1", "2", "1")
-    rendezvous._clean(board)
+    rendezvous._remove_stale(board)
     assert board.exists()
     # Simulate that another process has the pid now.
     board.write_text(board.read_text().replace('"created": ', '"created": 1'))
     del env["MS_ROLE"], env["MS_SCHED_HOST"], env["MS_SCHED_PORT"]
     assert_rejected(world, "rank 0 has not written its port")
-    rendezvous._clean(board)
+    rendezvous._remove_stale(board)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_each_launch_has_its_own_rendezvous_file(env):
     def path(**changes: str) -> Path:
         env.update(changes)
-        return rendezvous.board_path()
+        return rendezvous.port_file_path()
 
     paths = [path(), path(SLURM_JOB_ID="1", SLURM_STEP_ID="0"), path(SLURM_STEP_ID="1"),
              path(PMIX_NAMESPACE="prterun-a-1@1"), path(PMIX_NAMESPACE="prterun-a-2@1")]  # fmt: skip
     assert len(set(paths)) == len(paths)
-    assert rendezvous.board_path() == paths[-1]
+    assert rendezvous.port_file_path() == paths[-1]
 
 
 @pytest.mark.parametrize("target", ["Ascend", "GPU"])

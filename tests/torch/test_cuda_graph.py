@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from ocrnet import architecture
 from ocrnet.config import Loss
 from ocrnet.distributed.launcher import World
-from ocrnet.engines.torch.bilinear import matrices_held
+from ocrnet.engines.torch.bilinear import retain_matrices
 from ocrnet.engines.torch.cuda_graph import WARMUP
 from ocrnet.engines.torch.engine import TorchEngine
 
@@ -43,7 +43,7 @@ class CpuRecorder:
     def __init__(self, engine: TorchEngine) -> None:
         self.engine, self.calls = engine, []
 
-    def aside(self, work):
+    def warm_up(self, work):
         return work()
 
     def record(self, work):
@@ -116,7 +116,7 @@ def test_a_step_never_synchronizes_with_the_device(changes):
 def test_the_graph_keeps_references_to_the_interpolation_matrices_that_it_reads():
     engine, _ = open_engine(True)
     plain, _ = open_engine(False)
-    with matrices_held() as used:
+    with retain_matrices() as used:
         plain.train(1)
     engine.train(WARMUP + 1)
     kept = {matrix.data_ptr() for matrix in engine.graph.matrices}

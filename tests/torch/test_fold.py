@@ -7,7 +7,7 @@ import torch
 
 from ocrnet import architecture
 from ocrnet.architecture import Arch
-from ocrnet.engines.torch.fold import folded
+from ocrnet.engines.torch.fold import fold_norms
 from ocrnet.engines.torch.hrnet import Conv, Norm
 from ocrnet.engines.torch.ocr import OCRNet
 
@@ -32,7 +32,7 @@ def test_the_folded_network_has_the_same_outputs(variant):
     model = network(dataclasses.replace(ARCH, variant=variant))
     x = torch.randn(2, 3, 65, 97, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected, actual = model(x), folded(model, torch.float64)(x)
+        expected, actual = model(x), fold_norms(model, torch.float64)(x)
     for a, b in zip(expected, actual, strict=True):
         assert (a - b).abs().max() <= 1e-11 * a.abs().max()
 
@@ -40,7 +40,7 @@ def test_the_folded_network_has_the_same_outputs(variant):
 def test_the_folded_network_has_no_norm_and_the_original_is_unchanged():
     model = network(ARCH)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    half = folded(model.train(), torch.bfloat16)
+    half = fold_norms(model.train(), torch.bfloat16)
     assert not any(isinstance(module, Norm) for module in half.modules())
     assert all(conv.weight.dtype == torch.bfloat16 for conv in half.modules() if isinstance(conv, Conv))
     assert model.training

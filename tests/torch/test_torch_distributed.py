@@ -137,7 +137,7 @@ def test_a_wrong_reduction_exceeds_the_bounds(mode, folder):
     [("node07", "node07"), ("node[07-09,12],login1", "node07"), ("a1,b[2-3]", "a1"), ("gpu-[003,7]", "gpu-003")],
 )
 def test_the_first_machine_of_a_slurm_node_list(machines, first):
-    assert distributed.first_machine(machines) == first
+    assert distributed.first_host(machines) == first
 
 
 def test_a_restart_on_an_old_store_uses_a_new_name():
@@ -145,9 +145,9 @@ def test_a_restart_on_an_old_store_uses_a_new_name():
     store = dist.HashStore()
     names = set()
     for _ in range(3):
-        store.set("asks/2", "killed")  # this rank sent its request and was killed before the response
+        store.set("token/2", "killed")  # this rank sent its request and was killed before the response
         with ThreadPoolExecutor(3) as pool:
-            start = [pool.submit(distributed._this_start, store, World(rank, 3), 20.0) for rank in (1, 2, 0)]
+            start = [pool.submit(distributed._launch_id, store, World(rank, 3), 20.0) for rank in (1, 2, 0)]
         (name,) = {future.result() for future in start}
         names.add(name)
     assert len(names) == 3
@@ -155,7 +155,7 @@ def test_a_restart_on_an_old_store_uses_a_new_name():
 
 def test_the_error_names_the_missing_ranks():
     with pytest.raises(RuntimeError, match=r"missing ranks: 1, 2"):
-        distributed._this_start(dist.HashStore(), World(0, 3), 0.1)
+        distributed._launch_id(dist.HashStore(), World(0, 3), 0.1)
 
 
 def test_a_configuration_error_of_the_rendezvous_is_not_reported_as_a_timeout(monkeypatch):

@@ -1,7 +1,7 @@
-"""MindSpore engine for Ascend, CPU, and the GPUs that MindSpore still supports.
+"""The MindSpore engine for Ascend NPUs, CPUs, and the GPUs that MindSpore supports.
 
-Importing this package sets the environment variables that MindSpore reads when it is imported. Do not import MindSpore
-before this package.
+Importing this package sets environment variables that MindSpore reads when it is imported. Import this package before
+MindSpore.
 """
 
 import os
@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 
-from ocrnet.engines.mindspore.interrupts import keep_interrupts
+from ocrnet.engines.mindspore.interrupts import install_interrupt_handling
 from ocrnet.utils.errors import OcrnetError
 
 DEFAULTS = {
@@ -24,18 +24,18 @@ DEFAULTS = {
 def _prepare() -> None:
     if int(np.__version__.split(".")[0]) >= 2:
         raise OcrnetError(
-            f"MindSpore needs NumPy below 2, {np.__version__} is installed: "
+            f"MindSpore needs NumPy below 2, but {np.__version__} is installed: "
             "pip install 'numpy<2' 'opencv-python-headless<5'"
         )
     if os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1":
         raise OcrnetError(
-            "MS_COMPILER_CACHE_ENABLE is 1, but MindSpore's compile cache loads graphs for other settings, which gives "
-            "wrong results (docs/experiments.md): unset MS_COMPILER_CACHE_ENABLE"
+            "MS_COMPILER_CACHE_ENABLE is 1, but MindSpore's compile cache can load graphs of other settings, which "
+            "gives wrong results (docs/experiments.md): unset MS_COMPILER_CACHE_ENABLE"
         )
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     # mutation: keep-sigint-from-mindspore
-    keep_interrupts()
+    install_interrupt_handling()
 
 
 _prepare()

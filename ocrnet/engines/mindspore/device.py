@@ -1,4 +1,4 @@
-"""Choose the device and the precision once, with the reason for each choice."""
+"""Choice of the device and the precision, and the log lines that describe them."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import mindspore as ms
 
 from ocrnet.config import Config
 from ocrnet.engines.mindspore import DEFAULTS
-from ocrnet.engines.mindspore.stderr import stderr_dropped
+from ocrnet.engines.mindspore.stderr import discard_stderr
 from ocrnet.utils.errors import OcrnetError
 
 ISA = "ONEDNN_MAX_CPU_ISA"
@@ -29,7 +29,7 @@ MISSING = {
 
 @dataclass(frozen=True)
 class Precision:
-    """The AMP level, whether the loss is scaled, and a text for the log that gives the reason."""
+    """The AMP level, whether the loss is scaled, and ``text``, which describes both in the log, with the reason."""
 
     level: str
     scaled: bool
@@ -37,39 +37,42 @@ class Precision:
 
 
 def choose_device(target: str | None) -> tuple[str, str]:
-    """Return MindSpore's name of the device for ``--device_target`` and a text that gives the reason.
+    """Return MindSpore's device target for ``--device_target`` and its description for the log.
 
     Raise `OcrnetError` if MindSpore cannot use the requested device.
     """
     if target is None:
-        found = next((name for name in ("Ascend", "GPU") if _available(name)), "CPU")
-        return found, found if found != "CPU" else "CPU, because MindSpore sees neither Ascend nor GPU"
+        device = next((name for name in ("Ascend", "GPU") if _available(name)), "CPU")
+        return device, device if device != "CPU" else "CPU, because MindSpore sees neither Ascend nor GPU"
     if target != "CPU" and not _available(target):
         raise OcrnetError(MISSING[target].format(version=ms.__version__))
     return target, target
 
 
 def _available(name: str) -> bool:
-    asked = os.environ["GLOG_v"] < "3"  # noqa: SIM112 - MindSpore spells it so
-    with contextlib.nullcontext() if asked else stderr_dropped():  # MindSpore logs each library that it does not find
+    verbose = os.environ["GLOG_v"] < "3"  # noqa: SIM112 - MindSpore spells it so
+    with contextlib.nullcontext() if verbose else discard_stderr():  # MindSpore logs each missing library
         return bool(ms.hal.is_available(name))
 
 
 def choose_precision(target: str, cfg: Config) -> Precision:
-    """Return the precision for ``--mix``: float16 with a scaled loss; batch norms, softmax and loss in float32."""
+    """Return the precision of the network: float32 without ``mix``, else that of ``amp_level``.
+
+    ``amp_level: auto`` is O2: float16 with a scaled loss, but batch norms, softmax and loss in float32.
+    """
     level = ("O2" if cfg.amp_level == "auto" else cfg.amp_level) if cfg.mix else "O0"
     if level == "O0":
         return Precision(level, False, "float32" + (", because amp_level is O0" if cfg.mix else ""))
-    what = {
+    level_description = {
         "O1": "O1: convolutions in float16",
         "O2": "O2: float16, but batch norms, softmax and loss in float32",
         "O3": "O3: same as O2 (batch norms stay in float32)",
     }[level]
-    why = (
+    reason = (
         ", because MindSpore has no bfloat16 convolution on CPU (slower than float32 there)" if target == "CPU" else ""
     )
-    scale = "dynamic loss scale" if cfg.loss_scale is None else f"loss scale {cfg.loss_scale:g}"
-    return Precision(level, True, f"{what}{why}; {scale}")
+    scale_description = "dynamic loss scale" if cfg.loss_scale is None else f"loss scale {cfg.loss_scale:g}"
+    return Precision(level, True, f"{level_description}{reason}; {scale_description}")
 
 
 @contextlib.contextmanager
@@ -78,15 +81,15 @@ def translate_oom(remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error)
-        if not isinstance(error, MemoryError) and not any(word in text.lower() for word in OUT_OF_MEMORY):
+        message = str(error)
+        if not isinstance(error, MemoryError) and not any(word in message.lower() for word in OUT_OF_MEMORY):
             raise
-        first = next((line for line in text.splitlines() if line.strip()), "allocation failed")
-        raise OcrnetError(f"out of memory ({first}); {remedy}") from error
+        first_line = next((line for line in message.splitlines() if line.strip()), "allocation failed")
+        raise OcrnetError(f"out of memory ({first_line}); {remedy}") from error
 
 
 def configure(target: str, cfg: Config) -> None:
-    """Set MindSpore's execution mode, device and determinism for a run."""
+    """Set MindSpore's execution mode, device target and determinism for the process."""
     mode = ms.GRAPH_MODE if cfg.ms_mode == "graph" else ms.PYNATIVE_MODE
     ms.set_context(mode=mode, device_target=target)
     if cfg.deterministic:
@@ -94,38 +97,40 @@ def configure(target: str, cfg: Config) -> None:
 
 
 def _threads() -> int:
-    """Return the number of compute threads: MindSpore's setting, limited to the cores that this process may use."""
-    most = int(ms.get_context("runtime_num_threads"))
-    return min(most, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else most
+    """Return the number of compute threads: MindSpore's setting, at most the number of cores of this process."""
+    limit = int(ms.get_context("runtime_num_threads"))
+    return min(limit, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else limit
 
 
-def describe(target: str, why: str, precision: Precision, cfg: Config, *, training: bool) -> tuple[list[str], dict]:
-    """Describe the device, the precision and the settings.
+def describe(
+    target: str, device_description: str, precision: Precision, cfg: Config, *, training: bool
+) -> tuple[list[str], dict]:
+    """Return the startup log lines and the versions for the checkpoint metadata.
 
     Args:
-        target: MindSpore's name of the device.
-        why: The reason for the device, from `choose_device`.
+        target: MindSpore's device target.
+        device_description: The description of the device, from `choose_device`.
         precision: The precision, from `choose_precision`.
         cfg: The configuration.
-        training: Whether to include the lines that concern only training.
+        training: Whether to include the lines that apply only to training.
 
     Returns:
-        The lines of the startup banner, and the versions for the checkpoint.
+        The log lines, and a dict of the MindSpore version, the thread count and, on a CPU, the instruction set.
     """
     threads = _threads()
     versions = {"mindspore": ms.__version__, "threads": str(threads)}
     mode = "graph mode" if cfg.ms_mode == "graph" else "PyNative mode"
     lines = [
         f"engine: mindspore {ms.__version__}, {mode}, {threads} thread{'s' if threads > 1 else ''}",
-        f"device: {why}",
+        f"device: {device_description}",
         f"mix: {precision.text}",
     ]
     if target == "CPU":
         isa = versions[ISA] = os.environ[ISA]
         if isa != DEFAULTS[ISA]:
             lines.append(
-                f"{ISA} is {isa} in the environment; the default of ocrnet, {DEFAULTS[ISA]}, can be 10 times "
-                "faster, and the last digits of results differ"
+                f"{ISA} is {isa} in the environment; ocrnet's default, {DEFAULTS[ISA]}, can be 10 times "
+                "faster (results differ in their last digits)"
             )
     if cfg.loss_scale is not None and not precision.scaled:
         lines.append("loss_scale: no effect in float32; --mix True enables mixed precision")

@@ -1,14 +1,15 @@
-"""Join the ranks of a MindSpore run: `prepare` before MindSpore is imported, then `join`, and finally `leave`.
+"""Process group of the ranks (MindSpore): `prepare` before MindSpore is imported, then `join`, and finally `leave`.
 
-On CPU, MindSpore supports only one rendezvous: a scheduler process, found by environment variables that MindSpore's own
-launcher msrun sets. Under mpirun and srun, `prepare` sets these variables and rank 0 starts the scheduler. Under msrun,
-the script itself is started once more as the scheduler, and `prepare` does not return. In both cases a second small
-process monitors the scheduler. The scheduler must outlive the ranks, because ranks without a scheduler end themselves
-by SIGTERM, even while they exit. It must not outlive them by much.
+On CPU, the ranks of MindSpore connect through a scheduler process, whose address is in environment variables. Under
+mpirun and srun, `prepare` sets these variables, and rank 0 starts the scheduler. MindSpore's launcher, msrun, sets the
+variables itself; it also starts the training script in one more process, as the scheduler, where `prepare` does not
+return. In both cases, the scheduler runs in a child process of another process, which monitors it; under mpirun and
+srun, this is the guard. The scheduler must outlive the ranks, because a rank that loses the scheduler ends itself by
+SIGTERM, even while it exits. The scheduler must end soon after the ranks.
 
-On Ascend and GPU, the variables stay as the launcher set them (msrun's, or mpirun's with or without RANK_TABLE_FILE),
-and `mindspore.communication.init` uses them for HCCL or NCCL. This is known only from MindSpore's sources; it has not
-been run.
+On Ascend and GPU, this module does not change the variables of the launcher (msrun, or mpirun with or without
+RANK_TABLE_FILE), and `mindspore.communication.init` uses them for HCCL or NCCL. This part follows MindSpore's source
+code; it has not been run.
 """
 
 import atexit
@@ -34,101 +35,101 @@ import psutil
 
 from ocrnet.distributed import rendezvous
 from ocrnet.distributed.launcher import World
-from ocrnet.engines.mindspore.stderr import stderr_dropped
+from ocrnet.engines.mindspore.stderr import discard_stderr
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import SIGNALS, Stopped, set_parent_death_signal
 
-JOINING = "MS_TOPO_TIMEOUT"  # seconds to wait for a missing rank
-EXCHANGE = (
-    "MS_CPU_COMM_OP_TIMEOUT"  # seconds for a collective on CPU; the default of 30 is too short while others compile
-)
+JOIN_TIMEOUT = "MS_TOPO_TIMEOUT"  # variable for the seconds to wait for a missing rank
+# Variable for the timeout in seconds of a collective on CPU. The default, 30, is too short while other ranks compile.
+COLLECTIVE_TIMEOUT = "MS_CPU_COMM_OP_TIMEOUT"
 COLLECTIVES = ("AllReduce", "AllGather")
 MPI_VARIABLES = ("OMPI_", "PMIX_", "PMI_")
 PROGRAM = (
     "import sys; sys.path[0] = sys.argv[1]; from ocrnet.engines.mindspore import distributed as d; d.{}(*sys.argv[2:])"
 )
-GRACE = 15.0  # seconds that the scheduler outlives the ranks of its machine, as ranks elsewhere may still run
-TAIL = 2000
+GRACE = 15.0  # seconds that the scheduler outlives the ranks of its machine: ranks on other machines may still run
+TAIL_BYTES = 2000
 
 
 @dataclass
 class Scheduler:
-    """The guard process, which starts and monitors the scheduler by which the ranks find each other."""
+    """Rank 0's handle of the guard, the process that starts and monitors the scheduler."""
 
     process: subprocess.Popen
-    line: IO[bytes]  # stdin of the guard
-    errors: IO[bytes]
-    board: Path | None = None  # the file that contains the scheduler's port
-    watched: bool = False
+    stdin: IO[bytes]  # stdin of the guard
+    errors: IO[bytes]  # file with the stderr of the guard and the scheduler
+    port_file: Path | None = None  # the file that contains the scheduler's port
+    monitoring: bool = False
 
-    def tail(self) -> str:
-        """Return the end of the scheduler's stderr as the end of an error message; empty if there is none."""
+    def stderr_tail(self) -> str:
+        """Return text with the end of the scheduler's stderr, to append to an error message; empty if it is empty."""
         end = os.fstat(self.errors.fileno()).st_size
-        text = os.pread(self.errors.fileno(), TAIL, max(0, end - TAIL)).decode(errors="replace").strip()
+        text = os.pread(self.errors.fileno(), TAIL_BYTES, max(0, end - TAIL_BYTES)).decode(errors="replace").strip()
         return f"; the scheduler's stderr ends with: {text}" if text else ""
 
-    def watch(self, pids: list[int], grace: float) -> None:
-        """Keep the scheduler alive until ``grace`` seconds after the last of these processes has ended."""
-        self.watched = True
-        with contextlib.suppress(BrokenPipeError), self.line:
-            self.line.write(f"{grace} {' '.join(map(str, pids))}\n".encode())
+    def monitor(self, pids: list[int], grace: float) -> None:
+        """Make the guard keep the scheduler until ``grace`` seconds after the last of these processes has ended."""
+        self.monitoring = True
+        with contextlib.suppress(BrokenPipeError), self.stdin:
+            self.stdin.write(f"{grace} {' '.join(map(str, pids))}\n".encode())
 
     def end(self) -> None:
-        """Kill the guard, and so the scheduler, unless it watches ranks; remove the board."""
-        if not self.watched:
+        """Kill the guard, which ends the scheduler, unless it monitors ranks; remove the port file."""
+        if not self.monitoring:
             self.process.kill()
             self.process.wait()
-        if self.board is not None:
-            self.board.unlink(missing_ok=True)
+        if self.port_file is not None:
+            self.port_file.unlink(missing_ok=True)
 
 
 _scheduler: Scheduler | None = None  # set only on rank 0
-_lent = False  # whether `prepare` replaced msrun
+_replaces_msrun = False  # whether `prepare` set the variables that msrun would set
 _joined = False
-_left = False
+_has_left = False
 
 
 def prepare(world: World, device_target: str | None, rank_timeout: float) -> None:
-    """Set the variables that MindSpore reads when it is imported and when it joins; serve as msrun's scheduler.
+    """Set the environment variables that MindSpore reads when it is imported and when the ranks join.
 
-    In a process that msrun started as the scheduler, this function runs the scheduler and exits the process.
+    On a CPU under mpirun or srun, rank 0 also starts the scheduler. In the process that msrun starts as the scheduler,
+    this function runs the scheduler and then exits the process.
 
     Args:
         world: This process's rank and the number of ranks.
-        device_target: ``--device_target``; None for MindSpore's choice.
-        rank_timeout: Timeout of a collective on CPU in seconds, rounded up; a value in the environment has priority.
+        device_target: The value of ``--device_target``, or None.
+        rank_timeout: Timeout of a collective on CPU in seconds, rounded up; the environment variable has priority.
 
     Raises:
-        OcrnetError: The launcher is not supported, the scheduler's address is missing, incomplete or unusable, or
-            rank 0's port is not available.
+        OcrnetError: The launcher is not supported, the address of the scheduler is missing, incomplete or unusable, or
+            rank 0 has not written its port in time.
     """
-    os.environ.setdefault(JOINING, "300")
-    os.environ.setdefault(EXCHANGE, str(math.ceil(rank_timeout)))
+    os.environ.setdefault(JOIN_TIMEOUT, "300")
+    os.environ.setdefault(COLLECTIVE_TIMEOUT, str(math.ceil(rank_timeout)))
     role = os.environ.get("MS_ROLE")
     if role == "MS_SCHED":
         _serve_msrun()
     ascend = device_target == "Ascend" or (device_target is None and Path("/dev/davinci_manager").exists())
     if world.size == 1 or ascend or device_target == "GPU":
         return
-    atexit.register(_at_exit)  # before MindSpore's import, so that it runs after MindSpore's exit handlers
+    atexit.register(_at_exit)  # exit handlers run in reverse order: this one runs after MindSpore's
     if role:
         return
     if world.launcher not in ("mpirun", "srun"):
         raise OcrnetError(f"{world.launcher} started {world.size} processes; on MindSpore use msrun, mpirun or srun")
-    _stand_in_for_msrun(world)
+    _set_msrun_variables(world)
 
 
-def _stand_in_for_msrun(world: World) -> None:
-    global _lent
-    given = [name for name in ("MS_SCHED_HOST", "MS_SCHED_PORT") if os.environ.get(name)]
-    if len(given) == 1:
-        raise OcrnetError(f"only {given[0]} is set; set both MS_SCHED_HOST and MS_SCHED_PORT, or neither")
-    if not given and not world.on_one_machine:
+def _set_msrun_variables(world: World) -> None:
+    global _replaces_msrun
+    user_set = [name for name in ("MS_SCHED_HOST", "MS_SCHED_PORT") if os.environ.get(name)]
+    if len(user_set) == 1:
+        raise OcrnetError(f"only {user_set[0]} is set; set both MS_SCHED_HOST and MS_SCHED_PORT, or neither")
+    if not user_set and not world.on_one_machine:
         raise OcrnetError(
             f"{world.launcher} started ranks on several machines: set MS_SCHED_HOST to the address of rank 0's machine "
             "and MS_SCHED_PORT to a free port there (mpirun -x MS_SCHED_HOST -x MS_SCHED_PORT), or use msrun"
         )
-    board = rendezvous.board_path()
+    port_file = rendezvous.port_file_path()
     for name in [name for name in os.environ if name.startswith(MPI_VARIABLES)]:
         del os.environ[name]
     os.environ.update(
@@ -139,71 +140,73 @@ def _stand_in_for_msrun(world: World) -> None:
         RANK_SIZE=str(world.size),
         DEVICE_ID=str(world.local),
     )
-    os.environ.setdefault("MS_NODE_TIMEOUT", "600")  # the launcher detects a lost rank before the scheduler
-    _lent = True
-    os.environ["MS_SCHED_HOST"] = _address(os.environ["MS_SCHED_HOST"]) if given else "127.0.0.1"
+    os.environ.setdefault("MS_NODE_TIMEOUT", "600")  # long, because the launcher detects a lost rank
+    _replaces_msrun = True
+    os.environ["MS_SCHED_HOST"] = _address(os.environ["MS_SCHED_HOST"]) if user_set else "127.0.0.1"
     if world.rank == 0:
-        _lend_scheduler(None if given else board)
-    elif not given:
-        patience = float(os.environ[JOINING])
-        os.environ["MS_SCHED_PORT"] = str(rendezvous.read_port(board, patience))
+        _start_scheduler(None if user_set else port_file)
+    elif not user_set:
+        timeout_s = float(os.environ[JOIN_TIMEOUT])
+        os.environ["MS_SCHED_PORT"] = str(rendezvous.read_port(port_file, timeout_s))
 
 
 def _address(host: str) -> str:
-    """Return the IPv4 address of ``host``: MindSpore does not accept host names."""
+    """Return the IPv4 address of ``host``; MindSpore does not accept host names."""
     try:
         return socket.gethostbyname(host)
     except OSError as error:
         raise OcrnetError(f"MS_SCHED_HOST={host}: {error.strerror}") from error
 
 
-def _lend_scheduler(board: Path | None) -> None:
-    """Start the scheduler at the user's host and port, or at a free port that is written to ``board``."""
+def _start_scheduler(port_file: Path | None) -> None:
+    """Start the scheduler at MS_SCHED_HOST, at a free port that is written to ``port_file``; None: at MS_SCHED_PORT."""
     global _scheduler
     host = os.environ["MS_SCHED_HOST"]
-    port = int(os.environ["MS_SCHED_PORT"]) if board is None else 0
-    with socket.socket() as held:
+    port = int(os.environ["MS_SCHED_PORT"]) if port_file is None else 0
+    with socket.socket() as reserved:
         if port:
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the previous run may have just released it
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the previous run may have just released it
         try:
-            held.bind((host, port))
+            reserved.bind((host, port))
         except OSError as error:
-            why = "it must be an address of rank 0's machine" if error.errno == errno.EADDRNOTAVAIL else error.strerror
+            reason = (
+                "it must be an address of rank 0's machine" if error.errno == errno.EADDRNOTAVAIL else error.strerror
+            )
             raise OcrnetError(
-                f"MS_SCHED_HOST={host} MS_SCHED_PORT={port}: rank 0 cannot listen on this address: {why}"
+                f"MS_SCHED_HOST={host} MS_SCHED_PORT={port}: rank 0 cannot listen on this address: {reason}"
             ) from error
-        os.environ["MS_SCHED_PORT"] = str(held.getsockname()[1])
-        _scheduler = _start(held)
-    if board is not None:
-        rendezvous.leave_port(board, int(os.environ["MS_SCHED_PORT"]))
-        _scheduler.board = board
+        os.environ["MS_SCHED_PORT"] = str(reserved.getsockname()[1])
+        _scheduler = _start_guard(reserved)
+    if port_file is not None:
+        rendezvous.write_port(port_file, int(os.environ["MS_SCHED_PORT"]))
+        _scheduler.port_file = port_file
 
 
-def _start(held: socket.socket) -> Scheduler:
-    """Start the guard and the scheduler; they inherit a socket that reserves the port until the scheduler listens."""
+def _start_guard(reserved: socket.socket) -> Scheduler:
+    """Start the guard and the scheduler; they inherit the socket that reserves the port until the scheduler listens."""
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this process
-    process = _spawn("guard", held.fileno(), stdin=subprocess.PIPE, stderr=errors)
+    process = _spawn("guard", reserved.fileno(), stdin=subprocess.PIPE, stderr=errors)
     assert process.stdin is not None
     return Scheduler(process, process.stdin, errors)
 
 
-def _spawn(function: str, held: int | None = None, **options: Any) -> subprocess.Popen:
-    """Run a function of this module in a new process; its arguments are this process's ID and the held socket."""
-    handed = () if held is None else (held,)
+def _spawn(function: str, reserved: int | None = None, **options: Any) -> subprocess.Popen:
+    """Run a function of this module in a new process, with this process's ID and the reserved socket as arguments."""
+    inherited = () if reserved is None else (reserved,)
     env = {name: value for name, value in os.environ.items() if name not in ("MS_NODE_ID", "RANK_ID", "DEVICE_ID")}
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(function), str(Path(__file__).parents[3]), str(os.getpid()),
-         *map(str, handed)],
+         *map(str, inherited)],
         env=env | {"MS_ROLE": "MS_SCHED", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
-        pass_fds=handed,
-        start_new_session=True,  # not reached by the signals that a terminal or a launcher sends to all processes
+        pass_fds=inherited,
+        start_new_session=True,  # signals that a terminal or launcher sends to the process group do not reach it
         **options,
     )  # fmt: skip
 
 
-def serve(parent: str, held: str | None = None) -> None:
-    """Run the scheduler until all ranks have left or the process ``parent`` has died."""
+def serve(parent: str, reserved: str | None = None) -> None:
+    """Run MindSpore's scheduler until all ranks have left or the process ``parent`` has ended."""
     _ignore_signals()
     set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != int(parent):
@@ -211,31 +214,34 @@ def serve(parent: str, held: str | None = None) -> None:
     import mindspore
 
     mindspore.set_context(device_target="CPU")
-    if held is not None:
-        os.close(int(held))
-    mindspore.communication.init()  # returns or exits when all ranks have left; no Python thread runs meanwhile
+    if reserved is not None:
+        os.close(int(reserved))
+    mindspore.communication.init()  # returns, or exits the process, when all ranks have left; it blocks Python threads
 
 
-def guard(parent: str, held: str) -> None:
-    """Start the scheduler for rank 0, the process ``parent``; end it after the ranks that rank 0 names have ended."""
+def guard(parent: str, reserved: str) -> None:
+    """Start the scheduler for rank 0, the process ``parent``, and end it when the ranks have ended.
+
+    The ranks are rank 0 and, once it has written them to stdin of this process, those of `Scheduler.monitor`.
+    """
     _ignore_signals()
-    first = _process(int(parent))
-    scheduler = _spawn("serve", int(held), stdin=subprocess.DEVNULL)
-    os.close(int(held))
-    ranks, grace = first, 0.0
+    rank_0 = _process(int(parent))
+    scheduler = _spawn("serve", int(reserved), stdin=subprocess.DEVNULL)
+    os.close(int(reserved))
+    ranks, grace = rank_0, 0.0
     ready, _, _ = select.select([sys.stdin], [], [], 0)
     while scheduler.poll() is None and not ready and _running(ranks):
         ready, _, _ = select.select([sys.stdin], [], [], 0.2)
-    if ready and (words := sys.stdin.readline().split()):
-        grace = float(words[0])
-        ranks = [process for pid in words[1:] for process in _process(int(pid))]
+    if ready and (fields := sys.stdin.readline().split()):
+        grace = float(fields[0])
+        ranks = [process for pid in fields[1:] for process in _process(int(pid))]
     while scheduler.poll() is None and _running(ranks):
         time.sleep(0.2)
-    sys.exit(_end_within(scheduler, grace))
+    sys.exit(_wait_or_kill(scheduler, grace))
 
 
 def _ignore_signals() -> None:
-    """Ignore the stop signals: the ranks handle them and need the scheduler while they save."""
+    """Ignore the stop signals: the ranks handle them, and need the scheduler until they have saved."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -250,8 +256,8 @@ def _running(ranks: list[psutil.Process]) -> list[psutil.Process]:
     return [rank for rank in ranks if _runs(rank)]
 
 
-def _end_within(scheduler: subprocess.Popen, grace: float) -> int:
-    """Return the exit status of a scheduler without ranks; kill it if it does not exit within ``grace`` seconds."""
+def _wait_or_kill(scheduler: subprocess.Popen, grace: float) -> int:
+    """Wait up to ``grace`` seconds for the scheduler to exit, then kill it; return its exit status, or 1 if killed."""
     try:
         return scheduler.wait(grace)
     except subprocess.TimeoutExpired:
@@ -260,67 +266,69 @@ def _end_within(scheduler: subprocess.Popen, grace: float) -> int:
 
 
 def join(world: World) -> None:
-    """Join the other ranks; return when all have joined.
+    """Join the process group of all ranks; return when all have joined.
 
-    Raise `OcrnetError` if not all join in time, or if MindSpore's rank and size differ from ``world``.
+    Raise `OcrnetError` if not all ranks join in time, or if MindSpore's rank and world size differ from ``world``.
     """
     global _joined
     from mindspore import communication
 
     try:
         if os.environ.get("MS_ROLE") == "MS_WORKER":
-            _await_scheduler()
+            _wait_for_scheduler()
         try:
             communication.init()
         except RuntimeError as error:
-            raise OcrnetError(_why_not(world, error)) from error
-        found = communication.get_rank(), communication.get_group_size()
-        if found != (world.rank, world.size):
+            raise OcrnetError(_join_error_message(world, error)) from error
+        reported = communication.get_rank(), communication.get_group_size()
+        if reported != (world.rank, world.size):
             raise OcrnetError(
-                f"MindSpore reports rank {found[0]} of {found[1]}, but {world.launcher}'s variables give "
+                f"MindSpore reports rank {reported[0]} of {reported[1]}, but {world.launcher}'s variables give "
                 f"{world.rank} of {world.size}"
             )
         _joined = True
-        if _lent:
-            _have_watched(world)
+        if _replaces_msrun:
+            _send_rank_pids(world)
     finally:
         _end_scheduler()
 
 
-def _have_watched(world: World) -> None:
-    """Send the guard the process IDs of the ranks on rank 0's machine, which it watches."""
-    machine = int.from_bytes(hashlib.sha256(socket.gethostname().encode()).digest()[:6], "big")
-    everyone = np.zeros((world.size, 2), np.int64)
-    everyone[world.rank] = machine, os.getpid()
-    everyone = all_sum(everyone)
-    here = everyone[everyone[:, 0] == everyone[0, 0], 1].tolist()
+def _send_rank_pids(world: World) -> None:
+    """Send the process IDs of the ranks on rank 0's machine to the guard, which monitors them; this is a collective."""
+    machine_id = int.from_bytes(hashlib.sha256(socket.gethostname().encode()).digest()[:6], "big")
+    all_ranks = np.zeros((world.size, 2), np.int64)
+    all_ranks[world.rank] = machine_id, os.getpid()
+    all_ranks = all_sum(all_ranks)
+    local_pids = all_ranks[all_ranks[:, 0] == all_ranks[0, 0], 1].tolist()
     if _scheduler is not None:
-        _scheduler.watch(here, 0.0 if len(here) == world.size else GRACE)
+        _scheduler.monitor(local_pids, 0.0 if len(local_pids) == world.size else GRACE)
 
 
-def _await_scheduler() -> None:
-    """Wait until the scheduler listens: a failed first connection attempt by MindSpore can take a minute."""
-    where = os.environ.get("MS_SCHED_HOST", ""), int(os.environ.get("MS_SCHED_PORT") or 0)
-    patience = float(os.environ[JOINING])
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
+def _wait_for_scheduler() -> None:
+    """Wait until the scheduler listens: MindSpore can take a minute to retry a failed connection."""
+    address = os.environ.get("MS_SCHED_HOST", ""), int(os.environ.get("MS_SCHED_PORT") or 0)
+    timeout_s = float(os.environ[JOIN_TIMEOUT])
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            socket.create_connection(where, timeout=5).close()
+            socket.create_connection(address, timeout=5).close()
             return
         if _scheduler is not None and _scheduler.process.poll() is not None:
-            raise OcrnetError(f"MindSpore's scheduler did not start{_scheduler.tail()}")
+            raise OcrnetError(f"MindSpore's scheduler did not start{_scheduler.stderr_tail()}")
         time.sleep(0.05)
-    raise OcrnetError(f"MindSpore's scheduler did not respond at {where[0]}:{where[1]} within {patience:g} s")
+    raise OcrnetError(f"MindSpore's scheduler did not respond at {address[0]}:{address[1]} within {timeout_s:g} s")
 
 
-def _why_not(world: World, error: RuntimeError) -> str:
-    first = next((line for line in str(error).splitlines() if line.strip(" -")), "no reason given")
-    patience = os.environ[JOINING]
-    name = "msrun's --cluster_time_out" if world.launcher == "msrun" else JOINING  # msrun overwrites the latter
-    words = _scheduler.tail() if _scheduler is not None else ""
+def _join_error_message(world: World, error: RuntimeError) -> str:
+    first_line = next((line for line in str(error).splitlines() if line.strip(" -")), "no reason given")
+    timeout_s = os.environ[JOIN_TIMEOUT]
+    # msrun sets this variable itself, from its own option.
+    setting = "msrun's --cluster_time_out" if world.launcher == "msrun" else JOIN_TIMEOUT
+    stderr_tail = _scheduler.stderr_tail() if _scheduler is not None else ""
     return (
         f"rank {world.rank} of {world.size} ({world.launcher}) could not join the other ranks: MindSpore reports "
-        f"{first!r}; check that all {world.size} ranks start and join within {patience} s ({name}){words}"
+        f"{first_line!r}; check that all {world.size} ranks start and join within {timeout_s} s ({setting})"
+        f"{stderr_tail}"
     )
 
 
@@ -331,7 +339,7 @@ def _end_scheduler() -> None:
 
 @contextlib.contextmanager
 def translate_lost_peer() -> Iterator[None]:
-    """Convert MindSpore's error for a failed collective, which names only a kernel, into an `OcrnetError`."""
+    """Convert MindSpore's error for a failed collective, which names only an operator, into an `OcrnetError`."""
     try:
         yield
     except RuntimeError as error:
@@ -339,16 +347,16 @@ def translate_lost_peer() -> Iterator[None]:
             raise
         raise OcrnetError(
             "another rank did not take part in a collective: it has ended (see its error message), it hangs, or it is "
-            f"slower than {os.environ[EXCHANGE]} s (rank_timeout)"
+            f"slower than {os.environ[COLLECTIVE_TIMEOUT]} s (rank_timeout)"
         ) from error
 
 
 @translate_lost_peer()
 def all_sum(array: np.ndarray) -> np.ndarray:
-    """Return the sum over the ranks, computed by NumPy in rank order with the result dtype of `np.sum`.
+    """Return the sum of ``array`` over the ranks; shape and dtype must match on all ranks.
 
-    The sum is therefore exact for integers, counts True values, and is bit-identical on all ranks. All ranks must pass
-    the same shape and dtype.
+    Every rank gathers all arrays and adds them with NumPy in rank order, in the dtype of the result of `np.sum`. The
+    sum is therefore exact for integers, counts True values, and is bit-identical on all ranks.
     """
     parts = _gather(array)
     total = parts[0].astype(np.sum(np.zeros(0, array.dtype)).dtype)
@@ -368,21 +376,22 @@ def _gather(array: np.ndarray) -> list[np.ndarray]:
     raw = np.ascontiguousarray(array).tobytes()
     if not raw:
         return [array] * size
-    words = np.frombuffer(raw + b"\0" * (-len(raw) % 4), np.int32)
-    everyones = ops.AllGather()(Tensor(words)).asnumpy().reshape(size, -1)
-    return [np.frombuffer(row.tobytes()[: len(raw)], array.dtype).reshape(array.shape) for row in everyones]
+    packed = np.frombuffer(raw + b"\0" * (-len(raw) % 4), np.int32)
+    rows = ops.AllGather()(Tensor(packed)).asnumpy().reshape(size, -1)
+    return [np.frombuffer(row.tobytes()[: len(raw)], array.dtype).reshape(array.shape) for row in rows]
 
 
 def leave() -> None:
-    """Leave the run together with the other ranks, or at once while an exception other than `Stopped` is active.
+    """Synchronize with the other ranks, then leave the process group.
 
-    A rank that ends while another rank still receives makes that rank fail, so the ranks leave together. A failing rank
-    must not wait for the others, because they wait for it in another collective; the launcher ends them.
+    Synchronization is necessary because a rank fails if another one ends while it still receives data. Do not
+    synchronize while an exception other than `Stopped` is being handled: the other ranks may be waiting in another
+    collective, and the launcher ends them.
     """
-    global _joined, _left
+    global _joined, _has_left
     if not _joined:
         return
-    _joined, _left = False, True
+    _joined, _has_left = False, True
     error = sys.exc_info()[1]
     from mindspore import communication
     from mindspore._c_expression import _finalize_collective, set_cluster_exit_with_exception
@@ -390,43 +399,43 @@ def leave() -> None:
     if communication.GlobalComm.BACKEND != "mccl":
         return  # HCCL and NCCL end with the process
     together = error is None or isinstance(error, Stopped)
-    with stderr_dropped():  # MindSpore logs every connection that it closes, at any log level
+    with discard_stderr():  # MindSpore logs every connection that it closes, at any log level
         if together:
-            with contextlib.suppress(RuntimeError):  # a faster rank has received all data and left
+            with contextlib.suppress(RuntimeError):  # another rank may have left already
                 all_sum(np.zeros(1, np.int32))
-            time.sleep(0.5)  # until the data is sent: a busy machine may delay it, and other ranks would wait for it
+            time.sleep(0.5)  # until all data is sent, which takes longer on a busy machine; other ranks wait for it
             _finalize_collective()
-            time.sleep(0.2)  # for MindSpore's threads, which write the last messages
-    if _lent or not together:  # otherwise MindSpore unregisters, which segfaults about once in some hundred runs
+            time.sleep(0.2)  # until MindSpore's threads have written their last messages
+    if _replaces_msrun or not together:  # skip unregistering, which segfaults in one of some hundred runs
         set_cluster_exit_with_exception()
 
 
 def _at_exit() -> None:
-    """End the scheduler of an incomplete join; after `leave`, discard what MindSpore's threads write to stderr."""
+    """End the scheduler if not all ranks have joined; after `leave`, discard the stderr of MindSpore's threads."""
     _end_scheduler()
-    if _left:
+    if _has_left:
         sys.stderr.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _serve_msrun() -> None:
-    """Run msrun's scheduler, then exit.
+    """Run the scheduler for msrun in a child process until the ranks of this machine have ended, then exit.
 
-    MindSpore's own scheduler would wait minutes for ranks that ended before they joined, and msrun would wait for it.
+    MindSpore's scheduler would wait minutes for ranks that ended before they joined, and msrun would wait for it.
     """
     _ignore_signals()
-    seen = _is_msrun(os.getppid())
+    run_started = _is_msrun(os.getppid())
     scheduler = _spawn("serve", stdin=subprocess.DEVNULL)
     ranks: list[psutil.Process] = []
-    last = time.monotonic()
-    while scheduler.poll() is None and time.monotonic() - last < GRACE:
+    last_active = time.monotonic()
+    while scheduler.poll() is None and time.monotonic() - last_active < GRACE:
         time.sleep(1)
-        ranks = _running(ranks) or _ranks_here()
-        seen = seen or bool(ranks)
-        if ranks or not seen:
-            last = time.monotonic()
-    if status := _end_within(scheduler, 0):
-        print("MindSpore's scheduler did not register that all ranks left", file=sys.stderr)
+        ranks = _running(ranks) or _local_ranks()
+        run_started = run_started or bool(ranks)
+        if ranks or not run_started:
+            last_active = time.monotonic()
+    if status := _wait_or_kill(scheduler, 0):
+        print("MindSpore's scheduler was killed: it did not detect that all ranks have left", file=sys.stderr)
     sys.exit(1 if status else 0)
 
 
@@ -436,16 +445,18 @@ def _is_msrun(pid: int) -> bool:
     return False
 
 
-def _ranks_here() -> list[psutil.Process]:
+def _local_ranks() -> list[psutil.Process]:
     """Return the running ranks on this machine that belong to this scheduler."""
-    sought = {"MS_ROLE": "MS_WORKER"} | {name: os.environ.get(name, "") for name in ("MS_SCHED_HOST", "MS_SCHED_PORT")}
-    found = []
+    expected_env = {"MS_ROLE": "MS_WORKER"} | {
+        name: os.environ.get(name, "") for name in ("MS_SCHED_HOST", "MS_SCHED_PORT")
+    }
+    ranks = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             env = process.environ()
-            if sought.items() <= env.items() and _runs(process):
-                found.append(process)
-    return found
+            if expected_env.items() <= env.items() and _runs(process):
+                ranks.append(process)
+    return ranks
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -1,4 +1,4 @@
-"""MindSpore engine: compiled optimizer steps that are skipped if not finite, and multi-pass prediction."""
+"""MindSpore engine: compiled training steps that are skipped if not finite, and prediction by a list of passes."""
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -38,13 +38,13 @@ MOMENTUM = "momentum/"
 
 
 class MindSporeEngine:
-    """OCRNet on Ascend, CPU or GPU with MindSpore; `ocrnet.engines.base.Engine` documents the methods."""
+    """OCRNet in MindSpore, on Ascend, CPU or GPU; `ocrnet.engines.base.Engine` documents the interface."""
 
     def __init__(
         self, cfg: Config, arch: architecture.Arch, *, world: World, stream: TrainStream | None = None
     ) -> None:
         self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
-        self.device, why = choose_device(cfg.device_target)
+        self.device, device_description = choose_device(cfg.device_target)
         self.precision: Precision = choose_precision(self.device, cfg)
         self.startup_messages: Sequence[str]
         self.versions: Mapping[str, str]
@@ -52,10 +52,10 @@ class MindSporeEngine:
         if world.size > 1:
             distributed.join(world)
         self.startup_messages, self.versions = describe(
-            self.device, why, self.precision, cfg, training=stream is not None
+            self.device, device_description, self.precision, cfg, training=stream is not None
         )
         self.network = OCRNet(arch)
-        self.network.compute_at(self.precision.level)
+        self.network.set_precision(self.precision.level)
         self.tensors = {canonical_name(p.name): p for p in self.network.get_parameters()}
         self.mean = Tensor(np.array(cfg.data.mean, np.float32).reshape(1, 3, 1, 1) * 255)
         self.std = Tensor(np.array(cfg.data.std, np.float32).reshape(1, 3, 1, 1) * 255)
@@ -94,53 +94,57 @@ class MindSporeEngine:
         self.momenta = dict(zip(names, self.update.momenta, strict=True)) if optimizer_cfg.momentum else {}
         forward = Forward(self.network, loss, self.mean, self.std, self.scaler)
         gradients = Gradients(forward, weights, size)
-        self.attempt: Step | None = None
+        self.single_step: Step | None = None
         if cfg.accumulate_steps == 1:
-            self.attempt = Step(gradients, self.update)
+            self.single_step = Step(gradients, self.update)
         else:
             self.accumulate = Accumulate(gradients, weights)
             self.finish = Finish(self.accumulate, self.update)
-        for cell in (self.attempt,) if self.attempt else (self.accumulate, self.finish):
+        for cell in (self.single_step,) if self.single_step else (self.accumulate, self.finish):
             cell.set_train(True)
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
-        """Run up to ``steps`` optimizer steps; copy the losses from the device after the last one."""
+        """Run up to ``steps`` optimizer steps; stop early if ``stopped()`` is true after a step.
+
+        Results are copied to the host only after the last step. `ocrnet.engines.base.Engine.train` documents failures.
+        Raise `OcrnetError` if the engine has no training stream.
+        """
         if self.stream is None:
-            raise OcrnetError("this engine was opened without a training stream")
+            raise OcrnetError("this engine was opened without a training stream and cannot train")
         if self._failure is not None:
             raise self._failure
         if self._batches is None:
             self._batches = batches(self.stream, self.cfg, world=self.world, step=self.step)
         self.network.set_train(True)
-        ready = self._batches
-        taken: list[tuple[Tensor, Tensor]] = []
-        begun, waited = time.perf_counter(), 0.0
+        batch_iterator = self._batches
+        results: list[tuple[Tensor, Tensor]] = []
+        started, data_seconds = time.perf_counter(), 0.0
         unreadable: list[str] = []
-        while len(taken) < steps and not (taken and stopped()):
-            asked = time.perf_counter()
+        while len(results) < steps and not (results and stopped()):
+            requested = time.perf_counter()
             try:
-                micro_batches = [next(ready) for _ in range(self.cfg.accumulate_steps)]
-                waited += time.perf_counter() - asked
-                taken.append(self._take_step(micro_batches))
+                micro_batches = [next(batch_iterator) for _ in range(self.cfg.accumulate_steps)]
+                data_seconds += time.perf_counter() - requested
+                results.append(self._take_step(micro_batches))
             except OcrnetError as error:
                 self._failure = error
-                if not taken:
+                if not results:
                     raise
                 break
             unreadable += [error for batch in micro_batches for error in batch.unreadable]
             self.step += 1
         return Stats(
-            loss=np.array([heads.asnumpy() for heads, _ in taken], np.float64).reshape(-1, 2),
-            finite=np.array([finite.asnumpy() for _, finite in taken], bool).reshape(-1),
-            samples=len(taken) * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size,
-            seconds=time.perf_counter() - begun,
-            data_seconds=waited,
+            loss=np.array([heads.asnumpy() for heads, _ in results], np.float64).reshape(-1, 2),
+            finite=np.array([finite.asnumpy() for _, finite in results], bool).reshape(-1),
+            samples=len(results) * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size,
+            seconds=time.perf_counter() - started,
+            data_seconds=data_seconds,
             memory_bytes=self._memory(),
             unreadable=tuple(unreadable),
         )
 
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Run one optimizer step; return the two heads' losses and whether it was finite, both on the device."""
+        """Run one optimizer step; return the losses of both heads (2,) and whether it was finite, on the device."""
         weight = sum(label_weight(batch.labels, self.weight_table) for batch in micro_batches)
         denominator = Tensor(np.array([weight], np.float32))
         lr = Tensor(self.lr[self.step])
@@ -150,23 +154,23 @@ class MindSporeEngine:
                 translate_oom("lower batch_size (and raise accumulate_steps) or data.crop_size"),
             ):
                 inputs = [(*(Tensor(part) for part in batch[:3]), denominator) for batch in micro_batches]
-                if self.attempt is not None:
-                    return self.attempt(*inputs[0], lr)
-                for one in inputs:
-                    self.accumulate(*one)
+                if self.single_step is not None:
+                    return self.single_step(*inputs[0], lr)
+                for micro_batch in inputs:
+                    self.accumulate(*micro_batch)
                 return self.finish(lr)
         except OcrnetError:
             self.update.undo()
-            if self.attempt is None:
+            if self.single_step is None:
                 self.accumulate.clear()
             raise
 
     @defer_interrupts()
-    @translate_oom("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
+    @translate_oom("for predict, lower eval.max_memory; for eval, set eval.slide to a window such as [512, 1024]")
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
     ) -> dict[str, np.ndarray]:
-        """Average the softmax over ``passes``; labels of a single pass are computed without softmax.
+        """Predict images from the softmax averaged over ``passes``; labels of a single pass need no softmax.
 
         Args:
             images: uint8 N,H,W,3, RGB.
@@ -174,64 +178,64 @@ class MindSporeEngine:
             outputs: Names from `ocrnet.engines.base.OUTPUTS` and `ocrnet.engines.base.ATTENTION`.
 
         Returns:
-            The requested outputs by name, with the shapes and dtypes of `ocrnet.engines.base.Engine.predict`.
+            The requested outputs by name; `ocrnet.engines.base.Engine.predict` documents shapes and dtypes.
 
         Raises:
             OcrnetError: An output is unknown or unavailable for these passes, or memory is exhausted.
         """
         check_outputs(outputs, passes)
         self.network.set_train(False)
-        self.predictor.expect({(height, width) for one in passes for _, _, height, width in one.windows})
+        self.predictor.expect({(height, width) for pass_ in passes for _, _, height, width in pass_.windows})
         x = (Tensor(images).astype("float32").transpose(0, 3, 1, 2) - self.mean) / self.std
         size = images.shape[1], images.shape[2]
         if list(outputs) == ["labels"] and len(passes) == 1:
             return {"labels": self._logits_for_pass(x, passes[0], size).argmax(1).asnumpy().astype(np.uint8)}
         probabilities = ops.zeros((len(images), self.arch.num_classes, *size), ms.float32)
-        for one in passes:
-            logits = self._logits_for_pass(x, one, size)
+        for pass_ in passes:
+            logits = self._logits_for_pass(x, pass_, size)
             probabilities = probabilities + ops.softmax(logits, 1)
         probabilities = probabilities / len(passes)
-        decides = logits if len(passes) == 1 else probabilities  # rounding in the softmax creates ties
-        found = {
-            "labels": lambda: decides.argmax(1).asnumpy().astype(np.uint8),
+        scores = logits if len(passes) == 1 else probabilities  # for labels: rounding in the softmax creates ties
+        results = {
+            "labels": lambda: scores.argmax(1).asnumpy().astype(np.uint8),
             "confidence": lambda: ops.amax(probabilities, 1).asnumpy(),
             "probabilities": probabilities.asnumpy,
         }
         if set(ATTENTION) & set(outputs):
             attention = self.predictor.attention(resize(x, passes[0].size, align_corners=False))
-            found |= {name: part.asnumpy for name, part in zip(ATTENTION, attention, strict=True)}
-        return {name: found[name]() for name in outputs}
+            results |= {name: attention_map.asnumpy for name, attention_map in zip(ATTENTION, attention, strict=True)}
+        return {name: results[name]() for name in outputs}
 
-    def _logits_for_pass(self, x: Tensor, one: Pass, size: Size) -> Tensor:
-        """Return the OCR head's logits of one pass, float32 N,num_classes,H,W, resized to ``size``."""
-        x = resize(x, one.size, align_corners=False)
-        if one.flip:
+    def _logits_for_pass(self, x: Tensor, pass_: Pass, size: Size) -> Tensor:
+        """Return the OCR head's logits of one pass, float32 N,num_classes,H,W, resized to the image size ``size``."""
+        x = resize(x, pass_.size, align_corners=False)
+        if pass_.flip:
             x = ops.flip(x, (3,))
         align_corners = self.arch.rule.align_corners
-        if len(one.windows) == 1:
+        if len(pass_.windows) == 1:
             logits = self.predictor(x)
         else:
-            total = np.zeros((len(x), self.arch.num_classes, *one.size), np.float32)
-            count = np.zeros(one.size, np.float32)
-            for top, left, height, width in one.windows:
+            total = np.zeros((len(x), self.arch.num_classes, *pass_.size), np.float32)
+            count = np.zeros(pass_.size, np.float32)
+            for top, left, height, width in pass_.windows:
                 window = (..., slice(top, top + height), slice(left, left + width))
                 total[window] += resize(self.predictor(x[window]), (height, width), align_corners).asnumpy()
                 count[window] += 1
             logits = Tensor(total / count)
-        if one.flip:
+        if pass_.flip:
             logits = ops.flip(logits, (3,))
         return resize(logits, size, align_corners)
 
     @defer_interrupts()
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Run one forward pass on normalized float32 N,3,H,W."""
+        """Run one forward pass on normalized float32 N,3,H,W; return the (aux, ocr) logits as float32."""
         self.network.set_train(False)
         self.predictor.expect({(x.shape[2], x.shape[3])})
         aux, ocr = self.predictor.both(Tensor(x))
         return aux.asnumpy(), ocr.asnumpy()
 
     def state(self) -> dict[str, np.ndarray]:
-        """Copy the state to the host under canonical names."""
+        """Copy the state to the host; return it by canonical name."""
         state = {name: p.asnumpy().copy() for name, p in self.tensors.items()}
         if self.stream is not None:
             state |= {MOMENTUM + name: p.asnumpy().copy() for name, p in self.momenta.items()}
@@ -239,7 +243,7 @@ class MindSporeEngine:
         return state
 
     def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
-        """Copy a state into the existing parameters; momentum missing from the state is set to zero."""
+        """Load ``state`` and continue the training stream at ``step``; momentum missing in ``state`` becomes zero."""
         for name, parameter in self.tensors.items():
             _put(parameter, state[name])
         if self.stream is not None:
@@ -252,17 +256,17 @@ class MindSporeEngine:
         self._failure = None
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """Return the sum over the ranks, which is exact for int64 because NumPy computes it."""
+        """Return the sum of ``array`` over the ranks, exact for int64."""
         return array if self.world.size == 1 else distributed.all_sum(array)
 
     def close_loader(self) -> None:
-        """Stop the data loader's workers."""
+        """Stop the workers of the training data loader."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
 
     def close(self) -> None:
-        """Stop the data loader's workers and leave the other ranks."""
+        """Stop the workers of the training data loader and leave the process group."""
         self.close_loader()
         if self.world.size > 1:
             distributed.leave()
@@ -274,32 +278,32 @@ class MindSporeEngine:
 
 
 class Predictor:
-    """The network in evaluation mode: compiled for the first size and, if a second size occurs, once more for any size.
+    """The network in evaluation mode, compiled for the first input size and, if another size occurs, for any size.
 
-    A graph with fixed shapes is the fastest, but each one takes about a minute to compile.
+    Graphs with fixed shapes are the fastest, but each takes about a minute to compile.
     """
 
     def __init__(self, network: OCRNet) -> None:
-        self.fixed, self.any, self.seen = Logits(network), Logits(network), Attention(network)
-        self.any.set_inputs(Tensor(shape=[None, 3, None, None], dtype=ms.float32))
+        self.fixed_size, self.any_size, self.attention_maps = Logits(network), Logits(network), Attention(network)
+        self.any_size.set_inputs(Tensor(shape=[None, 3, None, None], dtype=ms.float32))
         self.size: Size | None = None
-        self.many = False
+        self.several_sizes = False
 
     def expect(self, sizes: set[Size]) -> None:
-        """Register the sizes (height, width) of the next inputs."""
-        self.many = self.many or len(sizes | ({self.size} if self.size else set())) > 1
-        if not self.many:
+        """Set the sizes (height, width) of the next inputs, which determine the graph to use."""
+        self.several_sizes = self.several_sizes or len(sizes | ({self.size} if self.size else set())) > 1
+        if not self.several_sizes:
             (self.size,) = sizes
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalized x N,3,H,W."""
-        cell = self.any if self.many and x.shape[2:] != self.size else self.fixed
+        cell = self.any_size if self.several_sizes and x.shape[2:] != self.size else self.fixed_size
         cell.set_train(False)
         return cell(x)
 
     def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (regions, relation), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalized x N,3,H,W."""
-        return self.seen.set_train(False)(x)
+        return self.attention_maps.set_train(False)(x)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return only the OCR head's logits."""
@@ -333,8 +337,8 @@ class Logits(nn.Cell):
 
 
 def _put(parameter: ms.Parameter, array: np.ndarray) -> None:
-    """Copy ``array`` into the parameter's existing memory.
+    """Copy ``array`` into the existing memory of the parameter.
 
-    `set_data` would replace the memory, and graphs that have already run would not write to the new memory.
+    `set_data` would allocate new memory, which graphs that have already run would not update.
     """
     ops.assign(parameter, Tensor(np.ascontiguousarray(array, np.float32)))

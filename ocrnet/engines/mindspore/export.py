@@ -1,4 +1,4 @@
-"""Export of a trained network to a MINDIR file."""
+"""Export a trained network as a MindIR file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +16,13 @@ from ocrnet.weights.mindspore import canonical_name
 
 
 @defer_interrupts()
-@translate_oom("give a smaller --size")
+@translate_oom("use a smaller --size")
 def write(arch: architecture.Arch, tensors: Mapping[str, np.ndarray], path: Path, size: tuple[int, int]) -> None:
-    """Write the network from normalized float32 1,3,H,W to (aux, ocr) logits as MINDIR.
+    """Write a MindIR file whose input is normalized float32 1,3,H,W and whose outputs are the (aux, ocr) logits.
 
     Args:
         arch: The architecture of the network.
-        tensors: The weights and batch-norm statistics under canonical names.
+        tensors: The weights and batch norm statistics by canonical name.
         path: The file to write.
         size: Height and width of the input.
 

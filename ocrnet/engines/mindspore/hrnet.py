@@ -1,8 +1,8 @@
 """HRNet (Wang et al., TPAMI 2020) in MindSpore: a stem, a bottleneck stage, and three stages of parallel branches.
 
-Attribute names produce the authors' parameter names (for batch norms, through ``ocrnet.weights.mindspore``). Therefore
-``nn.Identity`` replaces the None entries of the authors' lists. Values that must be known at compile time (sizes,
-rules) are Python values.
+The parameter names are those of the authors, except for batch norms, whose names ``ocrnet.weights.mindspore`` converts.
+Where the authors' module lists contain None, these contain ``nn.Identity``. Values that must be constant at compile
+time (sizes, rules of the variant) are Python values.
 """
 
 import numpy as np
@@ -15,15 +15,15 @@ Size = tuple[int, int]
 
 
 def resize(x: Tensor, size: Size, align_corners: bool) -> Tensor:
-    """Resize feature maps or images bilinearly.
+    """Resize a tensor bilinearly.
 
     Args:
-        x: N,C,H,W.
-        size: Target height and width.
-        align_corners: Whether the corner pixels' centers are aligned.
+        x: Tensor N,C,H,W.
+        size: Target (height, width).
+        align_corners: As in ``ops.interpolate``.
 
     Returns:
-        The resized tensor; ``x`` itself if it already has this size.
+        Tensor N,C,height,width; ``x`` itself if it has this size.
     """
     if x.shape[-2:] == size:
         return x
@@ -31,12 +31,12 @@ def resize(x: Tensor, size: Size, align_corners: bool) -> Tensor:
 
 
 def parameter(shape: tuple[int, ...], value: float, *, trained: bool = True) -> Parameter:
-    """Create a float32 parameter filled with ``value``, without random initialization.
+    """Create a float32 parameter filled with ``value``.
 
     Args:
         shape: The shape.
         value: The value of every element until weights are loaded.
-        trained: Whether the parameter has a gradient.
+        trained: Whether the parameter requires a gradient.
 
     Returns:
         The parameter.
@@ -45,7 +45,7 @@ def parameter(shape: tuple[int, ...], value: float, *, trained: bool = True) -> 
 
 
 class Norm(nn.Cell):
-    """Batch norm over N, H and W, computed in float32 for any input dtype; identity until weights are loaded."""
+    """Batch norm over N, H and W, computed in float32 for any input dtype; the identity until weights are loaded."""
 
     def __init__(self, channels: int, eps: float = architecture.BN_EPS) -> None:
         super().__init__()
@@ -57,15 +57,15 @@ class Norm(nn.Cell):
         self.eps, self.ranks = eps, 1
 
     def synchronize(self, ranks: int) -> None:
-        """Normalize over the batches of all ``ranks`` in training; MindSpore's SyncBatchNorm does not support CPUs."""
+        """In training, normalize over the batches of all ``ranks``; MindSpore's SyncBatchNorm does not support CPUs."""
         self.ranks = ranks
         if ranks > 1:
             self.sum = ops.AllReduce()
 
     def construct(self, x: Tensor) -> Tensor:
-        """Normalize N,C,H,W: by the batch in training, otherwise by the moving statistics.
+        """Normalize N,C,H,W by the statistics of the batch in training, else by the moving statistics.
 
-        Training updates the moving statistics.
+        Training also updates the moving statistics.
         """
         wide = x.astype("float32")
         if self.training and self.ranks > 1:
@@ -74,7 +74,7 @@ class Norm(nn.Cell):
         return norm(wide, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0].astype(x.dtype)
 
     def by_all_batches(self, x: Tensor) -> Tensor:
-        """Normalize by the mean and variance over all ranks, with one all-reduce per norm.
+        """Normalize by the mean and variance over all ranks, which one all-reduce computes.
 
         The batches of all ranks must have the same size.
         """
@@ -88,17 +88,17 @@ class Norm(nn.Cell):
         self.move(self.moving_variance, variance * (count / (count - 1)))
         return y * self.gamma.reshape(1, -1, 1, 1) + self.beta.reshape(1, -1, 1, 1)
 
-    def move(self, statistic: Parameter, seen: Tensor) -> None:
-        """Update a moving statistic with the value of one batch."""
-        seen = ops.stop_gradient(seen).reshape(-1)
-        ops.assign(statistic, (1 - architecture.BN_MOMENTUM) * statistic + architecture.BN_MOMENTUM * seen)
+    def move(self, statistic: Parameter, value: Tensor) -> None:
+        """Update a moving statistic with the ``value`` of one batch."""
+        value = ops.stop_gradient(value).reshape(-1)
+        ops.assign(statistic, (1 - architecture.BN_MOMENTUM) * statistic + architecture.BN_MOMENTUM * value)
 
 
 class Conv(nn.Cell):
-    """A 1x1 or 3x3 convolution that keeps the size, or halves it with stride 2; zero until weights are loaded.
+    """A 1x1 or 3x3 convolution that keeps height and width, or halves them with stride 2; initially zero.
 
-    ``same_padding`` pads a stride-2 convolution by (0, 1) for even sizes and by (1, 1) for odd sizes. The convolution
-    is computed in the dtype of the input, or in float16 if ``half`` is set.
+    ``same_padding``: a convolution of stride 2 pads even sizes by (0, 1) and odd sizes by (1, 1). The convolution is
+    computed in the dtype of the input, or in float16 if ``half`` is set.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Conv(nn.Cell):
 
 
 class ConvNorm(nn.SequentialCell):
-    """Convolution and norm, named ``0`` and ``1``, then ReLU if ``relu`` is set."""
+    """Convolution (named ``0``), norm (named ``1``) and, if ``relu``, ReLU."""
 
     def __init__(self, conv: Conv, *, relu: bool = True) -> None:
         super().__init__(conv, Norm(conv.out_channels))
@@ -143,7 +143,7 @@ class ConvNorm(nn.SequentialCell):
 
 
 class BasicBlock(nn.Cell):
-    """Residual block of two 3x3 convolutions and the identity."""
+    """Residual block of two 3x3 convolutions with an identity shortcut."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class BasicBlock(nn.Cell):
 
 
 class Bottleneck(nn.Cell):
-    """Residual block of 1x1, 3x3, 1x1 convolutions to 256 channels.
+    """Residual block of 1x1, 3x3 and 1x1 convolutions to 256 channels.
 
     The shortcut is the identity, or a projection if ``in_channels`` is not 256.
     """
@@ -178,25 +178,30 @@ class Bottleneck(nn.Cell):
 
 
 class HighResolutionModule(nn.Cell):
-    """One multi-resolution module: residual branches, then each branch becomes the sum of all, at its own size."""
+    """A module of HRNet: residual blocks in each branch, then the fusion of the branches.
+
+    The fusion replaces the map of each branch by the sum of the maps of all branches, resized to its size.
+    """
 
     def __init__(self, widths: tuple[int, ...], blocks: int, rule: Variant) -> None:
         super().__init__()
         self.nearest, self.twice = rule.fuse_resize == "nearest", rule.double_resize
         self.align_corners = rule.align_corners
-        self.branches = nn.CellList([nn.SequentialCell(*[BasicBlock(w) for _ in range(blocks)]) for w in widths])
+        self.branches = nn.CellList(
+            [nn.SequentialCell(*[BasicBlock(width) for _ in range(blocks)]) for width in widths]
+        )
         numbers = range(len(widths))
         self.fuse_layers = nn.CellList(
             [nn.CellList([fuse_layer(widths, i, j, rule.same_padding) for j in numbers]) for i in numbers]
         )
 
     def construct(self, maps: list[Tensor]) -> list[Tensor]:
-        """Map one feature map per branch, finest first, to the same shapes."""
-        deep = [self.branches[i](maps[i]) for i in range(len(maps))]
-        return [ops.relu(self.fuse(i, deep)) for i in range(len(maps))]
+        """Map one feature map per branch, highest resolution first, to maps of the same shapes."""
+        branch_maps = [self.branches[i](maps[i]) for i in range(len(maps))]
+        return [ops.relu(self.fuse(i, branch_maps)) for i in range(len(maps))]
 
     def fuse(self, i: int, maps: list[Tensor]) -> Tensor:
-        """Return the sum of all maps with the size and channels of branch ``i``."""
+        """Return the sum of all maps, each converted to the size and the channels of branch ``i``."""
         size = maps[i].shape[-2:]
         total = self.fuse_layers[i][0](maps[0])
         for j in range(1, len(maps)):
@@ -207,15 +212,15 @@ class HighResolutionModule(nn.Cell):
         return total
 
     def upsample(self, x: Tensor, size: Size, factor: int) -> Tensor:
-        """Resize the map of a coarser branch.
+        """Upsample the map of a branch of lower resolution.
 
         Args:
-            x: N,C,H,W.
-            size: Target height and width, about ``factor`` times those of ``x``.
-            factor: The ratio of the strides of the two branches.
+            x: Tensor N,C,h,w.
+            size: Target (height, width).
+            factor: The power of two between the resolutions of the two branches.
 
         Returns:
-            The map N,C,*size.
+            Tensor N,C,height,width.
         """
         if self.nearest:
             return ops.interpolate(x, size=size, mode="nearest")
@@ -225,17 +230,17 @@ class HighResolutionModule(nn.Cell):
 
 
 def fuse_layer(widths: tuple[int, ...], i: int, j: int, same_padding: bool) -> nn.Cell:
-    """Create the layer from branch ``j`` to branch ``i``, without the resize.
+    """Create the fuse layer from branch ``j`` to branch ``i``, without the resize.
 
     Args:
         widths: Channels of each branch.
         i: Target branch.
         j: Source branch.
-        same_padding: Passed to the stride-2 convolutions, see `Conv`.
+        same_padding: As in `Conv`.
 
     Returns:
-        The identity for the same branch, a 1x1 convolution from a coarser branch, or a chain of stride-2 convolutions
-        from a finer branch.
+        The identity for the same branch, a 1x1 convolution from a branch of lower resolution, or a chain of stride-2
+        convolutions from a branch of higher resolution.
     """
     if i == j:
         return nn.Identity()
@@ -274,15 +279,16 @@ class HRNet(nn.Cell):
         self.stage4 = stage(arch, 4)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return four maps for normalized N,3,H,W.
+        """Return the maps of the four branches for normalized images N,3,H,W.
 
-        The first map is N,width,ceil(H/4),ceil(W/4). Each further map has twice the channels and half the size.
+        The first map is N,width,ceil(H/4),ceil(W/4). Each further map has twice the channels and half the height
+        and width.
         """
         x = ops.relu(self.bn1(self.conv1(x)))
         x = ops.relu(self.bn2(self.conv2(x)))
         x = self.layer1(x)
         maps = self.stage2([self.transition1[0](x), self.transition1[1](x)])
-        maps = self.stage3([*maps, self.transition2[2](maps[-1])])  # the new branch starts from the coarsest one
+        maps = self.stage3([*maps, self.transition2[2](maps[-1])])  # the new branch starts from the smallest map
         return self.stage4([*maps, self.transition3[3](maps[-1])])
 
 
@@ -293,12 +299,12 @@ def stage(arch: Arch, number: int) -> nn.SequentialCell:
 
 
 def new_branch(arch: Arch, number: int, in_channels: int) -> nn.SequentialCell:
-    """Create the stride-2 convolution that starts the coarsest branch of a stage.
+    """Create the stride-2 convolution from which the new branch of a stage starts.
 
     Args:
         arch: The architecture of the network.
         number: The stage: 2, 3 or 4.
-        in_channels: Channels of the map from which the branch starts.
+        in_channels: Channels of the input of the convolution.
 
     Returns:
         The layer.

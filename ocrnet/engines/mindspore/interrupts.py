@@ -1,9 +1,9 @@
-"""Handling of Ctrl-C that bypasses MindSpore's SIGINT handler.
+"""Handling of Ctrl-C (SIGINT) that bypasses MindSpore's SIGINT handler.
 
-While MindSpore compiles or runs a graph, it installs its own SIGINT handler, which sends SIGTERM to the process. A
-training run would end as if a scheduler had stopped it, and a prediction would end without a message. Therefore SIGINT
-is blocked in every thread, and one thread waits for it. That thread sends the main thread another signal, whose handler
-calls the SIGINT handler.
+While MindSpore compiles or runs a graph, it installs its own SIGINT handler, which sends SIGTERM to the process. With
+it, Ctrl-C would stop a training run like a SIGTERM from a job scheduler, and end a prediction without a message.
+Therefore SIGINT is blocked in every thread, and one thread waits for it. That thread sends a substitute signal to the
+main thread, and the handler of this signal calls Python's SIGINT handler.
 """
 
 import contextlib
@@ -13,52 +13,52 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-_begun = False
-_put_off = 0  # the number of active `defer_interrupts` contexts
-_waiting = False  # whether an interrupt arrived in such a context
+_installed = False
+_deferrals = 0  # the number of active `defer_interrupts` contexts
+_pending = False  # whether an interrupt arrived in such a context
 
 
-def keep_interrupts() -> None:
-    """Install the SIGINT handling once, before MindSpore starts threads; do nothing outside the main thread."""
-    global _begun
-    if _begun or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGRTMIN"):
+def install_interrupt_handling() -> None:
+    """Install this handling once, before MindSpore starts threads; do nothing if called outside the main thread."""
+    global _installed
+    if _installed or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGRTMIN"):
         return
-    _begun = True
-    instead = signal.SIGRTMIN + 6
-    signal.signal(instead, _interrupted)
+    _installed = True
+    substitute = signal.SIGRTMIN + 6
+    signal.signal(substitute, _handle_interrupt)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     main = threading.main_thread().ident
     assert main is not None
-    threading.Thread(target=_pass_on, args=(main, instead), daemon=True, name="interrupts").start()
+    threading.Thread(target=_forward_interrupts, args=(main, substitute), daemon=True, name="interrupts").start()
 
 
 @contextlib.contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Defer KeyboardInterrupt to the end: MindSpore's compiler calls Python code and loses exceptions raised in it."""
-    global _put_off, _waiting
-    _put_off += 1
+    """Raise KeyboardInterrupt only at the end of the context: MindSpore's compiler loses Python exceptions."""
+    global _deferrals, _pending
+    _deferrals += 1
     try:
         yield
     finally:
-        _put_off -= 1
-        if _waiting and not _put_off:
-            _waiting = False
+        _deferrals -= 1
+        if _pending and not _deferrals:
+            _pending = False
             raise KeyboardInterrupt
 
 
-def _pass_on(main: int, instead: int) -> None:
+def _forward_interrupts(main: int, substitute: int) -> None:
     while True:
         signal.sigwait({signal.SIGINT})
-        signal.pthread_kill(main, instead)
+        signal.pthread_kill(main, substitute)
 
 
-def _interrupted(_: int, frame: FrameType | None) -> None:
-    global _waiting
+def _handle_interrupt(_: int, frame: FrameType | None) -> None:
+    global _pending
     handler = signal.getsignal(signal.SIGINT)
     # mutation: defer-sigint-while-compiling
-    if handler is signal.default_int_handler and _put_off and not _waiting:
-        _waiting = True
-    elif callable(handler) and not _waiting:
+    if handler is signal.default_int_handler and _deferrals and not _pending:
+        _pending = True
+    elif callable(handler) and not _pending:
         handler(signal.SIGINT, frame)
     elif handler != signal.SIG_IGN:
         os._exit(128 + signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Class-weighted cross-entropy of the two heads and the authors' online hard example mining (OHEM), in MindSpore."""
+"""Class-weighted cross-entropy of the two heads and online hard example mining (OHEM), in MindSpore."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from ocrnet.engines.mindspore.hrnet import resize
 
 
 def weight_table(class_weight: Sequence[float]) -> np.ndarray:
-    """Return the weight of every uint8 label, float32 (256,): the class weight, and 0 from ``num_classes`` on."""
+    """Return the weight of every uint8 label, float32 (256,): the class weights, then 0 from ``num_classes`` to 255."""
     return np.pad(np.asarray(class_weight, np.float32), (0, IGNORE + 1 - len(class_weight)))
 
 
 def label_weight(label: np.ndarray, table: np.ndarray) -> float:
-    """Return the sum of the class weights over the valid pixels of uint8 labels N,H,W: the denominator of the loss.
+    """Return the sum of the class weights over all pixels of ``label``, uint8 N,H,W: the denominator of the loss.
 
-    The sums of all ranks and micro-batches are added before the loss is divided.
+    ``table`` comes from `weight_table`. The loss is divided by the total of all micro-batches and ranks.
     """
     return float(np.bincount(label.reshape(-1), minlength=IGNORE + 1) @ table.astype(np.float64))
 
@@ -25,10 +25,11 @@ def label_weight(label: np.ndarray, table: np.ndarray) -> float:
 class SegmentationLoss(nn.Cell):
     """The loss of both heads: ``aux`` times the auxiliary head's loss plus ``ocr`` times the OCR head's loss.
 
-    ``ohem`` is (threshold, min_kept) for OHEM in the OCR head; None disables OHEM. The divisors are those of the torch
-    engine. Without OHEM, both losses are divided by ``denominator``. With OHEM, the auxiliary loss is divided by the
-    number of pixels, the OCR loss is a mean over the kept pixels, and both are divided by ``parts`` (the number of
-    micro-batches times the number of ranks).
+    ``ohem`` contains threshold and min_kept of the OHEM of the OCR head; None disables OHEM. ``parts`` is the number of
+    micro-batches of a step, over all ranks. The losses of all micro-batches and ranks of a step add up to the loss of
+    the step. Without OHEM, the class-weighted sum of each head is therefore divided by ``denominator``. With OHEM, the
+    loss of each head is a mean over the micro-batch, divided by ``parts``: in the OCR head over the hard pixels, in the
+    auxiliary head over all pixels, where ignored pixels count as 0, as in the authors' code.
     """
 
     def __init__(
@@ -48,16 +49,16 @@ class SegmentationLoss(nn.Cell):
         self.threshold, self.min_kept = ohem if ohem is not None else (0.0, 0)
 
     def construct(self, aux: Tensor, ocr: Tensor, label: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss to differentiate and the unweighted loss of each head.
+        """Return the loss of a micro-batch to differentiate, and the loss of each head.
 
         Args:
             aux: Logits N,K,h,w of the auxiliary head.
             ocr: Logits N,K,h,w of the OCR head.
             label: uint8 N,H,W.
-            denominator: float32 (1,), the label weight of the whole step; not used with OHEM.
+            denominator: float32 (1,), the total of `label_weight` of the step; not used with OHEM.
 
         Returns:
-            The loss, and the two heads' losses (2,) without gradient.
+            The loss, and the losses of both heads (2,), without gradient and not multiplied by ``aux`` and ``ocr``.
         """
         target = label.astype("int32")
         aux_sum = (self.nll(aux, target) * self.weight(target)).sum()
@@ -80,21 +81,21 @@ class SegmentationLoss(nn.Cell):
         logits = resize(logits.astype("float32"), target.shape[-2:], self.align_corners)
         valid = target != IGNORE
         safe = ops.where(valid, target, ops.zeros_like(target))
-        picked = ops.gather_elements(ops.log_softmax(logits, 1), 1, safe.expand_dims(1)).squeeze(1)
-        return ops.where(valid, -picked, ops.zeros_like(picked))
+        log_probability = ops.gather_elements(ops.log_softmax(logits, 1), 1, safe.expand_dims(1)).squeeze(1)
+        return ops.where(valid, -log_probability, ops.zeros_like(log_probability))
 
     def ohem(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the mean class-weighted loss of the kept pixels, 0 if none is kept (the authors' OhemCrossEntropy).
+        """Return the mean class-weighted loss over the hard pixels (the authors' OhemCrossEntropy); 0 without any.
 
-        A valid pixel is kept if the probability of its ground-truth class is below a bound. The bound is the maximum
-        of the threshold and the probability at index ``min_kept`` of the valid pixels in ascending order (at the last
-        index if there are fewer).
+        A pixel that is not ignored is hard if the predicted probability of its ground truth class is below a bound.
+        The bound is the maximum of the threshold and the probability at index ``min_kept``, in ascending order of
+        these probabilities (or at the last index, if there are fewer).
         """
         nll = self.nll(logits, target)
         valid = target != IGNORE
-        probability = ops.stop_gradient(ops.exp(-nll))  # 1 for ignored pixels, so these sort last
-        ranked = ops.sort(probability.reshape(-1))[0]
-        rank = ops.clamp(valid.astype("int32").sum() - 1, 0, self.min_kept)
-        bound = ops.maximum(ops.gather(ranked, rank, 0), self.threshold)
+        probability = ops.stop_gradient(ops.exp(-nll))  # 1 for ignored pixels, which are therefore sorted last
+        sorted_probability = ops.sort(probability.reshape(-1))[0]
+        position = ops.clamp(valid.astype("int32").sum() - 1, 0, self.min_kept)
+        bound = ops.maximum(ops.gather(sorted_probability, position, 0), self.threshold)
         kept = ops.logical_and(probability < bound, valid).astype("float32")
         return (nll * self.weight(target) * kept).sum() / ops.maximum(kept.sum(), 1.0)

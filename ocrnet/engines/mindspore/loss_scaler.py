@@ -6,7 +6,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000
-FIRST = 2.0**10  # untrained weights overflow at larger scales: from 2**16, six of the first steps were skipped
+INITIAL_SCALE = 2.0**10  # untrained weights overflow at larger scales: from 2**16, six of the first steps were skipped
 
 
 class LossScaler(nn.Cell):
@@ -15,8 +15,8 @@ class LossScaler(nn.Cell):
     def __init__(self, *, dynamic: bool, fixed: float = 1.0) -> None:
         super().__init__()
         self.dynamic, self.is_one = dynamic, not dynamic and fixed == 1.0
-        first = Tensor(np.array(FIRST if dynamic else fixed, np.float32))
-        self.scale = Parameter(first, name="scale", requires_grad=False)
+        initial = Tensor(np.array(INITIAL_SCALE if dynamic else fixed, np.float32))
+        self.scale = Parameter(initial, name="scale", requires_grad=False)
         self.good_steps = Parameter(Tensor(np.array(0, np.int32)), name="good_steps", requires_grad=False)
 
     def update(self, finite: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""OCR head (Yuan et al., ECCV 2020, section 3) on HRNet, in MindSpore."""
+"""The OCR head (Yuan et al., ECCV 2020, section 3) on HRNet, in MindSpore."""
 
 from mindspore import Tensor, nn, ops
 
@@ -26,11 +26,11 @@ class NormAct(nn.SequentialCell):
 class ConvNormAct(nn.SequentialCell):
     """Convolution with bias (named ``0``), norm (named ``1``) and activation of a head.
 
-    Further layers follow from ``3`` on. ``2`` is an identity in place of the authors' ReLU.
+    Further layers are named from ``3`` on, because the authors' ReLU has the name ``2``.
     """
 
-    def __init__(self, conv: Conv, arch: Arch, *then: nn.Cell) -> None:
-        super().__init__(conv, Norm(conv.out_channels, arch.rule.head_eps), nn.Identity(), *then)
+    def __init__(self, conv: Conv, arch: Arch, *further_layers: nn.Cell) -> None:
+        super().__init__(conv, Norm(conv.out_channels, arch.rule.head_eps), nn.Identity(), *further_layers)
         self.slope = arch.rule.head_activation_slope
 
     def construct(self, x: Tensor) -> Tensor:
@@ -54,13 +54,19 @@ class ObjectContext(nn.Cell):
         self.f_up = nn.SequentialCell(Conv(key, channels), NormAct(channels, arch))
 
     def relation(self, pixels: Tensor, objects: Tensor) -> Tensor:
-        """Return the attention weights N,HW,K of pixels N,channels,H,W over objects N,channels,K,1."""
+        """Return the attention weight of each object region for each pixel, N,HW,K, with sum 1 over the regions.
+
+        ``pixels`` is N,channels,H,W; ``objects`` is N,channels,K,1.
+        """
         query = flatten(self.f_pixel(pixels)).swapaxes(1, 2)  # N, HW, key
         key = flatten(self.f_object(objects))  # N, key, K
         return softmax(self.scale * ops.bmm(query, key))
 
     def construct(self, pixels: Tensor, objects: Tensor) -> Tensor:
-        """Return each pixel's object context N,channels,H,W for pixels N,channels,H,W, objects N,channels,K,1."""
+        """Return the object context of every pixel, N,channels,H,W.
+
+        ``pixels`` is N,channels,H,W; ``objects`` is N,channels,K,1.
+        """
         value = flatten(self.f_down(objects)).swapaxes(1, 2)  # N, K, key
         context = ops.bmm(self.relation(pixels, objects), value)  # N, HW, key
         number, _, height, width = pixels.shape
@@ -82,12 +88,12 @@ class SpatialOCR(nn.Cell):
         """Return the classifier's input features.
 
         Args:
-            pixels: N,channels,H,W.
-            objects: N,channels,K,1.
-            dropout_mask: N,features, the channels that dropout keeps; None disables dropout.
+            pixels: Pixel representations N,channels,H,W.
+            objects: Object region representations N,channels,K,1.
+            dropout_mask: Bool N,features: the channels that dropout keeps; None disables dropout.
 
         Returns:
-            The features N,features,H,W.
+            Tensor N,features,H,W.
         """
         context = self.object_context_block(pixels, objects)
         x = self.conv_bn_dropout(ops.cat((context, pixels), 1))
@@ -107,20 +113,21 @@ def softmax(x: Tensor) -> Tensor:
 
 
 def soft_regions(logits: Tensor) -> Tensor:
-    """Return each class's spatial distribution N,K,HW, with sum 1 over the pixels, for logits N,K,H,W."""
+    """Return the soft object region of each class, N,K,HW, with sum 1 over the pixels, from logits N,K,H,W."""
     return softmax(flatten(logits))
 
 
 def gather_object_regions(pixels: Tensor, logits: Tensor) -> Tensor:
-    """Return object representations N,C,K,1: pixels N,C,H,W averaged by each class's spatial softmax of the logits.
+    """Return the object region representations N,C,K,1.
 
-    ``logits`` is N,K,H,W.
+    The representation of a class is the mean of the pixels N,C,H,W, weighted by the spatial softmax of its logits
+    N,K,H,W.
     """
     return ops.bmm(soft_regions(logits), flatten(pixels).swapaxes(1, 2)).swapaxes(1, 2).expand_dims(3)
 
 
 class OCRNet(HRNet):
-    """HRNet with the OCR head; ``architecture.shapes(arch)`` gives the names and shapes of the parameters."""
+    """HRNet with the OCR head; ``architecture.shapes(arch)`` contains the names and shapes of its parameters."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__(arch)
@@ -152,7 +159,7 @@ class OCRNet(HRNet):
         return soft_regions(aux).reshape(aux.shape), relation.swapaxes(1, 2).reshape(aux.shape)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the auxiliary head's logits and the pixel representations for x N,3,H,W."""
+        """Return the auxiliary head's logits and the pixel representations for normalized x N,3,H,W."""
         if self.half:
             x = x.astype("float16")
         maps = self.forward_features(x)
@@ -160,15 +167,15 @@ class OCRNet(HRNet):
         x = ops.cat([resize(y, size, self.align_corners) for y in maps], 1)
         return self.aux_head(x), self.conv3x3_ocr(x)
 
-    def compute_at(self, level: str) -> None:
-        """Set the precision: O0 float32; O1 float16 convolutions; O2, O3 float16 except norms and softmax."""
+    def set_precision(self, level: str) -> None:
+        """Set the AMP level: O0: float32; O1: convolutions in float16; O2, O3: float16 except norms and softmax."""
         self.half = level in ("O2", "O3")
         for _, cell in self.cells_and_names():
             if isinstance(cell, Conv):
                 cell.half = level == "O1"
 
     def synchronize(self, ranks: int) -> None:
-        """Make every batch norm normalize over the batches of all ``ranks`` in training."""
+        """In training, normalize over the batches of all ``ranks`` in every batch norm."""
         for _, cell in self.cells_and_names():
             if isinstance(cell, Norm):
                 cell.synchronize(ranks)

@@ -1,4 +1,4 @@
-"""Suppression of unwanted messages that MindSpore's C++ code writes to stderr."""
+"""Suppression of messages that MindSpore's C++ code writes to stderr."""
 
 import contextlib
 import os
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def stderr_dropped() -> Iterator[None]:
-    """Redirect file descriptor 2 to /dev/null, so that output of Python and of C++ code is discarded."""
+def discard_stderr() -> Iterator[None]:
+    """Redirect file descriptor 2 to /dev/null in the context, which discards stderr of Python and of C++ code."""
     sys.stderr.flush()
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(devnull)

@@ -1,4 +1,4 @@
-"""One optimizer step as fully compiled cells: gradients, then an update that is skipped if they are not finite."""
+"""One optimizer step as compiled cells: gradients, then an update, which is skipped if they are not finite."""
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
@@ -9,7 +9,7 @@ from ocrnet.engines.mindspore.loss import SegmentationLoss
 from ocrnet.engines.mindspore.loss_scaler import LossScaler
 from ocrnet.engines.mindspore.ocr import OCRNet
 
-# Functions over parameter tuples use HyperMap: a loop over all parameters exceeds the compiler's depth limit.
+# Operations on each parameter use HyperMap, because a loop over all parameters exceeds the compiler's depth limit.
 _momentum = ops.ApplyMomentum()
 _nesterov = ops.ApplyMomentum(use_nesterov=True)
 _all_reduce = ops.MultitypeFuncGraph("all_reduce")
@@ -66,7 +66,7 @@ def _copy(sources: ParameterTuple, targets: ParameterTuple) -> None:
 
 
 class Forward(nn.Cell):
-    """The forward pass from a uint8 micro-batch to its scaled loss."""
+    """The forward pass, from a uint8 micro-batch to the loss times the loss scale."""
 
     def __init__(self, network: OCRNet, loss: SegmentationLoss, mean: Tensor, std: Tensor, scaler: LossScaler) -> None:
         super().__init__()
@@ -76,16 +76,16 @@ class Forward(nn.Cell):
     def construct(
         self, images: Tensor, label: Tensor, dropout_mask: Tensor, denominator: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the scaled loss and the unweighted loss of each head.
+        """Return the scaled loss of a micro-batch and the loss of each head.
 
         Args:
             images: N,H,W,3.
             label: uint8 N,H,W.
             dropout_mask: N,features.
-            denominator: float32 (1,), the label weight of the whole step.
+            denominator: float32 (1,), the total label weight of the step over all ranks.
 
         Returns:
-            The scaled loss, and the heads' losses (2,).
+            The scaled loss, and the losses of both heads (2,).
         """
         x = (images.astype("float32").transpose(0, 3, 1, 2) - self.mean) / self.std
         aux, ocr = self.network(x, dropout_mask)
@@ -94,7 +94,7 @@ class Forward(nn.Cell):
 
 
 class Gradients(nn.Cell):
-    """The heads' losses and the scaled gradient of every weight, only for this rank's micro-batch."""
+    """The losses of both heads and the scaled gradients of one micro-batch of this rank."""
 
     def __init__(self, forward: Forward, weights: ParameterTuple, ranks: int) -> None:
         super().__init__()
@@ -104,16 +104,16 @@ class Gradients(nn.Cell):
             self.sum = ops.AllReduce()
 
     def construct(self, images: Tensor, label: Tensor, dropout_mask: Tensor, denominator: Tensor):  # type: ignore[no-untyped-def]
-        """Compute the losses and the gradients; with several ranks, all-reduce ``denominator`` first.
+        """Compute losses and gradients; with several ranks, sum ``denominator`` over them first.
 
         Args:
             images: N,H,W,3.
             label: uint8 N,H,W.
             dropout_mask: N,features.
-            denominator: float32 (1,), this rank's label weight of the whole step.
+            denominator: float32 (1,), this rank's label weight of the step.
 
         Returns:
-            The heads' losses (2,), and the scaled gradients.
+            The losses of both heads (2,), and the scaled gradients.
         """
         if self.ranks > 1:
             denominator = self.sum(denominator)
@@ -122,9 +122,10 @@ class Gradients(nn.Cell):
 
 
 class Update(nn.Cell):
-    """SGD with an explicit decay per weight; if a loss or gradient is not finite, only the loss scale changes.
+    """SGD update with a weight decay per parameter; if loss or gradients are not finite, only the loss scale changes.
 
-    ``kept`` holds the batch-norm statistics from before the step: the forward pass has already changed ``statistics``.
+    ``kept`` contains the batch norm statistics from before the step, because the forward pass has already changed
+    ``statistics``.
     """
 
     def __init__(
@@ -148,15 +149,15 @@ class Update(nn.Cell):
             self.sum = ops.AllReduce()
 
     def construct(self, heads: Tensor, gradients: tuple[Tensor, ...], lr: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply one step, unless a loss or gradient of any rank is not finite.
+        """Apply the update, unless a loss or gradient of any rank is not finite.
 
         Args:
-            heads: The heads' losses (2,) of this rank.
+            heads: The losses of both heads (2,) of this rank.
             gradients: The scaled gradients of this rank.
             lr: The learning rate.
 
         Returns:
-            The heads' losses (2,) summed over all ranks, and whether the step was applied.
+            The losses of both heads (2,), summed over the ranks, and whether the update was applied.
         """
         if self.ranks > 1:
             heads = self.sum(heads)
@@ -175,7 +176,7 @@ class Update(nn.Cell):
         return heads, finite
 
     def unscaled(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return the gradients without the loss scale, clipped to the norm ``clip_grad``."""
+        """Return the gradients divided by the loss scale and clipped to the norm ``clip_grad``, if that is set."""
         if self.clip is None and self.scaler.is_one:
             return gradients
         factor = 1.0 / self.scaler.scale
@@ -185,16 +186,16 @@ class Update(nn.Cell):
         return self.map(ops.partial(_times, factor), gradients)
 
     def keep(self) -> None:
-        """Save the current statistics as those from before the next step."""
+        """Store the current batch norm statistics as those from before the next step."""
         _copy(self.statistics, self.kept)
 
     def undo(self) -> None:
-        """Restore the statistics after a step that raised an error."""
+        """Restore the batch norm statistics from before a step that raised an error."""
         _copy(self.kept, self.statistics)
 
 
 class Step(nn.Cell):
-    """A complete optimizer step of one micro-batch."""
+    """An optimizer step with one micro-batch: gradients and update in one graph."""
 
     def __init__(self, gradients: Gradients, update: Update) -> None:
         super().__init__()
@@ -207,18 +208,18 @@ class Step(nn.Cell):
             images: N,H,W,3.
             label: uint8 N,H,W.
             dropout_mask: N,features.
-            denominator: float32 (1,), this rank's label weight of the whole step.
+            denominator: float32 (1,), this rank's label weight of the step.
             lr: The learning rate.
 
         Returns:
-            The heads' losses (2,), and whether the step was applied.
+            The losses of both heads (2,), summed over the ranks, and whether the step was applied.
         """
         heads, gradients = self.gradients(images, label, dropout_mask, denominator)
         return self.update(heads, gradients, lr)
 
 
 class Accumulate(nn.Cell):
-    """One of several micro-batches: its losses and gradients are added to those of the step."""
+    """Gradient accumulation: add the losses and gradients of one micro-batch to those of the step."""
 
     def __init__(self, gradients: Gradients, weights: ParameterTuple) -> None:
         super().__init__()
@@ -234,23 +235,23 @@ class Accumulate(nn.Cell):
             images: N,H,W,3.
             label: uint8 N,H,W.
             dropout_mask: N,features.
-            denominator: float32 (1,), this rank's label weight of the whole step.
+            denominator: float32 (1,), this rank's label weight of the step.
 
         Returns:
-            The heads' losses (2,), summed over the micro-batches so far.
+            The losses of both heads (2,), summed over the micro-batches so far.
         """
         heads, gradients = self.gradients(images, label, dropout_mask, denominator)
         self.map(_add, self.total, gradients)
         return ops.assign_add(self.heads, heads)
 
     def clear(self) -> None:
-        """Discard the micro-batches of a step that raised an error."""
-        for one in (self.heads, *self.total):
-            ops.assign(one, ops.zeros_like(one))
+        """Set the accumulated losses and gradients to zero after a step that raised an error."""
+        for accumulated in (self.heads, *self.total):
+            ops.assign(accumulated, ops.zeros_like(accumulated))
 
 
 class Finish(nn.Cell):
-    """The update after several micro-batches."""
+    """The update by the accumulated gradients, which are then set to zero."""
 
     def __init__(self, accumulate: Accumulate, update: Update) -> None:
         super().__init__()
@@ -258,7 +259,7 @@ class Finish(nn.Cell):
         self.map = ops.HyperMap()
 
     def construct(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the heads' losses (2,), and whether the step was applied."""
+        """Return the losses of both heads (2,), summed over the ranks, and whether the step was applied."""
         heads, finite = self.update(self.heads + 0.0, self.total, lr)
         self.map(_clear, self.total)
         ops.assign(self.heads, ops.zeros_like(self.heads))

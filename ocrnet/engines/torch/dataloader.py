@@ -1,4 +1,4 @@
-"""Load the training stream through a torch DataLoader: workers read and augment, batches arrive in order."""
+"""Training data loader: workers of a torch DataLoader read and augment; micro-batches arrive in order."""
 
 import contextlib
 import multiprocessing.connection
@@ -25,42 +25,44 @@ from ocrnet.utils.signals import block_signals
 class Batch(NamedTuple):
     """A micro-batch: images uint8 N,H,W,3, labels uint8 N,H,W, and dropout masks bool N,channels.
 
-    ``unreadable`` has one message for each skipped file.
+    ``unreadable`` contains the error message of each skipped file.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
-    keeps: torch.Tensor
+    dropout_masks: torch.Tensor
     unreadable: tuple[str, ...]
 
 
 def batches(
     stream: TrainStream, cfg: Config, *, world: World, step: int, pinned: bool = False
 ) -> Generator[Batch, None, None]:
-    """Return a generator of micro-batches; its ``close`` ends the workers.
+    """Return a generator of this rank's micro-batches from ``step`` on; its ``close`` ends the workers.
 
     Args:
         stream: The training stream.
         cfg: The configuration, with batch size and workers.
-        world: Rank and number of ranks of this process.
+        world: This process's rank and the number of ranks.
         step: The step of the first micro-batch.
-        pinned: Whether to use pinned memory, which copies to a GPU without waiting.
+        pinned: Whether to use pinned memory, from which copies to a GPU are asynchronous.
 
     Returns:
-        The generator. It raises an `OcrnetError` that names the file if a file is unreadable, in a worker or in this
-        process. It also raises `OcrnetError` if a worker has died.
+        The generator. It raises an `OcrnetError` that names the file if a file is unreadable, and `OcrnetError` if a
+        worker has died.
     """
-    made = _make(stream, cfg, world, step, pinned)
-    close_at_exit(made)
-    return made
+    generator = _generate_batches(stream, cfg, world, step, pinned)
+    close_at_exit(generator)
+    return generator
 
 
-def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: bool) -> Generator[Batch, None, None]:
-    others = set(multiprocessing.active_children())
+def _generate_batches(
+    stream: TrainStream, cfg: Config, world: World, step: int, pinned: bool
+) -> Generator[Batch, None, None]:
+    other_processes = set(multiprocessing.active_children())
     with warnings.catch_warnings(), _without_sigchld_handler(), block_signals():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # the startup log already has this warning
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # the startup log contains an equivalent line
         loader: DataLoader = DataLoader(
-            Guarded(stream),
+            ErrorCatchingStream(stream),
             batch_sampler=StepBatchSampler(cfg, world, step),
             num_workers=cfg.num_workers,
             prefetch_factor=cfg.prefetch_size if cfg.num_workers else None,
@@ -68,28 +70,28 @@ def _make(stream: TrainStream, cfg: Config, world: World, step: int, pinned: boo
             worker_init_fn=begin_worker,
             pin_memory=pinned,
         )
-        ready = iter(loader)
+        iterator = iter(loader)
     del loader
-    processes = [process for process in multiprocessing.active_children() if process not in others]
+    processes = [process for process in multiprocessing.active_children() if process not in other_processes]
     try:
-        for batch in ready:
+        for batch in iterator:
             if isinstance(batch, OcrnetError):
                 raise batch
             yield batch
     except OcrnetError:
         raise
     except Exception as error:
-        told = describe_dead_workers(processes)
+        dead_workers = describe_dead_workers(processes)
         # mutation: report-dead-worker
-        if not told:
+        if not dead_workers:
             raise
-        _skip_shutdown(ready)
-        raise OcrnetError(f"{told}; {ADVICE}") from error
+        _skip_shutdown(iterator)
+        raise OcrnetError(f"{dead_workers}; {ADVICE}") from error
     finally:
-        del ready  # ends the workers, even if a traceback keeps this frame
+        del iterator  # ends the workers, even if a traceback references this frame
         for process in processes:
             # mutation: kill-hanging-worker
-            process.kill()  # it may hang in a read, or wait for a lock of a dead worker
+            process.kill()  # it may hang in a read or wait for a lock of a dead worker
             process.join()
 
 
@@ -108,12 +110,12 @@ def _skip_shutdown(iterator: Any) -> None:
 
 @contextlib.contextmanager
 def _without_sigchld_handler() -> Iterator[None]:
-    """Restore the previous SIGCHLD handler on exit, because torch replaces it in this context.
+    """Restore the SIGCHLD handler on exit: creating a DataLoader iterator installs torch's handler.
 
-    torch's handler raises the death of a worker at an arbitrary point of the main thread. Without it, the death is
-    reported when the next batch is requested, at most five seconds later.
+    When a worker dies, torch's handler raises an exception at an arbitrary point of the main thread. Without it, the
+    exception is raised by the request for the next batch, at most five seconds later.
     """
-    if threading.current_thread() is not threading.main_thread():  # Python permits only the main thread to set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can set handlers
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)
@@ -124,17 +126,17 @@ def _without_sigchld_handler() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-class Guarded(Dataset):
-    """Training stream that returns errors as values.
+class ErrorCatchingStream(Dataset):
+    """Training stream that returns an `OcrnetError` instead of raising it.
 
-    A DataLoader converts an exception in a worker into the text of its traceback.
+    A DataLoader would replace an exception in a worker by one that contains only the text of its traceback.
     """
 
     def __init__(self, stream: TrainStream) -> None:
         self.stream = stream
 
     def __getitem__(self, number: int) -> Sample | OcrnetError:
-        """Return sample ``number``, or the error that names its file."""
+        """Return sample ``number``, or the `OcrnetError` that names the unreadable file."""
         try:
             return self.stream[number]
         except OcrnetError as error:
@@ -142,9 +144,9 @@ class Guarded(Dataset):
 
 
 def collate(samples: list[Sample | OcrnetError]) -> Batch | OcrnetError:
-    """Stack samples into the three tensors of a micro-batch; if there is an error, return the first one."""
-    good = [sample for sample in samples if isinstance(sample, Sample)]
-    if len(good) < len(samples):
+    """Stack samples into a micro-batch; if the list contains errors, return the first one instead."""
+    valid = [sample for sample in samples if isinstance(sample, Sample)]
+    if len(valid) < len(samples):
         return next(sample for sample in samples if isinstance(sample, OcrnetError))
-    images, labels, keeps = (torch.from_numpy(np.stack([sample[i] for sample in good])) for i in range(3))
-    return Batch(images, labels, keeps, tuple(error for sample in good for error in sample.unreadable))
+    images, labels, dropout_masks = (torch.from_numpy(np.stack([sample[i] for sample in valid])) for i in range(3))
+    return Batch(images, labels, dropout_masks, tuple(error for sample in valid for error in sample.unreadable))

@@ -1,4 +1,4 @@
-"""Choose the device and the precision of a run once, and record the reason."""
+"""Choice of the device and the precision, and the log lines that describe them."""
 
 import contextlib
 import importlib.util
@@ -14,9 +14,10 @@ from ocrnet.utils.errors import OcrnetError
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype of the convolutions, its autocast, whether the loss needs a scale, and the reason.
+    """The precision of a run.
 
-    ``autocast`` returns a new context on each call.
+    ``dtype`` is the dtype of the convolutions. ``autocast`` returns a new context manager on each call. ``scaled``:
+    whether the loss is multiplied by a dynamic scale. ``text`` describes the precision in the log, with the reason.
     """
 
     dtype: torch.dtype
@@ -25,43 +26,45 @@ class Precision:
     text: str
 
 
-def choose_device(target: str | None, local: int = 0) -> tuple[torch.device, str]:
-    """Return the device for ``--device_target`` and the reason; local rank ``local`` uses GPU ``local``.
+def choose_device(target: str | None, local_rank: int = 0) -> tuple[torch.device, str]:
+    """Return the device for ``--device_target`` and its description for the log.
 
-    Raise `OcrnetError` if a GPU is requested but PyTorch finds none, or if there are fewer GPUs than local ranks.
+    Local rank i uses GPU i. Raise `OcrnetError` if a GPU is requested but PyTorch detects none, or if the machine has
+    fewer GPUs than local ranks.
     """
     if target == "GPU" and not torch.cuda.is_available():
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         raise OcrnetError(
-            f"device_target GPU: PyTorch {torch.__version__} ({built}) sees no GPU; use --device_target CPU"
+            f"device_target GPU: PyTorch {torch.__version__} ({build}) sees no GPU; use --device_target CPU"
         )
     if target == "GPU" or (target is None and torch.cuda.is_available()):
-        if local >= (cards := torch.cuda.device_count()):
+        if local_rank >= (num_gpus := torch.cuda.device_count()):
             raise OcrnetError(
-                f"this is process {local + 1} on its machine, but PyTorch sees only {cards} "
-                f"GPU{'s' if cards > 1 else ''}; start one process per GPU"
+                f"this is process {local_rank + 1} on its machine, but PyTorch sees only {num_gpus} "
+                f"GPU{'s' if num_gpus > 1 else ''}; start one process per GPU"
             )
-        torch.cuda.set_device(local)
-        return torch.device("cuda", local), f"GPU ({torch.cuda.get_device_name(local)})"
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank), f"GPU ({torch.cuda.get_device_name(local_rank)})"
     return torch.device("cpu"), "CPU" if target else "CPU, because PyTorch sees no GPU"
 
 
 def choose_precision(device: torch.device, mix: bool) -> Precision:
-    """Return the precision for ``--mix``.
+    """Return the precision of the convolutions: float32 without ``mix``.
 
-    The result is bfloat16 if it is native, otherwise float16 with a scaled loss on a GPU and float32 on a CPU.
+    With ``mix``, it is bfloat16 if the device supports it natively. Otherwise it is float16 with a dynamic loss scale
+    on a GPU, and float32 on a CPU.
     """
     if not mix:
         return Precision(torch.float32, contextlib.nullcontext, False, "float32")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return _mixed("cuda", torch.bfloat16, "bfloat16")
-        why = "float16 with a dynamic loss scale, because this GPU has no bfloat16"
-        return _mixed("cuda", torch.float16, why)
+        description = "float16 with a dynamic loss scale, because this GPU has no bfloat16"
+        return _mixed("cuda", torch.float16, description)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return _mixed("cpu", torch.bfloat16, "bfloat16")
-    why = "float32, because this CPU has no bfloat16 instructions"
-    return Precision(torch.float32, contextlib.nullcontext, False, why)
+    description = "float32, because this CPU has no bfloat16 instructions"
+    return Precision(torch.float32, contextlib.nullcontext, False, description)
 
 
 def _mixed(device_type: str, dtype: torch.dtype, text: str) -> Precision:
@@ -70,37 +73,37 @@ def _mixed(device_type: str, dtype: torch.dtype, text: str) -> Precision:
 
 @contextlib.contextmanager
 def translate_oom(remedy: str) -> Iterator[None]:
-    """Convert the out-of-memory errors of PyTorch and NumPy into an `OcrnetError` that includes ``remedy``."""
+    """Convert out-of-memory errors of PyTorch and NumPy into an `OcrnetError` that ends with ``remedy``."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error)
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
+        message = str(error)
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in message:
             raise
-        first = text.splitlines()[0] if text else "allocation failed"
-        raise OcrnetError(f"out of memory ({first}); {remedy}") from error
+        first_line = message.splitlines()[0] if message else "allocation failed"
+        raise OcrnetError(f"out of memory ({first_line}); {remedy}") from error
 
 
 def configure(device: torch.device, *, deterministic: bool) -> None:
-    """Set the PyTorch switches for bit-identical repeats, or for the fastest convolutions at fixed shapes."""
+    """Configure PyTorch for bit-identical results if ``deterministic``, else for the fastest convolutions."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # `use_deterministic_algorithms` has the same effect, but also loads the compiler to configure it.
+    # `use_deterministic_algorithms` has the same effect, but also imports the compiler, which is slow.
     torch.set_deterministic_debug_mode("error" if deterministic else "default")
 
 
 def fused_norm_unavailable_reason(device: torch.device, cfg: Config, ranks: int) -> str | None:
-    """Return why fused_norm is unavailable, or None.
+    """Return why fused_norm is unavailable.
 
     Args:
         device: The device of this rank.
-        cfg: The configuration, of which ``norm`` is read.
+        cfg: The configuration; only ``norm`` is read.
         ranks: The number of ranks.
 
     Returns:
-        The end of the log line "fused_norm: no effect ...", or None if fused_norm is available.
+        The reason, which completes the log line "fused_norm: no effect ..."; None if fused_norm is available.
     """
     if device.type != "cuda":
         return "on a CPU"
@@ -112,43 +115,43 @@ def fused_norm_unavailable_reason(device: torch.device, cfg: Config, ranks: int)
 
 
 def cuda_graph_unavailable_reason(device: torch.device, ranks: int) -> str | None:
-    """Return why cuda_graph is unavailable, as the end of "cuda_graph: no effect ...", or None."""
+    """Return why cuda_graph is unavailable, to complete "cuda_graph: no effect ..."; None if it is available."""
     if device.type != "cuda":
         return "on a CPU"
     return f"on {ranks} ranks" if ranks > 1 else None
 
 
 def describe(
-    device: torch.device, why: str, precision: Precision, cfg: Config, *, training: bool, ranks: int
+    device: torch.device, device_description: str, precision: Precision, cfg: Config, *, training: bool, ranks: int
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the startup log lines and the versions for the checkpoint.
+    """Return the startup log lines and the versions for the checkpoint metadata.
 
     Args:
         device: The device of this rank.
-        why: The reason for the device, from `choose_device`.
+        device_description: The description of the device, from `choose_device`.
         precision: The chosen precision.
         cfg: The configuration.
         training: Whether to include the lines that apply only to training.
         ranks: The number of ranks.
 
     Returns:
-        The log lines, and by name: PyTorch version, thread count and, on a GPU, CUDA version and GPU name.
+        The log lines, and a dict of the PyTorch version, the thread count and, on a GPU, CUDA version and GPU name.
     """
     versions = {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
     if device.type == "cuda":
         versions |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name(device)}
     lines = [
         f"engine: torch {torch.__version__}, {torch.get_num_threads()} threads",
-        f"device: {why}",
+        f"device: {device_description}",
         f"mix: {precision.text}",
     ]
     if cfg.deterministic:
         lines.append("deterministic: on")
-    wanted = {
+    unavailable_reasons = {
         "fused_norm": fused_norm_unavailable_reason(device, cfg, ranks),
         "cuda_graph": cuda_graph_unavailable_reason(device, ranks),
     }
-    for name, reason in wanted.items():
+    for name, reason in unavailable_reasons.items():
         if training and getattr(cfg, name):
             lines.append(f"{name}: no effect {reason}" if reason else f"{name}: on")
     lines += [

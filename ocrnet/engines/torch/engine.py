@@ -1,4 +1,4 @@
-"""PyTorch engine: training steps that skip non-finite updates on the device, and prediction over a list of passes."""
+"""PyTorch engine: training steps that are skipped on the device if not finite, and prediction by a list of passes."""
 
 import contextlib
 import time
@@ -29,7 +29,7 @@ from ocrnet.engines.torch.device import (
     fused_norm_unavailable_reason,
     translate_oom,
 )
-from ocrnet.engines.torch.fold import folded
+from ocrnet.engines.torch.fold import fold_norms
 from ocrnet.engines.torch.hrnet import Norm, Size, resize
 from ocrnet.engines.torch.loss import SegmentationLoss, label_weight
 from ocrnet.engines.torch.loss_scaler import LossScaler
@@ -42,13 +42,13 @@ MOMENTUM = "momentum/"
 
 
 class TorchEngine:
-    """OCRNet on the CPU or on one GPU per rank; `ocrnet.engines.base.Engine` documents the methods."""
+    """OCRNet in PyTorch, on the CPU or on one GPU per rank; `ocrnet.engines.base.Engine` documents the interface."""
 
     def __init__(
         self, cfg: Config, arch: architecture.Arch, *, world: World, stream: TrainStream | None = None
     ) -> None:
         self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
-        self.device, why = choose_device(cfg.device_target, world.local)
+        self.device, device_description = choose_device(cfg.device_target, world.local)
         self.precision: Precision = choose_precision(self.device, cfg.mix)
         self.startup_messages: Sequence[str]
         self.versions: Mapping[str, str]
@@ -56,7 +56,7 @@ class TorchEngine:
         if world.size > 1:
             distributed.join(world, self.device, cfg.rank_timeout)
         self.startup_messages, self.versions = describe(
-            self.device, why, self.precision, cfg, training=stream is not None, ranks=world.size
+            self.device, device_description, self.precision, cfg, training=stream is not None, ranks=world.size
         )
         self.model = OCRNet(arch).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.running = _flatten_buffers(self.model)
@@ -81,7 +81,7 @@ class TorchEngine:
         )
         self.scaler = LossScaler(self.device, dynamic=self.precision.scaled)
         self.optimizer = SGD(self.parameters, cfg.optimizer)
-        self.lr_now: float | torch.Tensor = 0.0
+        self.step_lr: float | torch.Tensor = 0.0
         self.graph: StepGraph | None = None
         if cfg.cuda_graph and cuda_graph_unavailable_reason(self.device, self.world.size) is None:
             self.use_graph(CudaRecorder())
@@ -98,19 +98,18 @@ class TorchEngine:
                 module.fused = fused
 
     def use_graph(self, recorder: Recorder) -> None:
-        """Run all later training steps through a `StepGraph`, which records one step and replays it."""
-        self.graph = StepGraph(self._attempt, recorder, self.device)
-        self.lr_now = torch.zeros((), device=self.device)
+        """Run all later training steps by a `StepGraph`, which records one step and replays it."""
+        self.graph = StepGraph(self._device_step, recorder, self.device)
+        self.step_lr = torch.zeros((), device=self.device)
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
         """Run up to ``steps`` optimizer steps; stop early if ``stopped()`` is true after a step.
 
-        No result is copied to the host before the last step is launched. If a step fails, return the steps before it
-        and raise its `OcrnetError` in the next call; if the first step fails, raise at once. Raise `OcrnetError` if the
-        engine has no training stream.
+        Results are copied to the host only after the last step, so the host does not wait for the device in between.
+        `ocrnet.engines.base.Engine.train` documents failures. Raise `OcrnetError` if the engine has no training stream.
         """
         if self.stream is None:
-            raise OcrnetError("this engine was opened without a training stream")
+            raise OcrnetError("this engine was opened without a training stream and cannot train")
         if self._failure is not None:
             raise self._failure
         if self._batches is None:
@@ -120,53 +119,57 @@ class TorchEngine:
         self._folded = None
         heads = torch.zeros(steps, 2, dtype=torch.float64, device=self.device)
         finite = torch.zeros(steps, dtype=torch.bool, device=self.device)
-        ready = self._batches
-        begun, waited, taken = time.perf_counter(), 0.0, 0
+        batch_iterator = self._batches
+        started, data_seconds, done = time.perf_counter(), 0.0, 0
         unreadable: list[str] = []
-        while taken < steps and not (taken and stopped()):
-            asked = time.perf_counter()
+        while done < steps and not (done and stopped()):
+            requested = time.perf_counter()
             try:
-                micro_batches = [next(ready) for _ in range(self.cfg.accumulate_steps)]
-                waited += time.perf_counter() - asked
-                heads[taken], finite[taken] = self._take_step(micro_batches)
+                micro_batches = [next(batch_iterator) for _ in range(self.cfg.accumulate_steps)]
+                data_seconds += time.perf_counter() - requested
+                heads[done], finite[done] = self._take_step(micro_batches)
             except OcrnetError as error:
                 self._failure = error
-                if not taken:
+                if not done:
                     raise
                 break
             unreadable += [error for batch in micro_batches for error in batch.unreadable]
-            taken += 1
+            done += 1
             self.step += 1
         return Stats(
-            loss=heads[:taken].cpu().numpy(),
-            finite=finite[:taken].cpu().numpy(),
-            samples=taken * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size,
-            seconds=time.perf_counter() - begun,
-            data_seconds=waited,
+            loss=heads[:done].cpu().numpy(),
+            finite=finite[:done].cpu().numpy(),
+            samples=done * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size,
+            seconds=time.perf_counter() - started,
+            data_seconds=data_seconds,
             memory_bytes=self._memory(),
             unreadable=tuple(unreadable),
         )
 
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run one optimizer step; return the losses of both heads and whether it is finite, both on the device."""
+        """Run one optimizer step; return the losses of both heads (2,) and whether it was finite, on the device."""
         lr = float(self.lr[self.step])
-        if isinstance(self.lr_now, torch.Tensor):
-            self.lr_now.fill_(lr)
+        if isinstance(self.step_lr, torch.Tensor):
+            self.step_lr.fill_(lr)
         else:
-            self.lr_now = lr
+            self.step_lr = lr
         with translate_oom("lower batch_size (and raise accumulate_steps) or data.crop_size"):
             if self.graph is not None:
                 return self.graph(micro_batches)
-            return self._attempt(
+            return self._device_step(
                 [[part.to(self.device, non_blocking=True) for part in batch[:3]] for batch in micro_batches]
             )
 
-    def _attempt(self, on_device: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the device part of one optimizer step without synchronizing the host with the device."""
+    def _device_step(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run one optimizer step on batches that are on the device, without synchronizing the host with the device.
+
+        Return the losses of both heads (2,) and whether the step was finite. If it was not, or if this method raises,
+        batch norm statistics are those from before the step.
+        """
         before = self.running.clone()
         try:
             with self._translate_lost_peer():
-                heads, norm = self._gradients(on_device)
+                heads, norm = self._gradients(inputs)
                 finite = torch.isfinite(norm) & torch.isfinite(heads).all()
         except (OcrnetError, RuntimeError, MemoryError):
             self.running.copy_(before)
@@ -176,28 +179,28 @@ class TorchEngine:
         self.running.copy_(torch.where(finite, self.running, before))
         return heads, finite
 
-    def _gradients(self, on_device: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the gradients of one step, summed over the ranks.
+    def _gradients(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the gradients of one step, summed over micro-batches and ranks, in the parameters' ``grad``.
 
-        Return the losses of both heads and the gradient norm.
+        Return the losses of both heads (2,) and the norm of the unscaled gradients.
         """
-        denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in on_device]).sum()
+        denominator = torch.stack([label_weight(label, self.class_weight) for _, label, _ in inputs]).sum()
         heads = torch.zeros(2, device=self.device)
         if self.gradient_sum is None:
-            self.optimizer.forget_gradients()
+            self.optimizer.free_gradients()
         else:
             self.gradient_sum.begin()
             # mutation: one-loss-denominator
             dist.all_reduce(denominator)
-        parts_of_step = len(on_device) * self.world.size
-        for number, (images, label, dropout_mask) in enumerate(on_device, 1):
+        num_parts = len(inputs) * self.world.size
+        for number, (images, label, dropout_mask) in enumerate(inputs, 1):
             with self.precision.autocast():
                 outputs = self.model(self._normalize(images), dropout_mask)
-            total, parts = self.loss(outputs, label, denominator, parts=parts_of_step)
+            total, head_losses = self.loss(outputs, label, denominator, parts=num_parts)
             if self.gradient_sum is not None:
-                self.gradient_sum.expect(last=number == len(on_device))
+                self.gradient_sum.expect(last=number == len(inputs))
             self.scaler.scaled(total).backward()
-            heads += parts.detach()
+            heads += head_losses.detach()
         if self.gradient_sum is not None:
             dist.all_reduce(heads)
             self.gradient_sum.finish()
@@ -213,28 +216,26 @@ class TorchEngine:
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / self.scaler.scale
 
     def _update(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
-        """Update weights and momentum if ``finite``; otherwise leave them unchanged.
+        """Update weights and momentum if ``finite``, and the loss scale in any case.
 
-        Gradient clipping and loss unscaling are combined in one division.
+        One division of the gradients unscales and clips them.
         """
         divisor = self.scaler.scale
         if self.cfg.clip_grad is not None:
             divisor = divisor * (norm / self.cfg.clip_grad).clamp(min=1.0)
-        self.optimizer.step(self.lr_now, divisor.float(), finite)
+        self.optimizer.step(self.step_lr, divisor.float(), finite)
         self.scaler.update(finite)
 
     def _normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Convert uint8 N,H,W,3 to normalized float N,3,H,W in channels-last order, which is the order of the input."""
+        """Convert uint8 N,H,W,3 to normalized float32 N,3,H,W in channels-last memory, which is the input's order."""
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
-    @translate_oom("for predict lower eval.max_memory; for eval set eval.slide, a window such as [512, 1024]")
+    @translate_oom("for predict, lower eval.max_memory; for eval, set eval.slide to a window such as [512, 1024]")
     @torch.inference_mode()
     def predict(
         self, images: np.ndarray, passes: Sequence[Pass], outputs: Sequence[str] = ("labels",)
     ) -> dict[str, np.ndarray]:
-        """Return predictions from the softmax averaged over ``passes``.
-
-        The labels of a single pass are computed without the softmax.
+        """Predict images from the softmax averaged over ``passes``; labels of a single pass need no softmax.
 
         Args:
             images: RGB images uint8 N,H,W,3.
@@ -242,10 +243,10 @@ class TorchEngine:
             outputs: Names from `OUTPUTS` and `ATTENTION` of `ocrnet.engines.base`.
 
         Returns:
-            One array for each name; `ocrnet.engines.base.Engine.predict` documents shapes and dtypes.
+            The requested outputs by name; `ocrnet.engines.base.Engine.predict` documents shapes and dtypes.
 
         Raises:
-            OcrnetError: If an output is unknown or not available for these passes, or if memory is exhausted.
+            OcrnetError: An output is unknown or unavailable for these passes, or memory is exhausted.
         """
         check_outputs(outputs, passes)
         x = self._normalize(torch.from_numpy(images).to(self.device))
@@ -253,42 +254,42 @@ class TorchEngine:
         if list(outputs) == ["labels"] and len(passes) == 1:
             return {"labels": self._logits_for_pass(x, passes[0], size).argmax(1).to(torch.uint8).cpu().numpy()}
         probabilities = torch.zeros(len(images), self.arch.num_classes, *size, device=self.device)
-        for one in passes:
-            logits = self._logits_for_pass(x, one, size)
+        for pass_ in passes:
+            logits = self._logits_for_pass(x, pass_, size)
             probabilities += logits.softmax(1)
         probabilities /= len(passes)
         confidence, labels = probabilities.max(1)
-        if len(passes) == 1:  # from the logits, as without the softmax, whose rounding creates ties
+        if len(passes) == 1:  # use the logits, as for labels only: rounding in the softmax creates ties
             labels = logits.argmax(1)
-        found = {"labels": labels.to(torch.uint8), "confidence": confidence, "probabilities": probabilities}
+        results = {"labels": labels.to(torch.uint8), "confidence": confidence, "probabilities": probabilities}
         if set(ATTENTION) & set(outputs):
             with self.precision.autocast():
                 attention = self._network().attention(self._resized(x, passes[0]))
-            found |= {name: part.float() for name, part in zip(ATTENTION, attention, strict=True)}
-        return {name: found[name].cpu().numpy() for name in outputs}
+            results |= {name: attention_map.float() for name, attention_map in zip(ATTENTION, attention, strict=True)}
+        return {name: results[name].cpu().numpy() for name in outputs}
 
-    def _logits_for_pass(self, x: torch.Tensor, one: Pass, size: Size) -> torch.Tensor:
-        """Return the logits of the OCR head for one pass, float32 N,num_classes,H,W at the image size ``size``."""
-        x = self._resized(x, one)
-        if one.flip:
+    def _logits_for_pass(self, x: torch.Tensor, pass_: Pass, size: Size) -> torch.Tensor:
+        """Return the OCR head's logits of one pass, float32 N,num_classes,H,W, resized to the image size ``size``."""
+        x = self._resized(x, pass_)
+        if pass_.flip:
             x = x.flip(3)
         align_corners = self.arch.rule.align_corners
-        if len(one.windows) == 1:
+        if len(pass_.windows) == 1:
             logits = self._ocr(x)
         else:
-            logits = torch.zeros(len(x), self.arch.num_classes, *one.size, device=self.device)
-            count = torch.zeros(one.size, device=self.device)
-            for top, left, height, width in one.windows:
+            logits = torch.zeros(len(x), self.arch.num_classes, *pass_.size, device=self.device)
+            count = torch.zeros(pass_.size, device=self.device)
+            for top, left, height, width in pass_.windows:
                 window = (..., slice(top, top + height), slice(left, left + width))
                 logits[window] += resize(self._ocr(x[window]), (height, width), align_corners)
                 count[window] += 1
             logits /= count
-        if one.flip:
+        if pass_.flip:
             logits = logits.flip(3)
         return resize(logits, size, align_corners)
 
-    def _resized(self, x: torch.Tensor, one: Pass) -> torch.Tensor:
-        return x if one.size == x.shape[2:] else resize(x, one.size, align_corners=False)
+    def _resized(self, x: torch.Tensor, pass_: Pass) -> torch.Tensor:
+        return x if pass_.size == x.shape[2:] else resize(x, pass_.size, align_corners=False)
 
     def _ocr(self, x: torch.Tensor) -> torch.Tensor:
         return self._heads(x)[1].float()
@@ -304,13 +305,13 @@ class TorchEngine:
             return self._network()(x)
 
     def _network(self) -> OCRNet:
-        """Return the network with folded norms; rebuild it if the weights have changed."""
+        """Return the network with folded batch norms; create it if the weights have changed since the last call."""
         if self._folded is None:
-            self._folded = folded(self.model, self.precision.dtype)
+            self._folded = fold_norms(self.model, self.precision.dtype)
         return self._folded
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return a copy of the state on the host, with canonical names as keys."""
+        """Copy the state to the host; return it by canonical name."""
         state = {name: _to_numpy(tensor) for name, tensor in self.model.state_dict().items()}
         if self.stream is not None:
             state |= {MOMENTUM + name: _to_numpy(buffer) for name, buffer in self.optimizer.momentum.items()}
@@ -319,14 +320,14 @@ class TorchEngine:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, np.ndarray], step: int) -> None:
-        """Load ``state`` and continue the training data at ``step``; momentum missing in ``state`` starts at zero."""
+        """Load ``state`` and continue the training stream at ``step``; momentum missing in ``state`` becomes zero."""
         for name, tensor in self.model.state_dict().items():
             tensor.copy_(torch.from_numpy(state[name]))
         if self.stream is not None:
             for name, buffer in self.optimizer.momentum.items():
-                given = state.get(MOMENTUM + name)
+                saved = state.get(MOMENTUM + name)
                 # mutation: restore-momentum
-                buffer.copy_(torch.from_numpy(given)) if given is not None else buffer.zero_()
+                buffer.copy_(torch.from_numpy(saved)) if saved is not None else buffer.zero_()
             self.scaler.restore(state)
         self._folded = None
         self.close_loader()
@@ -342,13 +343,13 @@ class TorchEngine:
             return distributed.all_sum(array)
 
     def close_loader(self) -> None:
-        """Stop the workers of the data loader."""
+        """Stop the workers of the training data loader."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
 
     def close(self) -> None:
-        """Stop the workers of the data loader and leave the process group."""
+        """Stop the workers of the training data loader and leave the process group."""
         self.close_loader()
         if self.world.size > 1:
             distributed.leave()
@@ -360,9 +361,9 @@ class TorchEngine:
 
 
 def _flatten_buffers(model: nn.Module) -> torch.Tensor:
-    """Move all BN statistics into one flat tensor and return it; the buffers of the modules become views of it.
+    """Move all batch norm statistics into one flat tensor and return it; the modules' buffers become views of it.
 
-    One copy of this tensor can restore all statistics after a step.
+    Copying this one tensor saves or restores all statistics.
     """
     owners = [(module, name) for module in model.modules() for name, _ in module.named_buffers(recurse=False)]
     flat = torch.cat([getattr(module, name).reshape(-1) for module, name in owners])

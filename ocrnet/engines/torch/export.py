@@ -1,6 +1,7 @@
 """Export a trained network with its normalization and postprocessing as ONNX, TorchScript and torch.export files.
 
-ONNX is exported from a traced graph: through torch.export it takes ten times as long and needs another library.
+ONNX is exported from a traced graph (``dynamo=False``): torch.export takes ten times as long and requires another
+library.
 """
 
 import contextlib
@@ -18,22 +19,28 @@ from ocrnet.engines.torch.device import translate_oom
 from ocrnet.engines.torch.ocr import OCRNet
 
 OPSET = 18
-# Example N,H,W for dynamic sizes. The sides are odd so that every resize changes the size: a trace omits one that
-# does not.
+# N,H,W of the example input for graphs of any size. The sides are odd so that every resize changes the size: a resize
+# that does not would be missing from the trace.
 ODD = (2, 65, 99)
 
 
 class Portable(nn.Module):
-    """Network from images to ``outputs``, one tensor for each name.
+    """The network with normalization and postprocessing, as it is exported.
 
-    The names are labels, probabilities and logits; see docs/export.md.
+    ``input_format`` is ``uint8`` (RGB images N,H,W,3) or another value for normalized float32 N,3,H,W. ``outputs``
+    contains the names of the outputs: labels, probabilities, logits; docs/export.md describes them.
     """
 
     def __init__(
-        self, arch: Arch, tensors: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float], given: str
+        self,
+        arch: Arch,
+        tensors: Mapping[str, np.ndarray],
+        mean: Sequence[float],
+        std: Sequence[float],
+        input_format: str,
     ) -> None:
         super().__init__()
-        self.network, self.given, self.outputs = OCRNet(arch, low_resolution=False), given, ("logits",)
+        self.network, self.input_format, self.outputs = OCRNet(arch, low_resolution=False), input_format, ("logits",)
         weights = {name: torch.tensor(tensors[name]) for name in self.network.state_dict()}
         self.network.load_state_dict(weights)
         self.mean: Tensor
@@ -43,26 +50,26 @@ class Portable(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return the tensors named by ``outputs``; return a tensor instead of a tuple if there is only one.
+        """Return the tensors that ``outputs`` names, as a tuple, or as a tensor if there is only one.
 
-        ``images`` is uint8 N,H,W,3 or normalized float32 N,3,H,W, according to ``given``.
+        ``images`` has the format ``input_format``.
         """
         x = images
-        if self.given == "uint8":
+        if self.input_format == "uint8":
             x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         logits = self.network(x)[1]
-        found = {"logits": logits}
+        tensors = {"logits": logits}
         if set(self.outputs) - {"logits"}:
             align_corners = self.network.rule.align_corners
             full = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=align_corners)
-            found |= {"labels": full.argmax(1).to(torch.uint8), "probabilities": full.softmax(1)}
-        answers = tuple(found[name] for name in self.outputs)
-        return answers if len(answers) > 1 else answers[0]
+            tensors |= {"labels": full.argmax(1).to(torch.uint8), "probabilities": full.softmax(1)}
+        results = tuple(tensors[name] for name in self.outputs)
+        return results if len(results) > 1 else results[0]
 
     def example(self, size: tuple[int, int] | None) -> Tensor:
-        """Return an input of ``size``, or, for None, an input for tracing a graph of any size."""
+        """Return an example input of ``size`` (height, width), or one for tracing a graph of any size if None."""
         number, height, width = (1, *size) if size else ODD
-        if self.given == "uint8":
+        if self.input_format == "uint8":
             return torch.zeros(number, height, width, 3, dtype=torch.uint8)
         return torch.zeros(number, 3, height, width)
 
@@ -73,18 +80,18 @@ def write_onnx(network: Portable, path: Path, size: tuple[int, int] | None) -> N
     Args:
         network: The network to export.
         path: The file to write.
-        size: Image (height, width); None keeps batch, height and width dynamic.
+        size: Height and width of the images; None: batch, height and width are dynamic.
 
     Raises:
-        OcrnetError: If memory is exhausted.
+        OcrnetError: Memory is exhausted.
     """
-    names = {"images": (0, 1, 2) if network.given == "uint8" else (0, 2, 3), "logits": (0, 2, 3)}
+    names = {"images": (0, 1, 2) if network.input_format == "uint8" else (0, 2, 3), "logits": (0, 2, 3)}
     names |= {"labels": (0, 1, 2), "probabilities": (0, 2, 3)}
     axes = {name: dict(zip(names[name], ("batch", "height", "width"), strict=True)) for name in network.outputs}
     axes["images"] = dict(zip(names["images"], ("batch", "height", "width"), strict=True))
     if "logits" in axes:
         axes["logits"] = {0: "batch", 2: "quarter_height", 3: "quarter_width"}
-    with _quietly():
+    with _export_context():
         torch.onnx.export(
             network,
             (network.example(size),),
@@ -103,54 +110,54 @@ def write_torchscript(network: Portable, path: Path, size: tuple[int, int] | Non
     Args:
         network: The network to export.
         path: The file to write.
-        size: Image (height, width); None keeps batch, height and width dynamic.
+        size: Height and width of the images; None: batch, height and width are dynamic.
 
     Raises:
-        OcrnetError: If memory is exhausted.
+        OcrnetError: Memory is exhausted.
     """
-    with _quietly():
+    with _export_context():
         torch.jit.trace(network, network.example(size), check_trace=False).save(str(path))
 
 
 def write_torch_export(network: Portable, path: Path, size: tuple[int, int]) -> None:
-    """Write a .pt2 file of torch.export for one size.
+    """Write a .pt2 file (torch.export) for one image size.
 
     Args:
         network: The network to export.
         path: The file to write.
-        size: Image (height, width).
+        size: Height and width of the images.
 
     Raises:
-        OcrnetError: If memory is exhausted.
+        OcrnetError: Memory is exhausted.
     """
-    with _quietly():
+    with _export_context():
         torch.export.save(torch.export.export(network, (network.example(size),)), str(path))
 
 
-def add(source: Path, path: Path, inside: Mapping[str, str]) -> None:
+def add(source: Path, path: Path, texts: Mapping[str, str]) -> None:
     """Copy a TorchScript or .pt2 file and embed text files in the copy.
 
     Args:
         source: The file to copy.
         path: The file to write.
-        inside: Text of each file to embed, by file name.
+        texts: Content of each file to embed, by file name.
 
     Raises:
-        OcrnetError: If memory is exhausted.
+        OcrnetError: Memory is exhausted.
     """
-    with _quietly():
+    with _export_context():
         if source.suffix == ".pt2":
-            torch.export.save(torch.export.load(str(source)), str(path), extra_files=dict(inside))
+            torch.export.save(torch.export.load(str(source)), str(path), extra_files=dict(texts))
         else:
-            torch.jit.load(str(source)).save(str(path), _extra_files=dict(inside))
+            torch.jit.load(str(source)).save(str(path), _extra_files=dict(texts))
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Suppress the tracing warnings that a branch depends on the size of this input and that tracing is deprecated.
+def _export_context() -> Iterator[None]:
+    """Suppress warnings, convert out-of-memory errors into `OcrnetError`, and disable inference mode.
 
-    Also convert out-of-memory errors into an `OcrnetError` and disable inference mode.
+    The warnings are those of a trace: branches depend on the input's size, and tracing is deprecated.
     """
-    with warnings.catch_warnings(), translate_oom("give a smaller --size"), torch.inference_mode(False):
+    with warnings.catch_warnings(), translate_oom("use a smaller --size"), torch.inference_mode(False):
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Fold batch norms into the preceding convolutions for prediction: a third fewer passes over the activations."""
+"""Fold batch norms into the preceding convolutions for prediction, which reads or writes activations a third less."""
 
 import copy
 
@@ -10,20 +10,21 @@ from ocrnet.engines.torch.ocr import OCRNet
 
 
 @torch.no_grad()
-def folded(model: OCRNet, dtype: torch.dtype) -> OCRNet:
-    """Return a copy for evaluation without norms, with weights in ``dtype``; the outputs differ only by rounding.
+def fold_norms(model: OCRNet, dtype: torch.dtype) -> OCRNet:
+    """Return a copy of the model for evaluation, with batch norms folded into convolutions and weights in ``dtype``.
 
-    In evaluation, a norm is a factor and a shift for each channel: gamma (W x + b - mean) / sqrt(var + eps) + beta is
-    again a convolution. Every norm follows a convolution whose output has no other use. The factors are float64.
+    In evaluation, a convolution and its norm, gamma (W x + b - mean) / sqrt(var + eps) + beta, are one convolution.
+    Every norm of the model follows a convolution whose output is not used elsewhere. The factors are computed in
+    float64. The outputs differ from those of the model only by rounding.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
-    before: Conv | None = None
+    conv: Conv | None = None
     for name, module in list(network.named_modules()):
         if isinstance(module, Conv):
-            before = module
+            conv = module
         elif isinstance(module, Norm):
-            assert before is not None
-            _fold(before, module)
+            assert conv is not None
+            _fold(conv, module)
             owner, _, part = name.rpartition(".")
             setattr(network.get_submodule(owner), part, nn.Identity())
     return network.to(dtype)
@@ -32,6 +33,6 @@ def folded(model: OCRNet, dtype: torch.dtype) -> OCRNet:
 def _fold(conv: Conv, norm: Norm) -> None:
     factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     bias = 0.0 if conv.bias is None else conv.bias.double()
-    shifted = norm.bias.double() + factor * (bias - norm.running_mean.double())
+    folded_bias = norm.bias.double() + factor * (bias - norm.running_mean.double())
     conv.weight.copy_(conv.weight.double() * factor[:, None, None, None])
-    conv.bias = nn.Parameter(shifted.to(conv.weight.dtype), requires_grad=False)
+    conv.bias = nn.Parameter(folded_bias.to(conv.weight.dtype), requires_grad=False)

@@ -1,9 +1,8 @@
-"""Upsampling and class-weighted cross-entropy in one operation, without logits at full resolution.
+"""Fused upsampling and class-weighted cross-entropy, which never stores the logits at full resolution.
 
-Full-resolution float32 logits of 19 classes take 40 MB for an image of 512x1024, and a plain loss keeps several such
-tensors per head. This module upsamples one band of rows at a time with two small matrix products, and computes the
-gradient at low resolution within the forward pass. Only one band and one gradient of the size of the logits are in
-memory.
+Full-resolution float32 logits of 19 classes take 40 MB for an image of 512x1024, and separate operations keep several
+such tensors per head. This module upsamples one band of rows at a time by two small matrix products. The forward pass
+also computes the gradient of the low-resolution logits. Only one band and this gradient are in memory.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -15,22 +14,25 @@ from torch import Tensor
 
 from ocrnet.engines.torch.bilinear import bilinear_matrix, source_rows
 
-BAND_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # logits of one band: fit a CPU's cache, need few kernels on a GPU
+BAND_BYTES = {
+    "cpu": 8 * 2**20,
+    "cuda": 256 * 2**20,
+}  # upsampled logits of one band: they fit a CPU's cache; few kernels on a GPU
 
 
 def upsampled_cross_entropy_sum(logits: Tensor, label: Tensor, pixel_weight: Tensor, *, align_corners: bool) -> Tensor:
-    """Return the sum over all pixels of their weight times their negative log-likelihood.
+    """Return the sum, over all pixels, of pixel weight times negative log-likelihood.
 
-    Value and gradient equal those of interpolation followed by ``F.cross_entropy``, except for rounding.
+    Value and gradient equal those of ``F.interpolate`` followed by ``F.cross_entropy``, except for rounding.
 
     Args:
-        logits: Logits N,K,h,w, resized bilinearly to the size of the labels in at least float32.
+        logits: Logits N,K,h,w; they are resized bilinearly to the size of the labels, in at least float32.
         label: Labels uint8 N,H,W.
-        pixel_weight: Weights N,H,W; 0 ignores a pixel, whatever its label.
+        pixel_weight: Weights N,H,W; pixels with weight 0 are ignored, whatever their label.
         align_corners: As in ``F.interpolate``.
 
     Returns:
-        A scalar.
+        The sum, a scalar.
     """
     return _UpsampledCrossEntropy.apply(logits, label, pixel_weight, align_corners)
 
@@ -38,7 +40,7 @@ def upsampled_cross_entropy_sum(logits: Tensor, label: Tensor, pixel_weight: Ten
 class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, label: Tensor, pixel_weight: Tensor, align_corners: bool) -> Tensor:
-        """Sum the loss band by band and compute the gradient of the sum."""
+        """Compute the sum and the gradient of the logits, band by band."""
         dtype = torch.promote_types(logits.dtype, torch.float32)
         low = logits.detach().to(dtype).contiguous()
         gradient = torch.zeros_like(low) if ctx.needs_input_grad[0] else None
@@ -51,13 +53,13 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient from the forward pass times the incoming gradient."""
+        """Return the gradient that the forward pass has computed, times the gradient of the sum."""
         (gradient,) = ctx.saved_tensors
         return (gradient * grad).to(ctx.dtype), None, None, None
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Return a context without autocast, so that tensors keep their dtype; the meta device has no autocast."""
+    """Return a context that disables autocast, if the device has autocast; the meta device has none."""
     has_autocast = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if has_autocast else nullcontext()
 
@@ -65,29 +67,29 @@ def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
 def _sum_in_bands(
     low: Tensor, label: Tensor, pixel_weight: Tensor, align_corners: bool, gradient: Tensor | None
 ) -> Tensor:
-    """Return the sum; add its gradient to ``gradient`` unless that is None."""
+    """Return the sum, and add the gradient of ``low`` to ``gradient`` unless that is None."""
     count, classes, h, w = low.shape
     height, width = label.shape[1:]
     rows = bilinear_matrix(h, height, align_corners, low.dtype, low.device)
     columns = bilinear_matrix(w, width, align_corners, low.dtype, low.device)
     total = low.new_zeros(())
-    most = BAND_BYTES.get(low.device.type, BAND_BYTES["cpu"])
-    step = max(1, most // (count * classes * width * low.element_size()))
-    for top in range(0, height, step):
-        band = slice(top, min(top + step, height))
+    band_bytes = BAND_BYTES.get(low.device.type, BAND_BYTES["cpu"])
+    band_rows = max(1, band_bytes // (count * classes * width * low.element_size()))
+    for top in range(0, height, band_rows):
+        band = slice(top, min(top + band_rows, height))
         first, last = source_rows(h, height, align_corners, band.start, band.stop)
-        rows_here = rows[band, first:last]
-        up = rows_here @ F.linear(low[:, :, first:last].contiguous(), columns)  # N, K, band, W
+        band_matrix = rows[band, first:last]
+        upsampled = band_matrix @ F.linear(low[:, :, first:last].contiguous(), columns)  # N, K, band, W
         target = label[:, None, band].long().clamp_max(classes - 1)
         weight = pixel_weight[:, band].to(low.dtype)
-        of_target = up.gather(1, target)[:, 0]
-        highest = up.amax(1, keepdim=True)
-        up.sub_(highest).exp_()
-        partition = up.sum(1, keepdim=True)
-        nll = partition[:, 0].log() + highest[:, 0] - of_target
+        target_logit = upsampled.gather(1, target)[:, 0]
+        max_logit = upsampled.amax(1, keepdim=True)
+        upsampled.sub_(max_logit).exp_()
+        partition = upsampled.sum(1, keepdim=True)
+        nll = partition[:, 0].log() + max_logit[:, 0] - target_logit
         total += (torch.where(weight > 0, nll, 0) * weight).sum()
         if gradient is not None:
-            up.mul_(weight[:, None] / partition)  # the weighted softmax
-            up.scatter_add_(1, target, -weight[:, None])
-            gradient[:, :, first:last] += F.linear(rows_here.T @ up, columns.T)
+            upsampled.mul_(weight[:, None] / partition)  # the weighted softmax
+            upsampled.scatter_add_(1, target, -weight[:, None])
+            gradient[:, :, first:last] += F.linear(band_matrix.T @ upsampled, columns.T)
     return total

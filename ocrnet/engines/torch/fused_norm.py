@@ -1,13 +1,13 @@
-"""Batch norm by the batch, a sum and ReLU in fused Triton kernels: fewer passes over activations on NVIDIA GPUs.
+"""Fused Triton kernels for training on NVIDIA GPUs: batch norm, optional addition of a tensor, and ReLU.
 
-As separate operations, they read or write an activation 13 times in the forward and backward passes, 16 times with the
-sum; the fused kernels do so 8 and 11 times. Neither the normalized input nor a mask is stored: the positions at which
-ReLU is 0 are recomputed, or read from the output if there is a sum.
+Separate operations read or write an activation 13 times in the forward and backward passes, 16 times with the addition;
+the fused kernels do so 8 and 11 times. Neither the normalized input nor a mask is stored: the backward pass recomputes
+where ReLU is 0 or, with the addition, reads this from the output.
 
 An activation N,C,H,W in channels-last memory is a matrix of ``rows`` = N H W by ``channels`` = C. One kernel reduces
-the rows to ``parts``, and a second kernel reduces the parts. The order depends only on the shape, so repeats are
-bit-identical. The host never waits for the device, and grids depend only on shapes, so a CUDA graph can record the
-launches.
+groups of rows to ``parts``, and a second kernel reduces the parts. The order depends only on the shape, so repeats are
+bit-identical. The host never waits for the device, and launch grids depend only on shapes, so a CUDA graph can record
+the kernels.
 
 This module requires Triton. Import it only if ``device.fused_norm_unavailable_reason`` returns None.
 """
@@ -20,10 +20,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TILE = 4096  # values per program at a time: 16 per thread, which are two 16-byte loads of 16-bit values
+TILE = 4096  # values of one block: 16 per thread, which are two 16-byte loads of 16-bit values
 WARPS = 8
-PROGRAMS = 512  # upper limit for a reduction: enough to fill a GPU, few enough that all parts fit one tile
-END_CHANNELS = 8  # per program of a final reduction: a sector of 32 bytes
+PROGRAMS = 512  # maximum programs of the first reduction: they fill a GPU, and all parts fit one block
+END_CHANNELS = 8  # channels per program of the second reduction: a memory sector of 32 bytes
 
 
 def batch_norm_relu(
@@ -36,10 +36,10 @@ def batch_norm_relu(
     eps: float,
     add: Tensor | None = None,
 ) -> Tensor:
-    """Normalize a tensor by its mean and variance over N, H and W, add a tensor if given, and apply ReLU.
+    """Normalize a tensor by its mean and variance over N, H and W, add ``add`` if it is not None, and apply ReLU.
 
-    The result equals that of ``F.batch_norm`` in training, a sum and ``F.relu``, except for rounding: all intermediate
-    values are float32.
+    The result equals that of ``F.batch_norm`` in training, an addition and ``F.relu``, except for rounding: all
+    intermediate values are float32.
 
     Args:
         x: Tensor N,C,H,W.
@@ -55,7 +55,7 @@ def batch_norm_relu(
         Tensor N,C,H,W in channels-last memory.
 
     Raises:
-        ValueError: If ``x`` has only one value for each channel, or if ``add`` has another shape than ``x``.
+        ValueError: ``x`` has only one value for each channel, or ``add`` has another shape than ``x``.
     """
     if x.numel() == x.shape[1]:
         raise ValueError(f"batch norm in training needs more than one value per channel; got shape {tuple(x.shape)}")
@@ -77,17 +77,21 @@ class _BatchNormReLU(torch.autograd.Function):
         eps: float,
         add: Tensor | None,
     ) -> Tensor:
-        x, cut = _channels_last(x), _cut(x)
-        part_mean, part_m2 = _floats(x, cut.parts, cut.channels)
-        moments[cut.reducing](x, part_mean, part_m2, cut.rows, cut.channels, cut.tiles, **cut.blocks)
-        mean, rstd = _floats(x, cut.channels)
+        x, partition = _channels_last(x), _partition(x)
+        part_mean, part_m2 = _two_floats(x, partition.parts, partition.channels)
+        moments[partition.reducing](
+            x, part_mean, part_m2, partition.rows, partition.channels, partition.tiles, **partition.blocks
+        )
+        mean, rstd = _two_floats(x, partition.channels)
         statistics = mean, rstd, running_mean, running_var
-        shape = cut.rows, cut.channels, cut.parts, cut.part_rows
-        end_moments[cut.ending](part_mean, part_m2, *statistics, *shape, momentum, eps, **cut.end_blocks)
+        shape = partition.rows, partition.channels, partition.parts, partition.part_rows
+        end_moments[partition.ending](part_mean, part_m2, *statistics, *shape, momentum, eps, **partition.end_blocks)
         affine = mean, rstd, weight, bias
         added = x if add is None else _channels_last(add)
         y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, added.dtype))
-        apply[cut.applying](x, added, *affine, y, cut.rows, cut.channels, has_add=add is not None, **cut.blocks)
+        apply[partition.applying](
+            x, added, *affine, y, partition.rows, partition.channels, has_add=add is not None, **partition.blocks
+        )
         ctx.save_for_backward(x, *affine, None if add is None else y)
         return y
 
@@ -96,28 +100,31 @@ class _BatchNormReLU(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the inputs.
 
-        The gradient of ``add`` is ``dy`` masked by ReLU; the second pass computes the gradient of ``x`` from it.
+        The gradient of ``add`` is ``dy`` where the output is positive, else 0. The gradient of ``x`` follows from it.
         """
         x, *affine, y = ctx.saved_tensors
-        dy, cut, has_add = _channels_last(dy), _cut(x), y is not None
+        dy, partition, has_add = _channels_last(dy), _partition(x), y is not None
         dadd = torch.empty_like(y) if has_add else None
-        behind = (dy, y, dadd) if has_add else (dy, dy, dy)
-        part_dweight, part_dbias = _floats(x, cut.parts, cut.channels)
-        parts = part_dweight, part_dbias, cut.rows, cut.channels, cut.tiles
-        reduce_gradient[cut.reducing](x, *behind, *affine, *parts, has_add=has_add, **cut.blocks)
-        dweight, dbias = _floats(x, cut.channels)
-        end_gradient[cut.ending](part_dweight, part_dbias, dweight, dbias, cut.channels, cut.parts, **cut.end_blocks)
+        gradients = (dy, y, dadd) if has_add else (dy, dy, dy)
+        part_dweight, part_dbias = _two_floats(x, partition.parts, partition.channels)
+        parts = part_dweight, part_dbias, partition.rows, partition.channels, partition.tiles
+        reduce_gradient[partition.reducing](x, *gradients, *affine, *parts, has_add=has_add, **partition.blocks)
+        dweight, dbias = _two_floats(x, partition.channels)
+        end_gradient[partition.ending](
+            part_dweight, part_dbias, dweight, dbias, partition.channels, partition.parts, **partition.end_blocks
+        )
         dx, sums = torch.empty_like(x), (dweight, dbias)
-        apply_gradient[cut.applying](
-            x, behind[2], *affine, *sums, dx, cut.rows, cut.channels, has_add=has_add, **cut.blocks
+        apply_gradient[partition.applying](
+            x, gradients[2], *affine, *sums, dx, partition.rows, partition.channels, has_add=has_add, **partition.blocks
         )
         return dx, dweight, dbias, None, None, None, None, dadd
 
 
-class _Cut(NamedTuple):
-    """Partition of rows x channels into blocks: three launch grids and the block sizes.
+class _Partition(NamedTuple):
+    """Partition of the matrix (rows, channels) into blocks, with launch grids and block sizes of the kernels.
 
-    A part is ``tiles`` consecutive blocks of rows.
+    A part is ``tiles`` consecutive blocks of rows, which are ``part_rows`` rows. ``reducing``, ``ending`` and
+    ``applying`` are the grids of the first reduction, the second reduction and the elementwise kernels.
     """
 
     rows: int
@@ -132,7 +139,7 @@ class _Cut(NamedTuple):
     end_blocks: dict[str, int]
 
 
-def _cut(x: Tensor) -> _Cut:
+def _partition(x: Tensor) -> _Partition:
     channels = x.shape[1]
     rows = x.numel() // channels
     block_channels = min(128, triton.next_power_of_2(channels))
@@ -140,7 +147,7 @@ def _cut(x: Tensor) -> _Cut:
     columns, all_tiles = triton.cdiv(channels, block_channels), triton.cdiv(rows, block_rows)
     tiles = triton.cdiv(all_tiles, max(1, PROGRAMS // columns))
     parts = triton.cdiv(all_tiles, tiles)  # no part is empty
-    return _Cut(
+    return _Partition(
         rows,
         channels,
         tiles,
@@ -158,9 +165,9 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _floats(like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
-    made = torch.empty(2, *shape, dtype=torch.float32, device=like.device)
-    return made[0], made[1]
+def _two_floats(like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+    pair = torch.empty(2, *shape, dtype=torch.float32, device=like.device)
+    return pair[0], pair[1]
 
 
 @triton.jit
@@ -174,15 +181,16 @@ def moments(
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """Reduce each part of the rows to its mean and summed squared deviation, channel by channel.
+    """Compute the mean and the sum of squared deviations of each part, per channel.
 
     Args:
         x: Input rows,channels.
         part_mean: Output parts,channels in float32, the means.
-        part_m2: Output parts,channels in float32, the summed squared deviations.
+        part_m2: Output parts,channels in float32, the sums of squared deviations.
         rows: Number of rows.
         channels: Number of channels.
-        tiles: Number of blocks per part; Welford's method runs within a block, that of Chan et al. merges blocks.
+        tiles: Number of blocks per part. Welford's method runs over the blocks, separately for each row of a block; the
+            method of Chan et al. merges these rows.
         block_rows: Rows per block.
         block_channels: Channels per block.
     """
@@ -208,9 +216,10 @@ def moments(
 
 @triton.jit
 def _merged(count: tl.tensor, mean: tl.tensor, m2: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Merge parts of ``count`` (K,) values, given as means and squared deviations K,channels (Chan et al., 1979).
+    """Merge the means and sums of squared deviations K,channels of K sets of ``count`` (K,) values.
 
-    Means are taken relative to that of the first part, which is not empty: a direct sum of large means loses digits.
+    The method is that of Chan et al. (1979). Means are summed relative to the mean of the first set, which is not
+    empty, because a direct sum of large means loses digits.
     """
     first = tl.sum(tl.where(tl.arange(0, mean.shape[0])[:, None] == 0, mean, 0.0), 0)
     offset = tl.where(count[:, None] > 0, mean - first[None, :], 0.0)
@@ -236,11 +245,11 @@ def end_moments(
     block_parts: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """Merge the parts into mean and 1 / standard deviation of each channel; update the running statistics in place.
+    """Merge the parts into the mean and 1 / standard deviation of each channel; update the running statistics.
 
     Args:
         part_mean: Means of the parts, parts,channels.
-        part_m2: Summed squared deviations of the parts, parts,channels.
+        part_m2: Sums of squared deviations of the parts, parts,channels.
         mean: Output (channels,), the mean.
         rstd: Output (channels,), 1 / standard deviation.
         running_mean: Running mean (channels,), updated in place.
@@ -251,22 +260,22 @@ def end_moments(
         part_rows: Rows of a part; the last one may have fewer.
         momentum: Weight of the new value in the running statistics.
         eps: Value added to the variance.
-        block_parts: Parts of a block, at least ``parts``.
-        block_channels: Channels of a block.
+        block_parts: Parts per block, at least ``parts``.
+        block_channels: Channels per block.
     """
     part = tl.arange(0, block_parts)
     column = tl.program_id(0) * block_channels + tl.arange(0, block_channels)
-    known = column < channels
+    valid = column < channels
     at = part[:, None] * channels + column[None, :]
-    inside = (part < parts)[:, None] & known[None, :]
+    inside = (part < parts)[:, None] & valid[None, :]
     count = tl.minimum(tl.maximum(rows - part * part_rows, 0), part_rows).to(tl.float32)
-    of_batch, m2 = _merged(count, tl.load(part_mean + at, inside, 0.0), tl.load(part_m2 + at, inside, 0.0))
-    tl.store(mean + column, of_batch, known)
-    tl.store(rstd + column, 1.0 / tl.sqrt_rn(m2 / rows + eps), known)
-    learnt = tl.load(running_mean + column, known, 0.0)
-    tl.store(running_mean + column, (1.0 - momentum) * learnt + momentum * of_batch, known)
-    learnt = tl.load(running_var + column, known, 0.0)
-    tl.store(running_var + column, (1.0 - momentum) * learnt + momentum * (m2 / (rows - 1)), known)
+    batch_mean, m2 = _merged(count, tl.load(part_mean + at, inside, 0.0), tl.load(part_m2 + at, inside, 0.0))
+    tl.store(mean + column, batch_mean, valid)
+    tl.store(rstd + column, 1.0 / tl.sqrt_rn(m2 / rows + eps), valid)
+    running = tl.load(running_mean + column, valid, 0.0)
+    tl.store(running_mean + column, (1.0 - momentum) * running + momentum * batch_mean, valid)
+    running = tl.load(running_var + column, valid, 0.0)
+    tl.store(running_var + column, (1.0 - momentum) * running + momentum * (m2 / (rows - 1)), valid)
 
 
 @triton.jit
@@ -284,7 +293,7 @@ def apply(
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """Write ReLU of the sum of the normalized ``x`` and ``add``; NaN stays NaN.
+    """Normalize ``x``, add ``add`` if ``has_add``, and apply ReLU, which keeps NaN.
 
     Args:
         x: Input rows,channels.
@@ -296,9 +305,9 @@ def apply(
         y: Output rows,channels.
         rows: Number of rows.
         channels: Number of channels.
-        has_add: Whether there is a sum.
-        block_rows: Rows of a block.
-        block_channels: Channels of a block.
+        has_add: Whether a tensor is added.
+        block_rows: Rows per block.
+        block_channels: Channels per block.
     """
     row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
@@ -320,19 +329,19 @@ def _normalized(
     column: tl.tensor,
     channels: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Return a block of the input in float32: normalized, and normalized with weight and bias applied."""
-    known = column < channels
-    centered = value.to(tl.float32) - tl.load(mean + column, known, 0.0)[None, :]
-    normal = centered * tl.load(rstd + column, known, 0.0)[None, :]
-    scaled = normal * tl.load(weight + column, known, 0.0)[None, :]
-    return normal, scaled + tl.load(bias + column, known, 0.0)[None, :]
+    """Return a block in float32: the normalized values, and these values times weight plus bias."""
+    valid = column < channels
+    centered = value.to(tl.float32) - tl.load(mean + column, valid, 0.0)[None, :]
+    normal = centered * tl.load(rstd + column, valid, 0.0)[None, :]
+    scaled = normal * tl.load(weight + column, valid, 0.0)[None, :]
+    return normal, scaled + tl.load(bias + column, valid, 0.0)[None, :]
 
 
 @triton.jit
 def _rounded(z: tl.tensor, x: tl.tensor) -> tl.tensor:
     """Round float32 values to the dtype of ``x`` and return them as float32.
 
-    The interpreter of Triton 3.9 compares bfloat16 values incorrectly.
+    The conversion back is needed because the interpreter of Triton 3.9 compares bfloat16 values incorrectly.
     """
     return z.to(x.dtype.element_ty).to(tl.float32)
 
@@ -356,7 +365,7 @@ def reduce_gradient(
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """Reduce the gradients of weight and bias to parts; with a sum, also write the gradient of the added tensor.
+    """Sum the gradients of weight and bias over each part; if ``has_add``, also write the gradient of the added tensor.
 
     Args:
         x: Input of the forward pass, rows,channels.
@@ -367,14 +376,14 @@ def reduce_gradient(
         rstd: 1 / standard deviation (channels,).
         weight: Scale (channels,).
         bias: Shift (channels,).
-        part_dweight: Output parts,channels, the gradient of weight.
-        part_dbias: Output parts,channels, the gradient of bias.
+        part_dweight: Output parts,channels, the sums for the gradient of weight.
+        part_dbias: Output parts,channels, the sums for the gradient of bias.
         rows: Number of rows.
         channels: Number of channels.
-        tiles: Blocks of a part.
-        has_add: Whether there is a sum.
-        block_rows: Rows of a block.
-        block_channels: Channels of a block.
+        tiles: Number of blocks per part.
+        has_add: Whether a tensor is added.
+        block_rows: Rows per block.
+        block_channels: Channels per block.
     """
     row = tl.program_id(0) * tiles * block_rows + tl.arange(0, block_rows)
     column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
@@ -383,15 +392,15 @@ def reduce_gradient(
     for _ in range(tiles):
         inside = (row < rows)[:, None] & (column < channels)[None, :]
         at = row.to(tl.int64)[:, None] * channels + column[None, :]
-        value, behind = tl.load(x + at, inside, 0.0), tl.load(dy + at, inside, 0.0)
+        value, dz = tl.load(x + at, inside, 0.0), tl.load(dy + at, inside, 0.0)
         normal, z = _normalized(value, mean, rstd, weight, bias, column, channels)
         if has_add:
-            behind = tl.where(tl.load(y + at, inside, 0.0).to(tl.float32) <= 0, 0.0, behind)
-            tl.store(dadd + at, behind, inside)
+            dz = tl.where(tl.load(y + at, inside, 0.0).to(tl.float32) <= 0, 0.0, dz)
+            tl.store(dadd + at, dz, inside)
         else:
-            behind = tl.where(_rounded(z, x) <= 0, 0.0, behind)
-        dweight += behind.to(tl.float32) * normal
-        dbias += behind.to(tl.float32)
+            dz = tl.where(_rounded(z, x) <= 0, 0.0, dz)
+        dweight += dz.to(tl.float32) * normal
+        dbias += dz.to(tl.float32)
         row += block_rows
     to = tl.program_id(0) * channels + column
     tl.store(part_dweight + to, tl.sum(dweight, 0), column < channels)
@@ -412,14 +421,14 @@ def end_gradient(
     """Sum the parts into the gradients of weight and bias.
 
     Args:
-        part_dweight: Gradient of weight, parts,channels.
-        part_dbias: Gradient of bias, parts,channels.
+        part_dweight: Sums of the parts for the gradient of weight, parts,channels.
+        part_dbias: Sums of the parts for the gradient of bias, parts,channels.
         dweight: Output (channels,), the gradient of weight.
         dbias: Output (channels,), the gradient of bias.
         channels: Number of channels.
         parts: Number of parts.
-        block_parts: Parts of a block, at least ``parts``.
-        block_channels: Channels of a block.
+        block_parts: Parts per block, at least ``parts``.
+        block_channels: Channels per block.
     """
     part = tl.arange(0, block_parts)
     column = tl.program_id(0) * block_channels + tl.arange(0, block_channels)
@@ -432,7 +441,7 @@ def end_gradient(
 @triton.jit
 def apply_gradient(
     x: tl.tensor,
-    behind: tl.tensor,
+    dy: tl.tensor,
     mean: tl.tensor,
     rstd: tl.tensor,
     weight: tl.tensor,
@@ -446,11 +455,11 @@ def apply_gradient(
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """Write the gradient of ``x`` (Ioffe and Szegedy, 2015).
+    """Compute the gradient of ``x`` (Ioffe and Szegedy, 2015).
 
     Args:
         x: Input of the forward pass, rows,channels.
-        behind: Gradient of the output, rows,channels; with a sum, ``dadd`` of `reduce_gradient`.
+        dy: Gradient of the output, rows,channels; if ``has_add``, ``dadd`` of `reduce_gradient`.
         mean: Mean (channels,).
         rstd: 1 / standard deviation (channels,).
         weight: Scale (channels,).
@@ -460,20 +469,20 @@ def apply_gradient(
         dx: Output rows,channels, the gradient of ``x``.
         rows: Number of rows.
         channels: Number of channels.
-        has_add: Whether there is a sum.
-        block_rows: Rows of a block.
-        block_channels: Channels of a block.
+        has_add: Whether a tensor is added.
+        block_rows: Rows per block.
+        block_channels: Channels per block.
     """
     row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     column = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
-    known = column < channels
-    inside = (row < rows)[:, None] & known[None, :]
+    valid = column < channels
+    inside = (row < rows)[:, None] & valid[None, :]
     at = row.to(tl.int64)[:, None] * channels + column[None, :]
     normal, z = _normalized(tl.load(x + at, inside, 0.0), mean, rstd, weight, bias, column, channels)
-    dz = tl.load(behind + at, inside, 0.0).to(tl.float32)
+    dz = tl.load(dy + at, inside, 0.0).to(tl.float32)
     if not has_add:
         dz = tl.where(_rounded(z, x) <= 0, 0.0, dz)
-    factor = tl.load(weight + column, known, 0.0) * tl.load(rstd + column, known, 0.0)
-    along = tl.load(dweight + column, known, 0.0) / rows
-    level = tl.load(dbias + column, known, 0.0) / rows
-    tl.store(dx + at, factor[None, :] * (dz - level[None, :] - normal * along[None, :]), inside)
+    factor = tl.load(weight + column, valid, 0.0) * tl.load(rstd + column, valid, 0.0)
+    mean_dweight = tl.load(dweight + column, valid, 0.0) / rows
+    mean_dbias = tl.load(dbias + column, valid, 0.0) / rows
+    tl.store(dx + at, factor[None, :] * (dz - mean_dbias[None, :] - normal * mean_dweight[None, :]), inside)

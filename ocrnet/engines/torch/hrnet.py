@@ -1,6 +1,6 @@
 """HRNet (Wang et al., TPAMI 2020) in PyTorch: a stem, a bottleneck stage, and three stages of parallel branches.
 
-Module names match the authors' state-dict names, so ``nn.Identity`` fills the positions of None in their lists.
+The state-dict names are those of the authors. Where their module lists contain None, these contain ``nn.Identity``.
 """
 
 from collections.abc import Callable
@@ -33,10 +33,10 @@ def resize(x: Tensor, size: Size, align_corners: bool) -> Tensor:
 
 
 class Norm(nn.Module):
-    """Batch norm over N, H and W without a step counter; identity until weights are loaded.
+    """Batch norm over N, H and W, without ``num_batches_tracked``; the identity until weights are loaded.
 
-    ``sync`` normalizes over the batches of all ranks in training. ``fused`` is the function that computes the norm in
-    training with the sum and ReLU that follow it (``fused_norm.batch_norm_relu``), or None.
+    ``sync``: in training, normalize over the batches of all ranks. ``fused``: in training, the function that computes
+    the norm together with the following addition and ReLU (``fused_norm.batch_norm_relu``); None: separate operations.
     """
 
     def __init__(self, channels: int, eps: float = architecture.BN_EPS) -> None:
@@ -52,7 +52,7 @@ class Norm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize N,C,H,W by the batch statistics in training, otherwise by the running statistics.
+        """Normalize N,C,H,W by the statistics of the batch in training, else by the running statistics.
 
         Training also updates the running statistics.
         """
@@ -63,9 +63,9 @@ class Norm(nn.Module):
 
 
 class Conv(nn.Conv2d):
-    """A 1x1 or 3x3 convolution that keeps the size, or halves it with stride 2; zero until weights are loaded.
+    """A 1x1 or 3x3 convolution that keeps height and width, or halves them with stride 2; initially zero.
 
-    ``same_padding`` pads a stride-2 convolution by (0, 1) on even sizes and (1, 1) on odd ones.
+    ``same_padding``: a convolution of stride 2 pads even sizes by (0, 1) and odd sizes by (1, 1).
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class Conv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Map N,in_channels,H,W to N,out_channels,ceil(H / stride),ceil(W / stride)."""
         if self.same_padding:
-            # Pad and then slice, because a traced graph keeps the sizes of a slice dynamic, but not those of a padding.
+            # Pad by 1 and slice: in a traced graph, the sizes of a slice stay dynamic, but those of a padding do not.
             x = F.pad(x, (1, 1, 1, 1))[..., 1 - x.shape[-2] % 2 :, 1 - x.shape[-1] % 2 :]
         return super().forward(x)
 
 
 def norm_act(norm: nn.Module, x: Tensor, slope: float = 0.0, add: Tensor | None = None) -> Tensor:
-    """Apply a norm, add a tensor if given, and apply ReLU; every norm with an activation uses this function.
+    """Apply a norm, add ``add`` if it is not None, and apply the activation.
 
     Args:
         norm: The norm, or ``nn.Identity`` after folding.
@@ -122,19 +122,19 @@ def norm_act(norm: nn.Module, x: Tensor, slope: float = 0.0, add: Tensor | None 
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution (state name ``0``) and norm (``1``), followed by ReLU if ``relu``."""
+    """Convolution (named ``0``), norm (named ``1``) and, if ``relu``, ReLU."""
 
     def __init__(self, conv: Conv, *, relu: bool = True) -> None:
         super().__init__(conv, Norm(conv.out_channels))
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map N,in_channels,H,W to N,out_channels,H',W'."""
+        """Map N,in_channels,H,W to N,out_channels,H',W', where the convolution determines H' and W'."""
         return norm_act(self[1], self[0](x)) if self.relu else self[1](self[0](x))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with an identity shortcut."""
+    """Residual block of two 3x3 convolutions with an identity shortcut."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -142,13 +142,16 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = Conv(width, width, 3), Norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the block to N,width,H,W and keep the shape."""
+        """Map N,width,H,W to the same shape."""
         y = norm_act(self.bn1, self.conv1(x))
         return norm_act(self.bn2, self.conv2(y), add=x)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions to 256 channels with a shortcut, which is projected if ``in_channels`` differs."""
+    """Residual block of 1x1, 3x3 and 1x1 convolutions to 256 channels.
+
+    The shortcut is the identity, or a projection if ``in_channels`` is not 256.
+    """
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -166,9 +169,9 @@ class Bottleneck(nn.Module):
 
 
 class HighResolutionModule(nn.Module):
-    """One multi-resolution module: residual branches, followed by fusion.
+    """A module of HRNet: residual blocks in each branch, then the fusion of the branches.
 
-    In the fusion, every branch becomes the sum of all branches at its own size.
+    The fusion replaces the map of each branch by the sum of the maps of all branches, resized to its size.
     """
 
     def __init__(self, widths: tuple[int, ...], blocks: int, rule: Variant) -> None:
@@ -181,12 +184,12 @@ class HighResolutionModule(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Return the fused maps, one for each branch, finest first; the shapes do not change."""
+        """Map one feature map per branch, highest resolution first, to maps of the same shapes."""
         maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
         return [F.relu(self.fuse(i, maps)) for i in range(len(maps))]
 
     def fuse(self, i: int, maps: list[Tensor]) -> Tensor:
-        """Return the sum of all maps at the size and with the channels of branch ``i``."""
+        """Return the sum of all maps, each converted to the size and the channels of branch ``i``."""
         height, width = maps[i].shape[-2:]
         layers = self.fuse_layers[i]
         assert isinstance(layers, nn.ModuleList)
@@ -197,12 +200,12 @@ class HighResolutionModule(nn.Module):
         return total
 
     def upsample(self, x: Tensor, size: Size, factor: int) -> Tensor:
-        """Upsample the map of a coarser branch.
+        """Upsample the map of a branch of lower resolution.
 
         Args:
             x: Tensor N,C,h,w.
             size: Target (height, width).
-            factor: The approximate ratio of ``size`` to (h, w).
+            factor: The power of two between the resolutions of the two branches.
 
         Returns:
             Tensor N,C,height,width.
@@ -215,7 +218,7 @@ class HighResolutionModule(nn.Module):
 
 
 def fuse_layer(widths: tuple[int, ...], i: int, j: int, same_padding: bool) -> nn.Module:
-    """Return the layer from branch ``j`` to branch ``i``, without its resize.
+    """Create the fuse layer from branch ``j`` to branch ``i``, without the resize.
 
     Args:
         widths: Channels of each branch.
@@ -224,8 +227,8 @@ def fuse_layer(widths: tuple[int, ...], i: int, j: int, same_padding: bool) -> n
         same_padding: As in `Conv`.
 
     Returns:
-        The identity from the same branch, a 1x1 convolution from a coarser branch, or a chain of stride-2 convolutions
-        from a finer branch.
+        The identity for the same branch, a 1x1 convolution from a branch of lower resolution, or a chain of stride-2
+        convolutions from a branch of higher resolution.
     """
     if i == j:
         return nn.Identity()
@@ -275,13 +278,14 @@ class HRNet(nn.Module):
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Return the maps of the four branches for normalized images N,3,H,W.
 
-        The first map is N,width,ceil(H/4),ceil(W/4). Each further map has twice the channels at half the size.
+        The first map is N,width,ceil(H/4),ceil(W/4). Each further map has twice the channels and half the height
+        and width.
         """
         x = norm_act(self.bn1, self.conv1(x))
         x = norm_act(self.bn2, self.conv2(x))
         x = self.layer1(x)
         maps = self.stage2([transition(x) for transition in self.transition1])
         for transitions, stage in ((self.transition2, self.stage3), (self.transition3, self.stage4)):
-            inputs = [*maps, maps[-1]]  # the new branch starts from the coarsest map
+            inputs = [*maps, maps[-1]]  # the new branch starts from the smallest map
             maps = stage([transition(x) for transition, x in zip(transitions, inputs, strict=True)])
         return maps

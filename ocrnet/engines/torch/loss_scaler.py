@@ -1,4 +1,4 @@
-"""Loss scale that keeps float16 gradients from underflowing."""
+"""Loss scaling, which prevents the underflow of float16 gradients."""
 
 from collections.abc import Mapping
 
@@ -9,9 +9,9 @@ GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000
 
 
 class LossScaler:
-    """Loss scale on the device: halved by a non-finite step, doubled after 2000 finite ones in a row; or fixed at 1.
+    """A loss scale: halved after a non-finite step, doubled after 2000 finite steps in a row; or fixed at 1.
 
-    Both tensors are updated in place, because a recorded step reads them at a fixed address.
+    Its tensors are on the device and are updated in place, because a CUDA graph reads them at a fixed address.
     """
 
     def __init__(self, device: torch.device, *, dynamic: bool) -> None:

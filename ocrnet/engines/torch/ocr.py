@@ -7,30 +7,30 @@ from ocrnet.architecture import Arch, head_channels
 from ocrnet.engines.torch.bilinear import conv_of_upsampled
 from ocrnet.engines.torch.hrnet import Conv, HRNet, Norm, norm_act, resize
 
-# The size of the matrices of `conv_of_upsampled` is quadratic in a side: 25 MB for this number of rows or columns.
+# Maximum height and width of maps for `conv_of_upsampled`: its matrices grow quadratically, to 25 MB at this length.
 LONGEST = 2048
 
 
 class NormAct(nn.Sequential):
-    """Norm of the head (state name ``0``) with its activation."""
+    """Norm (named ``0``) and activation of a head."""
 
     def __init__(self, channels: int, arch: Arch) -> None:
         super().__init__(Norm(channels, arch.rule.head_eps))
         self.slope = arch.rule.head_activation_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply norm and activation to N,channels,H,W and keep the shape."""
+        """Map N,channels,H,W to the same shape."""
         return norm_act(self[0], x, self.slope)
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution of the head with bias (state name ``0``), its norm (``1``) and activation.
+    """Convolution with bias (named ``0``), norm (named ``1``) and activation of a head.
 
-    Further layers start at name ``3``; ``2`` is the position of the authors' ReLU.
+    Further layers are named from ``3`` on, because the authors' ReLU has the name ``2``.
     """
 
-    def __init__(self, conv: Conv, arch: Arch, *then: nn.Module) -> None:
-        super().__init__(conv, Norm(conv.out_channels, arch.rule.head_eps), nn.Identity(), *then)
+    def __init__(self, conv: Conv, arch: Arch, *further_layers: nn.Module) -> None:
+        super().__init__(conv, Norm(conv.out_channels, arch.rule.head_eps), nn.Identity(), *further_layers)
         self.slope = arch.rule.head_activation_slope
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,15 +38,15 @@ class ConvNormAct(nn.Sequential):
         return self._after_conv(self[0](x))
 
     def of_upsampled(self, maps: list[Tensor], align_corners: bool) -> Tensor:
-        """Return `forward` of the maps after they are resized to the size of the first and concatenated."""
+        """Resize the maps to the size of the first, concatenate them, and return `forward` of the result."""
         conv = self[0]
         assert isinstance(conv, Conv)
         return self._after_conv(conv_of_upsampled(conv, maps, align_corners))
 
     def _after_conv(self, x: Tensor) -> Tensor:
-        _, norm, *then = self
+        _, norm, *further_layers = self
         x = norm_act(norm, x, self.slope)
-        for layer in then:
+        for layer in further_layers:
             x = layer(x)
         return x
 
@@ -65,7 +65,7 @@ class ObjectContext(nn.Module):
         self.f_up = nn.Sequential(Conv(key, channels), NormAct(channels, arch))
 
     def relation(self, pixels: Tensor, objects: Tensor) -> Tensor:
-        """Return the attention of each pixel to each object, N,HW,K, which sums to 1 over the objects.
+        """Return the attention weight of each object region for each pixel, N,HW,K, with sum 1 over the regions.
 
         ``pixels`` is N,channels,H,W; ``objects`` is N,channels,K,1.
         """
@@ -80,7 +80,7 @@ class ObjectContext(nn.Module):
         """
         conv, norm = self.f_up
         value = self.f_down(objects)  # N, key, K, 1
-        # Apply the linear layer to K regions instead of HW pixels; equivalent, because a pixel's relations sum to 1.
+        # Apply the convolution to K regions instead of HW pixels: equivalent, because the weights of a pixel sum to 1.
         if self.low_resolution:
             value = conv(value)
         context = self.relation(pixels, objects) @ value.flatten(2).transpose(1, 2)  # N, HW, key or channels
@@ -89,7 +89,7 @@ class ObjectContext(nn.Module):
 
 
 class SpatialOCR(nn.Module):
-    """Mix pixels and their object context into the features for the classifier, with channel dropout."""
+    """Combine pixels and their object context into the classifier's input features, with channel dropout."""
 
     def __init__(self, arch: Arch, low_resolution: bool) -> None:
         super().__init__()
@@ -100,12 +100,12 @@ class SpatialOCR(nn.Module):
         self.conv_bn_dropout = nn.Sequential(conv, NormAct(features, arch))
 
     def forward(self, pixels: Tensor, objects: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
-        """Return the features for the classifier.
+        """Return the classifier's input features.
 
         Args:
             pixels: Pixel representations N,channels,H,W.
-            objects: Object regions N,channels,K,1.
-            dropout_mask: N,features, true for the channels to keep; None keeps all.
+            objects: Object region representations N,channels,K,1.
+            dropout_mask: Bool N,features: the channels that dropout keeps; None disables dropout.
 
         Returns:
             Tensor N,features,H,W.
@@ -118,24 +118,26 @@ class SpatialOCR(nn.Module):
 
 
 def soft_regions(logits: Tensor) -> Tensor:
-    """Return the object region of each class, N,K,HW, from logits N,K,H,W; it sums to 1 over the pixels."""
+    """Return the soft object region of each class, N,K,HW, with sum 1 over the pixels, from logits N,K,H,W."""
     return torch.softmax(logits.flatten(2), dim=2)
 
 
 def gather_object_regions(pixels: Tensor, logits: Tensor) -> Tensor:
-    """Return the object regions N,C,K,1.
+    """Return the object region representations N,C,K,1.
 
-    They are the pixels N,C,H,W averaged by the spatial softmax of the logits N,K,H,W of each class.
+    The representation of a class is the mean of the pixels N,C,H,W, weighted by the spatial softmax of its logits
+    N,K,H,W.
     """
     return (soft_regions(logits) @ pixels.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)
 
 
 class OCRNet(HRNet):
-    """HRNet with the OCR head; ``architecture.shapes(arch)`` gives the names and shapes of its state.
+    """HRNet with the OCR head; ``architecture.shapes(arch)`` contains the names and shapes of its state dict.
 
-    ``low_resolution``: True computes the linear layers of the head where they cost least. This saves a quarter of the
-    operations of W48 and differs only by rounding; it applies to images with sides up to 4 `LONGEST`. False computes
-    the layers where the paper has them, which graphs of any size require.
+    ``low_resolution`` True: convolutions of the head that follow an upsampling or the attention are computed before it,
+    at lower cost. This saves a quarter of the operations of HRNet-W48, and results differ only by rounding. It applies
+    to images with sides up to 4 * `LONGEST`. False: the order of operations is that of the paper, as exported graphs of
+    any size require.
     """
 
     def __init__(self, arch: Arch, *, low_resolution: bool = True) -> None:
@@ -162,14 +164,14 @@ class OCRNet(HRNet):
     def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (regions, relation), each N,num_classes,ceil(H/4),ceil(W/4), for normalized N,3,H,W.
 
-        `ocrnet.engines.base.Engine.predict` describes both.
+        `ocrnet.engines.base.Engine.predict` defines both.
         """
         aux, pixels = self._heads(self.forward_features(x))
         relation = self.ocr_distri_head.object_context_block.relation(pixels, gather_object_regions(pixels, aux))
         return soft_regions(aux).view_as(aux), relation.transpose(1, 2).reshape(aux.shape)
 
     def _heads(self, maps: list[Tensor]) -> list[Tensor]:
-        """Return the logits of the auxiliary head and the pixel representations from the four maps."""
+        """Return the auxiliary head's logits and the pixel representations for the four maps of the backbone."""
         heads, align_corners = (self.aux_head, self.conv3x3_ocr), self.rule.align_corners
         height, width = maps[0].shape[-2:]
         if self.low_resolution and max(height, width) <= LONGEST:

@@ -1,4 +1,4 @@
-"""SGD with momentum that leaves everything unchanged after a non-finite step."""
+"""SGD with momentum whose step changes nothing if loss or gradients are not finite."""
 
 from collections.abc import Mapping
 
@@ -10,10 +10,10 @@ from ocrnet import architecture, config
 
 
 class SGD:
-    """SGD through PyTorch's functional interface.
+    """SGD with PyTorch's functional interface.
 
-    Creating an object of PyTorch's class loads the compiler, which takes a third of the time of a short run. Momentum,
-    keyed by parameter name, starts at zero, like the state from a file; it is empty if momentum is disabled.
+    PyTorch's class is not used because creating it imports the compiler, which takes a third of the time of a short
+    run. ``momentum`` contains the momentum buffers by parameter name, initially zero; it is empty without momentum.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer_cfg: config.Optimizer) -> None:
@@ -23,18 +23,18 @@ class SGD:
         # mutation: apply-weight-decay
         self._groups = [
             (weight_decay, names)
-            for weight_decay, which in ((optimizer_cfg.weight_decay, True), (0.0, False))
-            if (names := [name for name in parameters if decays[name] is which])
+            for weight_decay, decayed in ((optimizer_cfg.weight_decay, True), (0.0, False))
+            if (names := [name for name in parameters if decays[name] is decayed])
         ]
 
-    def forget_gradients(self) -> None:
-        """Free the gradients; the next backward pass allocates new ones."""
+    def free_gradients(self) -> None:
+        """Set ``grad`` of all parameters to None; the next backward pass allocates new gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
     @torch.no_grad()
     def step(self, lr: float | Tensor, divisor: Tensor, finite: Tensor) -> None:
-        """Update the parameters with their gradients divided by ``divisor``, if ``finite`` is true.
+        """Update parameters and momentum with the gradients divided by ``divisor``, if ``finite`` is true.
 
         Args:
             lr: The learning rate, a number or a scalar tensor.
@@ -44,11 +44,11 @@ class SGD:
         # mutation: keep-weights-of-nonfinite-step
         found_inf = (~finite).float()
         for weight_decay, names in self._groups:
-            there = [name for name in names if self.parameters[name].grad is not None]
+            with_gradient = [name for name in names if self.parameters[name].grad is not None]
             sgd(
-                [self.parameters[name] for name in there],
-                [self.parameters[name].grad for name in there],  # type: ignore[misc]
-                [self.momentum.get(name) for name in there],
+                [self.parameters[name] for name in with_gradient],
+                [self.parameters[name].grad for name in with_gradient],  # type: ignore[misc]
+                [self.momentum.get(name) for name in with_gradient],
                 fused=True,
                 grad_scale=divisor,
                 found_inf=found_inf,

@@ -1,6 +1,6 @@
 """Batch norm over the batches of all ranks.
 
-nn.SyncBatchNorm rejects CPU tensors, and makes the host wait for the GPU.
+It replaces nn.SyncBatchNorm, which rejects CPU tensors and makes the host wait for the GPU.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ def sync_batch_norm(
     """Normalize a tensor by its mean and variance over N, H and W of all ranks.
 
     This function and its backward pass are collectives. Statistics have at least float32 precision. The gradients of
-    ``weight`` and ``bias`` are the part of this rank.
+    ``weight`` and ``bias`` are not summed over the ranks.
 
     Args:
         x: Tensor N,C,H,W of the same shape on all ranks.
@@ -57,7 +57,7 @@ class _SyncBatchNorm(torch.autograd.Function):
             )
             y = torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
         else:
-            own_var, own_mean = torch.var_mean(_wide(x), (0, 2, 3), correction=0)
+            own_var, own_mean = torch.var_mean(_at_least_float32(x), (0, 2, 3), correction=0)
             means, variances = _gather(torch.cat([own_mean, own_var]), ranks).chunk(2, dim=1)
             # Chan et al. (1979) for parts of equal size: the mean of the variances plus the variance of the means.
             mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
@@ -71,7 +71,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of Ioffe and Szegedy (2015), with both sums over the batch taken over all ranks."""
+        """Return the gradients (Ioffe and Szegedy, 2015); for that of ``x``, sums over the batch are over all ranks."""
         x, weight, mean, invstd = ctx.saved_tensors
         ranks, count = dist.get_world_size(), x.numel() // x.shape[1]
         if x.is_cuda:
@@ -85,14 +85,14 @@ class _SyncBatchNorm(torch.autograd.Function):
             counts = torch.full((ranks,), count, dtype=torch.int32, device=x.device)
             dx = torch.batch_norm_backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts)
             return dx, dweight, dbias, None, None, None, None
-        g, centered = _wide(dy), _wide(x) - _channels(mean)
+        g, centered = _at_least_float32(dy), _at_least_float32(x) - _per_channel(mean)
         sum_dy, sum_dy_xmu = g.sum((0, 2, 3)), (g * centered).sum((0, 2, 3))
         dweight, dbias = sum_dy_xmu * invstd, sum_dy
         sums = torch.cat([sum_dy, sum_dy_xmu])
         dist.all_reduce(sums)
         mean_dy, mean_dy_xmu = (sums / (count * ranks)).chunk(2)
-        slope = _channels(invstd**2 * mean_dy_xmu)
-        dx = _channels(weight * invstd) * (g - _channels(mean_dy) - slope * centered)
+        slope = _per_channel(invstd**2 * mean_dy_xmu)
+        dx = _per_channel(weight * invstd) * (g - _per_channel(mean_dy) - slope * centered)
         return dx.to(x.dtype), dweight, dbias, None, None, None, None
 
 
@@ -103,9 +103,9 @@ def _gather(own: Tensor, ranks: int) -> Tensor:
     return rows
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _channels(x: Tensor) -> Tensor:
+def _per_channel(x: Tensor) -> Tensor:
     return x.view(1, -1, 1, 1)
