@@ -107,7 +107,7 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
         (["eval", "--config", W48], "--checkpoint_path is required"),
         (["check"], "--config is required"),
         (["predict"], "required: SOURCE"),
-        (["predict", "docs", "README.md", "--checkpoint_path", "train.py"], "a pattern in quotes, as in"),
+        (["predict", "docs", "README.md", "--checkpoint_path", "train.py"], "quote a pattern, as in"),
         (["predict", "docs/*.jpg", "--checkpoint_path", "train.py"], "'docs/*.jpg' matches no images"),
         (["predict", "ftp://host/a.png", "--checkpoint_path", "train.py"], "must begin with http:// or https://"),
         (["predict", "https:///a.png", "--checkpoint_path", "train.py"], "has no host"),

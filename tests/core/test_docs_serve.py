@@ -34,8 +34,8 @@ def test_limits_are_the_codes():
     ):
         assert f"| `--{name}` | {said}" in TEXT
     for said in (
-        f"limits: {limits.max_megabytes} MB and {limits.max_megapixels} megapixels an image, {limits.timeout:g} s, "
-        f"{limits.max_requests} requests at a time; one image at a time",
+        f"limits: {limits.max_megabytes} MB and {limits.max_megapixels} megapixels per image, {limits.timeout:g} s "
+        f"per request, {limits.max_requests} simultaneous requests, batches of one image",
         f"serving at http://{limits.host}:{limits.port}/",
         f"at most {settings.MOST_MEGAPIXELS} |",
         f"at most {worker.IMAGE_BYTES >> 20} MiB",

@@ -165,7 +165,7 @@ def test_where_a_token_comes_from(tmp_path, monkeypatch):
     with pytest.raises(OcrnetError, match="keep one"):
         given("--token_file", str(file))
     monkeypatch.setenv(settings.TOKEN_VARIABLE, "short")
-    with pytest.raises(OcrnetError, match="OCRNET_SERVE_TOKEN: a token is one line of at least 16"):
+    with pytest.raises(OcrnetError, match="OCRNET_SERVE_TOKEN: the token must be one line of at least 16"):
         given()
     monkeypatch.delenv(settings.TOKEN_VARIABLE)
     with pytest.raises(OcrnetError, match="cannot be read"):
