@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
             batch_wait=settings.batch_wait,
             max_requests=settings.max_requests,
             log=_log,
-            seen_batch=metrics.batch,
+            on_batch=metrics.batch,
         )
         service = Service(network, worker, metrics, settings)
         _print_limits(settings)

@@ -103,7 +103,7 @@ def test_from_a_dropped_image_to_the_result_kept(open_page, served, offline, ima
         click(page, x, y)
         assert page.inner_text("#chosen strong") == offline.names[labels[y, x]]
         sure = round(float(found["confidence"][y, x]) * 255) / 255
-        assert f"Probability {100 * sure:.1f} %, at column {x}, row {y}" == page.inner_text("#sure")
+        assert f"Probability {100 * sure:.1f} %, at column {x}, row {y}" == page.inner_text("#confidence")
         rows, columns = found["relation"].shape[1:]
         names, parts = (page.locator(f"#relation {part}").all_inner_texts() for part in (".name", ".name + span"))
         told = dict(zip(names, parts, strict=True))
@@ -115,7 +115,7 @@ def test_from_a_dropped_image_to_the_result_kept(open_page, served, offline, ima
     page.keyboard.press("Shift+ArrowRight")
     page.keyboard.press("ArrowUp")
     assert page.inner_text("#chosen strong") == offline.names[labels[32, 70]]
-    assert page.inner_text("#sure").endswith("at column 70, row 32")
+    assert page.inner_text("#confidence").endswith("at column 70, row 32")
 
     page.click("#relation li:first-child button")
     assert page.is_visible("#heat")
@@ -132,7 +132,7 @@ def test_from_a_dropped_image_to_the_result_kept(open_page, served, offline, ima
     name, picture = kept(page, "#save-overlay")
     assert (name, picture.shape[:2]) == ("photo_overlay.png", SIZE)
 
-    page.check("[name=look][value=multi]", force=True)
+    page.check("[name=mode][value=multi]", force=True)
     shown(page)
     np.testing.assert_array_equal(kept(page, "#save-labels")[1], offline.predict(image, EVAL_SCALES, flip=True))
     seen.assert_clean()
@@ -166,7 +166,7 @@ def test_the_whole_page_is_reached_by_keyboard(open_page, served, photo):
     for _ in range(30):
         seen.page.keyboard.press("Tab")
         reached.append(seen.page.evaluate("document.activeElement.id || document.activeElement.name"))
-    wanted = ["frame", "slider", "look", "save-labels", "save-overlay", "all-title"]
+    wanted = ["frame", "slider", "mode", "save-labels", "save-overlay", "all-title"]
     assert [name for name in dict.fromkeys(reached) if name in wanted] == wanted
     seen.assert_clean()
 
@@ -175,10 +175,10 @@ def test_a_token_is_asked_for_and_remembered(open_page, photo):
     network = Fake()
     with faked(network, token=TOKEN) as served:
         seen = open_page(served.url)
-        seen.page.wait_for_selector("#ask:not([hidden])")
+        seen.page.wait_for_selector("#token-form:not([hidden])")
         assert seen.page.inner_text("#error") == "this server requires a token."
         seen.page.fill("#token", TOKEN)
-        seen.page.click("#ask button")
+        seen.page.click("#token-form button")
         seen.page.wait_for_selector("#network:not(:empty)")
         drop(seen.page, "photo.png", "image/png", photo)
         shown(seen.page)
