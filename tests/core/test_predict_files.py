@@ -98,7 +98,7 @@ def test_a_pattern_finds_images_and_videos_named_below_its_folder(tmp_path):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(OcrnetError, match="does not exist; give an image, a video, a folder, a quoted pattern"):
+    with pytest.raises(OcrnetError, match="does not exist; use an image, a video, a folder, a quoted pattern"):
         names(tmp_path / "no")
     (tmp_path / "note.txt").write_text("x")
     with pytest.raises(OcrnetError, match=r"holds no images .* it holds note.txt"):
@@ -252,7 +252,7 @@ def test_label_ids_are_for_cityscapes_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("ovrelay", "did you mean 'overlay'"), (",", "name some of overlay"), ("all", "not one of")]
+    ("text", "said"), [("ovrelay", "did you mean 'overlay'"), (",", "list one or more of overlay"), ("all", "not one of")]
 )
 def test_an_unknown_kind_is_named(text, said):
     with pytest.raises(OcrnetError, match=said):
@@ -437,7 +437,7 @@ def test_the_usual_results_of_a_video_and_its_odd_size(tmp_path):
     run(tmp_path / "odd.mp4", tmp_path / "out", say=said.append)
     files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert sorted(files) == ["areas.json", "areas/odd.jsonl", "legend.png", "overlay/odd.mp4"]
-    assert "32x46, 5 frames at 10 a second, without sound" in said[-1]
+    assert "32x46, 5 frames at 10 per second, without sound" in said[-1]
 
 
 def test_a_truncated_video_is_named_and_its_frames_are_kept(tmp_path):
@@ -482,6 +482,6 @@ def test_a_video_that_the_disk_does_not_take_is_an_error(tmp_path):
         for _ in range(4):
             writer.write(np.zeros((32, 48, 3), np.uint8))
         writer._frames += 1  # one that OpenCV lost without a word
-        with pytest.raises(OcrnetError, match="4 of 5 frames were written; is the disk full"):
+        with pytest.raises(OcrnetError, match="4 of 5 frames were written; the disk may be full"):
             writer.finish()
     assert os.listdir(tmp_path) == []
