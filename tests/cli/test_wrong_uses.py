@@ -135,7 +135,7 @@ def test_wrong_yaml(capsys, tmp_path, text, parts):
         (["predict", "config", "--checkpoint_path", "train.py"], "holds no images"),
         (
             ["predict", "docs/pictures", "--checkpoint_path", "train.py", "--output", "docs/pictures"],
-            "give another --output",
+            "choose another --output",
         ),
         (
             ["predict", "docs/pictures", "--checkpoint_path", "train.py", "--set", "backbone.width=32"],

@@ -79,7 +79,7 @@ def made_up_figures(root: Path) -> Figures:
         write_png(root / f"{number}_label.png", label)
         pairs.append(Pair(f"<s>{number}</s>", root / f"{number}.png", root / f"{number}_label.png"))
     table = ClassTable(HOSTILE, ((9, 9, 9), (200, 0, 0), (0, 200, 0), (0, 0, 200)), (0, 1, 2, 3), frozenset({255}))
-    made = compute.look(Engine(), Config(num_workers=0), Dataset(table, pairs, root), 0, print)
+    made = compute.compute_figures(Engine(), Config(num_workers=0), Dataset(table, pairs, root), 0, print)
     how = {"scales": [1.0], "flip": False, "slide": None}
     made.facts.update(checkpoint="x.safetensors", step=30, eval=how, parameters=12, arch={"width": 18}, versions={})
     return made

@@ -252,7 +252,8 @@ def test_label_ids_are_for_cityscapes_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("ovrelay", "did you mean 'overlay'"), (",", "list one or more of overlay"), ("all", "not one of")]
+    ("text", "said"),
+    [("ovrelay", "did you mean 'overlay'"), (",", "list one or more of overlay"), ("all", "not one of")],
 )
 def test_an_unknown_kind_is_named(text, said):
     with pytest.raises(OcrnetError, match=said):

@@ -159,7 +159,7 @@ def test_values_that_are_missing_or_odd_are_gaps(tmp_path):
 def test_what_is_no_run_is_named(tmp_path, what):
     path = tmp_path / "x"
     path.write_text("") if what == "a file" else path.mkdir()
-    with pytest.raises(OcrnetError, match=r"is not a (run )?folder.*give the save_dir"):
+    with pytest.raises(OcrnetError, match=r"is not a (run )?folder.*use the save_dir"):
         build.make(ReportOptions([path]), print)
 
 
@@ -221,7 +221,7 @@ def test_images_that_are_not_here_are_left_out_and_said_unless_asked_for(tmp_pat
     [
         (["--set", "lr_init=1"], "--set lr_init: no effect on report"),
         (["--output", "x.pdf"], "--output x.pdf: must be an HTML file"),
-        (["--checkpoint_path", "x"], "several runs are given"),
+        (["--checkpoint_path", "x"], "there are several runs"),
     ],
 )
 def test_mistakes_are_named(tmp_path, argv, message):
@@ -329,5 +329,5 @@ def test_axes_have_round_numbers_and_long_curves_keep_their_peaks():
 
 
 def test_curves_only_takes_nothing_about_the_images(tmp_path):
-    with pytest.raises(OcrnetError, match="--curves_only does not evaluate images"):
+    with pytest.raises(OcrnetError, match="--curves_only omits the evaluation"):
         build.make(ReportOptions([tmp_path], curves_only=True, report_filter=ReportFilter(images=3)), print)
