@@ -34,7 +34,7 @@ def check_url(url: str, *, offline: bool) -> None:
     if not parts.hostname:
         raise OcrnetError(f"'{urls.scrub(url)}' has no host")
     if offline:
-        raise OcrnetError(f"--offline forbids the download of '{urls.scrub(url)}'; use a file, or omit --offline")
+        raise OcrnetError(f"--offline: '{urls.scrub(url)}' is not downloaded; use a file, or omit --offline")
 
 
 def name_of(url: str) -> str:

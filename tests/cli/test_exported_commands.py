@@ -53,7 +53,7 @@ def test_predict_gives_the_checkpoints_pictures(w48_run, exported, cityscapes, t
 def test_bench_compares_and_recommends(w48_run, exported, capsys):
     assert main(["bench", "--checkpoint_path", str(w48_run), str(exported), "--rounds", "1"]) == 0
     said = capsys.readouterr().out
-    assert " at 96x192, 1 rounds" in said
+    assert " at 96x192 in 1 interleaved rounds" in said
     (row,) = (line for line in said.splitlines() if line.startswith("net.onnx"))
     assert "onnxruntime, float32" in row
     assert row.endswith("0.000 %")

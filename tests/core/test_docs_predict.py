@@ -47,7 +47,7 @@ def test_the_json_is_as_it_is_shown(tmp_path):
     (block,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     areas = Areas(("road", "sky"))
     areas.add(Source("photo", "photos/photo.jpg"), (2, 2), areas.total + 2)
-    areas.write(tmp_path / "areas.json", whole=True)
+    areas.write(tmp_path / "areas.json", complete=True)
     shown, written = json.loads(block), json.loads((tmp_path / "areas.json").read_text())
     assert list(shown) == list(written)
     assert list(shown["images"][0]) == list(written["images"][0])

@@ -231,7 +231,7 @@ def test_mistakes_are_named(tmp_path, argv, message):
     output = args.options.get("output")
     with pytest.raises(OcrnetError, match=message):
         build.make(ReportOptions([Path(run) for run in args.inputs], output and Path(output), report_filter), print)
-    with pytest.raises(OcrnetError, match="given twice"):
+    with pytest.raises(OcrnetError, match="listed twice"):
         build.make(ReportOptions([runs[0], runs[0]]), print)
     with pytest.raises(OcrnetError, match="--watch shows only the curves"):
         build.watch(ReportOptions([runs[0]], report_filter=ReportFilter(images=1)), print)

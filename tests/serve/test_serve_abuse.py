@@ -51,7 +51,7 @@ def test_a_body_is_counted_until_it_is_decoded_and_not_kept_after_it(monkeypatch
         """A body that can be watched."""
 
     watched, counted, gate, decode = [], [], Gate(), request_body.decode
-    monkeypatch.setattr(request_body.Reader, "_image", lambda self, data, kind: watched_bytes(data))
+    monkeypatch.setattr(request_body.Reader, "_extract_image", lambda self, data, kind: watched_bytes(data))
 
     def watched_bytes(data):
         image = Bytes(data)
