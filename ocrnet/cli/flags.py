@@ -38,7 +38,7 @@ SEVERAL = {"report": ("run", "the folder of a run or of an evaluation; give seve
 class Flag:
     """One flag: the commands that accept it, the config key that it sets, and its help.
 
-    A flag whose ``key`` is None sets no config key; its command interprets it. A ``bare`` flag may be given without a
+    A flag whose ``key`` is None sets no config key; its command interprets it. A ``bare`` flag may be used without a
     value, which means True.
     """
 
@@ -224,8 +224,8 @@ class Args:
 
     given: dict[str, SourcedValue]
     options: dict[str, str]
-    added: tuple[str, ...] = ()  # the flags of MODELARTS that were given
-    inputs: tuple[str, ...] = ()  # the positional arguments of SEVERAL
+    added: tuple[str, ...] = ()  # the flags of MODELARTS that are present
+    inputs: tuple[str, ...] = ()  # the values of the positional argument in SEVERAL
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,7 +10,7 @@ from ocrnet.config import loader
 from ocrnet.predict.model import load
 from ocrnet.predict.predictor import Job, predict, text
 from ocrnet.predict.sources import find
-from ocrnet.predict.writers import DEFAULT, DEFAULT_OF_VIDEO, PICTURES, parse_save
+from ocrnet.predict.writers import DEFAULT, DEFAULT_OF_VIDEO, IMAGE_KINDS, parse_save
 from ocrnet.utils.errors import OcrnetError, printable
 from ocrnet.utils.signals import Stopped, StopRequest
 from ocrnet.weights import checkpoint
@@ -58,6 +58,6 @@ def _describe_outputs(save: Sequence[str] | None, sources: set[str]) -> str:
     """Return a description of the files in the output folder."""
     defaults = [kind for kind in DEFAULT if "image" in sources or kind in DEFAULT_OF_VIDEO]
     kinds = defaults if save is None else save
-    parts = [f"{kind}/ ({PICTURES[kind]})" for kind in kinds if kind != "json"]
+    parts = [f"{kind}/ ({IMAGE_KINDS[kind]})" for kind in kinds if kind != "json"]
     json_file = ["areas.json (pixels and share of each class)"] if "json" in kinds else []
     return ", ".join([*parts, *json_file, "legend.png"])

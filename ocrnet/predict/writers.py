@@ -18,7 +18,7 @@ from ocrnet.predict.tiles import Prediction
 from ocrnet.utils.errors import OcrnetError, nearest
 
 # The kinds of output image, with a description of each; the kind "json" is not an image.
-PICTURES = {
+IMAGE_KINDS = {
     "overlay": "the colors of the classes over the image",
     "indices": "the class index of each pixel",
     "labelIds": "the Cityscapes id of each pixel",
@@ -26,7 +26,7 @@ PICTURES = {
     "side": "image and overlay side by side",
     "confidence": "the probability of the predicted class, 255 for 1",
 }
-KINDS = (*PICTURES, "json")
+KINDS = (*IMAGE_KINDS, "json")
 DEFAULT, DEFAULT_OF_VIDEO = ("overlay", "indices", "color", "json"), ("overlay", "json")
 # Kinds that must keep exact values; for a video they are written as PNG files, because compression changes values.
 EXACT = ("indices", "labelIds")
@@ -66,7 +66,7 @@ class Painter:
         """Return rows of an output image, rendered from the same rows of the image and of its prediction.
 
         Args:
-            kind: The kind of output image, a key of `PICTURES`.
+            kind: The kind of output image, a key of `IMAGE_KINDS`.
             image: uint8 h,W,3 RGB.
             labels: Class indices uint8 h,W.
             confidence: uint8 h,W; required only for the kind "confidence".
@@ -93,7 +93,7 @@ class Painter:
 
         Args:
             path: The file to write.
-            kind: The kind of output image, a key of `PICTURES`.
+            kind: The kind of output image, a key of `IMAGE_KINDS`.
             image: uint8 H,W,3 RGB.
             prediction: The prediction for the image.
         """

@@ -242,17 +242,20 @@ def reliability(series: Sequence[tuple[str, dict]]) -> str:
 def _bins(calibration: dict, number: int, *, single: bool, x: Callable, y: Callable) -> str:
     accuracy, confidence, pixels = (calibration[name] for name in ("accuracy", "confidence", "pixels"))
     count, drawn, points_xy = len(pixels), [], []
-    for i, (right, sure, num_pixels) in enumerate(zip(accuracy, confidence, pixels, strict=True)):
-        if right is None:
+    for i, (mean_accuracy, mean_confidence, num_pixels) in enumerate(zip(accuracy, confidence, pixels, strict=True)):
+        if mean_accuracy is None:
             continue
-        points_xy.append(f"{x(sure):.1f} {y(right):.1f}")
+        points_xy.append(f"{x(mean_confidence):.1f} {y(mean_accuracy):.1f}")
         if single:
             at = f'x="{x(i / count) + 1:.1f}" width="{x(1 / count) - x(0) - 2:.1f}"'
-            gap, kind = sorted((y(right), y(sure))), "over" if sure > right else "under"
+            gap, kind = (
+                sorted((y(mean_accuracy), y(mean_confidence))),
+                "over" if mean_confidence > mean_accuracy else "under",
+            )
             drawn.append(
                 f'<rect class="right" {at} y="{gap[1]:.1f}" height="{y(0) - gap[1]:.1f}"/>'
                 f'<rect class="{kind}" {at} y="{gap[0]:.1f}" height="{gap[1] - gap[0]:.1f}">'
-                f"<title>confidence {100 * sure:.1f} %, accuracy {100 * right:.1f} %, "
+                f"<title>confidence {100 * mean_confidence:.1f} %, accuracy {100 * mean_accuracy:.1f} %, "
                 f"{num_pixels:,} pixels</title></rect>"
             )
     if not single and points_xy:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ocrnet.report import charts
 from ocrnet.report.compute import Figures
-from ocrnet.report.html import bar, document, indexed, jpeg, named, picture, section, table
+from ocrnet.report.html import bar, document, img_element, indexed, jpeg, named, section, table
 from ocrnet.report.page import curves
 from ocrnet.report.source import Source, shown
 from ocrnet.report.summary import ClassLine, Number, Summary, percent, summary
@@ -147,7 +147,7 @@ def _images(summaries: Sequence[Summary], figures: Sequence[Figures | None]) -> 
             prediction = some.arrays[f"{by_name[image]}_prediction"]
             score = some.facts["samples"][by_name[image]]["mean_iou"]
             panels.append((f"{name}: {percent(score)} %", indexed(prediction, some.facts["palette"])))
-        cells = "".join(f"<div>{picture(uri, label)}<span>{escape(label)}</span></div>" for label, uri in panels)
+        cells = "".join(f"<div>{img_element(uri, label)}<span>{escape(label)}</span></div>" for label, uri in panels)
         parts.append(
             f'<figure class="panel sample"><figcaption><b>{escape(image)}</b></figcaption>'
             f'<div class="many">{cells}</div></figure>'

@@ -29,13 +29,13 @@ def boundary(indices: np.ndarray, valid: np.ndarray) -> np.ndarray:
     ``indices`` are class indices, uint8 H,W. Pixels outside ``valid`` (bool H,W) are not boundary pixels and do not
     make their neighbors boundary pixels; neither does the border of the image.
     """
-    found = np.zeros(indices.shape, bool)
+    mask = np.zeros(indices.shape, bool)
     for before, after in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
         # mutation: no-boundary-at-ignored-pixels
         differs = (indices[before] != indices[after]) & valid[before] & valid[after]
-        found[before] |= differs
-        found[after] |= differs
-    return found
+        mask[before] |= differs
+        mask[after] |= differs
+    return mask
 
 
 def tolerance(height: int, width: int) -> int:
@@ -64,18 +64,18 @@ def boundary_scores(prediction: np.ndarray, ground_truth: np.ndarray, num_classe
     reach = tolerance(*ground_truth.shape)
     maps = prediction, ground_truth
     edges = [boundary(indices, valid) for indices in maps]
-    of = [indices[edge] for indices, edge in zip(maps, edges, strict=True)]  # class of each boundary pixel
-    near = [np.zeros(len(classes), bool) for classes in of]
+    edge_classes = [indices[edge] for indices, edge in zip(maps, edges, strict=True)]  # class of each boundary pixel
+    matched = [np.zeros(len(classes), bool) for classes in edge_classes]
     for first in range(0, num_classes, _BITS):
         for this, other in ((0, 1), (1, 0)):
             bits = np.zeros(ground_truth.shape, np.uint32)
-            bits[edges[other]] = _bit(of[other], first)
-            near[this] |= spread(bits, reach)[edges[this]] & _bit(of[this], first) > 0
-    pixels = [np.bincount(classes, minlength=num_classes) for classes in of]
+            bits[edges[other]] = _bit(edge_classes[other], first)
+            matched[this] |= spread(bits, reach)[edges[this]] & _bit(edge_classes[this], first) > 0
+    pixels = [np.bincount(classes, minlength=num_classes) for classes in edge_classes]
     with np.errstate(invalid="ignore"):
         precision, recall = (
             np.where(some, np.bincount(classes[correct], minlength=num_classes) / some, 0.0)
-            for classes, correct, some in zip(of, near, pixels, strict=True)
+            for classes, correct, some in zip(edge_classes, matched, pixels, strict=True)
         )
         score = 2 * precision * recall / (precision + recall)
     score[precision + recall == 0] = 0.0
@@ -101,15 +101,15 @@ def spread(bits: np.ndarray, reach: int) -> np.ndarray:
     while 2 ** len(runs) <= 2 * reach + 1:
         half = 2 ** (len(runs) - 1)
         runs.append(runs[-1][:, :-half] | runs[-1][:, half:])
-    found = np.zeros_like(bits)
+    union = np.zeros_like(bits)
     for rows in range(min(reach, height - 1) + 1):
         half = math.isqrt(reach**2 - rows**2)
         power = (2 * half + 1).bit_length() - 1
         left, right = reach - half, reach + half + 1 - 2**power
         row = runs[power][:, left : left + width] | runs[power][:, right : right + width]
-        found[rows:] |= row[: height - rows]
-        found[: height - rows] |= row[rows:]
-    return found
+        union[rows:] |= row[: height - rows]
+        union[: height - rows] |= row[rows:]
+    return union
 
 
 @dataclass
@@ -133,13 +133,13 @@ class Calibration:
             ground_truth: Ground truth class indices, uint8 H,W; pixels with 255 are ignored.
         """
         valid = ground_truth != IGNORE
-        sure = confidence[valid].astype(np.float64)
-        place = np.clip(np.ceil(sure * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        confidences = confidence[valid].astype(np.float64)
+        interval = np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
         correct = (prediction == ground_truth)[valid]
-        self.pixels += np.bincount(place, minlength=BINS)
-        self.right += np.bincount(place[correct], minlength=BINS)
+        self.pixels += np.bincount(interval, minlength=BINS)
+        self.right += np.bincount(interval[correct], minlength=BINS)
         # float64 sums integers below 2**53 exactly.
-        self.parts += np.bincount(place, np.rint(sure / _CONFIDENCE_UNIT), BINS).astype(np.int64)
+        self.parts += np.bincount(interval, np.rint(confidences / _CONFIDENCE_UNIT), BINS).astype(np.int64)
 
     @property
     def confidence(self) -> np.ndarray:

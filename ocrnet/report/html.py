@@ -149,6 +149,6 @@ def glow(image: np.ndarray, region: np.ndarray) -> np.ndarray:
     return np.clip(gray * 0.35 * (1 - share) + light * (0.25 + 0.75 * share), 0, 255).astype(np.uint8)
 
 
-def picture(uri: str, description: str) -> str:
+def img_element(uri: str, description: str) -> str:
     """Return an image element with an alternative text."""
     return f'<img src="{uri}" alt="{escape(description)}">'

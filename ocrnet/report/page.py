@@ -12,7 +12,20 @@ from ocrnet.config import Config
 from ocrnet.report import charts
 from ocrnet.report.charts import Series
 from ocrnet.report.compute import Figures
-from ocrnet.report.html import bar, document, errors, glow, indexed, jpeg, named, picture, section, swatch, table, tiles
+from ocrnet.report.html import (
+    bar,
+    document,
+    errors,
+    glow,
+    img_element,
+    indexed,
+    jpeg,
+    named,
+    section,
+    swatch,
+    table,
+    tiles,
+)
 from ocrnet.report.source import Row, Source, shown
 from ocrnet.report.summary import Number, Summary, number, percent, summary, waiting
 
@@ -158,15 +171,19 @@ def _confusion(figures: Figures) -> str:
 def _calibration(figures: Figures) -> str:
     calibration = figures.facts["calibration"]
     total = sum(calibration["pixels"]) or 1
-    sure = sum((c or 0) * n for c, n in zip(calibration["confidence"], calibration["pixels"], strict=True)) / total
-    right = sum((a or 0) * n for a, n in zip(calibration["accuracy"], calibration["pixels"], strict=True)) / total
-    tendency = "overconfident" if sure > right else "underconfident"
-    tendency = "neither overconfident nor underconfident" if abs(sure - right) < 0.005 else tendency
+    mean_confidence = (
+        sum((c or 0) * n for c, n in zip(calibration["confidence"], calibration["pixels"], strict=True)) / total
+    )
+    mean_accuracy = (
+        sum((a or 0) * n for a, n in zip(calibration["accuracy"], calibration["pixels"], strict=True)) / total
+    )
+    tendency = "overconfident" if mean_confidence > mean_accuracy else "underconfident"
+    tendency = "neither overconfident nor underconfident" if abs(mean_confidence - mean_accuracy) < 0.005 else tendency
     text = (
         f"<p>The expected calibration error is <b>{percent(calibration['error'])} %</b>: the mean gap between "
         f"confidence and accuracy over {total:,} pixels.</p>"
-        f"<p>Its mean confidence is {percent(sure)} %, and {percent(right)} % of the pixels are correct: on average, "
-        f"the network is {tendency}.</p>"
+        f"<p>Its mean confidence is {percent(mean_confidence)} %, and {percent(mean_accuracy)} % of the pixels are "
+        f"correct: on average, the network is {tendency}.</p>"
         '<p class="soft">Each bar is one of 15 confidence intervals (Guo et al., 2017). Blue plus green is its '
         "accuracy. Red is confidence above the accuracy (overconfident), green is accuracy above the confidence "
         "(underconfident). Gray, below: the number of pixels.</p>"
@@ -189,7 +206,7 @@ def _samples(figures: Figures) -> str:
             ("prediction", indexed(prediction, facts["palette"])),
             ("errors", jpeg(errors(image, prediction, ground_truth))),
         )
-        cells = "".join(f"<div>{picture(uri, what)}<span>{what}</span></div>" for what, uri in panels)
+        cells = "".join(f"<div>{img_element(uri, label)}<span>{label}</span></div>" for label, uri in panels)
         scores = f"mIoU {percent(sample['mean_iou'])} %, pixels {percent(sample['pixel_accuracy'])} %"
         parts.append(
             f'<figure class="panel sample"><figcaption><b>{escape(sample["why"])}: {escape(sample["name"])}</b>'
@@ -238,7 +255,7 @@ def _ocr_section(figures: Figures) -> str:
     pin = f'<i class="pin" style="left:{100 * (x + 0.5) / width:.2f}%;top:{100 * (y + 0.5) / height:.2f}%"></i>'
     stage = (
         f'<div class="stage" tabindex="0" role="application" aria-label="Image. Arrow keys move the selected pixel.">'
-        f"{picture(jpeg(image), 'the image')}{pin}</div>"
+        f"{img_element(jpeg(image), 'the image')}{pin}</div>"
     )
     top = (
         f'<div class="two"><figure class="panel sample" style="margin:0"><figcaption><b>{escape(facts["ocr"]["name"])}'
@@ -248,8 +265,9 @@ def _ocr_section(figures: Figures) -> str:
     )
     areas = np.bincount(labels.ravel(), minlength=count)[:count]
     order = [int(index) for index in np.argsort(-areas, kind="stable") if areas[index]][:MAX_REGIONS]
+    small = _smaller(image)
     regions = "".join(
-        f'<figure class="region">{picture(jpeg(glow(_smaller(image), arrays["ocr_regions"][index])), "soft region")}'
+        f'<figure class="region">{img_element(jpeg(glow(small, arrays["ocr_regions"][index])), "soft region")}'
         f"<figcaption>{named(names[index], palette[index])}<small>{percent(facts['ocr']['own'][index], 0)} % on "
         "pixels predicted as this class</small></figcaption></figure>"
         for index in order
