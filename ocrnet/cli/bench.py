@@ -1,4 +1,4 @@
-"""`ocrnet bench`: measure the prediction time of checkpoints and exported files, which take turns."""
+"""`ocrnet bench`: measure the prediction time of checkpoints and exported files, in interleaved rounds."""
 
 import multiprocessing
 import resource
@@ -23,18 +23,18 @@ from ocrnet.export.open import as_weights, open_engine, read
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint
 
-# The fastest file that shares at least this fraction of every image's labels with the first file is recommended.
-SAME = 0.99
-WARMUPS = 2
+# The recommended row is the fastest one whose labels equal the first row's in at least this fraction of every image.
+MIN_AGREEMENT = 0.99
+WARMUP_ROUNDS = 2
 
 
 @dataclass
 class Row:
-    """One file in one precision: its description and its measurements."""
+    """One file in one precision: its engine and its measurements."""
 
     path: Path
     mix: bool
-    what: str = ""
+    engine: str = ""  # the engine and its precision, for example "torch, float32"
     milliseconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     labels: list[np.ndarray] = field(default_factory=list)
@@ -44,8 +44,8 @@ class Row:
         """The median time per image, in milliseconds."""
         return statistics.median(self.milliseconds)
 
-    def unlike(self, first: "Row") -> float:
-        """Return the largest fraction of an image's pixels whose label differs from the first row's."""
+    def label_difference(self, first: "Row") -> float:
+        """Return the fraction of pixels whose label differs from the first row's, for the image where it is largest."""
         return max(float((a != b).mean()) for a, b in zip(self.labels, first.labels, strict=True))
 
 
@@ -65,22 +65,26 @@ def main(argv: Sequence[str]) -> int:
     if args.rounds < 1:
         raise OcrnetError(f"--rounds is {args.rounds}, but must be at least 1")
     paths = [checkpoint.resolve(path)[0] for path in args.checkpoint_path]
-    size = _size(args.size)
+    size = _parse_size(args.size)
     with _Workers() as workers:
         for path in paths:
             workers.open(path)
         size = size or workers.size() or Data.crop_size
-        images = _images(args.images, size)
-        print(f"measuring {len(workers.rows)} at {size[0]}x{size[1]}, {args.rounds} rounds, interleaved", flush=True)
-        for round_ in range(WARMUPS + args.rounds):
+        images = _load_images(args.images, size)
+        print(
+            f"measuring {len(workers.rows)} rows at {size[0]}x{size[1]} in {args.rounds} interleaved rounds", flush=True
+        )
+        for round_ in range(WARMUP_ROUNDS + args.rounds):
             for worker in workers.all:
-                worker.predict(images[round_ % len(images)], keep=round_ < len(images), measured=round_ >= WARMUPS)
+                worker.predict(
+                    images[round_ % len(images)], keep=round_ < len(images), measured=round_ >= WARMUP_ROUNDS
+                )
     print(table(workers.rows))
     print(recommendation(workers.rows))
     return 0
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
+def _parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.strip("[]").replace("x", ",").split(",")
@@ -89,28 +93,28 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
-def _images(folder: str | None, size: tuple[int, int]) -> list[np.ndarray]:
+def _load_images(folder: str | None, size: tuple[int, int]) -> list[np.ndarray]:
     if folder is None:
         return [compare.draw(size, index) for index in range(2)]
-    return [compare.read(path, size) for path in compare.files(folder, "--images", WARMUPS)]
+    return [compare.read(path, size) for path in compare.files(folder, "--images", WARMUP_ROUNDS)]
 
 
 class _Worker:
-    """The process of one row.
+    """The process that predicts for one row.
 
-    Each row has a separate process, so that its memory is measured separately. The process is idle while other rows
-    take their turn.
+    Each row has its own process, so that its peak memory is measured separately. The process is idle while another row
+    predicts.
     """
 
     def __init__(self, row: Row) -> None:
         self.row = row
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, str(row.path), row.mix), daemon=True)
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=serve, args=(child_pipe, str(row.path), row.mix), daemon=True)
         self.process.start()
-        theirs.close()
-        self.about = self._answer()
-        row.what = self.about["what"]
+        child_pipe.close()
+        self.info = self._receive()
+        row.engine = self.info["engine"]
 
     def predict(self, image: np.ndarray, *, keep: bool, measured: bool) -> None:
         """Predict an image in the row's process and record the peak memory.
@@ -124,25 +128,25 @@ class _Worker:
             OcrnetError: The process ended or reported an error.
         """
         self.pipe.send(image)
-        answer = self._answer()
-        self.row.peak_bytes = answer["peak_bytes"]
+        response = self._receive()
+        self.row.peak_bytes = response["peak_bytes"]
         if keep:
-            self.row.labels.append(answer["labels"])
+            self.row.labels.append(response["labels"])
         if measured:
-            self.row.milliseconds.append(1000 * answer["seconds"])
+            self.row.milliseconds.append(1000 * response["seconds"])
 
-    def _answer(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         try:
-            answer = self.pipe.recv()
+            response = self.pipe.recv()
         except EOFError:
             self.process.join()
             raise OcrnetError(
                 f"{self.row.path}: the process exited with status {self.process.exitcode}, possibly out of memory; "
-                "give a smaller --size"
+                "reduce --size"
             ) from None
-        if "error" in answer:
-            raise OcrnetError(answer["error"])
-        return answer
+        if "error" in response:
+            raise OcrnetError(response["error"])
+        return response
 
 
 class _Workers:
@@ -164,25 +168,25 @@ class _Workers:
         return [worker.row for worker in self.all]
 
     def open(self, path: Path) -> None:
-        """Open a file, and open it a second time in bfloat16 if that precision can be chosen at run time."""
+        """Start a worker for a file, and a second one in bfloat16 if the file's runtime supports that precision."""
         kind = formats.format_of(path)
         self.all.append(_Worker(Row(path, mix=False)))
-        if kind in (None, "openvino") and self.all[-1].about["precision"] != "int8":
+        if kind in (None, "openvino") and self.all[-1].info["precision"] != "int8":
             second = _Worker(Row(path, mix=True))
             self.all.append(second)
-            if "bfloat16" not in second.row.what:
+            if "bfloat16" not in second.row.engine:
                 self.all.pop().process.kill()
 
     def size(self) -> tuple[int, int] | None:
         """Return the (height, width) that the first file with a fixed size requires, or None."""
-        return next((worker.about["size"] for worker in self.all if worker.about["size"]), None)
+        return next((worker.info["size"] for worker in self.all if worker.info["size"]), None)
 
 
 def serve(pipe: Connection, path: str, mix: bool) -> None:
-    """Run the process of one row: receive images, and send labels, seconds and peak memory.
+    """Run the process of one row: receive images, and send their labels, the seconds and the peak memory.
 
-    The first object sent is the description of the file. An `OcrnetError` is sent as a dict with the key "error". The
-    process ends when the pipe is closed.
+    The first message describes the file. An `OcrnetError` is sent as a dict with the key "error". The function returns
+    when the pipe is closed.
 
     Args:
         pipe: The connection to the parent process.
@@ -191,20 +195,20 @@ def serve(pipe: Connection, path: str, mix: bool) -> None:
     """
     try:
         cfg = Config(device_target=None, mix=mix)
-        given = read(Path(path), cfg)
-        found = as_weights(given)
-        engine = open_engine(cfg, given, world=World())
-        engine.restore(found.tensors, 0)
-        metadata = given.metadata if isinstance(given, Exported) else None
-        half = "bfloat16" if any(line == "mix: bfloat16" for line in engine.startup_messages) else "float32"
-        precision = half if metadata is None or (mix and half == "bfloat16") else metadata.precision
+        source = read(Path(path), cfg)
+        weights = as_weights(source)
+        engine = open_engine(cfg, source, world=World())
+        engine.restore(weights.tensors, 0)
+        metadata = source.metadata if isinstance(source, Exported) else None
+        chosen = "bfloat16" if any(line == "mix: bfloat16" for line in engine.startup_messages) else "float32"
+        precision = chosen if metadata is None or (mix and chosen == "bfloat16") else metadata.precision
         name = next(name for name in engine.versions)
-        pipe.send({"what": f"{name}, {precision}", "precision": precision, "size": metadata and metadata.size})
+        pipe.send({"engine": f"{name}, {precision}", "precision": precision, "size": metadata and metadata.size})
         while True:
             image = pipe.recv()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             labels = engine.predict(image[None], make_passes(Eval(), image.shape[:2]))["labels"][0]
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - start
             pipe.send({"labels": labels, "seconds": seconds, "peak_bytes": peak_bytes()})
     except OcrnetError as error:
         pipe.send({"error": str(error)})
@@ -219,36 +223,42 @@ def peak_bytes() -> int:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Format the rows as a text table."""
-    head = ("file", "computed by", "ms", "images/s", "peak GiB", "labels differing")
+    """Return the rows as a text table."""
+    header = ("file", "engine", "ms", "images/s", "peak GiB", "labels differing")
     cells = [
         (
             row.path.name,
-            row.what,
+            row.engine,
             f"{row.median:.1f}",
             f"{1000 / row.median:.2f}",
             f"{row.peak_bytes / 2**30:.2f}",
-            f"{100 * row.unlike(rows[0]):.3f} %",
+            f"{100 * row.label_difference(rows[0]):.3f} %",
         )
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
+    widths = [max(len(line[i]) for line in (header, *cells)) for i in range(len(header))]
     aligned = ("<", "<", ">", ">", ">", ">")
     return "\n".join(
         "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, aligned, widths, strict=True))
-        for line in (head, *cells)
+        for line in (header, *cells)
     )
 
 
 def recommendation(rows: Sequence[Row]) -> str:
-    """Return which row to use: the fastest that agrees with the first, and the fastest of all if it is another."""
+    """Return one line for the fastest row that agrees with the first, and another if a different row is the fastest."""
     fastest = min(rows, key=lambda row: row.median)
-    same = min((row for row in rows if row.unlike(rows[0]) <= 1 - SAME), key=lambda row: row.median)
-    times = f"{rows[0].median / same.median:.2f} times as fast as the first"
-    said = f"recommended: {same.path.name} ({same.what}), {times}, with at least {100 * SAME:.0f} % equal labels"
-    if fastest is same:
-        return said
+    recommended = min(
+        (row for row in rows if row.label_difference(rows[0]) <= 1 - MIN_AGREEMENT), key=lambda row: row.median
+    )
+    times = f"{rows[0].median / recommended.median:.2f} times as fast as the first"
+    line = (
+        f"recommended: {recommended.path.name} ({recommended.engine}), {times}, with at least "
+        f"{100 * MIN_AGREEMENT:.0f} % equal labels"
+    )
+    if fastest is recommended:
+        return line
     return (
-        f"{said}\nfastest: {fastest.path.name} ({fastest.what}), {rows[0].median / fastest.median:.2f} times as "
-        f"fast, but up to {100 * fastest.unlike(rows[0]):.1f} % of an image's labels differ: run ocrnet eval on it"
+        f"{line}\nfastest: {fastest.path.name} ({fastest.engine}), {rows[0].median / fastest.median:.2f} times as "
+        f"fast, but up to {100 * fastest.label_difference(rows[0]):.1f} % of an image's labels differ; evaluate it "
+        "with ocrnet eval"
     )

@@ -1,4 +1,4 @@
-"""`ocrnet check`: read a whole dataset and report its contents and problems."""
+"""`ocrnet check`: validate every file of a dataset, and report its contents and problems."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     cfg, pulled = pull.dataset(cfg, Speaker(World()))
     for line in pulled:
         print(line, flush=True)
-    wrong, told = 0, set[str]()
+    num_problems, messages = 0, set[str]()
     for split in ("train", "val"):
         print(f"{split}: {cfg.data.name} at {cfg.data.dataset_dir}", flush=True)
         try:
@@ -25,15 +25,15 @@ def main(argv: Sequence[str]) -> int:
         except OcrnetError as error:
             if split == "train" and "data.dataset_dir" in str(error):
                 raise
-            again = str(error) in told
-            print("same problem as above\n" if again else f"problem: {error}\n")
-            told.add(str(error))
-            wrong += not again
+            repeated = str(error) in messages
+            print("same problem as above\n" if repeated else f"problem: {error}\n")
+            messages.add(str(error))
+            num_problems += not repeated
             continue
         report = statistics.inspect(
             dataset, range(len(dataset)), workers=cfg.num_workers, say=lambda line: print(line, flush=True)
         )
         print(f"{report.read} of {len(dataset)} images are valid\n{statistics.text(report, dataset.classes)}\n")
-        wrong += len(report.problems)
-    print(f"{wrong} problem{'s' if wrong > 1 else ''}" if wrong else "no problems")
-    return int(wrong > 0)
+        num_problems += len(report.problems)
+    print(f"{num_problems} problem{'s' if num_problems > 1 else ''}" if num_problems else "no problems")
+    return int(num_problems > 0)

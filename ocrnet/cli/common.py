@@ -1,4 +1,4 @@
-"""Functions shared by several commands: the argument parser, the launcher's ranks, and printing."""
+"""Functions shared by several commands: argument parsing, rank and world size, and printing."""
 
 import argparse
 import contextlib
@@ -19,10 +19,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def world_of_launcher() -> World:
-    """Return rank and world size from the launcher.
+    """Return the rank and world size that the launcher set.
 
-    If mpirun, msrun or torchrun started several ranks and dies, this process receives SIGTERM, so that it saves and
-    stops.
+    If mpirun, msrun or torchrun started several ranks, the process also requests SIGTERM for the case that the launcher
+    dies, so that it saves a checkpoint and stops.
     """
     world = read_world()
     if world.size > 1 and world.launcher in ("mpirun", "msrun", "torchrun"):
@@ -32,7 +32,7 @@ def world_of_launcher() -> World:
 
 
 def rank_prefix() -> str:
-    """Return a message prefix that names the rank; empty for a single process."""
+    """Return the prefix of error messages, "rank N: ", or an empty string for a single process."""
     with contextlib.suppress(OcrnetError):  # the launcher's variables may be invalid
         world = read_world()
         if world.size > 1:

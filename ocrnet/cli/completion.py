@@ -1,4 +1,4 @@
-"""Shell completion of commands, flags, values and files, generated from the tables that the parser uses."""
+"""Scripts for shell completion, generated from the tables of commands and flags that the parser uses."""
 
 import contextlib
 import io
@@ -20,12 +20,12 @@ EXAMPLES = {("train", "resume_ckpt"): ("auto",), ("predict", "save"): KINDS}
 
 @dataclass(frozen=True)
 class Option:
-    """A flag of a command: its help, its values if there are few, and the suffix of the files that it accepts."""
+    """A flag of a command: its name, its help, the values or the files that complete it."""
 
     name: str
     help: str
     values: tuple[str, ...] = ()
-    files: str | None = None  # a suffix; empty: any file or folder; None: no files
+    files: str | None = None  # suffix of the files to complete; empty: any file or folder; None: no files
 
 
 def script(shell: str, commands: Mapping[str, Command], usage: str) -> str:
@@ -34,18 +34,18 @@ def script(shell: str, commands: Mapping[str, Command], usage: str) -> str:
     Args:
         shell: One of `SHELLS`.
         commands: The function of each command.
-        usage: The usage text, with one line per command that summarizes it.
+        usage: The usage text, which has one line with a summary for each command.
 
     Returns:
-        The script, which the shell evaluates.
+        The script, to be evaluated by the shell.
     """
     table = {name: tuple(_options(name, command)) for name, command in commands.items()}
-    told = {name: _command_summary(name, usage) for name in commands}
-    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](table, told)
+    summaries = {name: _command_summary(name, usage) for name in commands}
+    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](table, summaries)
 
 
 def _options(name: str, command: Command) -> Iterator[Option]:
-    """Yield the flags of a command from `FLAGS`, or from its help text if it has its own parser."""
+    """Yield the flags of a command from `FLAGS`, or from its --help output if it has its own parser."""
     if name == "completion":
         return
     flags = [flag for flag in FLAGS if name in flag.commands]
@@ -60,9 +60,9 @@ def _options(name: str, command: Command) -> Iterator[Option]:
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         command(["--help"])
-    for found in dict.fromkeys(re.findall(r"--(\w+)", text.getvalue().partition("usage:")[2])):
-        if found not in ("help", "debug", "ckpt_path"):
-            yield Option(found, "", files="")
+    for name in dict.fromkeys(re.findall(r"--(\w+)", text.getvalue().partition("usage:")[2])):
+        if name not in ("help", "debug", "ckpt_path"):
+            yield Option(name, "", files="")
 
 
 def _keys() -> dict[str, tuple[str, ...]]:
@@ -71,11 +71,11 @@ def _keys() -> dict[str, tuple[str, ...]]:
 
 
 def _command_summary(name: str, usage: str) -> str:
-    found = re.search(rf"^  {name} +(.+?)(?:  |$)", usage, re.MULTILINE)
-    return found[1].strip() if found else ""
+    match = re.search(rf"^  {name} +(.+?)(?:  |$)", usage, re.MULTILINE)
+    return match[1].strip() if match else ""
 
 
-def _bash(table: Mapping[str, tuple[Option, ...]], told: Mapping[str, str]) -> str:
+def _bash(table: Mapping[str, tuple[Option, ...]], summaries: Mapping[str, str]) -> str:
     cases, flags = [], []
     for name, options in table.items():
         flags.append(f"    {name}) words='{' '.join(f'--{option.name}' for option in options)} --help' ;;")
@@ -134,7 +134,7 @@ complete -F _ocrnet ocrnet
 """
 
 
-def _zsh(table: Mapping[str, tuple[Option, ...]], told: Mapping[str, str]) -> str:
+def _zsh(table: Mapping[str, tuple[Option, ...]], summaries: Mapping[str, str]) -> str:
     def quoted(text: str) -> str:
         return re.sub(r"([\[\]:])", r"\\\1", text).replace("'", "'\\''")
 
@@ -150,7 +150,7 @@ def _zsh(table: Mapping[str, tuple[Option, ...]], told: Mapping[str, str]) -> st
     for name, options in table.items():
         rest = "'1:shell:(bash zsh fish)'" if name == "completion" else "'*:file:_files'"
         lines.append(f"    {name}) _arguments {' '.join([*map(spec, options), rest])} ;;")
-    commands = " ".join(f"'{name}:{quoted(text)}'" for name, text in told.items())
+    commands = " ".join(f"'{name}:{quoted(text)}'" for name, text in summaries.items())
     values = [f"      {key}) compadd -- {' '.join(values)} ;;" for key, values in _keys().items() if values]
     return f"""#compdef ocrnet
 # Completion of ocrnet for zsh.
@@ -181,24 +181,24 @@ if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _ocrnet "$@"; else compdef 
 """
 
 
-def _fish(table: Mapping[str, tuple[Option, ...]], told: Mapping[str, str]) -> str:
+def _fish(table: Mapping[str, tuple[Option, ...]], summaries: Mapping[str, str]) -> str:
     def quoted(text: str) -> str:
         return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
     lines = ["# Completion of ocrnet for fish.", "complete -c ocrnet -e"]
     for name, options in table.items():
-        lines.append(f"complete -c ocrnet -n __fish_use_subcommand -f -a {name} -d {quoted(told[name])}")
+        lines.append(f"complete -c ocrnet -n __fish_use_subcommand -f -a {name} -d {quoted(summaries[name])}")
         when = f"complete -c ocrnet -n '__fish_seen_subcommand_from {name}'"
         for option in options:
             if option.name == "set":
                 keys = [f"{key}={value}" for key, values in _keys().items() for value in values or [""]]
-                what = f"-x -a {quoted(' '.join(keys))}"
+                arguments = f"-x -a {quoted(' '.join(keys))}"
             elif option.values:
-                what = f"-{'r' if option.files == '' else 'x'} -a {quoted(' '.join(option.values))}"
+                arguments = f"-{'r' if option.files == '' else 'x'} -a {quoted(' '.join(option.values))}"
             elif option.files:
-                what = f"-x -a '(__fish_complete_suffix {option.files})'"
+                arguments = f"-x -a '(__fish_complete_suffix {option.files})'"
             else:
-                what = "-x" if option.files is None else "-r"
-            lines.append(f"{when} -l {option.name} {what} -d {quoted(option.help)}")
+                arguments = "-x" if option.files is None else "-r"
+            lines.append(f"{when} -l {option.name} {arguments} -d {quoted(option.help)}")
     lines.append(f"complete -c ocrnet -n '__fish_seen_subcommand_from completion' -f -a '{' '.join(SHELLS)}'")
     return "\n".join(lines) + "\n"

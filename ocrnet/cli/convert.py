@@ -12,10 +12,10 @@ def main(argv: Sequence[str]) -> int:
     """Convert weights of another implementation to a checkpoint, or a checkpoint to another implementation's format."""
     args = flags.parse("convert", argv)
     for name in args.given:
-        raise OcrnetError(f"--set {name}: no effect on convert; the network comes from the weights")
-    source, meaning = checkpoint.resolve(flags.required(args, "input"))
+        raise OcrnetError(f"--set {name}: no effect on convert; the architecture is read from the weights")
+    source, path_note = checkpoint.resolve(flags.required(args, "input"))
     output = Path(flags.required(args, "output"))
     partial = flags.as_bool(args, "allow_partial")
     lines = convert.convert(source, output, to=args.options.get("to"), allow_partial=partial)
-    print("\n".join([meaning, *lines] if meaning else lines))
+    print("\n".join([path_note, *lines] if path_note else lines))
     return 0

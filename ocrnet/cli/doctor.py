@@ -47,16 +47,16 @@ def main(argv: Sequence[str]) -> int:
     """Check this machine: versions, memory, disk space, and real training steps on each device."""
     parser = Parser(prog="ocrnet doctor", description=main.__doc__, allow_abbrev=False)
     parser.parse_args(argv)
-    ill = False
+    failed = False
     for finding in examine():
         print(text(finding), flush=True)
-        ill = ill or finding.ok is False
-    print("Some checks failed; see the lines marked !!" if ill else "All checks passed")
-    return int(ill)
+        failed = failed or finding.ok is False
+    print("Some checks failed; see the lines marked !!" if failed else "All checks passed")
+    return int(failed)
 
 
 def examine(folder: str = ".") -> Iterator[Finding]:
-    """Yield the findings for this machine; ``folder`` is the folder for runs, whose disk is checked."""
+    """Yield the findings for this machine; ``folder`` is where runs are written, and its disk is checked."""
     yield from versions()
     yield Finding("processor", None, f"{os.cpu_count()} cores, {psutil.virtual_memory().total / GIB:.1f} GiB of memory")
     yield from shared_memory(Path("/dev/shm"))
@@ -70,28 +70,28 @@ def examine(folder: str = ".") -> Iterator[Finding]:
 def versions() -> Iterator[Finding]:
     """Yield the versions of Python and of the packages, and any incompatibilities between them."""
     python = sys.version_info[:2]
-    fits = PYTHONS[0] <= python <= PYTHONS[1]
-    remedy = "" if fits else "install Python 3.11 and create a new environment: python3.11 -m venv .venv"
-    yield Finding("Python", fits, platform.python_version(), remedy)
+    supported = PYTHONS[0] <= python <= PYTHONS[1]
+    remedy = "" if supported else "install Python 3.11 and create a new environment: python3.11 -m venv .venv"
+    yield Finding("Python", supported, platform.python_version(), remedy)
     for package, version in core_versions().items():
         if package != "python":
             yield Finding(package, None, version)
-    found = {name: _version(name) for name in ("torch", "mindspore")}
-    for name, found_version in found.items():
-        yield Finding(name, None, found_version or "not installed")
-    if not any(found.values()):
+    frameworks = {name: _installed_version(name) for name in ("torch", "mindspore")}
+    for name, installed_version in frameworks.items():
+        yield Finding(name, None, installed_version or "not installed")
+    if not any(frameworks.values()):
         yield Finding("framework", False, "neither torch nor mindspore is installed", "pip install -r requirements.txt")
-    if found["mindspore"] and not np.__version__.startswith("1."):
-        mend = "pip install 'numpy<2' 'opencv-python-headless<5'"
-        yield Finding("mindspore", False, f"needs NumPy below 2, but {np.__version__} is installed", mend)
-    twice = [name for name in ("opencv-python", "opencv-python-headless") if _version(name)]
-    if len(twice) > 1:
-        mend = "pip uninstall -y opencv-python opencv-python-headless; pip install opencv-python-headless"
-        yield Finding("OpenCV", False, "opencv-python and opencv-python-headless overwrite each other", mend)
+    if frameworks["mindspore"] and not np.__version__.startswith("1."):
+        remedy = "pip install 'numpy<2' 'opencv-python-headless<5'"
+        yield Finding("mindspore", False, f"needs NumPy below 2, but {np.__version__} is installed", remedy)
+    opencv_packages = [name for name in ("opencv-python", "opencv-python-headless") if _installed_version(name)]
+    if len(opencv_packages) > 1:
+        remedy = "pip uninstall -y opencv-python opencv-python-headless; pip install opencv-python-headless"
+        yield Finding("OpenCV", False, "opencv-python and opencv-python-headless overwrite each other", remedy)
 
 
 def shared_memory(folder: Path) -> Iterator[Finding]:
-    """Yield the free shared memory, through which loader workers pass batches (Linux only)."""
+    """Yield the free shared memory, which dataloader workers use to pass batches (Linux only)."""
     if folder.is_dir():
         free = shutil.disk_usage(folder).free / GIB
         remedy = "" if free >= 1 else "docker run --shm-size=8g ..., or train with --set num_workers=0"
@@ -99,52 +99,60 @@ def shared_memory(folder: Path) -> Iterator[Finding]:
 
 
 def disk(folder: str) -> Finding:
-    """Return the free disk space for runs: a W48 checkpoint with its momentum takes 0.6 GB, and six are kept."""
+    """Return the free disk space for runs; 5 GiB hold the six W48 checkpoints of a run, 0.6 GB each with momentum."""
     free = shutil.disk_usage(folder).free / GIB
-    remedy = "" if free >= 5 else "free some space, give --save_dir on another disk, or --set keep_checkpoint=1"
+    remedy = "" if free >= 5 else "free disk space, set --save_dir to another disk, or use --set keep_checkpoint=1"
     return Finding("disk", free >= 5, f"{free:.1f} GiB free at {Path(folder).resolve()}", remedy)
 
 
 def step(device: str, mix: bool) -> Iterator[Finding]:
-    """Train and predict on a device in a separate process, so that a crash or hang is a finding too."""
+    """Train and predict on a device in a separate process, so that a crash or a hang becomes a finding.
+
+    Args:
+        device: CPU or GPU.
+        mix: Whether to use mixed precision.
+
+    Yields:
+        One finding, or none where there is no NVIDIA GPU and ``mix`` is set.
+    """
     title = f"{device}, {'mixed precision' if mix else 'float32'}"
     command = [sys.executable, "-m", "ocrnet.cli.doctor", device, str(mix)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=STEP_SECONDS, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=STEP_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         yield Finding(title, False, f"no result within {STEP_SECONDS} s", "restart the machine or its GPU driver")
         return
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    if done.returncode == 0:
-        yield Finding(title, True, done.stdout.strip().splitlines()[-1])
-    elif device == "GPU" and done.returncode == 2 and not _nvidia():
+    last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+    if result.returncode == 0:
+        yield Finding(title, True, result.stdout.strip().splitlines()[-1])
+    elif device == "GPU" and result.returncode == 2 and not _has_nvidia_gpu():
         if not mix:
             yield Finding("GPU", None, "no NVIDIA GPU on this machine")
-    elif device == "GPU" and done.returncode == 2:
-        mend = (
+    elif device == "GPU" and result.returncode == 2:
+        remedy = (
             "install the PyTorch build for your driver's CUDA version (the selector on pytorch.org gives the command)"
         )
-        yield Finding(title, False, f"an NVIDIA GPU is present, but the step failed: {last}", mend)
+        yield Finding(title, False, f"an NVIDIA GPU is present, but the step failed: {last}", remedy)
     else:
-        mend = "reinstall the framework: pip install --force-reinstall torch"
-        yield Finding(title, False, f"exit status {done.returncode}: {last}", mend)
+        remedy = "reinstall the framework: pip install --force-reinstall torch"
+        yield Finding(title, False, f"exit status {result.returncode}: {last}", remedy)
 
 
 def text(finding: Finding) -> str:
-    """Format a finding for the terminal: OK, !! or -- first, and the remedy on a separate line."""
+    """Return a finding as text: OK, !! (failed) or -- (information) first, and the remedy on a second line."""
     mark = {True: "OK", False: "!!", None: "--"}[finding.ok]
     line = f"{mark}  {finding.title}: {finding.detail}"
     return line + (f"\n      remedy: {finding.remedy}" if finding.remedy else "")
 
 
-def _version(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _nvidia() -> bool:
+def _has_nvidia_gpu() -> bool:
     return Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
 
 
@@ -160,14 +168,14 @@ class _Stream:
 
 
 def _one_step(device: str, mix: bool) -> str:
-    """Train two steps and predict once on ``device`` with two loader workers; return a summary."""
+    """Train two steps and predict once on ``device`` with two dataloader workers; return a one-line summary."""
     arch = Arch(width=6, blocks=1, modules=(1, 1, 1), num_classes=2, channels=16, key_channels=8)
     data = Data(crop_size=(SIZE, SIZE))
     cfg = Config(device_target=device, mix=mix, num_workers=2, total_step=2, warmup_step=0, data=data)  # type: ignore[arg-type]
     opened = factory.open_engine(cfg, arch, world=World(), stream=_Stream())  # type: ignore[arg-type]
     try:
         opened.restore(architecture.init(arch, 0), 0)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         stats = opened.train(2)
         opened.predict(np.zeros((1, SIZE, SIZE, 3), np.uint8), make_passes(Eval(), (SIZE, SIZE)))
         if not stats.finite.all():
@@ -175,7 +183,7 @@ def _one_step(device: str, mix: bool) -> str:
     finally:
         opened.close()
     chosen = [line for line in opened.startup_messages if line.startswith(("device", "mix"))]
-    return f"{', '.join(chosen)}; trained and predicted in {time.perf_counter() - begun:.1f} s"
+    return f"{', '.join(chosen)}; trained and predicted in {time.perf_counter() - start:.1f} s"
 
 
 if __name__ == "__main__":

@@ -30,64 +30,70 @@ PUSHED_BY_EVAL = (*RESULTS, "visualize/*")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate a checkpoint on the validation split; the architecture is read from the file."""
+    """Evaluate a checkpoint on the validation split; the checkpoint determines the architecture."""
     args = flags.parse("eval", argv)
     cfg, notes = flags.load_config(args)
     show = flags.as_bool(args, "visualize")
     world = world_of_launcher()
-    path, meaning = checkpoint.resolve(_checkpoint_to_score(args, cfg, world))
+    path, path_note = checkpoint.resolve(_checkpoint_path(args, cfg, world))
     cfg, pulled = pull.dataset(cfg, Speaker(world))
-    given = read(path, cfg)
-    found = as_weights(given)
+    source = read(path, cfg)
+    loaded = as_weights(source)
     dataset = open_split(cfg, "val")
-    notes += [*pulled, meaning] if meaning else pulled
-    notes += [*found.notes, *differences(cfg, found.arch, path)]
-    cfg, said = convert.normalized(cfg, found)
-    notes += said
-    if found.arch.num_classes != len(dataset.classes):
+    notes += [*pulled, path_note] if path_note else pulled
+    notes += [*loaded.notes, *differences(cfg, loaded.arch, path)]
+    cfg, adjustments = convert.normalized(cfg, loaded)
+    notes += adjustments
+    if loaded.arch.num_classes != len(dataset.classes):
         raise OcrnetError(
-            f"{path} predicts {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
-            f"{len(dataset.classes)}; give the dataset it was trained for"
+            f"{path} predicts {loaded.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
+            f"{len(dataset.classes)}; use the dataset on which it was trained"
         )
-    sets, room = cache.prepare(cfg.data.cache_dir, {VAL: dataset})
+    datasets, cache_notes = cache.prepare(cfg.data.cache_dir, {VAL: dataset})
     store = open_store(urls.parse("train_url", cfg.train_url), cfg.cloud) if cfg.train_url else None
     with Pushing(cfg.cloud) as pushing:
-        engine = open_engine(cfg, given, world=world)
+        engine = open_engine(cfg, source, world=world)
         try:
             if world.size > 1:
-                seen = {"checkpoint": weights.identity(found), **config.of_all_ranks(cfg)}
-                collectives.check_same(engine, seen | identities(sets))
+                shared = {"checkpoint": weights.identity(loaded), **config.of_all_ranks(cfg)}
+                collectives.check_same(engine, shared | identities(datasets))
             with collectives.propagate_errors(engine):
-                engine.restore(found.tensors, found.meta.get("step", 0))
+                engine.restore(loaded.tensors, loaded.meta.get("step", 0))
                 run = Run(cfg.save_dir, rank=world.rank, name="eval")
                 if store is not None and run.writes:
                     check_writable(store, cfg.cloud, run.say)
                     cloud_resume.bring_results(cfg, store, run.say)
                     pushing.begin(Push(store, run.folder, cfg.cloud, keep=0, patterns=PUSHED_BY_EVAL), run.say)
-                for line in [*engine.startup_messages, *notes, *_describe_run(cfg, path, dataset), *room]:
+                for line in [*engine.startup_messages, *notes, *_describe_run(cfg, path, dataset), *cache_notes]:
                     run.say(line)
-                shower = _make_visualizer(dataset, run.folder / "visualize") if show else None
-            scores = evaluate(engine, sets[VAL], cfg, eval_cfg=cfg.eval, show=shower, say=run.say)
+                show_image = _make_visualizer(dataset, run.folder / "visualize") if show else None
+            scores = evaluate(engine, datasets[VAL], cfg, eval_cfg=cfg.eval, show=show_image, say=run.say)
         finally:
             engine.close()
-        how = {"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide}
-        row = {"kind": "eval", "step": found.meta.get("step", 0), "checkpoint": str(path), **how, **as_dict(scores)}
+        eval_settings = {"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide}
+        row = {
+            "kind": "eval",
+            "step": loaded.meta.get("step", 0),
+            "checkpoint": str(path),
+            **eval_settings,
+            **as_dict(scores),
+        }
         run.record(row | {"versions": core_versions() | dict(engine.versions)})
-        return _check_expectation(cfg, scores, dataset, run)
+        return _check_min_miou(cfg, scores, dataset, run)
 
 
-def _checkpoint_to_score(args: flags.Args, cfg: Config, world: World) -> str | Path:
-    given = args.options.get("checkpoint_path")
-    if given is not None and cfg.ckpt_url:
-        raise OcrnetError(f"--checkpoint_path {given} and ckpt_url {cfg.ckpt_url} both name a checkpoint; keep one")
+def _checkpoint_path(args: flags.Args, cfg: Config, world: World) -> str | Path:
+    path = args.options.get("checkpoint_path")
+    if path is not None and cfg.ckpt_url:
+        raise OcrnetError(f"--checkpoint_path {path} and ckpt_url {cfg.ckpt_url} both name a checkpoint; keep one")
     return pull.weights_file(cfg, Speaker(world)) or flags.required(args, "checkpoint_path")
 
 
-def _check_expectation(cfg: Config, scores: Scores, dataset: Dataset, run: Run) -> int:
-    """Log the scores; return 1 as the exit status if mIoU is below `min_miou` or is not a number, else 0."""
+def _check_min_miou(cfg: Config, scores: Scores, dataset: Dataset, run: Run) -> int:
+    """Log the scores; return the exit status: 1 if mIoU is less than `min_miou` or is not a number, else 0."""
     run.say(table(scores))
-    answer, mean_iou = constant_prediction(scores)
-    run.say(f"baseline: always predicting '{dataset.classes.names[answer]}' has mIoU {100 * mean_iou:.2f}")
+    index, mean_iou = constant_prediction(scores)
+    run.say(f"baseline: always predicting '{dataset.classes.names[index]}' has mIoU {100 * mean_iou:.2f}")
     if cfg.min_miou is None:
         return 0
     verdict = "reached" if scores.mean_iou >= cfg.min_miou else "NOT reached"
@@ -107,9 +113,9 @@ def _describe_run(cfg: Config, path: Path, dataset: Dataset) -> list[str]:
 def _make_visualizer(dataset: Dataset, folder: Path) -> Callable:
     folder.mkdir(parents=True, exist_ok=True)
 
-    def show(index: int, image, prediction, truth) -> None:  # type: ignore[no-untyped-def]
+    def show(index: int, image, prediction, ground_truth) -> None:  # type: ignore[no-untyped-def]
         classes = dataset.classes
-        picture = side_by_side(image, prediction, truth, palette=classes.palette, names=classes.names)
-        write_png(folder / f"{dataset.name(index).replace('/', '_')}.png", picture)
+        panel = side_by_side(image, prediction, ground_truth, palette=classes.palette, names=classes.names)
+        write_png(folder / f"{dataset.name(index).replace('/', '_')}.png", panel)
 
     return show

@@ -12,10 +12,10 @@ from ocrnet.weights import checkpoint
 
 
 def main(argv: Sequence[str]) -> int:
-    """Export a checkpoint for another runtime, run it there, and compare its predictions with the checkpoint's."""
+    """Export a checkpoint for another runtime, and compare the predictions of the exported file and the checkpoint."""
     args = flags.parse("export", argv)
     options = args.options
-    path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
+    path, path_note = checkpoint.resolve(flags.required(args, "checkpoint_path"))
     export_options = ExportOptions(
         checkpoint=path,
         output=Path(flags.required(args, "output")),
@@ -27,10 +27,10 @@ def main(argv: Sequence[str]) -> int:
     )
     if "config" not in options and args.given:
         raise OcrnetError(f"--set {next(iter(args.given))}: no effect on export without --config")
-    labeled = open_split(flags.load_config(args)[0], "val") if "config" in options else None
-    for line in ([meaning] if meaning else []) + [f"checkpoint: {path}"]:
+    dataset = open_split(flags.load_config(args)[0], "val") if "config" in options else None
+    for line in ([path_note] if path_note else []) + [f"checkpoint: {path}"]:
         print(line, flush=True)
     write = triton.export_repository if export_options.format == triton.FORMAT else export
-    figures = write(export_options, labeled, lambda line: print(line, flush=True))
-    print(f"wrote {export_options.output} and its model card: {figures.text()}")
+    comparison = write(export_options, dataset, lambda line: print(line, flush=True))
+    print(f"wrote {export_options.output} and its model card: {comparison.text()}")
     return 0

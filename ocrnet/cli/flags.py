@@ -1,4 +1,4 @@
-"""The table of the public flags, which a test freezes, and their conversion to config values."""
+"""The table of all public flags, and the parser that converts them to config values."""
 
 import argparse
 import contextlib
@@ -22,9 +22,9 @@ from ocrnet.weights.to_foreign import TARGETS
 RUN = ("train", "eval")
 ENGINE = (*RUN, "predict", "submit", "report", "serve")
 
-# Flags that ModelArts adds to the command of a job, according to its documentation (framework images, its runner, its
-# training service), and flags that the public MindSpore scripts accept from it. With enable_modelarts
-# they are ignored; the ranks are read from the environment.
+# Flags that ModelArts adds to the command of a job, according to its documentation (framework images, runner, training
+# service), and those that the public MindSpore scripts accept from it. With enable_modelarts they are ignored: rank
+# and world size are read from the environment.
 MODELARTS = (
     "init_method", "rank", "world_size", "local_rank", "local_size", "num_gpus", "launcher",
     "task_index", "job_name", "ps_hosts", "worker_hosts", "data_dir",
@@ -35,8 +35,8 @@ POSITIONAL = {
     "predict": ("source", "an image, a video, a folder, a quoted glob pattern, or the http(s) URL of an image"),
 }
 
-# The positional argument that a command accepts one or more times: its name and help.
-SEVERAL = {"report": ("run", "the folder of a run or of an evaluation; several folders are compared")}
+# The positional argument of a command that accepts it one or more times: its name and help.
+SEVERAL = {"report": ("run", "the folder of a run or of an evaluation; give several folders to compare them")}
 
 
 @dataclass(frozen=True)
@@ -258,45 +258,45 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Args:
-    """The parsed command line: config values, and the flags that are not config keys."""
+    """The parsed command line: config values by key, and the values of other flags by name."""
 
     command: str
     given: dict[str, SourcedValue]
     options: dict[str, str]
-    added: tuple[str, ...] = ()  # the flags of MODELARTS that were given
-    inputs: tuple[str, ...] = ()  # the positional arguments of SEVERAL
+    added: tuple[str, ...] = ()  # the flags of MODELARTS that are present
+    inputs: tuple[str, ...] = ()  # the values of the positional argument in SEVERAL
 
 
 def parse(command: str, argv: Sequence[str]) -> Args:
-    """Parse the arguments of a command; raise `OcrnetError` for an unknown flag and name the nearest known one."""
+    """Return the parsed arguments of a command; raise `OcrnetError` for an unknown flag or an empty value."""
     flags = [flag for flag in FLAGS if command in flag.commands]
     parser = _parser(command, flags)
     names = [action for flag in flags for action in (flag.name, flag.alias) if action] + ["set"]
-    tokens = _spread_sets(argv)
+    tokens = _expand_sets(argv)
     if command in SEVERAL:
-        tokens = _bare(tokens, [f"--{flag.name}" for flag in flags if flag.bare])
+        tokens = _complete_bare_flags(tokens, [f"--{flag.name}" for flag in flags if flag.bare])
         known, unknown = parser.parse_known_intermixed_args(tokens)
     else:
         known, unknown = parser.parse_known_args(tokens)
     if unknown:
-        stray = unknown[0]
-        hint = nearest(stray.split("=")[0].lstrip("-"), names).replace("'", "'--", 1) if stray.startswith("-") else ""
-        if (name := stray.split("=")[0].lstrip("-")) in {*KEYS, *loader.OLD_KEYS} and stray.startswith("--"):
+        extra = unknown[0]
+        hint = nearest(extra.split("=")[0].lstrip("-"), names).replace("'", "'--", 1) if extra.startswith("-") else ""
+        if (name := extra.split("=")[0].lstrip("-")) in {*KEYS, *loader.OLD_KEYS} and extra.startswith("--"):
             hint = f"; {name} is a config key; use --set {loader.OLD_KEYS.get(name, name)}=VALUE"
-        what = "unknown flag" if stray.startswith("-") else "unexpected argument"
-        if stray.endswith("]"):
+        problem = "unknown flag" if extra.startswith("-") else "unexpected argument"
+        if extra.endswith("]"):
             hint = "; a value with spaces needs quotes: --set 'data.crop_size=[512, 1024]'"
-        elif command == "predict" and not stray.startswith("-"):
-            hint = "; give one source: a folder, or a pattern in quotes, as in ocrnet predict 'photos/*.jpg'"
-        raise OcrnetError(f"{what} '{stray}'{hint} (all flags: ocrnet {command} --help)")
-    texts = {flag.name: _once(flag.name, values) for flag in flags if (values := getattr(known, flag.name))}
+        elif command == "predict" and not extra.startswith("-"):
+            hint = "; predict accepts one source; quote a pattern, as in ocrnet predict 'photos/*.jpg'"
+        raise OcrnetError(f"{problem} '{extra}'{hint} (all flags: ocrnet {command} --help)")
+    texts = {flag.name: _single_value(flag.name, values) for flag in flags if (values := getattr(known, flag.name))}
     for name, text in texts.items():
         if not text:
-            raise OcrnetError(f"--{name} is empty; give a value, or leave the flag out")
-    given = _from_sets(known.set)
+            raise OcrnetError(f"--{name} is empty; set a value or omit the flag")
+    given = _parse_sets(known.set)
     for flag in flags:
         if flag.key and flag.name in texts:
-            _merge(given, flag.key, SourcedValue(_flag_value(flag, texts[flag.name]), f"--{flag.name}"))
+            _set_once(given, flag.key, SourcedValue(_flag_value(flag, texts[flag.name]), f"--{flag.name}"))
     options = {flag.name: os.path.expanduser(texts[flag.name]) for flag in flags if not flag.key and flag.name in texts}
     for name in {"checkpoint_path", "resume_ckpt"} & options.keys():
         if "://" in options[name]:
@@ -343,7 +343,7 @@ def _parser(command: str, flags: Sequence[Flag]) -> Parser:
 
 
 def as_bool(args: Args, name: str) -> bool:
-    """Return the value of a True / False flag that is not a config key; False if it is not given."""
+    """Return the value of a True/False flag that is not a config key; False if the flag is absent."""
     text = args.options.get(name, "False")
     return _bool(name, text)
 
@@ -354,7 +354,7 @@ def as_size(args: Args, name: str, default: tuple[int, int] | None) -> tuple[int
     Args:
         args: The parsed command line.
         name: The flag's name; its value is [H, W] or H,W.
-        default: The value if the flag is not given.
+        default: The value if the flag is absent.
 
     Returns:
         Height and width, or the default.
@@ -377,21 +377,21 @@ def as_number(args: Args, name: str, default: Any) -> Any:
     Args:
         args: The parsed command line.
         name: The flag's name.
-        default: The value if the flag is not given; if it is an int, the flag must be a whole number.
+        default: The value if the flag is absent. If it is an int, the flag must be a whole number.
 
     Returns:
         A number of at least 0, or the default.
 
     Raises:
-        OcrnetError: The value is negative, or not a number of that kind.
+        OcrnetError: The value is negative or not a number, or not a whole number where one is required.
     """
     if name not in args.options:
         return default
     value = loader.parse_value(args.options[name])
     kinds = (int,) if isinstance(default, int) else (int, float)
     if type(value) not in kinds or not value >= 0:
-        what = "a whole number" if kinds == (int,) else "a number"
-        raise OcrnetError(f"--{name} is {args.options[name]!r}, but must be {what} of at least 0")
+        kind = "a whole number" if kinds == (int,) else "a number"
+        raise OcrnetError(f"--{name} is {args.options[name]!r}, but must be {kind} of at least 0")
     return value
 
 
@@ -403,7 +403,7 @@ def _bool(name: str, text: str) -> bool:
 
 
 def required(args: Args, name: str) -> str:
-    """Return the value of a required flag; raise `OcrnetError` if it is not given."""
+    """Return the value of a required flag; raise `OcrnetError` if the flag is absent."""
     if name not in args.options:
         what = next(flag.help for flag in FLAGS if flag.name == name and args.command in flag.commands)
         raise OcrnetError(f"--{name} is required: {what}")
@@ -411,25 +411,28 @@ def required(args: Args, name: str) -> str:
 
 
 def load_config(args: Args) -> tuple[Config, list[str]]:
-    """Return the config from the YAML file and the command line, and the messages about adjusted values to log."""
+    """Return the config from the YAML file and the command line, and messages about adjusted values, to be logged.
+
+    Raise `OcrnetError` if a value is invalid or if two values contradict each other.
+    """
     given = loader.read_yaml(required(args, "config")) | args.given
     _warn_of_old_keys(given)
     cfg = loader.build(given)
     notes = []
     if "total_step" in args.given and "warmup_step" not in args.given and cfg.warmup_step > cfg.total_step // 10:
-        short = cfg.total_step // 10
-        notes.append(f"warmup_step: {short} instead of {cfg.warmup_step}, a tenth of the shortened run")
-        cfg = loader.build(given | {"warmup_step": SourcedValue(short, "total_step")})
+        shortened = cfg.total_step // 10
+        notes.append(f"warmup_step: {shortened} instead of {cfg.warmup_step}, a tenth of total_step")
+        cfg = loader.build(given | {"warmup_step": SourcedValue(shortened, "total_step")})
     config.check(cfg)
-    notes += _of_modelarts(cfg, args.added)
+    notes += _modelarts_notes(cfg, args.added)
     for name in ("eval_interval", "save_interval", "log_interval"):
         if getattr(cfg, name) > cfg.total_step:
-            notes.append(f"{name}: {getattr(cfg, name)} exceeds the length of the run; it applies at its end")
+            notes.append(f"{name}: {getattr(cfg, name)} is greater than total_step; it takes effect at the last step")
     return cfg, notes
 
 
 def _warn_of_old_keys(given: Mapping[str, SourcedValue]) -> None:
-    """Print a warning for each key that was given by its old name; only rank 0 prints."""
+    """Print a warning on rank 0 for each key that is set by its old name."""
     with contextlib.suppress(OcrnetError):  # invalid launcher variables are reported by the code that uses them
         if read_world().rank:
             return
@@ -442,8 +445,8 @@ def _warn_of_old_keys(given: Mapping[str, SourcedValue]) -> None:
             )
 
 
-def _of_modelarts(cfg: Config, added: Sequence[str]) -> list[str]:
-    """Return messages about ignored ModelArts flags; raise `OcrnetError` for them if `enable_modelarts` is off."""
+def _modelarts_notes(cfg: Config, added: Sequence[str]) -> list[str]:
+    """Return messages about ignored ModelArts flags; raise `OcrnetError` if `enable_modelarts` does not allow them."""
     if added and not cfg.enable_modelarts:
         raise OcrnetError(f"unknown flag '--{added[0]}'; if ModelArts adds it, set enable_modelarts: True to ignore it")
     notes = [f"enable_modelarts: ignored: {', '.join(f'--{name}' for name in added)}"] if added else []
@@ -452,38 +455,38 @@ def _of_modelarts(cfg: Config, added: Sequence[str]) -> list[str]:
     return notes
 
 
-def _bare(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Append ``=True`` to a bare flag if the next token is not a boolean, as in ``--watch run``."""
-    after = [*argv[1:], ""]
+def _complete_bare_flags(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Append ``=True`` to a flag without a value: ``--watch run`` becomes ``--watch=True run``."""
+    next_tokens = [*argv[1:], ""]
     return [
-        f"{token}=True" if token in names and not isinstance(loader.parse_value(behind), bool) else token
-        for token, behind in zip(argv, after, strict=False)
+        f"{token}=True" if token in names and not isinstance(loader.parse_value(next_token), bool) else token
+        for token, next_token in zip(argv, next_tokens, strict=False)
     ]
 
 
-def _spread_sets(argv: Sequence[str]) -> list[str]:
-    """Expand ``--set a=1 b=2`` to ``--set=a=1 --set=b=2``; a flag or a token without '=' ends the list."""
-    spread: list[str] = []
-    inside = False
+def _expand_sets(argv: Sequence[str]) -> list[str]:
+    """Expand ``--set a=1 b=2`` to ``--set=a=1 --set=b=2``; a flag or a token without '=' ends the pairs."""
+    expanded: list[str] = []
+    in_set = False
     for token in argv:
         if token == "--set":
-            inside = True
+            in_set = True
             continue
-        inside = inside and "=" in token and not token.startswith("--")
-        spread += [f"--set={token}"] if inside else [token]
+        in_set = in_set and "=" in token and not token.startswith("--")
+        expanded += [f"--set={token}"] if in_set else [token]
     if argv and argv[-1] == "--set":
         raise OcrnetError("--set needs KEY=VALUE")
-    return spread
+    return expanded
 
 
-def _from_sets(pairs: list[str]) -> dict[str, SourcedValue]:
+def _parse_sets(pairs: list[str]) -> dict[str, SourcedValue]:
     given: dict[str, SourcedValue] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise OcrnetError(f"--set {pair}: must be KEY=VALUE")
         key, old_key = loader.current_key(name, "--set")
-        _merge(given, key, SourcedValue(_text_or_value(key, text), "--set", old_key))
+        _set_once(given, key, SourcedValue(_text_or_value(key, text), "--set", old_key))
     return given
 
 
@@ -497,7 +500,7 @@ def _flag_value(flag: Flag, text: str) -> Any:
     return _text_or_value(flag.key or "", text)
 
 
-def _merge(given: dict[str, SourcedValue], name: str, new: SourcedValue) -> None:
+def _set_once(given: dict[str, SourcedValue], name: str, new: SourcedValue) -> None:
     old = given.get(name)
     if old is not None and old.value != new.value:
         raise OcrnetError(
@@ -506,7 +509,7 @@ def _merge(given: dict[str, SourcedValue], name: str, new: SourcedValue) -> None
     given[name] = new
 
 
-def _once(name: str, values: list[str]) -> str:
+def _single_value(name: str, values: list[str]) -> str:
     if len(set(values)) > 1:
         raise OcrnetError(f"--{name} is given twice: {' and '.join(map(repr, values))}; keep one")
     return values[0]

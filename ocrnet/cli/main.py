@@ -1,4 +1,4 @@
-"""The console command `ocrnet`: run one of the commands and return its exit status."""
+"""The console command `ocrnet`, which runs one of its subcommands."""
 
 import select
 import sys
@@ -49,13 +49,13 @@ ocrnet --version prints the version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status.
+    """Run one subcommand and return its exit status.
 
     The status is 0 for success; 1 if a check found a problem; 2 for a user error, which is printed to stderr; 143,
-    130, 129 or 138 after SIGTERM, SIGINT, SIGHUP or SIGUSR1; 141 if the reader of stdout closed the pipe.
+    130, 129 or 138 after SIGTERM, SIGINT, SIGHUP or SIGUSR1; 141 if the process that reads stdout closed the pipe.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
-    argv = [token for token in given if token != "--debug"]
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    argv = [token for token in tokens if token != "--debug"]
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(USAGE)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise OcrnetError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)} ({', '.join(COMMANDS)})")
         return COMMANDS[argv[0]](argv[1:])
     except OcrnetError as error:
-        if "--debug" in given:
+        if "--debug" in tokens:
             traceback.print_exc()
         print(f"error: {rank_prefix()}{printable(urls.scrub(str(error)), lines=True)}", file=sys.stderr)
         return 2
@@ -84,14 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stdout_is_closed() -> bool:
-    """Return whether the reader of stdout has closed the pipe, as in `ocrnet check | head`."""
+    """Return whether the process that reads stdout has closed the pipe, as `head` does in `ocrnet check | head`."""
     pipe = select.poll()
     pipe.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in pipe.poll(0))
 
 
 def run_completion(argv: Sequence[str]) -> int:
-    """Print a script that lets a shell complete commands, flags, values and files."""
+    """Print a script with which a shell completes commands, flags, values and files."""
     parser = Parser(prog="ocrnet completion", description=run_completion.__doc__, allow_abbrev=False)
     parser.add_argument("shell", choices=completion.SHELLS, help="shell to write the script for")
     print(completion.script(parser.parse_args(argv).shell, COMMANDS, USAGE), end="")

@@ -10,7 +10,7 @@ from ocrnet.config import loader
 from ocrnet.predict.model import load
 from ocrnet.predict.predictor import Job, predict, text
 from ocrnet.predict.sources import find
-from ocrnet.predict.writers import DEFAULT, DEFAULT_OF_VIDEO, PICTURES, parse_save
+from ocrnet.predict.writers import DEFAULT, DEFAULT_OF_VIDEO, IMAGE_KINDS, parse_save
 from ocrnet.utils.errors import OcrnetError, printable
 from ocrnet.utils.signals import Stopped, StopRequest
 from ocrnet.weights import checkpoint
@@ -23,15 +23,17 @@ def main(argv: Sequence[str]) -> int:
     args = flags.parse("predict", argv)
     cfg = loader.build(args.given)
     config.check(cfg)
-    without = [name for name in args.given if name not in ("device_target", "engine", "mix") and name[:5] != "eval."]
-    if without:
-        raise OcrnetError(f"--set {without[0]}: no effect on predict; the network comes from the checkpoint")
-    path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
+    unsupported = [
+        name for name in args.given if name not in ("device_target", "engine", "mix") and name[:5] != "eval."
+    ]
+    if unsupported:
+        raise OcrnetError(f"--set {unsupported[0]}: no effect on predict; the architecture is read from the checkpoint")
+    path, path_note = checkpoint.resolve(flags.required(args, "checkpoint_path"))
     save, output = parse_save(args.options.get("save")), Path(args.options.get("output", OUTPUT))
-    # Report a wrong path before the weights are read.
+    # Find the sources before the weights are read, so that a wrong path is reported at once.
     sources = find(args.options["source"], output, offline=flags.as_bool(args, "offline"))
     model = load(path, engine=cfg.engine, device_target=cfg.device_target, mix=cfg.mix)
-    for line in [*model.decisions, *([meaning] if meaning else []), f"checkpoint: {path}", *model.notes]:
+    for line in [*model.decisions, *([path_note] if path_note else []), f"checkpoint: {path}", *model.notes]:
         _say(line)
 
     def check() -> None:
@@ -41,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
     with StopRequest(what="stopping; finished results are kept") as stop:
         report = predict(Job(model, output, cfg.eval, save, _say, check), sources)
     print(text(report))
-    _say(f"{report.written} predicted, written to {output}: {_kinds(save, {source.kind for source in sources})}")
+    outputs = _describe_outputs(save, {source.kind for source in sources})
+    _say(f"{report.written} predicted, written to {output}: {outputs}")
     if report.problems:
         print(f"{len(report.problems)} unreadable:", *map(printable, report.problems), sep="\n  ", file=sys.stderr)
     return int(bool(report.problems))
@@ -51,10 +54,10 @@ def _say(line: str) -> None:
     print(printable(line), flush=True)
 
 
-def _kinds(save: Sequence[str] | None, sources: set[str]) -> str:
-    """Describe the files in the output folder."""
-    usual = [kind for kind in DEFAULT if "image" in sources or kind in DEFAULT_OF_VIDEO]
-    kinds = usual if save is None else save
-    parts = [f"{kind}/ ({PICTURES[kind]})" for kind in kinds if kind != "json"]
-    areas = ["areas.json (pixels and share of each class)"] if "json" in kinds else []
-    return ", ".join([*parts, *areas, "legend.png"])
+def _describe_outputs(save: Sequence[str] | None, sources: set[str]) -> str:
+    """Return a description of the files in the output folder."""
+    defaults = [kind for kind in DEFAULT if "image" in sources or kind in DEFAULT_OF_VIDEO]
+    kinds = defaults if save is None else save
+    parts = [f"{kind}/ ({IMAGE_KINDS[kind]})" for kind in kinds if kind != "json"]
+    json_file = ["areas.json (pixels and share of each class)"] if "json" in kinds else []
+    return ", ".join([*parts, *json_file, "legend.png"])

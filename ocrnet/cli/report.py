@@ -12,7 +12,7 @@ from ocrnet.weights import checkpoint
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the results of runs as one HTML file, plus a model card for a single run, or follow runs in progress."""
+    """Write a report on runs as one HTML file, with a model card for a single run; --watch follows runs in progress."""
     args = flags.parse("report", argv)
     path = args.options.get("checkpoint_path")
     output = args.options.get("output")

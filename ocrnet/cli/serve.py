@@ -23,18 +23,18 @@ MAX_BATCH_ELSEWHERE = 8
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve a checkpoint over HTTP until a signal stops the process."""
+    """Serve a checkpoint or an exported file over HTTP until a signal stops the process."""
     args = flags.parse("serve", argv)
     cfg = loader.build(args.given)
     config.check(cfg)
-    without = [name for name in args.given if name not in ("device_target", "engine", "mix")]
-    if without:
-        raise OcrnetError(f"--set {without[0]}: no effect on serve; each request sets its own options")
+    unsupported = [name for name in args.given if name not in ("device_target", "engine", "mix")]
+    if unsupported:
+        raise OcrnetError(f"--set {unsupported[0]}: no effect on serve; each request sets its own options")
     for library in ("fastapi", "uvicorn"):
         installed.check_installed(library, "ocrnet serve")
-    path, meaning = checkpoint.resolve(flags.required(args, "checkpoint_path"))
-    chosen = settings_from_flags(args, max_batch=MAX_BATCH_ELSEWHERE)
-    sock = server.bind(chosen.host, chosen.port)  # report a port in use before the weights are read
+    path, path_note = checkpoint.resolve(flags.required(args, "checkpoint_path"))
+    settings = settings_from_flags(args, max_batch=MAX_BATCH_ELSEWHERE)
+    sock = server.bind(settings.host, settings.port)  # report a port in use before the weights are read
     with sock, StopRequest(what="finishing the requests in progress") as stop:
         from ocrnet.serve.app import Service
         from ocrnet.serve.metrics import Metrics
@@ -43,20 +43,20 @@ def main(argv: Sequence[str]) -> int:
 
         model = load(path, engine=cfg.engine, device_target=cfg.device_target, mix=cfg.mix)
         if "max_batch" not in args.options and any(line.startswith("device: CPU") for line in model.decisions):
-            chosen = settings_from_flags(args, max_batch=MAX_BATCH["CPU"])
-        for line in [*model.decisions, *([meaning] if meaning else []), f"checkpoint: {path}", *model.notes]:
+            settings = settings_from_flags(args, max_batch=MAX_BATCH["CPU"])
+        for line in [*model.decisions, *([path_note] if path_note else []), f"checkpoint: {path}", *model.notes]:
             print(line)
         metrics, network = Metrics(), Network(model)
         worker = Worker(
             network,
-            max_batch=chosen.max_batch,
-            batch_wait=chosen.batch_wait,
-            max_requests=chosen.max_requests,
+            max_batch=settings.max_batch,
+            batch_wait=settings.batch_wait,
+            max_requests=settings.max_requests,
             log=_log,
-            seen_batch=metrics.batch,
+            on_batch=metrics.batch,
         )
-        service = Service(network, worker, metrics, chosen)
-        _say_limits(chosen)
+        service = Service(network, worker, metrics, settings)
+        _print_limits(settings)
         worker.start()
         try:
             server.run(service, sock, stop, lambda: print(f"serving at {server.url(sock)}", flush=True))
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def settings_from_flags(args: flags.Args, *, max_batch: int) -> Settings:
-    """Return the settings from the command line; without --max_batch, ``max_batch`` applies, the device's default."""
+    """Return the settings from the command line; ``max_batch`` is the default of --max_batch."""
     defaults = Settings(max_batch=max_batch)
     numbers = {
         name: flags.as_number(args, name, getattr(defaults, name))
@@ -83,45 +83,45 @@ def settings_from_flags(args: flags.Args, *, max_batch: int) -> Settings:
     if numbers["port"] > 65535:
         raise OcrnetError(f"--port is {numbers['port']}, but must be at most 65535; 0 selects a free port")
     return Settings(
-        host=args.options.get("host", defaults.host), token=_token(args.options.get("token_file")), **numbers
+        host=args.options.get("host", defaults.host), token=_read_token(args.options.get("token_file")), **numbers
     )
 
 
-def _token(path: str | None) -> str | None:
-    """Return the token from a file or the environment, not from the command line, which every user can list."""
-    given = os.environ.get(TOKEN_VARIABLE)
+def _read_token(path: str | None) -> str | None:
+    """Return the token from a file or the environment; a command line would be visible to other users."""
+    text = os.environ.get(TOKEN_VARIABLE)
     if path is not None:
-        if given is not None:
-            raise OcrnetError(f"--token_file and {TOKEN_VARIABLE} both name a token; keep one")
+        if text is not None:
+            raise OcrnetError(f"--token_file and {TOKEN_VARIABLE} both set a token; keep one")
         try:
-            given = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise OcrnetError(f"--token_file {path} cannot be read: {error}") from None
-    if given is None:
+    if text is None:
         return None
-    token, source = given.strip(), f"--token_file {path}" if path else TOKEN_VARIABLE
+    token, source = text.strip(), f"--token_file {path}" if path else TOKEN_VARIABLE
     if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise OcrnetError(
-            f"{source}: a token is one line of at least {SHORTEST_TOKEN} letters, digits and symbols without spaces; "
-            "generate one with python -c 'import secrets; print(secrets.token_urlsafe())'"
+            f"{source}: the token must be one line of at least {SHORTEST_TOKEN} letters, digits and symbols, without "
+            "spaces; generate one with python -c 'import secrets; print(secrets.token_urlsafe())'"
         )
     return token
 
 
-def _say_limits(chosen: Settings) -> None:
-    batch = f"batches of up to {chosen.max_batch}" if chosen.max_batch > 1 else "one image at a time"
+def _print_limits(settings: Settings) -> None:
+    batch = f"batches of up to {settings.max_batch}" if settings.max_batch > 1 else "batches of one image"
     print(
-        f"limits: {chosen.max_megabytes} MB and {chosen.max_megapixels} megapixels an image, {chosen.timeout:g} s, "
-        f"{chosen.max_requests} requests at a time; {batch}"
+        f"limits: {settings.max_megabytes} MB and {settings.max_megapixels} megapixels per image, "
+        f"{settings.timeout:g} s per request, {settings.max_requests} simultaneous requests, {batch}"
     )
-    if chosen.max_batch > 1:
-        print("rounding differs between a batch and a single image: labels may differ where two classes tie")
-    print("token: required" if chosen.token else f"token: none; {TOKEN_VARIABLE} or --token_file sets one")
-    if not chosen.loopback and not chosen.token:
-        print(f"warning: anyone who can reach {chosen.host} can use this network without a token", file=sys.stderr)
+    if settings.max_batch > 1:
+        print("results of a batch and of a single image differ by rounding, so labels may differ where two classes tie")
+    print("token: required" if settings.token else f"token: none; set one with {TOKEN_VARIABLE} or --token_file")
+    if not settings.loopback and not settings.token:
+        print(f"warning: anyone who can reach {settings.host} can use this network without a token", file=sys.stderr)
 
 
 def _log(error: BaseException) -> None:
-    """Print the traceback to stderr for the operator, without secrets; clients do not receive it."""
+    """Print the traceback, without secrets, to stderr; clients do not receive it."""
     text = "".join(traceback.format_exception(error))
     print(urls.scrub(text), file=sys.stderr, flush=True)

@@ -16,9 +16,9 @@ def main(argv: Sequence[str]) -> int:
     cfg, notes = flags.load_config(args)
     world = world_of_launcher()
     resume = args.options.get("resume_ckpt")
-    cfg, pulled = pull.dataset(cfg, Speaker(world))
-    cfg, begin_from, taken = pull.begin_from(cfg, resume, Speaker(world))
-    notes += [*pulled, *taken]
+    cfg, dataset_notes = pull.dataset(cfg, Speaker(world))
+    cfg, begin_from, weights_notes = pull.begin_from(cfg, resume, Speaker(world))
+    notes += [*dataset_notes, *weights_notes]
     if flags.as_bool(args, "dry_run"):
         return int(bool(dry_run(cfg, notes=notes, world=world)))
     train(cfg, notes=notes, resume=resume, world=world, begin_from=begin_from)

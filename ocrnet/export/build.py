@@ -1,4 +1,4 @@
-"""Write each export format: a draft to compare, a second file that outputs logits, and the file with its metadata."""
+"""Writing of each export format: a draft for the comparison, a draft that outputs logits, and the final file."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ocrnet.export.formats import BESIDE, DOCUMENT, SUFFIXES, Format, Input, Outputs, Precision
+from ocrnet.export.formats import DOCUMENT, SIDECAR_SUFFIX, SUFFIXES, Format, Input, Outputs, Precision
 from ocrnet.export.quantize import quantize
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.installed import need
@@ -29,68 +29,68 @@ class ExportSpec:
 
 
 class Exporter:
-    """Writes one network in one format into ``folder``."""
+    """Writes one network in one format into ``folder``; ``calibration`` yields inputs for int8 quantization."""
 
-    def __init__(self, spec: ExportSpec, found: Weights, folder: Path, calibration: Iterator[np.ndarray]) -> None:
-        self.spec, self.found, self.folder, self.calibration = spec, found, folder, calibration
+    def __init__(self, spec: ExportSpec, weights: Weights, folder: Path, calibration: Iterator[np.ndarray]) -> None:
+        self.spec, self.weights, self.folder, self.calibration = spec, weights, folder, calibration
 
     def draft(self) -> tuple[Path, Path]:
         """Write the file without its metadata document, and a second file that outputs logits.
 
-        Return both paths. They are equal if the first file outputs logits itself.
+        Return both paths; they are equal if the first file outputs logits.
         """
         spec = self.spec
-        answer, logits = (self.folder / f"{name}{SUFFIXES[spec.format]}" for name in ("answer", "logits"))
+        output, logits = (self.folder / f"{name}{SUFFIXES[spec.format]}" for name in ("output", "logits"))
         if spec.format == "mindir":
             from ocrnet.engines.mindspore import export
 
             assert spec.size is not None
-            export.write(self.found.arch, self.found.tensors, answer, spec.size)
-            return answer, answer
+            export.write(self.weights.arch, self.weights.tensors, output, spec.size)
+            return output, output
         if spec.format in ("torchscript", "torch_export"):
-            self._trace(answer, spec.outputs)
+            self._trace(output, spec.outputs)
             if spec.outputs == "logits":
-                return answer, answer
+                return output, output
             self._trace(logits, "logits")
-            return answer, logits
+            return output, logits
         graphs = self._onnx()
-        for graph, path in zip(graphs, (answer, logits), strict=False):
+        for graph, path in zip(graphs, (output, logits), strict=False):
             if spec.format == "openvino":
                 self._openvino(graph, path, None)
             elif spec.format == "tensorrt":
                 self._tensorrt(graph, path)
             else:
                 graph.rename(path)
-        return answer, logits if len(graphs) > 1 else answer
+        return output, logits if len(graphs) > 1 else output
 
-    def final(self, answer: Path, document: dict[str, Any]) -> list[Path]:
-        """Write the draft again with its metadata document; return the files, last the one that users open."""
+    def final(self, output: Path, document: dict[str, Any]) -> list[Path]:
+        """Write the draft with its metadata document; return the files of the export, with the main file last."""
         spec, text = self.spec, json.dumps(document, allow_nan=False)
-        path = self.folder / f"final{answer.suffix}"
+        path = self.folder / f"final{output.suffix}"
         if spec.format == "onnx":
             onnx = need("onnx", "--format onnx")
-            model = onnx.load(str(answer))
+            model = onnx.load(str(output))
             onnx.helper.set_model_props(model, {DOCUMENT: text})
             onnx.save(model, str(path))
         elif spec.format == "openvino":
-            self._openvino(answer, path, text)
+            self._openvino(output, path, text)
             return [path.with_suffix(".bin"), path]
         elif spec.format in ("torchscript", "torch_export"):
             from ocrnet.engines.torch import export
 
-            export.add(answer, path, {f"{DOCUMENT}.json": text})
+            export.add(output, path, {f"{DOCUMENT}.json": text})
         else:
-            answer.rename(path)
-            beside = path.with_name(path.name + BESIDE)
-            beside.write_text(text + "\n", encoding="utf-8")
-            return [beside, path]
+            output.rename(path)
+            sidecar = path.with_name(path.name + SIDECAR_SUFFIX)
+            sidecar.write_text(text + "\n", encoding="utf-8")
+            return [sidecar, path]
         return [path]
 
     def _portable(self) -> Any:
         from ocrnet.engines.torch.export import Portable
 
         spec = self.spec
-        return Portable(self.found.arch, self.found.tensors, spec.mean, spec.std, spec.input)
+        return Portable(self.weights.arch, self.weights.tensors, spec.mean, spec.std, spec.input)
 
     def _trace(self, path: Path, outputs: Outputs) -> None:
         from ocrnet.engines.torch import export
@@ -104,25 +104,25 @@ class Exporter:
             export.write_torch_export(network, path, self.spec.size)
 
     def _onnx(self) -> list[Path]:
-        """Write ONNX with the requested outputs, and ONNX with logits, both from the same traced graph."""
+        """Write ONNX with the requested outputs, and ONNX with logits, both from one traced graph."""
         from ocrnet.engines.torch import export
 
         onnx = need("onnx", f"--format {self.spec.format}")
-        network, both = self._portable(), self.folder / "both.onnx"
+        network, traced = self._portable(), self.folder / "traced.onnx"
         network.outputs = tuple(dict.fromkeys((self.spec.outputs, "logits")))
-        export.write_onnx(network, both, self.spec.size)
+        export.write_onnx(network, traced, self.spec.size)
         if self.spec.precision == "int8":
-            eight = self.folder / "eight.onnx"
-            quantize(both, eight, self.calibration)
-            both = eight
+            quantized = self.folder / "quantized.onnx"
+            quantize(traced, quantized, self.calibration)
+            traced = quantized
         graphs = []
         for name in network.outputs:
-            model = onnx.load(str(both))
-            kept = [output for output in model.graph.output if output.name == name]
+            model = onnx.load(str(traced))
+            outputs = [output for output in model.graph.output if output.name == name]
             del model.graph.output[:]
-            model.graph.output.extend(kept)
+            model.graph.output.extend(outputs)
             model.producer_name = "ocrnet"
-            graphs.append(self.folder / f"{name}_alone.onnx")
+            graphs.append(self.folder / f"{name}_only.onnx")
             onnx.save(model, str(graphs[-1]))
         return graphs
 
@@ -134,7 +134,7 @@ class Exporter:
         ov.save_model(model, path, compress_to_fp16=self.spec.precision == "float16")
 
     def _tensorrt(self, source: Path, path: Path) -> None:
-        """Build a TensorRT plan for this machine's GPU; this code has never run, because no GPU was available."""
+        """Build a TensorRT plan for the GPU of this machine. This code is untested, because no GPU was available."""
         trt = need("tensorrt", "--format tensorrt")
         logger = trt.Logger(trt.Logger.ERROR)
         builder = trt.Builder(logger)

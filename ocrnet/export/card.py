@@ -1,8 +1,8 @@
-"""MODEL_CARD.md: the readable description of an exported file."""
+"""MODEL_CARD.md, which describes an exported file for its users."""
 
 from pathlib import Path
 
-from ocrnet.export.compare import Figures
+from ocrnet.export.compare import Comparison
 from ocrnet.export.formats import ExportMetadata
 
 INPUTS = {
@@ -11,24 +11,28 @@ INPUTS = {
 }
 OUTPUTS = {
     "labels": "uint8 N,H,W: the class index of each pixel",
-    "probabilities": "float32 N,C,H,W: the softmax over the classes, at the image's size",
+    "probabilities": "float32 N,C,H,W: the softmax over the classes, at the size of the image",
     "logits": "float32 N,C,ceil(H/4),ceil(W/4): before resizing (bilinear, align_corners {align_corners}) and argmax",
 }
 MINDIR = (
-    "two of float32 N,C,ceil(H/4),ceil(W/4): the auxiliary head's logits, and the OCR head's, which are the prediction"
+    "two outputs float32 N,C,ceil(H/4),ceil(W/4): the logits of the auxiliary head, and those of the OCR head, which "
+    "are the prediction"
 )
 
 
-def card(metadata: ExportMetadata, figures: Figures, name: str) -> str:
+def card(metadata: ExportMetadata, comparison: Comparison, name: str) -> str:
     """Return the model card as Markdown.
 
     Args:
         metadata: The metadata of the exported file.
-        figures: The comparison with the checkpoint.
+        comparison: The comparison with the checkpoint.
         name: The name of the exported file, used as the title.
+
+    Returns:
+        The text of the card.
     """
     size = "any, height and width at least 32; any batch" if metadata.size is None else "{}x{}".format(*metadata.size)
-    answer = (
+    output = (
         MINDIR
         if metadata.format == "mindir"
         else OUTPUTS[metadata.outputs].format(align_corners=metadata.align_corners)
@@ -39,7 +43,7 @@ def card(metadata: ExportMetadata, figures: Figures, name: str) -> str:
         "input": INPUTS[metadata.input],
         "size (height x width)": size if metadata.size is None else f"{size}, a batch of 1",
         "mean, std (of values 0 to 1)": f"{list(metadata.mean)}, {list(metadata.std)}",
-        "output": answer,
+        "output": output,
         "from": f"`{metadata.source['file']}`, step {metadata.source['step']}, sha256 `{metadata.source['sha256']}`",
         "written with": ", ".join(f"{library} {version}" for library, version in metadata.versions.items()),
     }
@@ -49,8 +53,8 @@ def card(metadata: ExportMetadata, figures: Figures, name: str) -> str:
         for i, (label, color) in enumerate(zip(metadata.names, metadata.palette, strict=True))
     )
     return (
-        f"# {name}\n\n| | |\n| --- | --- |\n{table}\n\n## Compared with its checkpoint\n\nRun with "
-        f"{metadata.comparison['runtime']}: {figures.text()}. Images: {metadata.comparison['on']}.\n\n"
+        f"# {name}\n\n| | |\n| --- | --- |\n{table}\n\n## Comparison with its checkpoint\n\nRun in "
+        f"{metadata.comparison['runtime']}: {comparison.text()}. Images: {metadata.comparison['on']}.\n\n"
         f"## Classes\n\n| index | name | RGB |\n| --- | --- | --- |\n{classes}\n"
     )
 

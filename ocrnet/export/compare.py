@@ -26,7 +26,7 @@ Sample = tuple[np.ndarray, np.ndarray | None]  # image uint8 H,W,3 RGB, class in
 
 @dataclass(frozen=True)
 class Limit:
-    """Maximum difference of the logits relative to the largest logit, and minimum share of equal labels."""
+    """The maximum difference of the logits, relative to the largest logit, and the minimum share of equal labels."""
 
     logits: float
     labels: float
@@ -40,12 +40,12 @@ LIMITS: dict[Precision, Limit] = {
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Comparison of an exported file's predictions with those of its checkpoint."""
+class Comparison:
+    """The result of comparing the predictions of an exported file with those of its checkpoint."""
 
     images: int
-    logits_apart: float  # the largest difference divided by the largest logit
-    labels_equal: float  # the share of pixels
+    logits_apart: float  # the largest difference of two logits, divided by the largest logit
+    labels_equal: float  # the share of pixels with equal labels
     mean_iou: float | None = None  # of the exported file, if the images are labeled
     mean_iou_checkpoint: float | None = None
 
@@ -54,27 +54,27 @@ class Figures:
         return asdict(self)
 
     def text(self) -> str:
-        """Return the figures as a sentence."""
-        said = (
+        """Return the comparison as a sentence."""
+        summary = (
             f"on {self.images} images its logits differ by at most {self.logits_apart:.1e} of the largest, and "
             f"{100 * self.labels_equal:.3f} % of the labels are equal"
         )
         if self.mean_iou is None or self.mean_iou_checkpoint is None:
-            return said
-        return f"{said}; mIoU {100 * self.mean_iou:.2f}, the checkpoint's {100 * self.mean_iou_checkpoint:.2f}"
+            return summary
+        return f"{summary}; mIoU {100 * self.mean_iou:.2f}, the checkpoint's {100 * self.mean_iou_checkpoint:.2f}"
 
 
 def compare(
-    engine: Engine, arch: Arch, spec: ExportSpec, answer: Session, logits: Session, samples: Iterable[Sample]
-) -> Figures:
+    engine: Engine, arch: Arch, spec: ExportSpec, session: Session, logits: Session, samples: Iterable[Sample]
+) -> Comparison:
     """Run an exported file and the checkpoint's engine on the same images, and compare their predictions.
 
     Args:
         engine: The engine that runs the checkpoint.
         arch: The architecture of the network.
         spec: The settings of the export.
-        answer: The session of the exported file.
-        logits: The session of the file that outputs logits; ``answer`` itself if that outputs logits.
+        session: The session of the exported file.
+        logits: The session of the file that outputs logits; ``session`` itself if that outputs logits.
         samples: Images uint8 H,W,3 RGB, each with class indices uint8 H,W as ground truth, or None.
 
     Returns:
@@ -83,57 +83,58 @@ def compare(
     Raises:
         OcrnetError: There are no samples.
     """
-    largest = apart = 0.0
+    largest = difference = 0.0
     pixels = equal = images = 0
     counts = np.zeros((2, 256, 256), np.int64)
     scored = False
     align_corners, num_classes = arch.rule.align_corners, arch.num_classes
-    for image, truth in samples:
+    for image, ground_truth in samples:
         size = image.shape[0], image.shape[1]
-        given = as_input(image, spec.input, spec.mean, spec.std)
-        wanted = engine.logits(as_input(image, "normalized", spec.mean, spec.std))[1][0]
-        seen = logits.run(given)[0]
-        found = seen if answer is logits else answer.run(given)[0]
+        x = as_input(image, spec.input, spec.mean, spec.std)
+        expected_logits = engine.logits(as_input(image, "normalized", spec.mean, spec.std))[1][0]
+        actual_logits = logits.run(x)[0]
+        output = actual_logits if session is logits else session.run(x)[0]
         if spec.outputs != "labels":
-            found = resize(found, size, align_corners=align_corners).argmax(0).astype(np.uint8)
-        right = engine.predict(image[None], make_passes(Eval(), size))["labels"][0]
-        largest, apart = max(largest, float(np.abs(wanted).max())), max(apart, _apart(seen, wanted))
-        images, pixels, equal = images + 1, pixels + right.size, equal + int((found == right).sum())
-        if truth is not None:
+            output = resize(output, size, align_corners=align_corners).argmax(0).astype(np.uint8)
+        expected = engine.predict(image[None], make_passes(Eval(), size))["labels"][0]
+        largest = max(largest, float(np.abs(expected_logits).max()))
+        difference = max(difference, _largest_difference(actual_logits, expected_logits))
+        images, pixels, equal = images + 1, pixels + expected.size, equal + int((output == expected).sum())
+        if ground_truth is not None:
             scored = True
-            for total, labels in zip(counts, (found, right), strict=True):
-                total[:num_classes, :num_classes] += metrics.confusion(labels, truth, num_classes)
+            for total, labels in zip(counts, (output, expected), strict=True):
+                total[:num_classes, :num_classes] += metrics.confusion(labels, ground_truth, num_classes)
     if not images:
-        raise OcrnetError("there is no image to compare on")
+        raise OcrnetError("the comparison needs at least one image, but there is none")
     means = [metrics.scores(c[:num_classes, :num_classes], ["class"] * num_classes).mean_iou for c in counts]
-    return Figures(images, apart / largest, equal / pixels, *(means if scored else ()))
+    return Comparison(images, difference / largest, equal / pixels, *(means if scored else ()))
 
 
-def _apart(found: np.ndarray, wanted: np.ndarray) -> float:
-    if found.shape != wanted.shape or not np.isfinite(found).all():
+def _largest_difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")
-    return float(np.abs(found - wanted).max())
+    return float(np.abs(actual - expected).max())
 
 
-def check(figures: Figures, precision: Precision, tolerance: float | None, output: Path) -> None:
-    """Verify that the differences are within the limits of the precision.
+def check(comparison: Comparison, precision: Precision, tolerance: float | None, output: Path) -> None:
+    """Verify that the differences are within the limits for the precision.
 
     Args:
-        figures: The comparison with the checkpoint.
+        comparison: The comparison with the checkpoint.
         precision: The precision of the export, which selects the limits.
         tolerance: Replaces the limit of the logits; None keeps it.
         output: The path of the export, for the error message.
 
     Raises:
-        OcrnetError: A limit is exceeded; the message gives the figures.
+        OcrnetError: A limit is exceeded; the message contains the differences.
     """
     limit = LIMITS[precision]
-    most = limit.logits if tolerance is None else tolerance
-    if figures.logits_apart < most and figures.labels_equal >= limit.labels:
+    limit_logits = limit.logits if tolerance is None else tolerance
+    if comparison.logits_apart < limit_logits and comparison.labels_equal >= limit.labels:
         return
     raise OcrnetError(
-        f"the exported {precision} network differs too much from the checkpoint: {figures.text()}; the limits are "
-        f"{most:g} (--tolerance) and {100 * limit.labels:g} %; {output} was not written"
+        f"the exported {precision} network differs too much from the checkpoint: {comparison.text()}; the limits are "
+        f"{limit_logits:g} (--tolerance) and {100 * limit.labels:g} %; {output} was not written"
     )
 
 
@@ -157,21 +158,21 @@ def files(folder: str, flag: str, number: int) -> list[Path]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise OcrnetError(f"{flag} '{folder}' is not a folder; give a folder of images ({' '.join(IMAGES)})")
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
-    if not found:
-        raise OcrnetError(f"{flag} '{folder}' holds no images ({' '.join(IMAGES)})")
-    return spread(found, number)
+        raise OcrnetError(f"{flag} '{folder}' is not a folder; set it to a folder of images ({' '.join(IMAGES)})")
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
+    if not paths:
+        raise OcrnetError(f"{flag} '{folder}' contains no images ({' '.join(IMAGES)})")
+    return spread(paths, number)
 
 
-def fitted(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+def resize_to(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     """Return an image resized to ``size`` (height, width); None only enlarges sides below 32 pixels."""
     height, width = size or (max(32, image.shape[0]), max(32, image.shape[1]))
     return image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height))
 
 
-def fitted_label(label: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Return class indices resized like their image in `fitted`, but with nearest-neighbor interpolation."""
+def resize_label_to(label: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Return class indices resized like their image in `resize_to`, but with nearest-neighbor interpolation."""
     height, width = size or (max(32, label.shape[0]), max(32, label.shape[1]))
     return cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
@@ -179,15 +180,15 @@ def fitted_label(label: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 def draw(size: tuple[int, int], index: int) -> np.ndarray:
     """Return one synthetic street scene of ``size``, uint8 H,W,3 RGB."""
     least = max(64, size[0]), max(128, size[1])
-    return fitted(scene.draw(least, np.random.default_rng((7, index)), index=index)[0], size)
+    return resize_to(scene.draw(least, np.random.default_rng((7, index)), index=index)[0], size)
 
 
-def odd(image: np.ndarray) -> np.ndarray:
-    """Return an image cropped to odd height and width; a side of 32 pixels stays unchanged."""
+def crop_to_odd(image: np.ndarray) -> np.ndarray:
+    """Return an image cropped to odd height and width; a side of 32 pixels is not cropped."""
     height, width = (length - 1 + length % 2 for length in image.shape[:2])
     return np.ascontiguousarray(image[: max(33, height), : max(33, width)])
 
 
 def read(path: Path, size: tuple[int, int] | None) -> np.ndarray:
-    """Read an image file and resize it with `fitted`."""
-    return fitted(read_image(path), size)
+    """Read an image file and resize it with `resize_to`."""
+    return resize_to(read_image(path), size)

@@ -1,4 +1,4 @@
-"""`ocrnet export`: write a checkpoint for another runtime, and compare both before the file gets its final name."""
+"""`ocrnet export`: write a checkpoint in the format of another runtime, after comparing their predictions."""
 
 import dataclasses
 import hashlib
@@ -21,10 +21,10 @@ from ocrnet.engines.factory import open_engine
 from ocrnet.export import compare
 from ocrnet.export.build import Exporter, ExportSpec
 from ocrnet.export.card import card, card_path
-from ocrnet.export.compare import Figures, Sample
+from ocrnet.export.compare import Comparison, Sample
 from ocrnet.export.formats import (
-    BESIDE,
     FORMATS,
+    SIDECAR_SUFFIX,
     SUFFIXES,
     WRITERS,
     ExportMetadata,
@@ -73,54 +73,56 @@ class ExportOptions:
     tolerance: float | None = None
 
 
-def export(options: ExportOptions, labeled: Dataset | None, say: Callable[[str], None]) -> Figures:
-    """Write an exported file with its metadata and model card, and compare it with its checkpoint.
+def export(options: ExportOptions, labeled: Dataset | None, say: Callable[[str], None]) -> Comparison:
+    """Write an exported file with its metadata and model card, if its predictions match those of the checkpoint.
 
     Args:
         options: The command-line options.
-        labeled: The labeled dataset to compare on; None uses ``options.images``, or else synthetic scenes.
+        labeled: The labeled dataset for the comparison; None uses ``options.images``, or else synthetic scenes.
         say: Receives each line to log.
 
     Returns:
         The comparison of the exported file with the checkpoint.
 
     Raises:
-        OcrnetError: An option cannot be met, or the predictions differ too much; nothing is written.
+        OcrnetError: An option is invalid or not supported, or the predictions differ too much; nothing is written.
     """
     kind = _format(options)
     _check_choices(options, kind)
     check_writable(options.output)
-    beside = options.output.with_suffix(".bin")
-    if kind == "openvino" and beside.exists() and not options.output.exists():
-        raise OcrnetError(f"--output {options.output}: {beside} exists, but its .xml does not; give another --output")
+    weights_file = options.output.with_suffix(".bin")
+    if kind == "openvino" and weights_file.exists() and not options.output.exists():
+        raise OcrnetError(
+            f"--output {options.output}: {weights_file} exists, but its .xml file does not; choose another --output"
+        )
     for library in WRITERS[kind]:
         check_installed(library, f"--format {kind}")
     if format_of(options.checkpoint):
-        raise OcrnetError(f"{options.checkpoint} is already an exported file; export its checkpoint")
-    found = weights.read(options.checkpoint)
-    for line in found.notes:
+        raise OcrnetError(f"{options.checkpoint} is an exported file; export the checkpoint instead")
+    loaded = weights.read(options.checkpoint)
+    for line in loaded.notes:
         say(line)
-    spec = _make_spec(options, kind, found)
-    _check_memory(found, spec.size or options.size or Data.crop_size)
-    _check_labels(found, labeled)
+    spec = _make_spec(options, kind, loaded)
+    _check_memory(loaded, spec.size or options.size or Data.crop_size)
+    _check_labels(loaded, labeled)
     calibration = compare.files(options.calibration, "--calibration", CALIBRATION_IMAGES) if options.calibration else []
-    samples, on = _samples(options, spec, labeled)
+    samples, description = _samples(options, spec, labeled)
     with tempfile.TemporaryDirectory() as name:
         inputs = (as_input(compare.read(p, spec.size), spec.input, spec.mean, spec.std) for p in calibration)
-        exporter = Exporter(spec, found, Path(name), inputs)
+        exporter = Exporter(spec, loaded, Path(name), inputs)
         if calibration:
             say(f"calibrating on {len(calibration)} images of {options.calibration}")
-        answer, logits = exporter.draft()
-        session = open_session(kind, answer)
-        twin = session if logits == answer else open_session(kind, logits)
-        say(f"comparing in {session.runtime} on {on}")
-        figures = compare.compare(_reference(spec, found), found.arch, spec, session, twin, samples)
-        compare.check(figures, spec.precision, options.tolerance, options.output)
-        metadata = _make_metadata(spec, found, {**figures.as_dict(), "runtime": session.runtime, "on": on})
-        files = exporter.final(answer, metadata.as_dict())
+        output, logits = exporter.draft()
+        session = open_session(kind, output)
+        logits_session = session if logits == output else open_session(kind, logits)
+        say(f"comparing in {session.runtime} on {description}")
+        comparison = compare.compare(_reference(spec, loaded), loaded.arch, spec, session, logits_session, samples)
+        compare.check(comparison, spec.precision, options.tolerance, options.output)
+        metadata = _make_metadata(spec, loaded, {**comparison.as_dict(), "runtime": session.runtime, "on": description})
+        files = exporter.final(output, metadata.as_dict())
         _check_same(kind, files[-1], session, spec)
-        _publish(files, options.output, card(metadata, figures, options.output.name))
-    return figures
+        _publish(files, options.output, card(metadata, comparison, options.output.name))
+    return comparison
 
 
 def _format(options: ExportOptions) -> Format:
@@ -128,7 +130,7 @@ def _format(options: ExportOptions) -> Format:
     if options.format is None:
         if implied is None:
             endings = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
-            raise OcrnetError(f"--output {options.output}: unknown suffix; use {endings}, or give --format")
+            raise OcrnetError(f"--output {options.output}: unknown suffix; use {endings}, or set --format")
         return implied
     for name in FORMATS:
         if options.format == name:
@@ -160,31 +162,31 @@ def _check_choices(options: ExportOptions, kind: Format) -> None:
 
 
 def check_writable(output: Path) -> None:
-    """Raise `OcrnetError` if a file cannot be written, before the export spends minutes on it."""
+    """Raise `OcrnetError` if a file cannot be written; called before the export, which takes minutes."""
     folder = output.absolute().parent
     while not folder.exists():
         folder = folder.parent
     try:
         if output.is_dir():
-            raise IsADirectoryError(0, "it is a folder; give a file name")
+            raise IsADirectoryError(0, "it is a folder; use a file name")
         if not folder.is_dir():
             raise NotADirectoryError(0, f"{folder} is not a folder")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OcrnetError(f"--output {output} cannot be written: {error.strerror}; give another --output") from None
+        raise OcrnetError(f"--output {output} cannot be written: {error.strerror}; choose another --output") from None
 
 
-def _make_spec(options: ExportOptions, kind: Format, found: Weights) -> ExportSpec:
-    data = found.meta.get("config", {}).get("data", {})
-    plain = kind == "mindir"
-    given: Input = options.input or ("normalized" if plain else "uint8")  # type: ignore[assignment]
-    outputs: Outputs = options.outputs or ("logits" if plain else "labels")  # type: ignore[assignment]
+def _make_spec(options: ExportOptions, kind: Format, loaded: Weights) -> ExportSpec:
+    data = loaded.meta.get("config", {}).get("data", {})
+    is_mindir = kind == "mindir"
+    input_format: Input = options.input or ("normalized" if is_mindir else "uint8")  # type: ignore[assignment]
+    outputs: Outputs = options.outputs or ("logits" if is_mindir else "labels")  # type: ignore[assignment]
     precision: Precision = options.precision or "float32"  # type: ignore[assignment]
     return ExportSpec(
         format=kind,
         precision=precision,
-        input=given,
+        input=input_format,
         outputs=outputs,
         size=None if options.dynamic else options.size or Data.crop_size,
         mean=tuple(data.get("mean", Data.mean)),
@@ -192,75 +194,78 @@ def _make_spec(options: ExportOptions, kind: Format, found: Weights) -> ExportSp
     )
 
 
-def _check_memory(found: Weights, size: tuple[int, int]) -> None:
-    """Raise if one forward pass at ``size`` exceeds this machine's memory.
+def _check_memory(loaded: Weights, size: tuple[int, int]) -> None:
+    """Raise `OcrnetError` if one forward pass at ``size`` needs more than the memory of this machine.
 
-    Otherwise, running out of memory would end the process without a message.
+    Without this check, the system would kill the process without a message.
     """
-    needed, there = flops.predict_bytes(found.arch, size), psutil.virtual_memory().total
-    if needed > there:
+    needed, available = flops.predict_bytes(loaded.arch, size), psutil.virtual_memory().total
+    if needed > available:
         raise OcrnetError(
-            f"out of memory: --size {size[0]}x{size[1]} needs about {needed / 2**30:,.0f} GiB, this machine has "
-            f"{there / 2**30:,.0f}; give a smaller --size, and predict large images in windows (eval.slide)"
+            f"out of memory: --size {size[0]}x{size[1]} needs about {needed / 2**30:,.0f} GiB, but this machine has "
+            f"{available / 2**30:,.0f}; reduce --size, and predict large images in windows (eval.slide)"
         )
 
 
-def _check_labels(found: Weights, labeled: Dataset | None) -> None:
-    if labeled is not None and len(labeled.classes) != found.arch.num_classes:
+def _check_labels(loaded: Weights, labeled: Dataset | None) -> None:
+    if labeled is not None and len(labeled.classes) != loaded.arch.num_classes:
         raise OcrnetError(
-            f"{found.path} predicts {found.arch.num_classes} classes, but the dataset at {labeled.root} has "
-            f"{len(labeled.classes)}; give the dataset it was trained for"
+            f"{loaded.path} predicts {loaded.arch.num_classes} classes, but the dataset at {labeled.root} has "
+            f"{len(labeled.classes)}; use the dataset on which it was trained"
         )
 
 
 def _samples(options: ExportOptions, spec: ExportSpec, labeled: Dataset | None) -> tuple[Iterator[Sample], str]:
-    """Return the samples to compare on and their description.
+    """Return the samples for the comparison and their description.
 
-    If the export accepts any size, each unlabeled image is followed by a copy cropped to an odd size.
+    If the exported file accepts any size, each unlabeled image is followed by a copy cropped to an odd size.
     """
     size = spec.size
     if labeled is not None:
         chosen = compare.spread(range(len(labeled)), options.num_images)
         pairs = (labeled.read(index) for index in chosen)
-        samples = ((compare.fitted(image, size), compare.fitted_label(label, size)) for image, label in pairs)
+        samples = ((compare.resize_to(image, size), compare.resize_label_to(label, size)) for image, label in pairs)
         return samples, f"{len(chosen)} validation images of {labeled.root}"
     if options.images is not None:
         paths = compare.files(options.images, "--images", options.num_images)
-        images, on = (compare.read(path, size) for path in paths), f"{len(paths)} images of {options.images}"
+        images, description = (compare.read(path, size) for path in paths), f"{len(paths)} images of {options.images}"
     else:
         number = min(options.num_images or 2, 2)
         shape = size or options.size or Data.crop_size
-        images, on = (compare.draw(shape, index) for index in range(number)), f"{number} synthetic street scenes"
-    return _with_odd(images, also=size is None), on + ("" if size else ", each also at an odd size")
+        images, description = (
+            (compare.draw(shape, index) for index in range(number)),
+            f"{number} synthetic street scenes",
+        )
+    return _add_odd_sizes(images, enabled=size is None), description + ("" if size else ", each also at an odd size")
 
 
-def _with_odd(images: Iterator[np.ndarray], *, also: bool) -> Iterator[Sample]:
+def _add_odd_sizes(images: Iterator[np.ndarray], *, enabled: bool) -> Iterator[Sample]:
     for image in images:
         yield image, None
-        if also:
-            yield compare.odd(image), None
+        if enabled:
+            yield compare.crop_to_odd(image), None
 
 
-def _reference(spec: ExportSpec, found: Weights) -> base.Engine:
+def _reference(spec: ExportSpec, loaded: Weights) -> base.Engine:
     cfg = Config(engine="auto", device_target="CPU", data=Data(mean=spec.mean, std=spec.std))
-    opened = open_engine(cfg, found.arch, world=World())
-    opened.restore(found.tensors, 0)
-    return opened
+    engine = open_engine(cfg, loaded.arch, world=World())
+    engine.restore(loaded.tensors, 0)
+    return engine
 
 
-def _make_metadata(spec: ExportSpec, found: Weights, comparison: dict) -> ExportMetadata:
-    names, palette = classes_of(found)
+def _make_metadata(spec: ExportSpec, loaded: Weights, comparison: dict) -> ExportMetadata:
+    names, palette = classes_of(loaded)
     source = {
-        "file": found.path.name,
-        "sha256": hashlib.sha256(found.path.read_bytes()).hexdigest(),
-        "step": found.meta.get("step", 0),
+        "file": loaded.path.name,
+        "sha256": hashlib.sha256(loaded.path.read_bytes()).hexdigest(),
+        "step": loaded.meta.get("step", 0),
     }
     return ExportMetadata(
         **{name: getattr(spec, name) for name in ("format", "precision", "input", "outputs", "size", "mean", "std")},
-        arch=dataclasses.replace(found.arch, align_corners=found.arch.rule.align_corners),
+        arch=dataclasses.replace(loaded.arch, align_corners=loaded.arch.rule.align_corners),
         names=names,
         palette=palette,
-        align_corners=found.arch.rule.align_corners,
+        align_corners=loaded.arch.rule.align_corners,
         source=source,
         versions={"ocrnet": __version__} | {name: version(name) for name in WRITERS[spec.format]},
         comparison=comparison,
@@ -268,25 +273,25 @@ def _make_metadata(spec: ExportSpec, found: Weights, comparison: dict) -> Export
 
 
 def _check_same(kind: Format, path: Path, compared: compare.Session, spec: ExportSpec) -> None:
-    """Raise unless the outputs of the file with its metadata are bit-identical to those of the compared draft."""
+    """Raise `OcrnetError` unless the final file has metadata and its outputs are bit-identical to the draft's."""
     image = compare.draw(spec.size or (65, 129), 0)
     x = as_input(image, spec.input, spec.mean, spec.std)
-    last = open_session(kind, path)
-    if last.document is None or not np.array_equal(last.run(x), compared.run(x)):
-        raise OcrnetError(f"the {kind} file predicts differently with its metadata than without; it was not written")
+    final = open_session(kind, path)
+    if final.document is None or not np.array_equal(final.run(x), compared.run(x)):
+        raise OcrnetError(f"adding metadata changed the predictions of the {kind} file, so it was not written")
 
 
 def _publish(files: list[Path], output: Path, text: str) -> None:
-    """Write the model card and the files under their final names; the file that users open comes last.
+    """Write the model card and the files under their final names, with the main file last.
 
-    Delete an older export before that, so that files of two exports are never mixed.
+    Delete the main file of an earlier export first, so that files of two exports are never mixed.
     """
     try:
         output.unlink(missing_ok=True)
     except OSError as error:
-        raise OcrnetError(f"--output {output} cannot be written: {error.strerror}; give another --output") from None
+        raise OcrnetError(f"--output {output} cannot be written: {error.strerror}; choose another --output") from None
     card_file = card_path(output)
     checkpoint.replace(card_file, [text.encode()], flag="--output")
     for path in files:
-        name = output.name + BESIDE if path.suffix == BESIDE else output.with_suffix(path.suffix).name
+        name = output.name + SIDECAR_SUFFIX if path.suffix == SIDECAR_SUFFIX else output.with_suffix(path.suffix).name
         checkpoint.replace(output.with_name(name), [path.read_bytes()], flag="--output")

@@ -1,4 +1,4 @@
-"""The formats of exported files, their metadata, and the interface of a runtime session."""
+"""Formats of exported files, their metadata, and the interface of a session in a runtime."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -33,15 +33,15 @@ WRITERS: dict[Format, tuple[str, ...]] = {
     "mindir": ("mindspore",),
     "tensorrt": ("torch", "onnx", "onnxruntime", "tensorrt"),
 }
-# Key of the JSON document in a file's metadata. A format without metadata stores the document in a separate file in
-# the same folder, with the suffix BESIDE.
+# Key of the JSON document in a file's metadata. If a format has no metadata, the document is a separate file, named as
+# the exported file with SIDECAR_SUFFIX appended.
 DOCUMENT = "ocrnet"
-BESIDE = ".json"
+SIDECAR_SUFFIX = ".json"
 
 
 @dataclass(frozen=True)
 class ExportMetadata:
-    """Metadata stored in an exported file; ``size`` is (height, width), or None for any size."""
+    """Metadata of an exported file, stored as JSON; ``size`` is (height, width), or None for any size."""
 
     format: Format
     precision: Precision
@@ -56,28 +56,28 @@ class ExportMetadata:
     align_corners: bool
     source: dict[str, Any]  # file, sha256 and step of the checkpoint
     versions: dict[str, str]  # of ocrnet and of the libraries that wrote the file
-    comparison: dict[str, Any]  # with the checkpoint: the figures, the runtime and the images
+    comparison: dict[str, Any]  # with the checkpoint: its results, the runtime and the images
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return the metadata as a dict that JSON can represent."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> "ExportMetadata":
-        """Return the metadata from the JSON form of `as_dict`; raise ValueError if its values are inconsistent."""
+        """Return the metadata from the result of `as_dict`; raise ValueError for invalid or contradictory values."""
         tree = {entry.name: tree[entry.name] for entry in dataclasses.fields(cls)}  # later versions may add keys
         arch = Arch(**tree["arch"] | {"modules": tuple(tree["arch"]["modules"])})
         lists = {name: tuple(tree[name]) for name in ("names", "mean", "std")}
         palette, size = tuple(tuple(color) for color in tree["palette"]), tree["size"]
-        found = cls(**tree | lists | {"arch": arch, "palette": palette, "size": size and tuple(size)})
-        if len(found.names) != arch.num_classes or len(palette) != arch.num_classes:
-            raise ValueError(f"{len(found.names)} names and {len(palette)} colors for {arch.num_classes} classes")
-        numbers = (*found.mean, *found.std, *(found.size or (1, 1)), found.source["step"])
+        metadata = cls(**tree | lists | {"arch": arch, "palette": palette, "size": size and tuple(size)})
+        if len(metadata.names) != arch.num_classes or len(palette) != arch.num_classes:
+            raise ValueError(f"{len(metadata.names)} names and {len(palette)} colors for {arch.num_classes} classes")
+        numbers = (*metadata.mean, *metadata.std, *(metadata.size or (1, 1)), metadata.source["step"])
         if len(numbers) != 9 or not all(isinstance(number, int | float) for number in numbers):
             raise ValueError("mean, std, size and step must be numbers")
-        if found.input not in get_args(Input) or found.outputs not in get_args(Outputs):
-            raise ValueError(f"input {found.input!r}, outputs {found.outputs!r}")
-        return found
+        if metadata.input not in get_args(Input) or metadata.outputs not in get_args(Outputs):
+            raise ValueError(f"input {metadata.input!r}, outputs {metadata.outputs!r}")
+        return metadata
 
 
 class Session(Protocol):
@@ -88,12 +88,12 @@ class Session(Protocol):
     notes: list[str]  # choices made for this machine
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """Return the first output for an input in the file's input format; for MINDIR, the OCR head's logits."""
+        """Return the output for a batch in the file's input format; for MINDIR, the logits of the OCR head."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An opened exported file; it is used like `Weights`, but has no tensors."""
+    """An exported file, open in its runtime; it replaces the `Weights` of a checkpoint."""
 
     path: Path
     metadata: ExportMetadata
@@ -110,5 +110,5 @@ class Exported:
 
 
 def format_of(path: str | Path) -> Format | None:
-    """Return the format for a file's suffix; None for a checkpoint's suffix."""
+    """Return the export format that a file's suffix means, or None, for example for a checkpoint."""
     return next((name for name, suffix in SUFFIXES.items() if Path(path).suffix == suffix), None)

@@ -15,13 +15,16 @@ from ocrnet.weights import Weights
 
 
 def read(path: Path, cfg: Config) -> Weights | Exported:
-    """Read a checkpoint, or open an exported file with the settings in ``cfg``; raise `OcrnetError` for other files."""
+    """Return a checkpoint's weights, or an exported file opened with the settings in ``cfg``.
+
+    Raise `OcrnetError` if the file is neither, or if it does not run on the configured device.
+    """
     kind = format_of(path)
     if kind is None:
         return weights.read(path)
     if cfg.device_target not in (None, "GPU" if kind == "tensorrt" else "CPU"):
         raise OcrnetError(f"{path}: exported {kind} files do not run on {cfg.device_target}; "
-                          "leave --device_target out")  # fmt: skip
+                          "omit --device_target")  # fmt: skip
     session = open_session(kind, path, mix=cfg.mix)
     if session.document is None:
         raise OcrnetError(f"{path} was not written by ocrnet export: its metadata is missing")
@@ -34,22 +37,22 @@ def read(path: Path, cfg: Config) -> Weights | Exported:
     return Exported(path, metadata, session)
 
 
-def as_weights(found: Weights | Exported) -> Weights:
-    """Return the architecture and metadata of a checkpoint or an exported file."""
-    return found if isinstance(found, Weights) else found.weights
+def as_weights(source: Weights | Exported) -> Weights:
+    """Return the result of `read` as `Weights`; those of an exported file have no tensors."""
+    return source if isinstance(source, Weights) else source.weights
 
 
-def open_engine(cfg: Config, found: Weights | Exported, *, world: World) -> Engine:
+def open_engine(cfg: Config, source: Weights | Exported, *, world: World) -> Engine:
     """Return the engine for a checkpoint or an exported file.
 
     Args:
         cfg: The configuration.
-        found: The result of `read`.
+        source: The result of `read`.
         world: The ranks of the run.
 
     Returns:
         The engine. For a checkpoint, the caller must restore its tensors.
     """
-    if isinstance(found, Weights):
-        return factory.open_engine(cfg, found.arch, world=world)
-    return RuntimeEngine(cfg, found, world=world)
+    if isinstance(source, Weights):
+        return factory.open_engine(cfg, source.arch, world=world)
+    return RuntimeEngine(cfg, source, world=world)

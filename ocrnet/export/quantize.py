@@ -1,6 +1,6 @@
-"""Quantize the convolutions of an ONNX file to 8 bits, calibrated on images.
+"""Quantization of the convolutions of an ONNX file to 8 bits, calibrated on images.
 
-ONNX Runtime and OpenVINO both compute the quantized convolutions in integers.
+ONNX Runtime and OpenVINO compute the quantized convolutions with integer arithmetic.
 """
 
 import logging
@@ -15,8 +15,8 @@ from ocrnet.utils.installed import need
 def quantize(source: Path, target: Path, inputs: Iterator[np.ndarray]) -> None:
     """Write a copy of an ONNX file with quantized convolutions; weights are quantized per channel.
 
-    The attention of the heads, the sums of branches and all resize operations stay in float32: they cost little time,
-    and they lose the most accuracy.
+    The attention of the heads, the sums of branches and all resize operations stay in float32: they take little time,
+    and quantizing them costs the most accuracy.
 
     Args:
         source: The float32 ONNX file.
@@ -33,7 +33,7 @@ def quantize(source: Path, target: Path, inputs: Iterator[np.ndarray]) -> None:
 
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # hides the advice to preprocess the model, which tracing already did
+    root.setLevel(logging.ERROR)  # hides the advice to preprocess the model: the traced graph is already simplified
     try:
         ort.quantize_static(
             str(source),

@@ -1,4 +1,4 @@
-"""`ocrnet export --format triton`: a model repository for NVIDIA Triton Inference Server with the ONNX export."""
+"""`ocrnet export --format triton`: write an ONNX export as a model of an NVIDIA Triton repository."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 from ocrnet.data.datasets import Dataset
 from ocrnet.export.card import card_path
-from ocrnet.export.compare import Figures
+from ocrnet.export.compare import Comparison
 from ocrnet.export.exporter import ExportOptions, export
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.installed import need
@@ -15,18 +15,18 @@ from ocrnet.weights import checkpoint
 FORMAT = "triton"
 MAX_BATCH = 8
 QUEUE_MICROSECONDS = 5000
-# ONNX element types of the graphs' inputs and outputs, and their names in Triton.
+# The ONNX element types of the graph's input and output, with their names in Triton.
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}
 
 
-def export_repository(options: ExportOptions, labeled: Dataset | None, say: Callable[[str], None]) -> Figures:
+def export_repository(options: ExportOptions, labeled: Dataset | None, say: Callable[[str], None]) -> Comparison:
     """Write OUTPUT/config.pbtxt, OUTPUT/1/model.onnx and OUTPUT/MODEL_CARD.md.
 
-    Without a size, the batch size, height and width are dynamic, and Triton batches requests of the same size.
+    If no size is set, batch size, height and width are dynamic, and Triton batches requests of the same size.
 
     Args:
         options: The command-line options; ``options.output`` is OUTPUT.
-        labeled: The labeled dataset to compare on, as in `export`.
+        labeled: The labeled dataset for the comparison, as in `export`.
         say: Receives each line to log.
 
     Returns:
@@ -37,23 +37,23 @@ def export_repository(options: ExportOptions, labeled: Dataset | None, say: Call
     """
     folder, config = options.output, options.output / "config.pbtxt"
     if folder.exists() and not (folder.is_dir() and (config.is_file() or not any(folder.iterdir()))):
-        raise OcrnetError(f"--output {folder} exists and is not a model of a Triton repository; give a new folder")
+        raise OcrnetError(f"--output {folder} exists and is not a model of a Triton repository; choose a new folder")
     onnx = need("onnx", "--format triton")
     model = folder / "1" / "model.onnx"
     dynamic = options.dynamic or options.size is None
-    figures = export(dataclasses.replace(options, format="onnx", output=model, dynamic=dynamic), labeled, say)
+    comparison = export(dataclasses.replace(options, format="onnx", output=model, dynamic=dynamic), labeled, say)
     card_path(model).replace(folder / "MODEL_CARD.md")
     text = describe(onnx.load(str(model), load_external_data=False).graph)
     checkpoint.replace(config, [text.encode()], flag="--output")
-    return figures
+    return comparison
 
 
 def describe(graph: Any) -> str:
-    """Return the config.pbtxt for an ONNX graph; Triton names the model after its folder."""
-    (given,), (answered,) = graph.input, graph.output
-    batched = not given.type.tensor_type.shape.dim[0].HasField("dim_value")
+    """Return the config.pbtxt of an ONNX graph; it has no name, because Triton uses the folder's."""
+    (graph_input,), (graph_output,) = graph.input, graph.output
+    batched = not graph_input.type.tensor_type.shape.dim[0].HasField("dim_value")
     lines = ['backend: "onnxruntime"', f"max_batch_size: {MAX_BATCH if batched else 0}"]
-    for kind, value in (("input", given), ("output", answered)):
+    for kind, value in (("input", graph_input), ("output", graph_output)):
         tensor = value.type.tensor_type
         sizes = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
         lines += [

@@ -1,4 +1,4 @@
-"""Download an image from an http(s) URL, within limits of bytes, pixels and seconds that no server can exceed."""
+"""Download of an image from an http(s) URL, with limits on bytes, pixels and seconds."""
 
 import io
 import re
@@ -23,31 +23,31 @@ MOST_SECONDS = 60.0
 MOST_REDIRECTS = 5
 SCHEMES = ("http", "https")
 
-_BLOCK = 2**16
+_CHUNK_BYTES = 2**16
 
 
 def check_url(url: str, *, offline: bool) -> None:
-    """Raise `OcrnetError` if a URL is not http(s), has no host, or is forbidden by ``offline``."""
+    """Raise `OcrnetError` if a URL is not http(s) or has no host, or if ``offline`` is true."""
     parts = _parts(url)
     if parts.scheme not in SCHEMES:
-        raise OcrnetError(f"'{urls.scrub(url)}' must begin with http:// or https://, or be a path")
+        raise OcrnetError(f"'{urls.scrub(url)}' must be a path or begin with http:// or https://")
     if not parts.hostname:
         raise OcrnetError(f"'{urls.scrub(url)}' has no host")
     if offline:
-        raise OcrnetError(f"--offline: '{urls.scrub(url)}' is not downloaded; give a file, or leave --offline out")
+        raise OcrnetError(f"--offline: '{urls.scrub(url)}' is not downloaded; use a file, or omit --offline")
 
 
 def name_of(url: str) -> str:
-    """Return the name of a URL's result: the last part of its path without the suffix, safe as a file name."""
+    """Return the name for the results of a URL: the last part of its path without the suffix, safe as a file name."""
     last = urllib.parse.unquote(_parts(url).path.rstrip("/").rpartition("/")[2])
     name = re.sub(r"\.\w{1,5}$", "", re.sub(r"[^\w.-]+", "_", last))
     return name.strip("._")[:100] or "image"
 
 
 def image(url: str) -> bytes:
-    """Download an image and return its bytes; only the header is decoded, to validate the type and the pixel count.
+    """Download an image file and return its bytes, after validating type and number of pixels by its header.
 
-    Raise `OcrnetError` naming the URL if the download fails, exceeds a limit, or is not an image.
+    Raise `OcrnetError` if the download fails or exceeds a limit, or if the file is not an image.
     """
     data = _fetch(url)
     try:
@@ -64,7 +64,8 @@ def image(url: str) -> bytes:
     # mutation: bound-url-image-pixels
     if width * height > MOST_PIXELS:
         raise OcrnetError(
-            f"{urls.scrub(url)} is {height}x{width}, more than {MOST_PIXELS:,} pixels; save it, and give the file"
+            f"{urls.scrub(url)} is {height}x{width}, more than {MOST_PIXELS:,} pixels; download it yourself "
+            "and pass the file"
         )
     return data
 
@@ -72,59 +73,60 @@ def image(url: str) -> bytes:
 def _fetch(url: str) -> bytes:
     """Return the bytes of a URL; raise `OcrnetError` if the download takes longer than `MOST_SECONDS`.
 
-    A daemon thread downloads, and is abandoned if it takes longer. A socket timeout is not enough: it ends neither a
-    server that sends a byte now and then, nor a resolver that does not respond.
+    The download runs in a daemon thread, which is abandoned at the time limit. A socket timeout would not limit the
+    total time: it covers neither a server that sends single bytes, nor a name resolver that does not respond.
     """
-    found: dict[str, Any] = {}
-    given_up = threading.Event()
+    outcome: dict[str, Any] = {}
+    canceled = threading.Event()
 
     def work() -> None:
         try:
-            found["data"] = _read(url, given_up)
+            outcome["data"] = _read(url, canceled)
         except OcrnetError as error:
-            found["error"] = error
+            outcome["error"] = error
         except urllib.error.HTTPError as error:
-            found["error"] = OcrnetError(f"{urls.scrub(url)}: the server returned {error.code} {error.reason}")
+            outcome["error"] = OcrnetError(f"{urls.scrub(url)}: the server returned {error.code} {error.reason}")
         except (OSError, HTTPException, ValueError) as error:
-            why = getattr(error, "reason", None) or error
-            found["error"] = OcrnetError(f"{urls.scrub(url)} cannot be read: {why or type(why).__name__}")
+            reason = getattr(error, "reason", None) or error
+            outcome["error"] = OcrnetError(f"{urls.scrub(url)} cannot be read: {reason or type(reason).__name__}")
 
     with block_signals():
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
     # mutation: bound-url-download-time
     thread.join(MOST_SECONDS)
-    given_up.set()
-    if not found:
+    canceled.set()
+    if not outcome:
         raise OcrnetError(
-            f"{urls.scrub(url)} was not downloaded within {MOST_SECONDS:g} seconds; save it, and give the file"
+            f"{urls.scrub(url)} was not downloaded within {MOST_SECONDS:g} seconds; download it yourself and "
+            "pass the file"
         )
-    if "error" in found:
-        raise found["error"]
-    return found["data"]
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["data"]
 
 
-def _read(url: str, given_up: threading.Event) -> bytes:
-    opener = urllib.request.OpenerDirector()  # the default one follows redirects to ftp:// and opens file://
+def _read(url: str, canceled: threading.Event) -> bytes:
+    opener = urllib.request.OpenerDirector()  # the default opener accepts ftp:// redirects and file://
     for handler in (
         urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler, _Redirects,
         urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler,
     ):  # fmt: skip
         opener.add_handler(handler())
-    asked = urllib.request.Request(_encoded(url), headers={"User-Agent": f"ocrnet/{__version__}"})
+    request = urllib.request.Request(_encoded(url), headers={"User-Agent": f"ocrnet/{__version__}"})
     data = bytearray()
-    with opener.open(asked, timeout=MOST_SECONDS) as answer:
-        promised = int(answer.headers.get("Content-Length", "-1"))
+    with opener.open(request, timeout=MOST_SECONDS) as response:
+        declared = int(response.headers.get("Content-Length", "-1"))
         # mutation: refuse-large-url-download
-        if promised > MOST_BYTES:
+        if declared > MOST_BYTES:
             raise _too_large(url)
-        while not given_up.is_set() and (block := answer.read1(_BLOCK)):
-            data += block
+        while not canceled.is_set() and (chunk := response.read1(_CHUNK_BYTES)):
+            data += chunk
             if len(data) > MOST_BYTES:
                 raise _too_large(url)
     # mutation: check-url-download-length
-    if promised > len(data):
-        raise OcrnetError(f"{urls.scrub(url)} is incomplete: got {len(data):,} of {promised:,} bytes")
+    if declared > len(data):
+        raise OcrnetError(f"{urls.scrub(url)} is incomplete: got {len(data):,} of {declared:,} bytes")
     return bytes(data)
 
 
@@ -141,19 +143,21 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _encoded(url: str) -> str:
-    """Return a URL in ASCII, as HTTP requires: the host in IDNA, other parts percent-encoded unless visible ASCII."""
+    """Return a URL in ASCII, as HTTP requires: the host IDNA-encoded, other characters percent-encoded."""
     parts = _parts(url)
-    before, at, host = parts.netloc.rpartition("@")
+    credentials, at, host = parts.netloc.rpartition("@")
     host = host if host.isascii() else host.encode("idna").decode()
     return re.sub(
         r"[^!-~]+",
-        lambda found: urllib.parse.quote(found[0].encode("utf-8", "surrogateescape")),
-        parts._replace(netloc=f"{before}{at}{host}").geturl(),
+        lambda match: urllib.parse.quote(match[0].encode("utf-8", "surrogateescape")),
+        parts._replace(netloc=f"{credentials}{at}{host}").geturl(),
     )
 
 
 def _too_large(url: str) -> OcrnetError:
-    return OcrnetError(f"{urls.scrub(url)} is larger than {MOST_BYTES // 2**20} MiB; save it, and give the file")
+    return OcrnetError(
+        f"{urls.scrub(url)} is larger than {MOST_BYTES // 2**20} MiB; download it yourself and pass the file"
+    )
 
 
 def _parts(url: str) -> urllib.parse.SplitResult:

@@ -1,4 +1,4 @@
-"""Python API of a trained network: `ocrnet.load(path)`, then labels, probabilities or logits as NumPy arrays."""
+"""Python API: `ocrnet.load(path)` returns a `Model`, which predicts labels, probabilities or logits as NumPy arrays."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +18,17 @@ from ocrnet.weights.classes import classes_of
 
 
 class Model:
-    """A network ready to predict.
+    """A trained network that predicts images.
 
-    ``arch`` is its architecture. ``names`` and ``palette`` (RGB) describe its classes. ``decisions`` describe the
-    device, the precision and other choices of the engine. ``notes`` describe the conversion of another implementation's
-    weights.
+    ``arch`` is its architecture. ``names`` and ``palette`` are the names and RGB colors of its classes. ``decisions``
+    are messages about device, precision and other choices of the engine. ``notes`` are messages about the conversion of
+    another implementation's weights.
     """
 
-    def __init__(self, engine: Engine, found: Weights) -> None:
-        self._engine, self.arch, self.decisions, self.notes = engine, found.arch, engine.startup_messages, found.notes
-        self.names, self.palette = classes_of(found)
+    def __init__(self, engine: Engine, weights: Weights) -> None:
+        self._engine, self.arch, self.notes = engine, weights.arch, weights.notes
+        self.decisions = engine.startup_messages
+        self.names, self.palette = classes_of(weights)
 
     def predict(
         self,
@@ -40,10 +41,10 @@ class Model:
 
         Args:
             image: uint8 H,W,3 RGB of any size.
-            scales: Factors by which the image is resized; probabilities are averaged over them.
-            flip: Also average over the mirrored image.
-            slide: Height and width of sliding windows, for images too large for a single forward pass; None uses the
-                whole image.
+            scales: Factors by which the image is resized; the probabilities at all scales are averaged.
+            flip: Also average with the probabilities of the mirrored image.
+            slide: Height and width of sliding windows, for images too large for a single forward pass; None predicts
+                the image as a whole.
 
         Returns:
             Class indices uint8 H,W.
@@ -78,7 +79,7 @@ class Model:
         flip: bool = False,
         slide: tuple[int, int] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Predict several outputs at once.
+        """Predict several outputs of one image.
 
         Args:
             image: uint8 H,W,3 RGB of any size.
@@ -94,14 +95,14 @@ class Model:
 
         Raises:
             OcrnetError: ``image`` has the wrong type or shape, an output is unknown or unavailable, or regions or
-                relation are requested for more than one pass over the whole image.
+                relation are requested with several scales, flip or sliding windows.
         """
         if not isinstance(image, np.ndarray):
             raise OcrnetError(f"an image must be a NumPy array, uint8 H,W,3 in RGB order, not {type(image).__name__}")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OcrnetError(f"an image must be uint8 H,W,3 in RGB order, not {image.dtype} {image.shape}")
-        found = self.outputs_of(np.ascontiguousarray(image)[None], outputs, scales, flip, slide)
-        return {name: array[0] for name, array in found.items()}
+        batch = self.outputs_of(np.ascontiguousarray(image)[None], outputs, scales, flip, slide)
+        return {name: array[0] for name, array in batch.items()}
 
     def outputs_of(
         self,
@@ -111,9 +112,9 @@ class Model:
         flip: bool = False,
         slide: tuple[int, int] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Predict several outputs at once for a batch of images.
+        """Predict several outputs of a batch of images.
 
-        Batched and single-image results may differ by rounding if classes tie.
+        Results of a batch and of a single image differ by rounding, so labels may differ where two classes tie.
 
         Args:
             images: uint8 N,H,W,3 RGB.
@@ -129,7 +130,10 @@ class Model:
         return self._engine.predict(images, passes, tuple(outputs))
 
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (aux, ocr), each float32 N,num_classes,ceil(H/4),ceil(W/4), for normalized float32 N,3,H,W."""
+        """Return the logits of the auxiliary and the OCR head for normalized images, float32 N,3,H,W.
+
+        Each is float32 N,num_classes,ceil(H/4),ceil(W/4).
+        """
         return self._engine.logits(np.ascontiguousarray(x, dtype=np.float32))
 
 
@@ -139,28 +143,28 @@ def load(
     device_target: Literal["CPU", "GPU", "Ascend"] | None = None,
     mix: bool = False,
 ) -> Model:
-    """Load a trained network; the architecture comes from the file.
+    """Load a trained network; the file determines its architecture.
 
     Args:
-        path: A checkpoint, a run folder (its newest valid checkpoint is used), the weights of another implementation,
-            or a file of `ocrnet export`, which runs in its own runtime.
+        path: A checkpoint, a run folder (its newest valid checkpoint is loaded), the weights of another implementation,
+            or a file of `ocrnet export`, which runs in the runtime of its format.
         engine: The framework that runs a checkpoint; ``"auto"`` selects one.
         device_target: The device; None selects one.
         mix: Use mixed precision.
 
     Returns:
-        The network, ready to predict.
+        The model, which predicts images.
 
     Raises:
         OcrnetError: The file is missing, damaged or not an OCRNet.
     """
     path = checkpoint.resolve(path)[0]
-    given = read(path, Config(device_target=device_target, mix=mix))
-    found = as_weights(given)
-    data = found.meta.get("config", {}).get("data", {})
-    normal = Data(mean=tuple(data.get("mean", Data.mean)), std=tuple(data.get("std", Data.std)))
-    cfg = Config(engine=engine, device_target=device_target, mix=mix, data=normal)
+    source = read(path, Config(device_target=device_target, mix=mix))
+    weights = as_weights(source)
+    data = weights.meta.get("config", {}).get("data", {})
+    data_cfg = Data(mean=tuple(data.get("mean", Data.mean)), std=tuple(data.get("std", Data.std)))
+    cfg = Config(engine=engine, device_target=device_target, mix=mix, data=data_cfg)
     config.check(cfg)
-    opened = open_engine(cfg, given, world=World())
-    opened.restore(found.tensors, 0)
-    return Model(opened, found)
+    opened = open_engine(cfg, source, world=World())
+    opened.restore(weights.tensors, 0)
+    return Model(opened, weights)

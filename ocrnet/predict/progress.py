@@ -1,4 +1,4 @@
-"""Progress of `ocrnet predict`: a bar on a terminal, otherwise a line every ten seconds."""
+"""Progress of `ocrnet predict` and `ocrnet submit`: a progress bar on a terminal, else a line every ten seconds."""
 
 import time
 from collections.abc import Callable
@@ -10,14 +10,21 @@ EVERY_SECONDS = 10.0
 
 
 class Progress:
-    """Counts ``total`` items (``unit``: images), and the parts of the current item: tiles or frames."""
+    """Shows the progress over ``total`` items and over the parts of the current item, its tiles or frames.
+
+    Args:
+        total: The number of items.
+        say: Logs a line.
+        unit: The name of the items.
+        shown: Whether to show a bar; None shows one on a terminal.
+    """
 
     def __init__(
         self, total: int, say: Callable[[str], None], *, unit: str = "images", shown: bool | None = None
     ) -> None:
         self._total, self._say, self._unit = total, say, unit
         self._bar = ProgressBar(total, 0, title="predict", shown=shown)
-        self._begun = self._said = time.monotonic()
+        self._start = self._last_logged = time.monotonic()
         self._done = 0
 
     def __enter__(self) -> "Progress":
@@ -30,32 +37,32 @@ class Progress:
     def done(self) -> None:
         """Count one item as done."""
         self._done += 1
-        passed = time.monotonic() - self._begun
-        self._show(self._done, f"{self._done}/{self._total} {self._unit}, {_rate(self._done, passed)} {self._unit}/s")
+        elapsed = time.monotonic() - self._start
+        self._show(self._done, f"{self._done}/{self._total} {self._unit}, {_rate(self._done, elapsed)} {self._unit}/s")
 
-    def part(self, what: str, number: int, total: int, since: float) -> None:
+    def part(self, part_name: str, number: int, total: int, start: float) -> None:
         """Show the progress within the current item.
 
         Args:
-            what: The name of a part: tile or frame.
+            part_name: The name of a part: tile or frame.
             number: The number of parts that are done.
             total: The number of all parts; 0 if unknown.
-            since: The `time.monotonic` time at which the item began.
+            start: The `time.monotonic` time at which the item started.
         """
-        rate = _rate(number, time.monotonic() - since)
-        of = f"/{max(total, number)}" if total else ""
+        rate = _rate(number, time.monotonic() - start)
+        of_total = f"/{max(total, number)}" if total else ""
         share = min(1.0, number / total) if total else 0.0
-        self._show(self._done + share, f"{what}s {number}{of}, {rate} {what}s/s")
+        self._show(self._done + share, f"{part_name}s {number}{of_total}, {rate} {part_name}s/s")
 
     def _show(self, done: float, text: str) -> None:
         self._bar.settle(done)
         self._bar.say(text)
         now = time.monotonic()
-        if self._bar.shown or now - self._said < EVERY_SECONDS or done >= self._total:
+        if self._bar.shown or now - self._last_logged < EVERY_SECONDS or done >= self._total:
             return
-        self._said = now
-        left = (now - self._begun) * (self._total - done) / done if done else None
-        self._say(text if left is None else f"{text}, about {duration(left)} left")
+        self._last_logged = now
+        remaining = (now - self._start) * (self._total - done) / done if done else None
+        self._say(text if remaining is None else f"{text}, about {duration(remaining)} left")
 
 
 def _rate(number: int, seconds: float) -> str:

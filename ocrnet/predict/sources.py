@@ -1,4 +1,4 @@
-"""Resolve `ocrnet predict SOURCE` to images and videos: a file, folder, pattern or URL; each result has a name."""
+"""The images and videos that a SOURCE of `ocrnet predict` means: a file, a folder, a pattern or a URL."""
 
 import glob
 import re
@@ -29,7 +29,7 @@ Kind = Literal["image", "video"]
 class Source:
     """An image or a video.
 
-    ``place`` is its path or URL. ``name`` is the unique name of its results, to which each result appends its suffix.
+    ``place`` is its path or URL. ``name`` is the unique name of its output files, without their suffix.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Source:
 
     @property
     def shown(self) -> str:
-        """``place`` without the password of a URL, safe to log and to write."""
+        """The path or URL without credentials, safe to log."""
         return urls.scrub(self.place)
 
     def read(self) -> np.ndarray:
@@ -49,11 +49,11 @@ class Source:
 
 
 def find(source: str, output: str | Path, *, offline: bool = False) -> list[Source]:
-    """Return the sources for a path, a pattern or a URL; nothing is downloaded yet.
+    """Return the images and videos for a path, a pattern or a URL, without downloading.
 
     Args:
         source: A file, a folder (searched recursively), a glob pattern, or an http(s) URL.
-        output: The folder of the results. Folders and patterns skip files in it, and hidden files.
+        output: The output folder. Files in it, and hidden files, are not part of a folder or pattern.
         offline: Forbid URLs.
 
     Returns:
@@ -70,29 +70,29 @@ def find(source: str, output: str | Path, *, offline: bool = False) -> list[Sour
         return [Source(path.stem, source, _kind(path))]
     if path.is_dir():
         if path.resolve() == Path(output).resolve():
-            raise OcrnetError(f"--output '{output}' is the folder of the images; give another --output")
-        found = _below(path, path.rglob("*"), output)
-        if not found:
+            raise OcrnetError(f"--output '{output}' is the folder of the images; choose another --output")
+        paths = _select_files(path, path.rglob("*"), output)
+        if not paths:
             raise OcrnetError(
                 f"'{source}' holds no images ({' '.join(IMAGES)}) or videos ({' '.join(VIDEOS)}); "
                 f"it holds {listing(path)}"
             )
-        return _named(path, found)
+        return _name_sources(path, paths)
     if not glob.has_magic(source):
-        raise OcrnetError(f"'{source}' does not exist; give an image, a video, a folder, a quoted pattern, or a URL")
+        raise OcrnetError(f"'{source}' does not exist; use an image, a video, a folder, a quoted pattern or a URL")
     root = Path(re.split(r"[^/]*[*?\[]", source, maxsplit=1)[0])
-    found = _below(root, map(Path, glob.glob(source, recursive=True)), output)
-    if not found:
+    paths = _select_files(root, map(Path, glob.glob(source, recursive=True)), output)
+    if not paths:
         raise OcrnetError(f"'{source}' matches no images ({' '.join(IMAGES)}) or videos ({' '.join(VIDEOS)})")
-    return _named(root, found)
+    return _name_sources(root, paths)
 
 
 def is_url(place: str) -> bool:
-    """Return whether the place of a source is a URL."""
+    """Return whether ``place``, a path or URL, is a URL."""
     return "://" in place
 
 
-def _below(root: Path, paths: Iterable[Path], output: str | Path) -> list[Path]:
+def _select_files(root: Path, paths: Iterable[Path], output: str | Path) -> list[Path]:
     results = Path(output).resolve()
     return sorted(
         path
@@ -104,30 +104,35 @@ def _below(root: Path, paths: Iterable[Path], output: str | Path) -> list[Path]:
     )
 
 
-def _named(root: Path, paths: Sequence[Path]) -> list[Source]:
-    """Name each path relative to ``root``, without its suffix unless the results of two sources would then collide."""
+def _name_sources(root: Path, paths: Sequence[Path]) -> list[Source]:
+    """Return the sources for paths, named relative to ``root``, without suffix unless output files would collide."""
     kinds = [_kind(path) for path in paths]
-    whole = [path.relative_to(root).as_posix() for path in paths]
+    full_names = [path.relative_to(root).as_posix() for path in paths]
     stems = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
-    alike = _alike(stems, kinds)
-    names = [name if number in alike else stem for number, (stem, name) in enumerate(zip(stems, whole, strict=True))]
-    if _alike(names, kinds):  # "a.jpg" and "a.png" keep their suffixes, and "a.jpg.png" without its own collides
-        names = whole
-        if alike := _alike(names, kinds):
-            raise OcrnetError(f"'{paths[min(alike)]}' and another source would write the same file; rename one of them")
+    colliding = _colliding(stems, kinds)
+    names = [
+        name if number in colliding else stem for number, (stem, name) in enumerate(zip(stems, full_names, strict=True))
+    ]
+    if _colliding(names, kinds):  # "a.jpg.png" without its suffix collides with "a.jpg", which keeps its suffix
+        names = full_names
+        if colliding := _colliding(names, kinds):
+            raise OcrnetError(
+                f"'{paths[min(colliding)]}' and another source would write the same file; rename one of them"
+            )
     return [Source(name, str(path), kind) for name, path, kind in zip(names, paths, kinds, strict=True)]
 
 
-def _alike(names: Sequence[str], kinds: Sequence[Kind]) -> set[int]:
-    """Return the indices of duplicate names, and of names whose results collide with files or folders of another."""
-    endings = {"image": (".png",), "video": ("", ".mp4", ".jsonl")}  # a folder of the video's name holds its frames
+def _colliding(names: Sequence[str], kinds: Sequence[Kind]) -> set[int]:
+    """Return the indices of duplicate names, and of names whose output files collide with those of another source."""
+    # The empty ending is the folder with the name of the video, which contains its frames.
+    endings = {"image": (".png",), "video": ("", ".mp4", ".jsonl")}
     files = [[name + ending for ending in endings[kind]] for name, kind in zip(names, kinds, strict=True)]
-    named, often = Counter(names), Counter(file for some in files for file in some)
+    name_counts, file_counts = Counter(names), Counter(file for some in files for file in some)
     folders = {folder.as_posix() for name in set(names) for folder in PurePosixPath(name).parents}
     return {
         number
         for number, (name, some) in enumerate(zip(names, files, strict=True))
-        if named[name] > 1 or any(often[file] > 1 or file in folders for file in some)
+        if name_counts[name] > 1 or any(file_counts[file] > 1 or file in folders for file in some)
     }
 
 
@@ -135,6 +140,6 @@ def _kind(path: Path) -> Kind:
     suffix = path.suffix.lower()
     if suffix in IMAGES or suffix in VIDEOS:
         return "image" if suffix in IMAGES else "video"
-    if not video.can_take(path):
+    if not video.is_safe_path(path):
         return "image"
-    return "video" if not cv2.haveImageReader(str(path)) and video.opens(path) else "image"
+    return "video" if not cv2.haveImageReader(str(path)) and video.is_video(path) else "image"

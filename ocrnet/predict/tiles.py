@@ -1,4 +1,4 @@
-"""Predict an image of any size: as a whole if memory allows it, otherwise in overlapping tiles."""
+"""Prediction of an image of any size: in one piece if the memory limit allows it, else in overlapping tiles."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from ocrnet.config import Eval
 from ocrnet.engines.tta import cuts, make_windows
 from ocrnet.predict.model import Model
 
-# Minimum side of a tile in pixels: a smaller tile shows the network too little of the scene.
+# Minimum side of a tile in pixels: smaller tiles contain too little context.
 SMALLEST_TILE = 256
 
 
@@ -34,8 +34,8 @@ def predict_tiled(
 ) -> Prediction:
     """Predict an image, in tiles if it is too large for the memory limit.
 
-    Neighboring tiles overlap by at least a third. A pixel is taken from the tile in which it is farther from the
-    border.
+    Adjacent tiles overlap by at least a third. Where they overlap, each pixel is taken from the tile in which it is
+    farther from the border.
 
     Args:
         model: The network.
@@ -51,18 +51,18 @@ def predict_tiled(
     tile = tile_size(model.arch, size, eval_cfg)
     windows = make_windows(size, tile)
     outputs = ("labels", "confidence") if confidence else ("labels",)
-    whole = {name: np.empty(size, np.uint8) for name in outputs}
+    merged = {name: np.empty(size, np.uint8) for name in outputs}
     rows, columns = (cuts((window[axis] for window in windows), tile[axis], size[axis]) for axis in (0, 1))
     for done, (top, left, height, width) in enumerate(windows, 1):
         part = image[top : top + height, left : left + width]
-        seen = model.outputs(part, outputs, eval_cfg.scales, eval_cfg.flip, eval_cfg.slide)
+        tile_outputs = model.outputs(part, outputs, eval_cfg.scales, eval_cfg.flip, eval_cfg.slide)
         (first, last), (begin, end) = rows[top], columns[left]
-        inside = slice(first - top, last - top), slice(begin - left, end - left)
-        for name, array in whole.items():
-            values = seen[name][inside]
+        kept = slice(first - top, last - top), slice(begin - left, end - left)
+        for name, array in merged.items():
+            values = tile_outputs[name][kept]
             array[first:last, begin:end] = values if name == "labels" else np.rint(values * 255)
         step(done, len(windows))
-    return Prediction(whole["labels"], whole.get("confidence"), len(windows))
+    return Prediction(merged["labels"], merged.get("confidence"), len(windows))
 
 
 def tile_size(arch: Arch, size: tuple[int, int], eval_cfg: Eval) -> tuple[int, int]:
@@ -74,12 +74,12 @@ def tile_size(arch: Arch, size: tuple[int, int], eval_cfg: Eval) -> tuple[int, i
         eval_cfg: The memory limit ``max_memory`` in GiB, and the scales.
 
     Returns:
-        Height and width of a tile; ``size`` itself if the whole image fits into the memory limit.
+        Height and width of a tile; ``size`` itself if the whole image fits the memory limit.
     """
     limit = eval_cfg.max_memory * 2**30
-    need = flops.predict_bytes(arch, size, max(eval_cfg.scales))
-    if need <= limit:
+    needed = flops.predict_bytes(arch, size, max(eval_cfg.scales))
+    if needed <= limit:
         return size
-    side = math.isqrt(round(size[0] * size[1] * limit / need)) // 32 * 32
+    side = math.isqrt(round(size[0] * size[1] * limit / needed)) // 32 * 32
     side = max(SMALLEST_TILE, side)
     return min(size[0], side), min(size[1], side)

@@ -1,7 +1,4 @@
-"""Read and write video files with OpenCV, frame by frame.
-
-A video may be larger than memory. An incomplete output never gets its final name.
-"""
+"""Reading and writing of video files with OpenCV, frame by frame, so that a video may be larger than memory."""
 
 import contextlib
 import math
@@ -16,17 +13,17 @@ import numpy as np
 from ocrnet.data.image_io import DRAFT_NAME
 from ocrnet.utils.errors import OcrnetError
 
-# Silence FFmpeg's own messages, which OpenCV passes on: they repeat the `OcrnetError` less clearly.
+# Suppress FFmpeg's messages: an `OcrnetError` reports the same failures.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-# The length given by a container may be an estimate: this share of its frames, plus one frame, may be missing.
+# The number of frames in a container may be an estimate: this share of them, plus one frame, may be missing.
 TOLERANCE = 0.01
 FALLBACK_RATE = 25.0
 _CODEC = "mp4v"
 
 
-def can_take(path: str | Path) -> bool:
-    """Return whether a path is safe for OpenCV: a path that is not UTF-8 ends the process."""
+def is_safe_path(path: str | Path) -> bool:
+    """Return whether OpenCV can open a path: one that is not valid UTF-8 would end the process."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -34,8 +31,8 @@ def can_take(path: str | Path) -> bool:
     return True
 
 
-def opens(path: str | Path) -> bool:
-    """Return whether OpenCV finds a first frame in a file."""
+def is_video(path: str | Path) -> bool:
+    """Return whether OpenCV can read a frame from a file."""
     if _is_text(path):
         return False
     capture = _capture(path)
@@ -46,7 +43,7 @@ def opens(path: str | Path) -> bool:
 
 
 def _is_text(path: str | Path) -> bool:
-    """Return whether a file is text: FFmpeg renders text as video, or follows a playlist to other files and URLs."""
+    """Return whether a file is text, which FFmpeg would render as video or read as a playlist of files and URLs."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         head = file.read(4096)
         return b"\0" not in head or head.startswith((b"#EXTM3U", b"ffconcat"))
@@ -54,13 +51,13 @@ def _is_text(path: str | Path) -> bool:
 
 
 def _capture(path: str | Path) -> cv2.VideoCapture:
-    with _quiet():
+    with _suppress_messages():
         return cv2.VideoCapture(str(path))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress messages of OpenCV on stderr about failures that raise `OcrnetError` here."""
+def _suppress_messages() -> Iterator[None]:
+    """Suppress the messages of OpenCV on stderr; an `OcrnetError` reports the failures."""
     before = cv2.getLogLevel()
     cv2.setLogLevel(0)
     try:
@@ -72,8 +69,9 @@ def _quiet() -> Iterator[None]:
 class Reader:
     """Context manager that reads a video; iterate over it to get the frames.
 
-    ``rate`` is in frames per second; ``promised`` is the number of frames given by the container (0: unknown).
-    ``notes`` describe assumptions. Raise `OcrnetError` if there is no first frame.
+    ``rate`` is in frames per second. ``promised`` is the number of frames according to the container, 0 if unknown;
+    ``frames`` is the number read so far. ``notes`` are messages about assumptions. Raise `OcrnetError` if no frame can
+    be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -82,12 +80,12 @@ class Reader:
         self.frames = 0
         if not Path(path).is_file():
             raise OcrnetError(f"{path} does not exist")
-        if not can_take(path):
-            raise OcrnetError(f"{path} has a name that is not valid UTF-8, and OpenCV cannot open it; rename it")
+        if not is_safe_path(path):
+            raise OcrnetError(f"{path} has a name that is not valid UTF-8, which OpenCV cannot open; rename it")
         self._capture = cv2.VideoCapture() if _is_text(path) else _capture(path)
         self._first: np.ndarray | None
-        found, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
-        if not found or self._first is None:
+        success, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
+        if not success or self._first is None:
             self._capture.release()
             raise OcrnetError(f"{path} is damaged or not a video that OpenCV can read; convert it, for example to mp4")
         self.size = self._first.shape[0], self._first.shape[1]
@@ -110,7 +108,7 @@ class Reader:
             if frame.shape[:2] != self.size:
                 raise OcrnetError(
                     f"{self.path} changes its size from {self.size[0]}x{self.size[1]} to {frame.shape[0]}x"
-                    f"{frame.shape[1]} at frame {self.frames}; split it there"
+                    f"{frame.shape[1]} at frame {self.frames}; split the video at this frame"
                 )
             self.frames += 1
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
@@ -118,18 +116,19 @@ class Reader:
 
     @property
     def missing(self) -> str:
-        """Error text for a truncated video, otherwise empty; valid after the last frame is read."""
-        lacking = self.promised - self.frames
+        """The error message for a truncated video, else an empty text; valid after the last frame was read."""
+        num_missing = self.promised - self.frames
         # mutation: detect-truncated-video
-        if lacking <= 1 + TOLERANCE * self.promised:
+        if num_missing <= 1 + TOLERANCE * self.promised:
             return ""
         return f"{self.path} is truncated or damaged: {self.frames} of {self.promised} frames can be read"
 
 
 class Writer:
-    """Context manager that writes an mp4; it gets its name only in `finish`, and is removed otherwise.
+    """Context manager that writes an mp4 file.
 
-    The codec does not support odd heights and widths: such frames are extended by repeating the last row or column.
+    `finish` gives the file its name; without it, the incomplete file is removed. The codec does not support odd heights
+    and widths: such frames are extended by repeating the last row or column.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -137,9 +136,9 @@ class Writer:
         self._draft = path.with_name(f".{path.stem[:DRAFT_NAME]}.{os.getpid()}.tmp.mp4")
         self._writer: cv2.VideoWriter | None = None
         self._frames = 0
-        if not can_take(path):
+        if not is_safe_path(path):
             raise OcrnetError(
-                f"{path} has a name that is not valid UTF-8, and OpenCV cannot write to it; give another --output"
+                f"{path} has a name that is not valid UTF-8, which OpenCV cannot write; choose another --output"
             )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,9 +154,9 @@ class Writer:
         # mutation: remove-unfinished-video
         self._draft.unlink(missing_ok=True)
 
-    def write(self, picture: np.ndarray) -> None:
+    def write(self, image: np.ndarray) -> None:
         """Append a frame, uint8 H,W (gray) or H,W,3 RGB."""
-        frame = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR if picture.ndim == 2 else cv2.COLOR_RGB2BGR)
+        frame = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
         height, width = frame.shape[:2]
         if height % 2 or width % 2:
             frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
@@ -170,15 +169,16 @@ class Writer:
         self._frames += 1
 
     def finish(self) -> None:
-        """Verify that the file contains all frames, and rename it: OpenCV does not report a full disk."""
+        """Verify that the file contains all frames, since OpenCV does not report a full disk; then give it its name."""
         self._close()
         capture = _capture(self._draft)
-        there = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        num_frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         capture.release()
         # mutation: count-written-frames
-        if there != self._frames:
+        if num_frames != self._frames:
             raise OcrnetError(
-                f"{self.path} cannot be written: {there} of {self._frames} frames were written; is the disk full?"
+                f"{self.path} cannot be written: {num_frames} of {self._frames} frames were written; the disk may "
+                "be full"
             )
         try:
             os.replace(self._draft, self.path)

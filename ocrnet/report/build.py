@@ -1,4 +1,4 @@
-"""The command report: read the runs, evaluate their validation images if available, write the pages."""
+"""Writing of reports: read the runs, evaluate their validation images if available, and write the pages."""
 
 import dataclasses
 import time
@@ -12,10 +12,10 @@ from ocrnet.report.source import Source
 from ocrnet.utils.errors import OcrnetError, printable
 from ocrnet.utils.signals import StopRequest
 
-# Seconds between two reads of an unfinished run; the page reloads at the same interval.
+# Seconds between two reads of an unfinished run; the page is reloaded at the same interval.
 INTERVAL = 5
 
-# Config keys that the command line may set: the location of the images, and how they are evaluated.
+# Config keys that --set accepts: the location of the images, and the settings of their evaluation.
 SETTABLE = ("data.dataset_dir", "data.name", "data.base_size", "num_workers", "device_target", "engine", "mix", "eval.")
 
 Say = Callable[[str], None]
@@ -25,8 +25,8 @@ Say = Callable[[str], None]
 class ReportOptions:
     """Options of the command line.
 
-    ``output`` None means report.html in the run's folder, or comparison.html in the first run's folder if there are
-    several. ``curves_only``: do not evaluate the images.
+    ``runs`` are the folders of the runs. ``output`` is the file to write; None selects report.html in the folder of the
+    run, or for several runs comparison.html in the folder of the first. ``curves_only`` omits the evaluation.
     """
 
     runs: Sequence[Path]
@@ -36,36 +36,36 @@ class ReportOptions:
 
 
 def make(options: ReportOptions, say: Say) -> list[Path]:
-    """Write the report and, for a single run, MODEL_CARD.md in the same folder; return the files.
+    """Write the report and, for a single run, a model card in the same folder; return their paths.
 
-    If a run's images or network are unavailable, its part is omitted; the log and the page state this. Raise
-    OcrnetError instead if options select the images or the checkpoint.
+    If the images or the network of a run are unavailable, its evaluation is omitted, and the log and the page report
+    this. If an option selects the images or the checkpoint, raise `OcrnetError` instead.
     """
     _check(options)
     if options.curves_only and options.report_filter != ReportFilter():
         raise OcrnetError(
-            "--curves_only does not evaluate images: --images, --checkpoint_path and --set have no effect with it"
+            "--curves_only omits the evaluation: --images, --checkpoint_path and --set have no effect with it"
         )
     runs = _read(options.runs)
-    found: list[Figures | None] = []
-    missing = []
+    all_figures: list[Figures | None] = []
+    not_evaluated = []
     for run in runs:
-        made = None if options.curves_only else _figures(run, options.report_filter, say)
-        found.append(made)
-        if made is None:
-            missing.append(run.name)
+        run_figures = None if options.curves_only else _figures(run, options.report_filter, say)
+        all_figures.append(run_figures)
+        if run_figures is None:
+            not_evaluated.append(run.name)
     output = _output(options)
-    note = "" if options.curves_only or not missing else _without(missing, len(runs))
+    note = "" if options.curves_only or not not_evaluated else _omission_note(not_evaluated, len(runs))
     note = "Curves only: the validation images were not evaluated." if options.curves_only else note
     if len(runs) > 1:
-        return [_write(output, compare.page(runs, found, note=note))]
-    written = [_write(output, page.page(runs[0], found[0], note=note))]
-    beside = output.with_name("MODEL_CARD.md" if output.name == "report.html" else f"{output.stem}.MODEL_CARD.md")
-    return [*written, card.write(beside, card.card(runs[0], found[0]))]
+        return [_write(output, compare.page(runs, all_figures, note=note))]
+    written = [_write(output, page.page(runs[0], all_figures[0], note=note))]
+    card_path = output.with_name("MODEL_CARD.md" if output.name == "report.html" else f"{output.stem}.MODEL_CARD.md")
+    return [*written, card.write(card_path, card.card(runs[0], all_figures[0]))]
 
 
 def watch(options: ReportOptions, say: Say, *, interval: float = INTERVAL) -> Path:
-    """Write the page of the curves periodically, until the runs are done or a signal requests a stop.
+    """Write the report without evaluation repeatedly, until the runs are finished or a signal requests a stop.
 
     Args:
         options: The options; its ``report_filter`` must be empty.
@@ -73,10 +73,10 @@ def watch(options: ReportOptions, say: Say, *, interval: float = INTERVAL) -> Pa
         interval: Seconds between two writes.
 
     Returns:
-        The file.
+        The path of the report.
 
     Raises:
-        OcrnetError: An option has no effect here, or a run cannot be read.
+        OcrnetError: An option is not supported with --watch, or a run cannot be read.
     """
     _check(options)
     if options.report_filter != ReportFilter():
@@ -84,7 +84,7 @@ def watch(options: ReportOptions, say: Say, *, interval: float = INTERVAL) -> Pa
     output = _output(options)
     with StopRequest(what="writing the final page") as stopped:
         while True:
-            began = time.monotonic()
+            start = time.monotonic()
             runs = _read(options.runs)
             done = all(run.finished for run in runs) or bool(stopped())
             refresh = None if done else max(1, round(interval))
@@ -95,8 +95,8 @@ def watch(options: ReportOptions, say: Say, *, interval: float = INTERVAL) -> Pa
             _write(output, text)
             if done:
                 return output
-            say(f"{printable(str(output))}: {', '.join(_progress(run) for run in runs)}")
-            while not stopped() and time.monotonic() - began < interval:
+            say(f"{printable(str(output))}: {', '.join(_describe_progress(run) for run in runs)}")
+            while not stopped() and time.monotonic() - start < interval:
                 time.sleep(0.1)
 
 
@@ -107,7 +107,7 @@ def _check(options: ReportOptions) -> None:
                 f"{item.source} {name}: no effect on report; supported keys: {', '.join(SETTABLE[:-1])}, eval.*"
             )
     if options.report_filter.checkpoint and len(options.runs) > 1:
-        raise OcrnetError("--checkpoint_path names one checkpoint, but several runs are given; omit it")
+        raise OcrnetError("--checkpoint_path names one checkpoint, but there are several runs; omit it")
     output = _output(options)
     if output.is_dir() or output.suffix not in (".html", ".htm"):
         raise OcrnetError(f"--output {output}: must be an HTML file, for example report.html")
@@ -116,7 +116,7 @@ def _check(options: ReportOptions) -> None:
 def _read(folders: Sequence[Path]) -> list[Source]:
     runs = [source.read(folder) for folder in folders]
     if len({run.folder.resolve() for run in runs}) < len(runs):
-        raise OcrnetError("a run is given twice; name each folder once")
+        raise OcrnetError("the same run is listed twice; list each folder once")
     if len(runs) == 1:
         return runs
     return [dataclasses.replace(run, name=name) for run, name in zip(runs, compare.distinct(runs), strict=True)]
@@ -127,15 +127,15 @@ def _figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures | No
         return figures(run, report_filter, say)
     except OcrnetError as error:
         if report_filter.checkpoint or report_filter.given or report_filter.images:
-            raise  # an explicit request must not result in a page that lacks it
+            raise  # the user asked for an evaluation, so a page without it would be wrong
         say(f"{printable(run.name)}: images, confusion, boundaries and calibration are omitted: {error}")
         return None
 
 
-def _without(missing: Sequence[str], runs: int) -> str:
-    of = f" of {', '.join(missing)}" if runs > 1 else ""
+def _omission_note(not_evaluated: Sequence[str], runs: int) -> str:
+    of = f" of {', '.join(not_evaluated)}" if runs > 1 else ""
     return (
-        f"The validation images{of} could not be evaluated, so confusion, boundaries, calibration and pictures "
+        f"The validation images{of} could not be evaluated, so confusion, boundaries, calibration and images "
         "are omitted. To include them: ocrnet report RUN --set data.dataset_dir=FOLDER"
     )
 
@@ -148,5 +148,5 @@ def _write(output: Path, text: str) -> Path:
     return files.write(output, text.encode("utf-8", "replace"))
 
 
-def _progress(run: Source) -> str:
+def _describe_progress(run: Source) -> str:
     return f"{printable(run.name)} after step {run.step}" + (f"/{run.total_step}" if run.total_step else "")

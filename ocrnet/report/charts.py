@@ -1,4 +1,4 @@
-"""Charts as SVG text; colors come from the page's CSS, so that one file serves light and dark mode."""
+"""Charts as SVG text; the CSS of the page sets their colors, in light and dark mode."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# A curve of more than twice as many points is split into this many parts; each part's minimum and maximum are drawn.
+# A curve with more than twice this many points is split into this many parts, each drawn by its minimum and maximum.
 PARTS = 240
 
 _WIDTH, _HEIGHT = 360, 190
@@ -17,7 +17,7 @@ Number = float | None
 
 @dataclass(frozen=True)
 class Series:
-    """One curve; a y that is None or not finite is a gap. ``dots``: mark each point and show its value."""
+    """One curve; a y that is None or not finite makes a gap. ``dots``: mark each point and show its value."""
 
     name: str
     x: Sequence[float]
@@ -38,8 +38,8 @@ def line(
     Args:
         title: The title, escaped here.
         series: The curves.
-        low: A value that the y axis reaches down to at least.
-        high: A value that the y axis reaches up to at least.
+        low: The y axis starts at this value or below.
+        high: The y axis ends at this value or above.
         unit: Text appended to each y value.
 
     Returns:
@@ -49,16 +49,16 @@ def line(
     def text(value: float) -> str:
         return f"{value:.4g}{unit}"
 
-    points = [[(x, y) for x, y in zip(one.x, one.y, strict=True) if y is not None and _known(y)] for one in series]
+    points = [[(x, y) for x, y in zip(one.x, one.y, strict=True) if y is not None and _is_finite(y)] for one in series]
     values = [y for some in points for _, y in some]
     if not values:
         return _figure(title, "", '<p class="none">no data yet</p>')
-    bottom, top = min([*values, *_given(low)]), max([*values, *_given(high)])
+    bottom, top = min([*values, *_as_list(low)]), max([*values, *_as_list(high)])
     ticks = nice(bottom, top)
     bottom, top = min(bottom, ticks[0]), max(top, ticks[-1])
     steps = [x for some in points for x, _ in some]
     first, last = min(steps), max(steps)
-    across = nice(first, last, most=4) if last > first else [first]
+    across = nice(first, last, max_intervals=4) if last > first else [first]
 
     def place(x: float, y: float) -> tuple[float, float]:
         right = (x - first) / (last - first) if last > first else 0.5
@@ -90,18 +90,18 @@ def line(
 def _curve(one: Series, number: int, place: Callable, text: Callable[[float], str]) -> str:
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(one.x, one.y, strict=True):
-        if y is not None and _known(y):
+        if y is not None and _is_finite(y):
             runs[-1].append((x, y))
         elif runs[-1]:
             runs.append([])
     color = f"s{number % 6 + 1}"
     drawn = []
     for run in filter(None, runs):
-        spots = [place(x, y) for x, y in thinned(run)]
-        if len(spots) == 1 and not one.dots:
-            drawn.append(f'<circle class="dot {color}" cx="{spots[0][0]:.1f}" cy="{spots[0][1]:.1f}" r="2"/>')
+        points_xy = [place(x, y) for x, y in thinned(run)]
+        if len(points_xy) == 1 and not one.dots:
+            drawn.append(f'<circle class="dot {color}" cx="{points_xy[0][0]:.1f}" cy="{points_xy[0][1]:.1f}" r="2"/>')
         else:
-            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points_xy)
             drawn.append(f'<path class="curve {color}" d="M{path}"/>')
     if one.dots:
         for x, y in (point for run in runs for point in thinned(run)):
@@ -142,13 +142,13 @@ def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, floa
     return [points[i] for i in sorted(kept)]
 
 
-def nice(low: float, high: float, most: int = 5) -> list[float]:
+def nice(low: float, high: float, max_intervals: int = 5) -> list[float]:
     """Return axis ticks that span ``low`` to ``high``.
 
     Args:
         low: The smallest value.
         high: The largest value; if it is not above ``low``, a range around ``low`` is used.
-        most: The approximate number of intervals.
+        max_intervals: The approximate number of intervals.
 
     Returns:
         Multiples of 1, 2 or 5 times a power of ten, in ascending order.
@@ -156,7 +156,7 @@ def nice(low: float, high: float, most: int = 5) -> list[float]:
     if not high > low:
         pad = abs(low) / 10 or 1.0
         low, high = low - pad, high + pad
-    rough = (high - low) / most
+    rough = (high - low) / max_intervals
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -191,10 +191,10 @@ def heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
                 continue
             where = f'x="{left + column * cell}" y="{top + row * cell}" width="{cell - 2}" height="{cell - 2}" rx="3"'
             kind = "right" if row == column else "wrong"
-            said = f"{escape(name)} predicted as {escape(names[column])}: {100 * share:.2f} % ({pixels:,} pixels)"
+            tooltip = f"{escape(name)} predicted as {escape(names[column])}: {100 * share:.2f} % ({pixels:,} pixels)"
             # The square root makes rare confusions visible: 1 % gets a tenth of the opacity.
             parts.append(
-                f'<rect class="{kind}" fill-opacity="{math.sqrt(share):.3f}" {where}><title>{said}</title></rect>'
+                f'<rect class="{kind}" fill-opacity="{math.sqrt(share):.3f}" {where}><title>{tooltip}</title></rect>'
             )
             if share >= 0.005:
                 ink = "on" if share > 0.3 else "off"
@@ -228,7 +228,7 @@ def reliability(series: Sequence[tuple[str, dict]]) -> str:
         parts.append(f'<text x="{left - 6}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{100 * tick:.0f}</text>')
         parts.append(f'<text x="{x(tick):.1f}" y="{height - 16}" text-anchor="middle">{100 * tick:.0f}</text>')
     for number, (_, calibration) in enumerate(series):
-        parts.append(_bins(calibration, number, alone=len(series) == 1, x=x, y=y))
+        parts.append(_bins(calibration, number, single=len(series) == 1, x=x, y=y))
     parts.append(f'<line class="diagonal" x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}"/>')
     if len(series) == 1:
         parts.append(_amounts(series[0][1]["pixels"], x, top + side + 4, floor - 4))
@@ -239,32 +239,36 @@ def reliability(series: Sequence[tuple[str, dict]]) -> str:
     )
 
 
-def _bins(calibration: dict, number: int, *, alone: bool, x: Callable, y: Callable) -> str:
+def _bins(calibration: dict, number: int, *, single: bool, x: Callable, y: Callable) -> str:
     accuracy, confidence, pixels = (calibration[name] for name in ("accuracy", "confidence", "pixels"))
-    count, drawn, spots = len(pixels), [], []
-    for i, (right, sure, many) in enumerate(zip(accuracy, confidence, pixels, strict=True)):
-        if right is None:
+    count, drawn, points_xy = len(pixels), [], []
+    for i, (mean_accuracy, mean_confidence, num_pixels) in enumerate(zip(accuracy, confidence, pixels, strict=True)):
+        if mean_accuracy is None:
             continue
-        spots.append(f"{x(sure):.1f} {y(right):.1f}")
-        if alone:
+        points_xy.append(f"{x(mean_confidence):.1f} {y(mean_accuracy):.1f}")
+        if single:
             at = f'x="{x(i / count) + 1:.1f}" width="{x(1 / count) - x(0) - 2:.1f}"'
-            gap, kind = sorted((y(right), y(sure))), "over" if sure > right else "under"
+            gap, kind = (
+                sorted((y(mean_accuracy), y(mean_confidence))),
+                "over" if mean_confidence > mean_accuracy else "under",
+            )
             drawn.append(
                 f'<rect class="right" {at} y="{gap[1]:.1f}" height="{y(0) - gap[1]:.1f}"/>'
                 f'<rect class="{kind}" {at} y="{gap[0]:.1f}" height="{gap[1] - gap[0]:.1f}">'
-                f"<title>confidence {100 * sure:.1f} %, accuracy {100 * right:.1f} %, {many:,} pixels</title></rect>"
+                f"<title>confidence {100 * mean_confidence:.1f} %, accuracy {100 * mean_accuracy:.1f} %, "
+                f"{num_pixels:,} pixels</title></rect>"
             )
-    if not alone and spots:
-        drawn.append(f'<path class="curve s{number % 6 + 1}" d="M{"L".join(spots)}"/>')
+    if not single and points_xy:
+        drawn.append(f'<path class="curve s{number % 6 + 1}" d="M{"L".join(points_xy)}"/>')
     return "".join(drawn)
 
 
 def _amounts(pixels: Sequence[int], x: Callable, top: float, height: float) -> str:
-    most, count = max(max(pixels), 1), len(pixels)
+    largest, count = max(max(pixels), 1), len(pixels)
     return "".join(
         f'<rect class="amount" x="{x(i / count) + 1:.1f}" width="{x(1 / count) - x(0) - 2:.1f}" '
-        f'y="{top:.1f}" height="{many / most * (height - 8):.1f}"/>'
-        for i, many in enumerate(pixels)
+        f'y="{top:.1f}" height="{num_pixels / largest * (height - 8):.1f}"/>'
+        for i, num_pixels in enumerate(pixels)
     )
 
 
@@ -272,9 +276,9 @@ def _label(name: str) -> str:
     return escape(name if len(name) <= 16 else name[:15] + "…")
 
 
-def _known(value: float) -> bool:
+def _is_finite(value: float) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _given(value: float | None) -> list[float]:
+def _as_list(value: float | None) -> list[float]:
     return [] if value is None else [value]

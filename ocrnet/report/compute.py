@@ -1,4 +1,4 @@
-"""Evaluation of the validation images with a run's network; the figures are stored in the run's folder."""
+"""Evaluation of a run's network on the validation images; the results are stored in the folder of the run."""
 
 import dataclasses
 import io
@@ -30,24 +30,24 @@ from ocrnet.train.setup import open_split
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import Weights, convert
 
-# A changed number causes figures stored by earlier versions to be recomputed.
+# Version of the stored figures; figures of another version are computed again.
 FORMAT = 1
 
-# SHOWN: number of best and of worst images shown. SAME: number of images shown for every network, so that runs can be
-# compared. SIDE: longer side of a stored image, in pixels.
-SHOWN = 3
-SAME = 2
+# NUM_RANKED: number of best images shown, and of worst images. NUM_SHARED: number of images shown for every run, for
+# comparison. SIDE: longer side of a stored image, in pixels.
+NUM_RANKED = 3
+NUM_SHARED = 2
 SIDE = 480
 
-# Approximate maximum number of values in the stored map of each pixel's relation to the regions.
-RELATIONS = 200_000
+# Approximate maximum number of values in the stored relation of pixels to regions.
+MAX_RELATION_VALUES = 200_000
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """The figures of a run: ``facts`` are strict JSON, ``arrays`` hold the images that the page shows."""
+    """The results of evaluating a run: numbers in ``facts`` (strict JSON), images of the page in ``arrays``."""
 
     facts: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -69,9 +69,9 @@ class ReportFilter:
 
 
 def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
-    """Return the figures of a run's best checkpoint, computed or as stored by an earlier report.
+    """Return the figures of a run's best checkpoint: those stored by an earlier report if they apply, else new ones.
 
-    Labels equal those of `ocrnet eval` for the same config.
+    The predicted labels are those of `ocrnet eval` with the same config.
 
     Args:
         run: The run.
@@ -79,69 +79,69 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
         say: Logs a line of progress.
 
     Returns:
-        The figures, which are also stored in the run's folder.
+        The figures; they are stored in the folder of the run.
 
     Raises:
-        OcrnetError: There is no checkpoint, the images are unavailable and no figures are stored, or the dataset does
-            not fit the network.
+        OcrnetError: There is no checkpoint, the dataset has other classes than the network, or the images are missing
+            and no figures are stored.
     """
     path = report_filter.checkpoint or source.best_checkpoint(run)
     if path is None:
-        raise OcrnetError(f"'{run.folder}' has no checkpoint to evaluate; give one with --checkpoint_path")
-    given = read(path, Config())
-    found = as_weights(given)
-    flat = run.config or dict(_flat(found))
+        raise OcrnetError(f"'{run.folder}' has no checkpoint to evaluate; set --checkpoint_path")
+    source_file = read(path, Config())
+    weights = as_weights(source_file)
+    flat = run.config or dict(_flat(weights))
     cfg = source.config_for(flat, report_filter.given, str(run.folder / "config.yml" if run.config else path))
-    cfg, _ = convert.normalized(cfg, found)
+    cfg, _ = convert.normalized(cfg, weights)
     key = {
         "format": FORMAT,
-        "checkpoint": _identity(found),
+        "checkpoint": _identity(weights),
         "eval": [list(cfg.eval.scales), cfg.eval.flip, cfg.eval.slide and list(cfg.eval.slide)],
         "base_size": cfg.data.base_size and list(cfg.data.base_size),
         "ignore_label": cfg.data.ignore_label,
         "mix": cfg.mix,
         "images": report_filter.images,
     }
-    kept = _kept(run, key)
+    stored = _load_stored(run, key)
     try:
         dataset = open_split(cfg, "val")
     except OcrnetError as error:
-        if kept is None:
-            raise OcrnetError(f"{error}\nor make the report without images: --curves_only True") from None
-        say("the validation images are missing: using the figures stored in the run's folder")
-        return kept
-    if kept and kept.facts["identity"] == dataset.identity:
-        say(f"{path.name} is already evaluated: using the figures stored in the run's folder")
-        return kept
-    if found.arch.num_classes != len(dataset.classes):
+        if stored is None:
+            raise OcrnetError(f"{error}\nor write the report without an evaluation: --curves_only True") from None
+        say("the validation images are missing; using the figures stored in the run's folder")
+        return stored
+    if stored and stored.facts["identity"] == dataset.identity:
+        say(f"{path.name} is already evaluated; using the figures stored in the run's folder")
+        return stored
+    if weights.arch.num_classes != len(dataset.classes):
         raise OcrnetError(
-            f"{path} predicts {found.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
-            f"{len(dataset.classes)}; give the dataset it was trained on with --set data.dataset_dir=FOLDER"
+            f"{path} predicts {weights.arch.num_classes} classes, but {cfg.data.name} at {cfg.data.dataset_dir} has "
+            f"{len(dataset.classes)}; set the dataset on which it was trained with --set data.dataset_dir=FOLDER"
         )
-    engine = open_engine(cfg, given, world=World())
+    engine = open_engine(cfg, source_file, world=World())
     try:
-        engine.restore(found.tensors, found.meta.get("step", 0))
+        engine.restore(weights.tensors, weights.meta.get("step", 0))
         say(f"evaluating {report_filter.images or len(dataset)} of {len(dataset)} validation images with {path.name}")
-        made = look(engine, cfg, dataset, report_filter.images, say)
+        result = compute_figures(engine, cfg, dataset, report_filter.images, say)
     finally:
         engine.close()
-    made.facts.update(
+    result.facts.update(
         key=key,
         identity=dataset.identity,
         checkpoint=path.name,
-        step=found.meta.get("step", 0),
-        arch=_arch(found),
-        parameters=architecture.num_parameters(found.arch),
+        step=weights.meta.get("step", 0),
+        arch=_arch(weights),
+        parameters=architecture.num_parameters(weights.arch),
         eval={"scales": list(cfg.eval.scales), "flip": cfg.eval.flip, "slide": cfg.eval.slide and list(cfg.eval.slide)},
         decisions=list(engine.startup_messages),
         versions=dict(engine.versions),
     )
-    _keep(run, made, say)
-    return made
+    _store(run, result, say)
+    return result
 
 
-def look(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -> Figures:
-    """Compute the figures over the images, then predict the images that are shown once more.
+def compute_figures(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -> Figures:
+    """Evaluate the images and return their figures; the images to show are predicted a second time.
 
     Args:
         engine: The engine, with the weights restored.
@@ -151,7 +151,7 @@ def look(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -
         say: Logs a line of progress.
 
     Returns:
-        The figures, without the facts about run and checkpoint.
+        The figures, without the entries about run and checkpoint.
 
     Raises:
         OcrnetError: No pixel of the images is labeled.
@@ -159,32 +159,33 @@ def look(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -
     count = min(images or len(dataset), len(dataset))
     chosen = [i * len(dataset) // count for i in range(count)]
     part = Dataset(dataset.classes, [dataset.pairs[i] for i in chosen], dataset.root)
-    tally, reach = Tally(len(dataset.classes)), set()
-    begun = said = time.monotonic()
-    for index, image, truth in val_stream(part, World(), cfg.num_workers):
-        passes = make_passes(cfg.eval, (truth.shape[0], truth.shape[1]), cfg.data.base_size)
-        answer = engine.predict(image[None], passes, ("labels", "confidence"))
-        tally.add(part.name(index), answer["labels"][0], answer["confidence"][0], truth)
-        reach.add(tolerance(*truth.shape))
-        if time.monotonic() - said > 10:
-            said = time.monotonic()
-            say(f"evaluated {index + 1}/{count} images, {(index + 1) / (said - begun):.2f} img/s")
+    tally, tolerances = Tally(len(dataset.classes)), set()
+    start = last_logged = time.monotonic()
+    for index, image, ground_truth in val_stream(part, World(), cfg.num_workers):
+        passes = make_passes(cfg.eval, (ground_truth.shape[0], ground_truth.shape[1]), cfg.data.base_size)
+        outputs = engine.predict(image[None], passes, ("labels", "confidence"))
+        tally.add(part.name(index), outputs["labels"][0], outputs["confidence"][0], ground_truth)
+        tolerances.add(tolerance(*ground_truth.shape))
+        if time.monotonic() - last_logged > 10:
+            last_logged = time.monotonic()
+            say(f"evaluated {index + 1}/{count} images, {(index + 1) / (last_logged - start):.2f} img/s")
     if not tally.confusion.any():
         raise OcrnetError(f"no pixel of the validation images at {dataset.root} is labeled; see ocrnet check")
     order = ranked(tally.images)
-    shown = [("best", i) for i in reversed(order[-SHOWN:])]
-    shown += [("worst", i) for i in order[:SHOWN] if i not in order[-SHOWN:]]
-    shown += [("same", (2 * k + 1) * count // (2 * SAME)) for k in range(min(SAME, count))]
+    shown = [("best", i) for i in reversed(order[-NUM_RANKED:])]
+    shown += [("worst", i) for i in order[:NUM_RANKED] if i not in order[-NUM_RANKED:]]
+    shown += [("same", (2 * k + 1) * count // (2 * NUM_SHARED)) for k in range(min(NUM_SHARED, count))]
     arrays: dict[str, np.ndarray] = {}
     samples = []
-    for place, (why, index) in enumerate(shown):
-        image, truth = part.read(index)
+    for position, (group, index) in enumerate(shown):
+        image, ground_truth = part.read(index)
         labels = engine.predict(
-            image[None], make_passes(cfg.eval, (truth.shape[0], truth.shape[1]), cfg.data.base_size)
+            image[None], make_passes(cfg.eval, (ground_truth.shape[0], ground_truth.shape[1]), cfg.data.base_size)
         )["labels"][0]
-        for name, array in (("image", image), ("truth", truth), ("prediction", labels)):
-            arrays[f"{place}_{name}"] = thumbnail(array, SIDE)
-        samples.append({"why": why, **tally.images[index]})
+        arrays[f"{position}_image"] = thumbnail(image, SIDE)
+        arrays[f"{position}_truth"] = thumbnail(ground_truth, SIDE)
+        arrays[f"{position}_prediction"] = thumbnail(labels, SIDE)
+        samples.append({"why": group, **tally.images[index]})
     classes = dataset.classes
     facts: dict[str, Any] = {
         "dataset": cfg.data.name,
@@ -195,7 +196,7 @@ def look(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -
         "categories": list(classes.categories),
         "confusion": tally.confusion.tolist(),
         "boundary": [plain(value) for value in tally.boundary.tolist()],
-        "tolerance": sorted(reach),
+        "tolerance": sorted(tolerances),
         "calibration": {
             "pixels": tally.calibration.pixels.tolist(),
             "accuracy": [plain(value) for value in tally.calibration.accuracy.tolist()],
@@ -206,56 +207,67 @@ def look(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -
         "samples": samples,
     }
     richest = max(order, key=lambda i: (tally.images[i]["classes"], tally.images[i]["mean_iou"]))
-    facts["ocr"] = _what_ocr_saw(engine, part, richest, arrays, say)
+    facts["ocr"] = _ocr_facts(engine, part, richest, arrays, say)
     return Figures(facts, arrays)
 
 
-def _what_ocr_saw(
+def _ocr_facts(
     engine: Engine, dataset: Dataset, index: int, arrays: dict[str, np.ndarray], say: Say
 ) -> dict[str, Any] | None:
-    """Store an image, its soft object regions and each pixel's relation to them in ``arrays``; return its facts.
+    """Store an image, its soft object regions, and the relation of its pixels to them in ``arrays``.
 
-    Return None if the engine does not provide regions and relation.
+    Args:
+        engine: The engine, with the weights restored.
+        dataset: The evaluated images.
+        index: The index of the image.
+        arrays: The arrays of the figures, to which entries are added.
+        say: Logs a line.
+
+    Returns:
+        The name of the image, and the part of each region on its own class; None if the engine has no regions.
     """
     image = dataset.image(index)
     passes = make_passes(Eval(), (image.shape[0], image.shape[1]))
     try:
-        answer = engine.predict(image[None], passes, ("labels", "regions", "relation"))
+        outputs = engine.predict(image[None], passes, ("labels", "regions", "relation"))
     except OcrnetError as error:
         say(f"the object regions are omitted: {error}")
         return None
-    regions, relation = answer["regions"][0], answer["relation"][0]  # float32 num_classes,h,w
+    regions, relation = outputs["regions"][0], outputs["relation"][0]  # float32 num_classes,h,w
     highest = regions.max(axis=(1, 2), keepdims=True)
     spread = np.round(np.sqrt(regions / np.maximum(highest, 1e-30)) * 255).astype(np.uint8)
-    arrays["ocr_image"], arrays["ocr_labels"] = thumbnail(image, SIDE), thumbnail(answer["labels"][0], SIDE)
+    arrays["ocr_image"], arrays["ocr_labels"] = thumbnail(image, SIDE), thumbnail(outputs["labels"][0], SIDE)
     arrays["ocr_regions"] = np.stack([thumbnail(region, SIDE // 2) for region in spread])
-    step = math.ceil(math.sqrt(relation.size / RELATIONS))
+    step = math.ceil(math.sqrt(relation.size / MAX_RELATION_VALUES))
     arrays["ocr_relation"] = np.round(relation[:, step // 2 :: step, step // 2 :: step] * 255).astype(np.uint8)
-    return {"name": dataset.name(index), "own": _on_own(regions, answer["labels"][0])}
+    return {"name": dataset.name(index), "own": _own_weight(regions, outputs["labels"][0])}
 
 
-def _on_own(regions: np.ndarray, labels: np.ndarray) -> list[float]:
-    """Return, for each class, the part of its region's weight that lies on pixels predicted as this class."""
+def _own_weight(regions: np.ndarray, labels: np.ndarray) -> list[float]:
+    """Return, for each class, the part of its region's weight on pixels that are predicted as this class."""
     small = labels[::4, ::4]
     return [float(region[small == index].sum()) for index, region in enumerate(regions)]
 
 
-def _identity(found: Weights) -> str:
-    return found.meta.get("sha256") or f"{found.path.name} {found.path.stat().st_size} {found.path.stat().st_mtime_ns}"
+def _identity(weights: Weights) -> str:
+    return (
+        weights.meta.get("sha256")
+        or f"{weights.path.name} {weights.path.stat().st_size} {weights.path.stat().st_mtime_ns}"
+    )
 
 
-def _arch(found: Weights) -> dict[str, Any]:
-    arch = found.arch
+def _arch(weights: Weights) -> dict[str, Any]:
+    arch = weights.arch
     names = ("width", "blocks", "modules", "channels", "key_channels", "variant")
     return {name: getattr(arch, name) if name != "modules" else list(arch.modules) for name in names}
 
 
-def _flat(found: Weights) -> dict[str, Any]:
-    return loader.with_current_keys(dict(config.flat(found.meta.get("config", {}))))
+def _flat(weights: Weights) -> dict[str, Any]:
+    return loader.with_current_keys(dict(config.flat(weights.meta.get("config", {}))))
 
 
-def _kept(run: Source, key: dict[str, Any]) -> Figures | None:
-    """Return the figures of an earlier report if they are readable and have the same ``key``, else None."""
+def _load_stored(run: Source, key: dict[str, Any]) -> Figures | None:
+    """Return the stored figures of an earlier report if they are readable and have the same ``key``, else None."""
     folder = run.folder / "report"
     try:
         facts = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
@@ -269,14 +281,14 @@ def _kept(run: Source, key: dict[str, Any]) -> Figures | None:
         return None
 
 
-def _keep(run: Source, made: Figures, say: Say) -> None:
-    """Store the figures in the run's folder; a failed write is only logged, and the next report recomputes them."""
-    stamp = time.time_ns()  # equal in both files if they belong together
+def _store(run: Source, result: Figures, say: Say) -> None:
+    """Store the figures in the folder of the run for later reports; a failed write is only logged."""
+    stamp = time.time_ns()  # the same in both files, which shows that they belong together
     packed = io.BytesIO()
-    np.savez_compressed(packed, stamp=np.int64(stamp), **made.arrays)
-    text = json.dumps(made.facts | {"stamp": stamp}, allow_nan=False)
+    np.savez_compressed(packed, stamp=np.int64(stamp), **result.arrays)
+    text = json.dumps(result.facts | {"stamp": stamp}, allow_nan=False)
     try:
         files.write(run.folder / "report" / "figures.npz", packed.getvalue())
         files.write(run.folder / "report" / "figures.json", text.encode())
     except OcrnetError as error:
-        say(f"the figures are not stored for the next report: {error}")
+        say(f"cannot store the figures, so the next report computes them again: {error}")

@@ -1,4 +1,4 @@
-"""Measurements on the validation images besides the confusion matrix: boundaries, calibration, per-image scores."""
+"""Scores on the validation images besides the confusion matrix: boundaries, calibration, scores per image."""
 
 import math
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ BINS = 15
 # Number of classes whose boundaries are matched at once, each as one bit of a uint32.
 _BITS = 32
 
-# Confidences are rounded to multiples of this, so that sums are exact and do not depend on the order of images.
-_PART = 2**-24
+# Confidences are rounded to multiples of this, so that their sums are exact in any order of images.
+_CONFIDENCE_UNIT = 2**-24
 
 
 def boundary(indices: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Return a mask, bool H,W, of the pixels that have a 4-neighbor of another class.
 
-    The input is a map of class indices, uint8 H,W. Pixels outside ``valid`` (bool H,W) are never boundary, and neither
-    they nor the image's border make their neighbors boundary.
+    ``indices`` are class indices, uint8 H,W. Pixels outside ``valid`` (bool H,W) are not boundary pixels and do not
+    make their neighbors boundary pixels; neither does the border of the image.
     """
-    found = np.zeros(indices.shape, bool)
-    for before, behind in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+    mask = np.zeros(indices.shape, bool)
+    for before, after in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
         # mutation: no-boundary-at-ignored-pixels
-        differs = (indices[before] != indices[behind]) & valid[before] & valid[behind]
-        found[before] |= differs
-        found[behind] |= differs
-    return found
+        differs = (indices[before] != indices[after]) & valid[before] & valid[after]
+        mask[before] |= differs
+        mask[after] |= differs
+    return mask
 
 
 def tolerance(height: int, width: int) -> int:
@@ -43,7 +43,7 @@ def tolerance(height: int, width: int) -> int:
     return math.ceil(TOLERANCE * math.hypot(height, width))
 
 
-def boundary_scores(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+def boundary_scores(prediction: np.ndarray, ground_truth: np.ndarray, num_classes: int) -> np.ndarray:
     """Return the boundary F-score of each class in one image.
 
     Precision is the share of the predicted class's boundary pixels that have a boundary pixel of the same class in the
@@ -53,29 +53,29 @@ def boundary_scores(prediction: np.ndarray, truth: np.ndarray, num_classes: int)
 
     Args:
         prediction: Predicted class indices, uint8 H,W.
-        truth: Ground truth class indices, uint8 H,W; pixels with 255 are ignored in both.
+        ground_truth: Ground truth class indices, uint8 H,W; pixels with 255 are ignored in both.
         num_classes: The number of classes.
 
     Returns:
         float64 num_classes; nan for a class without boundary pixels, 0 for one with boundary pixels in only one of the
         two.
     """
-    valid = truth != IGNORE
-    reach = tolerance(*truth.shape)
-    maps = prediction, truth
+    valid = ground_truth != IGNORE
+    reach = tolerance(*ground_truth.shape)
+    maps = prediction, ground_truth
     edges = [boundary(indices, valid) for indices in maps]
-    of = [indices[edge] for indices, edge in zip(maps, edges, strict=True)]  # class of each boundary pixel
-    near = [np.zeros(len(classes), bool) for classes in of]
+    edge_classes = [indices[edge] for indices, edge in zip(maps, edges, strict=True)]  # class of each boundary pixel
+    matched = [np.zeros(len(classes), bool) for classes in edge_classes]
     for first in range(0, num_classes, _BITS):
         for this, other in ((0, 1), (1, 0)):
-            bits = np.zeros(truth.shape, np.uint32)
-            bits[edges[other]] = _bit(of[other], first)
-            near[this] |= spread(bits, reach)[edges[this]] & _bit(of[this], first) > 0
-    pixels = [np.bincount(classes, minlength=num_classes) for classes in of]
+            bits = np.zeros(ground_truth.shape, np.uint32)
+            bits[edges[other]] = _bit(edge_classes[other], first)
+            matched[this] |= spread(bits, reach)[edges[this]] & _bit(edge_classes[this], first) > 0
+    pixels = [np.bincount(classes, minlength=num_classes) for classes in edge_classes]
     with np.errstate(invalid="ignore"):
         precision, recall = (
-            np.where(some, np.bincount(classes[hit], minlength=num_classes) / some, 0.0)
-            for classes, hit, some in zip(of, near, pixels, strict=True)
+            np.where(some, np.bincount(classes[correct], minlength=num_classes) / some, 0.0)
+            for classes, correct, some in zip(edge_classes, matched, pixels, strict=True)
         )
         score = 2 * precision * recall / (precision + recall)
     score[precision + recall == 0] = 0.0
@@ -101,20 +101,20 @@ def spread(bits: np.ndarray, reach: int) -> np.ndarray:
     while 2 ** len(runs) <= 2 * reach + 1:
         half = 2 ** (len(runs) - 1)
         runs.append(runs[-1][:, :-half] | runs[-1][:, half:])
-    found = np.zeros_like(bits)
+    union = np.zeros_like(bits)
     for rows in range(min(reach, height - 1) + 1):
         half = math.isqrt(reach**2 - rows**2)
         power = (2 * half + 1).bit_length() - 1
         left, right = reach - half, reach + half + 1 - 2**power
         row = runs[power][:, left : left + width] | runs[power][:, right : right + width]
-        found[rows:] |= row[: height - rows]
-        found[: height - rows] |= row[rows:]
-    return found
+        union[rows:] |= row[: height - rows]
+        union[: height - rows] |= row[rows:]
+    return union
 
 
 @dataclass
 class Calibration:
-    """Confidence and accuracy over all valid pixels, in `BINS` equal intervals of (0, 1].
+    """Confidence and accuracy of all valid pixels, in `BINS` equal intervals of (0, 1].
 
     See Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017). Confidence is the probability of the
     predicted class.
@@ -124,28 +124,28 @@ class Calibration:
     right: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
     parts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))  # sums of confidence, in 2**-24
 
-    def add(self, confidence: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> None:
+    def add(self, confidence: np.ndarray, prediction: np.ndarray, ground_truth: np.ndarray) -> None:
         """Add an image.
 
         Args:
             confidence: float32 H,W.
             prediction: Predicted class indices, uint8 H,W.
-            truth: Ground truth class indices, uint8 H,W; pixels with 255 are ignored.
+            ground_truth: Ground truth class indices, uint8 H,W; pixels with 255 are ignored.
         """
-        valid = truth != IGNORE
-        sure = confidence[valid].astype(np.float64)
-        place = np.clip(np.ceil(sure * BINS).astype(np.int64) - 1, 0, BINS - 1)
-        hit = (prediction == truth)[valid]
-        self.pixels += np.bincount(place, minlength=BINS)
-        self.right += np.bincount(place[hit], minlength=BINS)
+        valid = ground_truth != IGNORE
+        confidences = confidence[valid].astype(np.float64)
+        interval = np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        correct = (prediction == ground_truth)[valid]
+        self.pixels += np.bincount(interval, minlength=BINS)
+        self.right += np.bincount(interval[correct], minlength=BINS)
         # float64 sums integers below 2**53 exactly.
-        self.parts += np.bincount(place, np.rint(sure / _PART), BINS).astype(np.int64)
+        self.parts += np.bincount(interval, np.rint(confidences / _CONFIDENCE_UNIT), BINS).astype(np.int64)
 
     @property
     def confidence(self) -> np.ndarray:
         """The mean confidence of each interval, float64; nan if it has no pixels."""
         with np.errstate(invalid="ignore"):
-            return self.parts * _PART / self.pixels
+            return self.parts * _CONFIDENCE_UNIT / self.pixels
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -157,12 +157,12 @@ class Calibration:
     def error(self) -> float:
         """The expected calibration error: the mean over pixels of their interval's abs(confidence - accuracy)."""
         total = int(self.pixels.sum())
-        return float(np.abs(self.parts * _PART - self.right).sum() / total) if total else float("nan")
+        return float(np.abs(self.parts * _CONFIDENCE_UNIT - self.right).sum() / total) if total else float("nan")
 
 
 @dataclass
 class Tally:
-    """All measurements over the validation images, added one at a time; memory grows only by one row per image."""
+    """The scores of all validation images, which are added one at a time; an image adds only one row to ``images``."""
 
     num_classes: int
     confusion: np.ndarray = field(init=False)
@@ -175,19 +175,19 @@ class Tally:
         self.confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
         self._edge_sum, self._edge_count = np.zeros(self.num_classes), np.zeros(self.num_classes, np.int64)
 
-    def add(self, name: str, prediction: np.ndarray, confidence: np.ndarray, truth: np.ndarray) -> None:
+    def add(self, name: str, prediction: np.ndarray, confidence: np.ndarray, ground_truth: np.ndarray) -> None:
         """Add an image.
 
         Args:
             name: The image's name.
             prediction: Predicted class indices, uint8 H,W.
             confidence: float32 H,W.
-            truth: Ground truth class indices, uint8 H,W; pixels with 255 are ignored.
+            ground_truth: Ground truth class indices, uint8 H,W; pixels with 255 are ignored.
         """
-        counts = metrics.confusion(prediction, truth, self.num_classes)
+        counts = metrics.confusion(prediction, ground_truth, self.num_classes)
         self.confusion += counts
-        self.calibration.add(confidence, prediction, truth)
-        edges = boundary_scores(prediction, truth, self.num_classes)
+        self.calibration.add(confidence, prediction, ground_truth)
+        edges = boundary_scores(prediction, ground_truth, self.num_classes)
         known = ~np.isnan(edges)
         self._edge_sum[known] += edges[known]
         self._edge_count += known
@@ -204,17 +204,17 @@ class Tally:
 
     @property
     def boundary(self) -> np.ndarray:
-        """The boundary F-score of each class, float64: the mean over the images that have one; nan if none has."""
+        """The boundary F-score of each class, float64: the mean over the images that define one; nan if none does."""
         with np.errstate(invalid="ignore"):
             return self._edge_sum / np.where(self._edge_count, self._edge_count, np.nan)
 
 
 def ranked(images: Sequence[dict[str, Any]]) -> list[int]:
-    """Return the indices of the images that have a mean IoU, in ascending order of it."""
+    """Return the indices of the images that have a mean IoU, lowest mean IoU first."""
     known = [i for i, image in enumerate(images) if image["mean_iou"] is not None]
     return sorted(known, key=lambda i: (images[i]["mean_iou"], images[i]["name"]))
 
 
 def plain(value: float) -> float | None:
-    """Return a number for strict JSON: None for nan."""
+    """Return a number as strict JSON can represent it: None for nan."""
     return None if math.isnan(value) else float(value)

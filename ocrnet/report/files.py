@@ -1,4 +1,4 @@
-"""Atomic writes of report files, without the fsync that checkpoints need."""
+"""Atomic writes of report files; unlike checkpoints, they are not synchronized to disk."""
 
 import os
 from pathlib import Path
@@ -19,6 +19,6 @@ def write(path: Path, data: bytes) -> Path:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise OcrnetError(
-            f"cannot write {path}: {error.strerror}; free disk space, or give another --output"
+            f"cannot write {path}: {error.strerror}; free disk space, or choose another --output"
         ) from error
     return path

@@ -1,4 +1,4 @@
-"""HTML elements shared by both pages. Every text that comes from a run goes through `escape`."""
+"""HTML elements shared by both pages; every text of a run must be escaped with `escape`."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from ocrnet.report.style import CSS, SCRIPT
 from ocrnet.report.summary import Number, percent
 from ocrnet.utils.version import __version__
 
-# Forbid the browser to fetch anything, in case a text is not escaped.
+# Prevents the browser from fetching anything, even if a text is not escaped.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 _QUALITY = 82
@@ -28,19 +28,19 @@ def document(title: str, body: str, *, refresh: int | None = None) -> str:
     Args:
         title: The title, escaped here.
         body: The content as HTML.
-        refresh: Seconds after which the page reloads; None: it does not.
+        refresh: Seconds after which the page reloads; None disables reloading.
 
     Returns:
         The page as HTML.
     """
-    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
-    made = f"ocrnet {__version__}, {time.strftime('%Y-%m-%d %H:%M')}"
+    refresh_tag = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+    version_and_time = f"ocrnet {__version__}, {time.strftime('%Y-%m-%d %H:%M')}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">{again}'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">{refresh_tag}'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head>"
-        f"<body><main>{body}<footer>Made by {escape(made)}. This file is self-contained.</footer></main>"
+        f"<body><main>{body}<footer>Written by {escape(version_and_time)}. This file is self-contained.</footer></main>"
         f"<script>{SCRIPT}</script></body></html>\n"
     )
 
@@ -57,12 +57,12 @@ def section(name: str, title: str, content: str, lead: str = "") -> str:
     Returns:
         The section as HTML.
     """
-    said = f'<p class="lead">{lead}</p>' if lead else ""
-    return f'<section id="{name}"><h2>{title}</h2>{said}{content}</section>'
+    lead_html = f'<p class="lead">{lead}</p>' if lead else ""
+    return f'<section id="{name}"><h2>{title}</h2>{lead_html}{content}</section>'
 
 
 def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
-    """Return the row of large numbers; each entry is a label, the number, and a small text below it."""
+    """Return a row of large numbers; each entry consists of label, number, and a small text below the number."""
     cells = "".join(
         f'<div class="tile"><span>{escape(label)}</span><b>{escape(value)}</b><small>{escape(small)}</small></div>'
         for label, value, small in entries
@@ -87,7 +87,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
 
 
 def named(name: str, color: Sequence[int]) -> str:
-    """Return a swatch of a class's color, followed by its name."""
+    """Return a class's color as a small square, followed by its name."""
     # mutation: escape-class-names
     return f"{swatch(color)}{escape(name)}"
 
@@ -103,44 +103,44 @@ def bar(value: Number, kind: str = "") -> str:
 
 
 def jpeg(image: np.ndarray) -> str:
-    """Return a uint8 H,W,3 RGB image as a data URI."""
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    assert done, "OpenCV cannot write a JPEG"
+    """Return an image, uint8 H,W,3 RGB, as a data URI of a JPEG."""
+    encoded, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    assert encoded, "OpenCV cannot write a JPEG"
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
 
 
 def indexed(indices: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
-    """Return class indices uint8 H,W in their colors as a data URI; 255 is dark gray."""
+    """Return class indices, uint8 H,W, as a data URI of a PNG in the class colors; 255 is dark gray."""
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(palette)] = np.array(palette, np.uint8).reshape(-1, 3)
     colors[IGNORE] = 40
-    picture = Image.fromarray(indices, "P")
-    picture.putpalette(colors.tobytes())
+    png = Image.fromarray(indices, "P")
+    png.putpalette(colors.tobytes())
     packed = io.BytesIO()
-    picture.save(packed, "PNG", optimize=True)
+    png.save(packed, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
 
 
-def errors(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the image in pale gray, with wrong pixels red and ignored pixels dark.
+def errors(image: np.ndarray, prediction: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
+    """Return the image in pale gray, with wrongly predicted pixels in red and ignored pixels in dark gray.
 
     Args:
         image: uint8 H,W,3 RGB.
         prediction: Predicted class indices, uint8 H,W.
-        truth: Ground truth class indices, uint8 H,W; 255 is ignored.
+        ground_truth: Ground truth class indices, uint8 H,W; 255 is ignored.
 
     Returns:
         uint8 H,W,3 RGB.
     """
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     pale = np.repeat((gray // 3 + 120)[..., None], 3, axis=2)
-    pale[truth == IGNORE] = 40
-    pale[(prediction != truth) & (truth != IGNORE)] = _WRONG
+    pale[ground_truth == IGNORE] = 40
+    pale[(prediction != ground_truth) & (ground_truth != IGNORE)] = _WRONG
     return pale
 
 
 def glow(image: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Return, uint8 H,W,3 RGB, a heat map of a region (uint8 h,w from 0 to 255) over the dimmed image."""
+    """Return a heat map of a region (uint8 h,w) over the dimmed image, uint8 H,W,3 RGB."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
     size = image.shape[1], image.shape[0]
     weight = cv2.resize(region, size, interpolation=cv2.INTER_LINEAR)
@@ -149,6 +149,6 @@ def glow(image: np.ndarray, region: np.ndarray) -> np.ndarray:
     return np.clip(gray * 0.35 * (1 - share) + light * (0.25 + 0.75 * share), 0, 255).astype(np.uint8)
 
 
-def picture(uri: str, what: str) -> str:
+def img_element(uri: str, description: str) -> str:
     """Return an image element with an alternative text."""
-    return f'<img src="{uri}" alt="{escape(what)}">'
+    return f'<img src="{uri}" alt="{escape(description)}">'

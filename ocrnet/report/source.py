@@ -1,4 +1,4 @@
-"""Reading the folder of a training run or an evaluation: config, metrics, starts, checkpoints."""
+"""Reading of the folder of a training run or an evaluation: config, metrics, starts, checkpoints."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from ocrnet.weights import checkpoint
 
 Row = Mapping[str, Any]
 
-# Words in a key that mark a secret. No key of this version has them; a key of another version that has is redacted.
+# A config key that contains one of these words is redacted; keys of the current version do not.
 _SECRET = ("secret", "token", "password", "api_key", "access_key")
 
 
@@ -27,7 +27,8 @@ _SECRET = ("secret", "token", "password", "api_key", "access_key")
 class Source:
     """One run as read from its folder; a field is empty if the folder lacks its file.
 
-    ``config`` is flat: it maps ``data.crop_size`` to its value. ``scored`` holds the rows of eval.jsonl, newest last.
+    ``config`` maps flat keys, such as ``data.crop_size``, to values. ``train`` and ``evals`` are rows of metrics.jsonl,
+    ``scored`` the rows of eval.jsonl, ``starts`` those of starts.jsonl, each newest last.
     """
 
     folder: Path
@@ -51,7 +52,7 @@ class Source:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is recorded, along with its evaluation unless run_eval is False."""
+        """Whether the last step is recorded, with its evaluation unless run_eval is False."""
         last = self.total_step
         if last is None or not any(row["step"] >= last for row in self.train):
             return False
@@ -73,9 +74,9 @@ def read(folder: str | Path) -> Source:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise OcrnetError(f"'{folder}' is not a folder; give the save_dir of ocrnet train or ocrnet eval")
+        raise OcrnetError(f"'{folder}' is not a folder; use the save_dir of ocrnet train or ocrnet eval")
     rows = _rows(folder / "metrics.jsonl")
-    found = Source(
+    run = Source(
         folder=folder,
         name=folder.resolve().name or "run",
         config=_config(folder / "config.yml"),
@@ -84,16 +85,16 @@ def read(folder: str | Path) -> Source:
         scored=[row for row in _rows(folder / "eval.jsonl") if _has(row, "eval")],
         starts=_rows(folder / "starts.jsonl"),
     )
-    if not (found.config or rows or found.scored or _checkpoints(folder)):
+    if not (run.config or rows or run.scored or _checkpoints(folder)):
         raise OcrnetError(
             f"'{folder}' is not a run folder: it has no config.yml, metrics.jsonl, eval.jsonl or checkpoint/; "
-            "give the save_dir of ocrnet train or ocrnet eval"
+            "use the save_dir of ocrnet train or ocrnet eval"
         )
-    return found
+    return run
 
 
 def best_checkpoint(source: Source) -> Path | None:
-    """Return the run's best checkpoint, else its newest valid one, else the last evaluated one; None if none exists."""
+    """Return the best checkpoint of a run, else its newest valid one, else the last evaluated one, else None."""
     for path in _checkpoints(source.folder):
         if "_best_" in path.name:
             try:
@@ -101,8 +102,8 @@ def best_checkpoint(source: Source) -> Path | None:
             except OcrnetError:
                 continue
             return path
-    for place in (source.folder / "checkpoint", source.folder):
-        newest = checkpoint.newest_valid(place).checkpoint
+    for folder_ in (source.folder / "checkpoint", source.folder):
+        newest = checkpoint.newest_valid(folder_).checkpoint
         if newest:
             return newest.path
     scored = [Path(row["checkpoint"]) for row in source.scored if isinstance(row.get("checkpoint"), str)]
@@ -110,14 +111,14 @@ def best_checkpoint(source: Source) -> Path | None:
 
 
 def config_for(flat: Mapping[str, Any], given: Mapping[str, SourcedValue], where: str) -> Config:
-    """Return the config for evaluating a run's network on this machine.
+    """Return the config for the evaluation of a run's network on this machine.
 
-    Device, engine and min_miou of the run are not used.
+    The recorded device_target, engine and min_miou are ignored.
 
     Args:
         flat: The config that the run recorded, flat.
         given: The values of the command line, which take precedence.
-        where: The source of ``flat``, for error messages.
+        where: The file that ``flat`` comes from, for error messages.
 
     Returns:
         The validated config.
@@ -140,7 +141,8 @@ def config_for(flat: Mapping[str, Any], given: Mapping[str, SourcedValue], where
 def shown(value: Any, name: str = "") -> str:
     """Return a config value or a command argument as text that is safe to publish.
 
-    Access keys of the environment and credentials of a URL are removed. An absolute path is shortened to its last part.
+    Access keys from the environment and credentials of URLs are removed, and absolute paths are cut to their last part.
+    ``name`` is the config key, whose value is redacted if the key names a secret.
     """
     if any(word in name.lower() for word in _SECRET):
         return "***"
@@ -177,7 +179,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         # mutation: skip-unfinished-rows
         try:
-            row = json.loads(line, parse_int=_whole)
+            row = json.loads(line, parse_int=_parse_int)
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
@@ -185,7 +187,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _whole(text: str) -> int:
+def _parse_int(text: str) -> int:
     """Return an integer of a JSON line; raise ValueError if it is too large for a float."""
     if not math.isfinite(float(text)):
         raise ValueError(text)
@@ -201,4 +203,4 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return [path for place in (folder / "checkpoint", folder) for path in sorted(place.glob("*.safetensors"))]
+    return [path for folder_ in (folder / "checkpoint", folder) for path in sorted(folder_.glob("*.safetensors"))]

@@ -1,4 +1,4 @@
-"""CSS and JavaScript of the report; both are part of the page, which fetches nothing."""
+"""CSS and JavaScript of the report, which are embedded in the page."""
 
 CSS = """
 :root{color-scheme:light dark;--bg:#f7f7f5;--card:#fff;--ink:#1b1c1e;--soft:#686c72;--line:#e3e3df;--track:#ecece8;
@@ -114,8 +114,8 @@ footer{margin-top:56px;color:var(--soft);font-size:12.5px}
 @media print{body{background:#fff}.chart,.tile,.panel,.sample{break-inside:avoid}}
 """
 
-# Shows the curves' values at the pointer's step, and a pixel's relation to the regions at the position of the mouse or
-# tap, or at the pin that the arrow keys move.
+# Shows the values of the curves at the step under the pointer, and the relation to the regions of the pixel that the
+# mouse, a tap or the arrow keys select.
 SCRIPT = """
 for (const svg of document.querySelectorAll("svg[data-points]")) {
   const curves = JSON.parse(svg.dataset.points), [first, last, left, right, unit] = JSON.parse(svg.dataset.ends);
@@ -127,9 +127,9 @@ for (const svg of document.querySelectorAll("svg[data-points]")) {
     const step = first + (x - left) / (right - left) * (last - first);
     const near = curves.map(all => all.reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a));
     const place = near.reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a)[0];
-    const there = left + (last > first ? (place - first) / (last - first) : 0.5) * (right - left);
-    line.setAttribute("x1", there);
-    line.setAttribute("x2", there);
+    const lineX = left + (last > first ? (place - first) / (last - first) : 0.5) * (right - left);
+    line.setAttribute("x1", lineX);
+    line.setAttribute("x2", lineX);
     line.style.visibility = "visible";
     title.textContent = name + ", step " + place.toLocaleString("en");
     near.forEach((point, k) => shown[k].textContent = Number(point[1].toPrecision(4)) + unit);
@@ -141,9 +141,9 @@ for (const svg of document.querySelectorAll("svg[data-points]")) {
   });
 }
 (() => {
-  const box = document.getElementById("relation");
-  if (!box) return;
-  const data = JSON.parse(box.textContent), raw = atob(data.bytes), stage = document.querySelector(".stage");
+  const relationData = document.getElementById("relation");
+  if (!relationData) return;
+  const data = JSON.parse(relationData.textContent), raw = atob(data.bytes), stage = document.querySelector(".stage");
   const pin = stage.querySelector(".pin"), bars = document.querySelectorAll(".relation .bar i");
   const numbers = document.querySelectorAll(".relation b");
   let x = data.x, y = data.y;
@@ -161,12 +161,12 @@ for (const svg of document.querySelectorAll("svg[data-points]")) {
     y = Math.min(Math.max(Math.floor(to_y), 0), data.height - 1);
     show();
   };
-  const look = event => {
+  const selectAt = event => {
     const at = stage.getBoundingClientRect();
     move((event.clientX - at.left) / at.width * data.width, (event.clientY - at.top) / at.height * data.height);
   };
-  stage.addEventListener("click", look);
-  stage.addEventListener("pointermove", event => { if (event.pointerType === "mouse") look(event); });
+  stage.addEventListener("click", selectAt);
+  stage.addEventListener("pointermove", event => { if (event.pointerType === "mouse") selectAt(event); });
   stage.addEventListener("keydown", event => {
     const by = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
     if (by) { move(x + by[0], y + by[1]); event.preventDefault(); }

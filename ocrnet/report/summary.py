@@ -1,4 +1,4 @@
-"""The numbers of a run, shared by the page, the comparison and the model card."""
+"""The summary of a run, from which the page, the comparison and the model card are written."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ Number = float | None
 
 @dataclass(frozen=True)
 class ClassLine:
-    """The scores of one class, from 0 to 1; None if no pixel determines it."""
+    """The scores of one class, from 0 to 1; None if no pixel determines the score."""
 
     name: str
     color: tuple[int, ...]
@@ -29,7 +29,7 @@ class ClassLine:
 
 @dataclass(frozen=True)
 class Summary:
-    """The results of a run; ``origin`` describes the evaluation, and is empty if there was none."""
+    """The results of a run; ``origin`` describes the evaluation that they come from, and is empty without one."""
 
     name: str
     network: str
@@ -49,14 +49,15 @@ class Summary:
 
 
 def summary(run: Source, figures: Figures | None) -> Summary:
-    """Return the summary of a run: from its figures, else from its recorded evaluations."""
+    """Return the summary of a run, with the scores of its figures, else of its recorded evaluations."""
     facts = figures.facts if figures else {}
     known: dict[str, Any] = {"boundary": None, "calibration": None}
     if figures:
         scores = figures.scores
         edges = [value for value in facts["boundary"] if value is not None]
         known = {
-            "origin": f"{facts['images']:,} of {facts['of']:,} validation images, {facts['checkpoint']}, {_how(facts)}",
+            "origin": f"{facts['images']:,} of {facts['of']:,} validation images, {facts['checkpoint']}, "
+            f"{_describe_eval(facts)}",
             "mean_iou": plain(scores.mean_iou),
             "pixel_accuracy": plain(scores.pixel_accuracy),
             "mean_accuracy": plain(scores.mean_accuracy),
@@ -105,12 +106,15 @@ def percent(value: Number, digits: int = 2) -> str:
 
 
 def _best(run: Source) -> tuple[Row, str]:
-    """Return the recorded evaluation to report and its origin: the last of ocrnet eval, else the best in training."""
+    """Return the recorded evaluation to report and its origin.
+
+    It is the last one of ocrnet eval, else the one with the highest mIoU during training, else empty.
+    """
     if run.scored:
         row = run.scored[-1]
         checkpoint = str(row.get("checkpoint", "")).rsplit("/", 1)[-1]
         scales = {"scales": row.get("scales", [1.0]), "flip": row.get("flip", False), "slide": row.get("slide")}
-        return row, f"ocrnet eval, {checkpoint or 'unknown checkpoint'}, {_how({'eval': scales})}"
+        return row, f"ocrnet eval, {checkpoint or 'unknown checkpoint'}, {_describe_eval({'eval': scales})}"
     rows = [row for row in run.evals if number(row.get("mean_iou")) is not None]
     if not rows:
         return {}, ""
@@ -118,12 +122,12 @@ def _best(run: Source) -> tuple[Row, str]:
     return best, f"the best evaluation during training, after step {best['step']:,}"
 
 
-def _how(facts: dict[str, Any]) -> str:
-    how = facts["eval"]
-    scales = how["scales"] if isinstance(how["scales"], list) else [how["scales"]]
+def _describe_eval(facts: dict[str, Any]) -> str:
+    settings = facts["eval"]
+    scales = settings["scales"] if isinstance(settings["scales"], list) else [settings["scales"]]
     size = "single scale" if scales == [1.0] else "scales " + " ".join(f"{scale}" for scale in scales)
-    windows = "" if not how["slide"] else ", sliding windows of {}".format("x".join(map(str, how["slide"])))
-    return size + (" with flip" if how["flip"] else "") + windows
+    windows = "" if not settings["slide"] else ", sliding windows of {}".format("x".join(map(str, settings["slide"])))
+    return size + (" with flip" if settings["flip"] else "") + windows
 
 
 def _lines(classes: Any) -> list[ClassLine]:

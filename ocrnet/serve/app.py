@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from ocrnet.config import EVAL_SCALES, Eval
 from ocrnet.serve import openapi, request_body, responses
-from ocrnet.serve.errors import Refused
+from ocrnet.serve.errors import HttpError
 from ocrnet.serve.metrics import Metrics
-from ocrnet.serve.middleware import FAULT, Guard
+from ocrnet.serve.middleware import INTERNAL_ERROR, Guard
 from ocrnet.serve.network import Network
 from ocrnet.serve.settings import Settings
 from ocrnet.serve.worker import Job, Prediction, Worker
@@ -28,7 +28,7 @@ PAGE = {
     "/arrays.js": ("arrays.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-AVERAGING = ("multi_scale", "flip")
+TTA_PARAMETERS = ("multi_scale", "flip")
 OUTPUTS = ("labels", "overlay", "color", "json")
 THREADS = 4  # threads for decoding and encoding; OpenCV and zlib release the GIL
 
@@ -42,72 +42,77 @@ class Service:
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
         self.stopping = False
 
-    async def off_loop(self, call: Callable[..., T], *given: Any) -> T:
-        """Run a slow call in the thread pool, so that it does not block the event loop; return its result."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, call, *given)
+    async def run_in_pool(self, call: Callable[..., T], *args: Any) -> T:
+        """Run a slow function in the thread pool, so that it does not block the event loop; return its result."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, call, *args)
 
     def check_token(self, headers: Any) -> None:
-        """Raise `Refused` if a token is configured and the request does not carry it."""
+        """Raise `HttpError` if the server requires a token and the request headers do not contain it."""
         if self.settings.token is None:
             return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
         # mutation: compare-token
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.settings.token.encode()):
-            raise Refused(401, "this server requires a token", {"WWW-Authenticate": "Bearer"})
+        if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode(), self.settings.token.encode()):
+            raise HttpError(401, "this server requires a token", {"WWW-Authenticate": "Bearer"})
 
-    async def answer(self, request: Any, *, explain: bool, finish: Callable[[Any, Prediction, float], T]) -> T:
-        """Read the image of a request, predict it, and return the result of ``finish``.
+    async def respond(self, request: Any, *, explain: bool, finish: Callable[[Any, Prediction, float], T]) -> T:
+        """Read the image of a request, predict it, and return the response that ``finish`` builds.
 
         Args:
             request: The request, with the image as its body or in a form.
-            explain: Whether to return confidence and relation as well, if the network supports them.
+            explain: Whether to predict confidence and relation as well, if the network supports them.
             finish: Builds the response from the image, the prediction and the elapsed seconds; runs in the thread pool.
 
         Returns:
             The return value of ``finish``.
 
         Raises:
-            Refused: The request is unauthorized, invalid, too large, too slow or abandoned, or the server is busy.
+            HttpError: The request is unauthorized, invalid, too large or too slow, the client disconnected, or the
+                server is busy.
         """
         self.check_token(request.headers)
-        eval_cfg = _eval_cfg(request.query_params, AVERAGING if explain else ("output", *AVERAGING))
+        eval_cfg = _eval_cfg(request.query_params, TTA_PARAMETERS if explain else ("output", *TTA_PARAMETERS))
         if (len(eval_cfg.scales) > 1 or eval_cfg.flip) and not self.network.averages:
-            raise Refused(400, "this network outputs only labels: multi_scale and flip must be false")
+            raise HttpError(
+                400, "this network outputs only labels, which cannot be averaged; set multi_scale and flip to false"
+            )
         # mutation: full-server-reads-no-body
-        self.worker.check_room()
-        with contextlib.ExitStack() as place:
+        self.worker.check_capacity()
+        with contextlib.ExitStack() as stack:
             async with self.reader.read(request.headers, request.stream().__aiter__()) as data:
-                begun = time.monotonic()
-                head = await self.off_loop(request_body.look_at, data, self.settings.max_pixels)
-                place.enter_context(self.worker.enter(head.pixels))
-                image = await self.off_loop(request_body.decode, data, head)
+                start = time.monotonic()
+                header = await self.run_in_pool(request_body.read_header, data, self.settings.max_pixels)
+                stack.enter_context(self.worker.reserve(header.pixels))
+                image = await self.run_in_pool(request_body.decode, data, header)
             # mutation: free-body-before-inference
-            del data  # the reader no longer counts these bytes, and inference may take long
-            left = begun + self.settings.timeout - time.monotonic()
-            seen = await self._wait(Job(image, eval_cfg, explain), request.receive, left)
-            return await self.off_loop(finish, image, seen, time.monotonic() - begun)
+            del data  # frees memory during inference; the reader no longer counts these bytes
+            remaining = start + self.settings.timeout - time.monotonic()
+            prediction = await self._wait(Job(image, eval_cfg, explain), request.receive, remaining)
+            return await self.run_in_pool(finish, image, prediction, time.monotonic() - start)
 
     async def _wait(self, job: Job, receive: Callable[[], Any], seconds: float) -> Prediction:
-        """Wait for the prediction; raise `Refused` if the client disconnects or ``seconds`` pass."""
+        """Return the prediction of a job; raise `HttpError` if the client disconnects or ``seconds`` have passed."""
         future = asyncio.wrap_future(self.worker.submit(job))
-        gone = asyncio.ensure_future(receive())  # the body is read, so the next message is the disconnect
+        disconnect = asyncio.ensure_future(receive())  # the body is complete: the only further message is a disconnect
         try:
             # mutation: time-out-request
-            await asyncio.wait({future, gone}, timeout=seconds, return_when="FIRST_COMPLETED")
+            await asyncio.wait({future, disconnect}, timeout=seconds, return_when="FIRST_COMPLETED")
             if future.done():
                 return future.result()
-            if gone.done():
-                raise Refused(499, "the client closed the connection")
-            raise Refused(504, f"prediction took longer than {self.settings.timeout:g} seconds", {"Retry-After": "10"})
+            if disconnect.done():
+                raise HttpError(499, "the client closed the connection")
+            raise HttpError(
+                504, f"prediction took longer than {self.settings.timeout:g} seconds", {"Retry-After": "10"}
+            )
         finally:
-            gone.cancel()
+            disconnect.cancel()
             # mutation: cancel-abandoned-request
-            job.future.cancel()  # the worker skips the job if it is still queued
+            job.future.cancel()  # the worker skips a job that is still queued
             # mutation: cancel-abandoned-request
             future.cancel()
 
     def about(self) -> dict[str, Any]:
-        """Return the network's description and the server's limits, as the page uses them."""
+        """Return the description of the network and the limits of the server, for /model and the page."""
         model, arch = self.network.model, self.network.model.arch
         return {
             "network": f"OCRNet-HRNet-W{arch.width}",
@@ -125,7 +130,7 @@ class Service:
         }
 
     def gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
-        """Return the current gauges for the metrics: {name: (help text, function that returns the value)}."""
+        """Return the gauges of the metrics: {name: (help text, function that returns the current value)}."""
         return {
             "ocrnet_requests_in_work": ("Requests being decoded, waiting or predicted.", lambda: self.worker.requests),
             "ocrnet_waiting": ("Images waiting for the network.", lambda: self.worker.waiting),
@@ -138,7 +143,7 @@ def build(service: Service) -> Any:
     from fastapi.responses import JSONResponse, Response
     from starlette.requests import ClientDisconnect, Request
 
-    # No documentation pages: FastAPI's pages load their scripts from other sites.
+    # Documentation pages are off: FastAPI's load scripts from other sites.
     app = FastAPI(
         title="ocrnet serve", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
         description=openapi.ABOUT,
@@ -156,45 +161,45 @@ def build(service: Service) -> Any:
     for path, (name, kind) in PAGE.items():
         app.add_api_route(path, page(name, kind), methods=["GET", "HEAD"], include_in_schema=False)
 
-    @app.post("/predict", openapi_extra=openapi.PREDICT, responses=openapi.predict_answers(), response_model=None)
+    @app.post("/predict", openapi_extra=openapi.PREDICT, responses=openapi.predict_responses(), response_model=None)
     async def predict(request: Request) -> Response:
         """Segment an image."""
-        wanted = _output(request)
+        output = _output(request)
         model = service.network.model
 
-        def finish(image: Any, seen: Prediction, seconds: float) -> Response:
-            if wanted == "json":
-                return JSONResponse(responses.summary(model, seen, seconds))
-            if wanted == "overlay":
-                return Response(responses.overlay_png(model, image, seen), media_type="image/png")
-            array = seen.labels if wanted == "labels" else responses.painted(model, seen)
+        def finish(image: Any, prediction: Prediction, seconds: float) -> Response:
+            if output == "json":
+                return JSONResponse(responses.summary(model, prediction, seconds))
+            if output == "overlay":
+                return Response(responses.overlay_png(model, image, prediction), media_type="image/png")
+            array = prediction.labels if output == "labels" else responses.color_image(model, prediction)
             return Response(responses.png(array), media_type="image/png")
 
-        return await service.answer(request, explain=False, finish=finish)
+        return await service.respond(request, explain=False, finish=finish)
 
-    @app.post("/explain", openapi_extra=openapi.EXPLAIN, responses=openapi.explain_answers(), response_model=None)
+    @app.post("/explain", openapi_extra=openapi.EXPLAIN, responses=openapi.explain_responses(), response_model=None)
     async def explain(request: Request) -> Response:
         """Segment an image; return labels, confidence and the relation of each pixel to the object regions."""
-        zipped = "gzip" in request.headers.get("accept-encoding", "")
+        compress = "gzip" in request.headers.get("accept-encoding", "")
 
-        def finish(image: Any, seen: Prediction, seconds: float) -> Response:
-            head = responses.summary(service.network.model, seen, seconds)
-            data = responses.arrays(head, seen, zipped=zipped)
-            headers = {"Content-Encoding": "gzip"} if zipped else {}
+        def finish(image: Any, prediction: Prediction, seconds: float) -> Response:
+            fields = responses.summary(service.network.model, prediction, seconds)
+            data = responses.arrays(fields, prediction, compress=compress)
+            headers = {"Content-Encoding": "gzip"} if compress else {}
             return Response(data, media_type="application/octet-stream", headers=headers)
 
-        return await service.answer(request, explain=True, finish=finish)
+        return await service.respond(request, explain=True, finish=finish)
 
-    @app.get("/model", responses=openapi.REFUSALS_OF_MODEL)
+    @app.get("/model", responses=openapi.MODEL_RESPONSES)
     async def model(request: Request) -> dict[str, Any]:
-        """Return the network's classes and this server's limits."""
+        """Return the classes of the network and the limits of the server."""
         service.check_token(request.headers)
         return service.about()
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Return 200 while new requests are accepted, and 503 during shutdown."""
+        """Return status 200 while the server accepts new requests, and 503 during shutdown."""
         status = "stopping" if service.stopping else "ok"
         return JSONResponse({"status": status}, 503 if service.stopping else 200)
 
@@ -204,50 +209,50 @@ def build(service: Service) -> Any:
         service.check_token(request.headers)
         return Response(service.metrics.text(service.gauges()), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.exception_handler(Refused)
-    async def refused(request: Request, why: Refused) -> JSONResponse:
-        return JSONResponse({"error": why.text}, why.status, why.headers)
+    @app.exception_handler(HttpError)
+    async def http_error(request: Request, error: HttpError) -> JSONResponse:
+        return JSONResponse({"error": error.text}, error.status, error.headers)
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, why: ClientDisconnect) -> JSONResponse:
+    async def client_disconnect(request: Request, error: ClientDisconnect) -> JSONResponse:
         return JSONResponse({"error": "the client closed the connection"}, 499)
 
     @app.exception_handler(404)
-    async def unknown(request: Request, why: Exception) -> JSONResponse:
+    async def unknown(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "unknown path; see /openapi.json"}, 404)
 
     @app.exception_handler(405)
-    async def wrong_method(request: Request, why: Exception) -> JSONResponse:
-        allow = getattr(why, "headers", None)
+    async def wrong_method(request: Request, error: Exception) -> JSONResponse:
+        allow = getattr(error, "headers", None)
         return JSONResponse({"error": "this path does not support this method; see /openapi.json"}, 405, allow)
 
     @app.exception_handler(Exception)
-    async def fault(request: Request, why: Exception) -> JSONResponse:  # Guard logs the exception
-        return JSONResponse({"error": FAULT}, 500)
+    async def internal_error(request: Request, error: Exception) -> JSONResponse:  # Guard logs the exception
+        return JSONResponse({"error": INTERNAL_ERROR}, 500)
 
     known = {*PAGE, *app.openapi()["paths"], "/openapi.json"}
     return Guard(app, service.metrics, known, service.settings.hosts)
 
 
 def _eval_cfg(query: Any, known: Sequence[str]) -> Eval:
-    """Return the evaluation options of a query; raise `Refused` for a name not in ``known`` or an invalid value."""
+    """Return the evaluation settings of a query; raise `HttpError` for a name not in ``known`` or an invalid value."""
     for name in query:
         if name not in known:
-            raise Refused(400, f"unknown parameter '{name[:40]}'; supported: {', '.join(known)}")
+            raise HttpError(400, f"unknown parameter '{name[:40]}'; supported: {', '.join(known)}")
     chosen = {}
-    for name in AVERAGING:
+    for name in TTA_PARAMETERS:
         text = query.get(name, "false").lower()
         if text not in ("true", "false", "1", "0"):
-            raise Refused(400, f"{name} must be true or false")
+            raise HttpError(400, f"{name} must be true or false")
         chosen[name] = text in ("true", "1")
     return Eval(scales=EVAL_SCALES if chosen["multi_scale"] else (1.0,), flip=chosen["flip"])
 
 
 def _output(request: Any) -> str:
-    """Return the requested output: that of the query, else JSON if Accept names it and no image type, else labels."""
+    """Return the requested output: the parameter ``output``, or else json or labels, depending on the Accept header."""
     accept = request.headers.get("accept", "")
     preferred = "json" if "application/json" in accept and "image/" not in accept else "labels"
-    wanted = request.query_params.get("output", preferred)
-    if wanted not in OUTPUTS:
-        raise Refused(400, f"output must be one of {', '.join(OUTPUTS)}")
-    return wanted
+    output = request.query_params.get("output", preferred)
+    if output not in OUTPUTS:
+        raise HttpError(400, f"output must be one of {', '.join(OUTPUTS)}")
+    return output

@@ -12,7 +12,7 @@ IMAGES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 class Histogram:
-    """Counts of values per bucket, one histogram for each set of labels."""
+    """Counts of values per bucket for each set of labels; ``bounds`` are the upper bounds of the buckets."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -26,20 +26,20 @@ class Histogram:
         self._sums[labels] += value  # type: ignore[assignment]
 
     def lines(self, name: str) -> list[str]:
-        """Return the samples as lines, with cumulative bucket counts."""
-        found = []
+        """Return the lines of the metric ``name``: cumulative bucket counts, sum and count."""
+        samples = []
         for labels, counts in sorted(self._counts.items()):
-            total, before = 0, f"{labels}," if labels else ""
+            total, prefix = 0, f"{labels}," if labels else ""
             for bound, count in zip((*map(str, self._bounds), "+Inf"), counts, strict=True):
                 total += count
-                found.append(f'{name}_bucket{{{before}le="{bound}"}} {total}')
+                samples.append(f'{name}_bucket{{{prefix}le="{bound}"}} {total}')
             braces = f"{{{labels}}}" if labels else ""
-            found += [f"{name}_sum{braces} {self._sums[labels]}", f"{name}_count{braces} {total}"]
-        return found
+            samples += [f"{name}_sum{braces} {self._sums[labels]}", f"{name}_count{braces} {total}"]
+        return samples
 
 
 class Metrics:
-    """All metrics of a server; updated by the worker thread and the server's thread under a lock."""
+    """All metrics of a server; a lock protects them, because the worker thread and the server's thread update them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -66,7 +66,7 @@ class Metrics:
             self._network.add(seconds)
 
     def text(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> str:
-        """Return all metrics; ``gauges`` are evaluated now: {name: (help text, function that returns the value)}."""
+        """Return all metrics as text; ``gauges`` is {name: (help text, function that returns the current value)}."""
         with self._lock:
             requests = [f"ocrnet_requests_total{{{labels}}} {n}" for labels, n in sorted(self._requests.items())]
             parts = [
@@ -76,11 +76,11 @@ class Metrics:
                     for name, text, histogram in (
                         (
                             "ocrnet_request_seconds",
-                            "From a request's headers to the end of its response.",
+                            "Seconds from a request's headers to the end of its response.",
                             self._seconds,
                         ),
                         ("ocrnet_batch_images", "Images per batch.", self._batches),
-                        ("ocrnet_network_seconds", "Inference time of a batch.", self._network),
+                        ("ocrnet_network_seconds", "Inference time of a batch in seconds.", self._network),
                     )
                 ),
             ]

@@ -1,4 +1,4 @@
-"""Handling common to every response: metrics, security headers, and hidden details of internal errors."""
+"""ASGI middleware for every response: metrics, security headers, and 500 responses without details."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from ocrnet.serve.metrics import Metrics
 
 Message = MutableMapping[str, Any]
-FAULT = "internal server error; see the server's log"
+INTERNAL_ERROR = "internal server error; see the server's log"
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -22,9 +22,10 @@ HEADERS = {
 
 
 class Guard:
-    """An ASGI application that wraps another.
+    """Middleware that rejects requests of other sites, adds security headers, and counts requests.
 
-    ``known`` are the paths that metrics count by name. ``hosts`` are the only accepted host names; None accepts any.
+    ``known`` are the paths that the metrics count by name; others count as "other". ``hosts`` are the accepted host
+    names; None accepts any.
     """
 
     def __init__(self, app: Callable, metrics: Metrics, known: Iterable[str], hosts: Iterable[str] | None) -> None:
@@ -34,46 +35,50 @@ class Guard:
     async def __call__(
         self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
-        """Process one request."""
-        begun, status = time.monotonic(), 0
+        """Handle one request."""
+        start, status = time.monotonic(), 0
 
-        async def sending(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message.get("headers", []), *own]
+                security_headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *security_headers]
             await send(message)
 
         try:
             # mutation: refuse-foreign-host-names
             if self._hosts is not None and _without_port(_host(scope)) not in self._hosts:
-                await _answer(sending, 403, "Host must be localhost or 127.0.0.1; other names need a token")
-            elif _from_elsewhere(scope):
-                await _answer(sending, 403, "requests from pages of other sites are rejected")
+                await _send_error(
+                    send_with_headers,
+                    403,
+                    "Host must be localhost or 127.0.0.1; the server accepts other names only if it requires a token",
+                )
+            elif _is_cross_site(scope):
+                await _send_error(send_with_headers, 403, "requests from pages of other sites are rejected")
             else:
-                await self._app(scope, receive, sending)
+                await self._app(scope, receive, send_with_headers)
         except Exception:
             traceback.print_exc(file=sys.stderr)
             if status == 0:
-                await _answer(sending, 500, FAULT)
+                await _send_error(send_with_headers, 500, INTERNAL_ERROR)
         finally:
             path = scope["path"] if scope["path"] in self._known else "other"
-            self._metrics.request(path, status, time.monotonic() - begun)
+            self._metrics.request(path, status, time.monotonic() - start)
 
 
-def _from_elsewhere(scope: Message) -> bool:
-    """Return whether a page of another site made a browser send this POST; such a page may not use the network."""
+def _is_cross_site(scope: Message) -> bool:
+    """Return whether a request is a POST that a browser sent for a page of another site."""
     headers = dict(scope["headers"])
     if scope["method"] != "POST":
         return False
-    # A page cannot set this header. Browsers omit it if the address is neither https nor this machine.
+    # A page cannot set this header. Browsers omit it for http addresses of other machines.
     site = headers.get(b"sec-fetch-site")
     if site is not None:
         return site not in (b"same-origin", b"none")
     origin = headers.get(b"origin")
     # mutation: compare-origin
-    return origin is not None and not _same(origin.decode("latin1"), _host(scope))
+    return origin is not None and not _is_same_origin(origin.decode("latin1"), _host(scope))
 
 
 def _host(scope: Message) -> str:
@@ -85,17 +90,17 @@ def _without_port(host: str) -> str:
     return name if colon and port.isdigit() else host
 
 
-def _same(origin: str, host: str) -> bool:
-    """Return whether an origin, such as https://name:port, belongs to a host; default ports may be omitted."""
+def _is_same_origin(origin: str, host: str) -> bool:
+    """Return whether an origin, such as https://name:port, has this host; default ports may be omitted."""
     try:
         parts = urlsplit(origin.lower())
     except ValueError:
         return False
-    usual = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
-    return bool(usual) and parts.netloc.removesuffix(usual) == host.removesuffix(usual)
+    default_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    return bool(default_port) and parts.netloc.removesuffix(default_port) == host.removesuffix(default_port)
 
 
-async def _answer(send: Callable[[Message], Awaitable[None]], status: int, text: str) -> None:
+async def _send_error(send: Callable[[Message], Awaitable[None]], status: int, text: str) -> None:
     data = json.dumps({"error": text}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,4 +1,4 @@
-"""Reading an image from a request body: bytes are limited during reading, pixels before decoding."""
+"""Reading of an image from a request body; the bytes are limited during reading, the pixels before decoding."""
 
 import asyncio
 import contextlib
@@ -13,153 +13,155 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ocrnet.data.image_io import decode_image
-from ocrnet.serve.errors import Refused, busy
+from ocrnet.serve.errors import HttpError, busy
 from ocrnet.utils.errors import OcrnetError
 
-# A body must start within FIRST_SECONDS and then arrive at BYTES_PER_SECOND or faster: otherwise it would hold memory
-# forever. A client that sent faster before may pause, but for no more than FIRST_SECONDS.
+# A body must start within FIRST_SECONDS and then arrive at BYTES_PER_SECOND or faster, so that slow clients do not hold
+# memory forever. A client that has sent faster may pause, but for at most FIRST_SECONDS.
 FIRST_SECONDS = 10.0
 BYTES_PER_SECOND = 16_384
-# Limit of the memory that all bodies being read or decoded hold together, as a multiple of the largest body.
+# Limit of the total memory of the bodies being read or decoded, as a multiple of the largest body.
 BODIES = 8
-# If that memory is full, a body that is behind the rate by more than this is dropped in favor of another.
+# If that memory is full, a body that is behind the required rate by more than this may be dropped.
 BEHIND_SECONDS = 1.0
-# Maximum size of a form in addition to its file.
+# Maximum size of a form without its file, in bytes, and its maximum number of fields.
 FORM_BYTES = 65_536
 FIELDS = 16
 KINDS = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP"}
 NAMES = ", ".join(KINDS.values())
 _PNG = b"\x89PNG\r\n\x1a\n"
-# OpenCV decodes no wider or higher image, even if it has few pixels.
+# OpenCV does not decode an image whose width or height exceeds this.
 LONGEST_SIDE = 1_000_000
 
 
 @dataclass(eq=False)
-class _Coming:
+class _Upload:
     """A body being read.
 
-    ``until`` is the monotonic time in seconds at which it times out, and ``held`` its bytes in memory. ``ousted`` is
-    done when the body is dropped to free memory.
+    ``deadline`` is the `time.monotonic` time at which it times out. ``held`` is the number of its bytes in memory.
+    ``dropped`` is done when the body is dropped to free memory.
     """
 
-    until: float
+    deadline: float
     held: int = 0
-    ousted: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    dropped: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Reader:
-    """A reader of bodies of at most ``max_bytes``; the bodies being read or decoded share a limited memory."""
+    """Reads bodies with an image of at most ``max_bytes``; all bodies being read or decoded share a limited memory."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._coming: set[_Coming] = set()
+        self._uploads: set[_Upload] = set()
         self._held = 0
 
     @contextlib.asynccontextmanager
     async def read(self, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yield a body, or the file in it if it is a form; its memory is counted until ``async with`` ends.
+        """Yield a body, or the file in it if it is a form; its memory is counted until the ``async with`` block ends.
 
-        Raise `Refused` if it is compressed, too long, too slow or empty, or if too many bodies are being read.
+        Raise `HttpError` if it is compressed, too long, too slow or empty, or if too many bodies are being read.
         """
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise Refused(415, "compressed bodies are not supported; send the image without Content-Encoding")
+            raise HttpError(415, "compressed bodies are not supported; send the image without Content-Encoding")
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self.max_bytes + FORM_BYTES:
             raise self._too_long()
-        coming = _Coming(time.monotonic() + FIRST_SECONDS)
-        self._coming.add(coming)
+        upload = _Upload(time.monotonic() + FIRST_SECONDS)
+        self._uploads.add(upload)
         try:
-            body = await self._whole(coming, chunks)
-            self._coming.remove(coming)  # a complete body is not dropped in favor of another
-            yield self._image(body, headers.get("content-type", ""))
+            body = await self._read_all(upload, chunks)
+            self._uploads.remove(upload)  # a complete body is never dropped
+            yield self._extract_image(body, headers.get("content-type", ""))
         finally:
-            self._coming.discard(coming)
-            self._held -= coming.held
+            self._uploads.discard(upload)
+            self._held -= upload.held
 
-    async def _whole(self, coming: _Coming, chunks: AsyncIterator[bytes]) -> bytes:
+    async def _read_all(self, upload: _Upload, chunks: AsyncIterator[bytes]) -> bytes:
         body = bytearray()
-        while (chunk := await _next(coming, chunks)) is not None:
+        while (chunk := await _next(upload, chunks)) is not None:
             body += chunk
-            coming.held += len(chunk)
+            upload.held += len(chunk)
             self._held += len(chunk)
             now = time.monotonic()
             # mutation: bound-silence-within-body
-            coming.until = min(coming.until + len(chunk) / BYTES_PER_SECOND, now + FIRST_SECONDS)
+            upload.deadline = min(upload.deadline + len(chunk) / BYTES_PER_SECOND, now + FIRST_SECONDS)
             if len(body) > self.max_bytes + FORM_BYTES:
                 raise self._too_long()
             # mutation: bound-bodies-in-memory
             while self._held > BODIES * (self.max_bytes + FORM_BYTES):
-                self._make_room(now, coming)
+                self._free_memory(now, upload)
         return bytes(body)
 
-    def _make_room(self, now: float, asking: _Coming) -> None:
-        """Drop the body furthest behind the rate; raise `Refused` if that is ``asking`` or if none is behind."""
-        behind = [other for other in self._coming if other.until < now + FIRST_SECONDS - BEHIND_SECONDS and other.held]
-        last = min(behind, key=lambda other: other.until, default=asking)
+    def _free_memory(self, now: float, current: _Upload) -> None:
+        """Drop the body furthest behind the required rate; raise `HttpError` if it is ``current`` or none is behind."""
+        slow = [
+            other for other in self._uploads if other.deadline < now + FIRST_SECONDS - BEHIND_SECONDS and other.held
+        ]
+        slowest = min(slow, key=lambda other: other.deadline, default=current)
         # mutation: drop-silent-bodies-first
-        if last is asking:
+        if slowest is current:
             raise busy("too many bodies are being read; try again")
-        self._held -= last.held
-        last.held = 0
-        last.ousted.set_result(None)
-        self._coming.remove(last)
+        self._held -= slowest.held
+        slowest.held = 0
+        slowest.dropped.set_result(None)
+        self._uploads.remove(slowest)
 
-    def _image(self, data: bytes, kind: str) -> bytes:
+    def _extract_image(self, data: bytes, kind: str) -> bytes:
         if kind.lower().startswith("multipart/"):
             data = file_in_form(data, kind)
         if len(data) > self.max_bytes:
             raise self._too_long()
         if not data:
-            raise Refused(400, "the request has no image; send one as the body, or as the field 'image' of a form")
+            raise HttpError(400, "the request has no image; send one as the body, or as the field 'image' of a form")
         return data
 
-    def _too_long(self) -> Refused:
-        return Refused(413, f"the image exceeds the limit of {self.max_bytes / 1e6:g} MB")
+    def _too_long(self) -> HttpError:
+        return HttpError(413, f"the image exceeds the limit of {self.max_bytes / 1e6:g} MB")
 
 
-async def _next(coming: _Coming, chunks: AsyncIterator[bytes]) -> bytes | None:
-    """Return the next bytes of a body, or None at its end; raise `Refused` if it times out or was dropped."""
-    chunk = asyncio.ensure_future(_or_none(chunks))
+async def _next(upload: _Upload, chunks: AsyncIterator[bytes]) -> bytes | None:
+    """Return the next chunk of a body, or None at its end; raise `HttpError` if it times out or was dropped."""
+    chunk = asyncio.ensure_future(_next_chunk(chunks))
     try:
-        left = max(coming.until - time.monotonic(), 0.001)
-        either: set[asyncio.Future[Any]] = {chunk, coming.ousted}
+        remaining = max(upload.deadline - time.monotonic(), 0.001)
+        events: set[asyncio.Future[Any]] = {chunk, upload.dropped}
         # mutation: time-out-slow-body
-        await asyncio.wait(either, timeout=left, return_when="FIRST_COMPLETED")
-        if chunk.done() and not coming.ousted.done():
+        await asyncio.wait(events, timeout=remaining, return_when="FIRST_COMPLETED")
+        if chunk.done() and not upload.dropped.done():
             return chunk.result()
-        raise Refused(408, "the body arrived too slowly", {"Connection": "close"})
+        raise HttpError(408, "the body arrived too slowly", {"Connection": "close"})
     finally:
         chunk.cancel()
 
 
-async def _or_none(chunks: AsyncIterator[bytes]) -> bytes | None:
+async def _next_chunk(chunks: AsyncIterator[bytes]) -> bytes | None:
     return await anext(chunks, None)
 
 
 def file_in_form(body: bytes, content_type: str) -> bytes:
-    """Return the field `image` of a multipart/form-data body, or its only file; raise `Refused` if there is none."""
+    """Return the field `image` of a multipart/form-data body, or its only file; raise `HttpError` if there is none."""
     parameters = dict(_parameters(content_type))
     boundary = parameters.get("boundary", "").encode()
     if not 0 < len(boundary) <= 70:
-        raise Refused(400, "the form has no boundary; let the HTTP client set the Content-Type header")
-    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary, FIELDS + 1)
-    if len(pieces) < 3 or not pieces[-1].startswith(b"--"):
-        raise Refused(400, "the form is truncated or damaged")
+        raise HttpError(400, "the form has no boundary; let the HTTP client set the Content-Type header")
+    parts = (b"\r\n" + body).split(b"\r\n--" + boundary, FIELDS + 1)
+    if len(parts) < 3 or not parts[-1].startswith(b"--"):
+        raise HttpError(400, "the form is truncated or damaged")
     files = {}
-    for piece in pieces[1:-1]:
-        head, gap, content = piece.partition(b"\r\n\r\n")
-        if not gap:
-            raise Refused(400, "the form is truncated or damaged")
-        for line in head.decode("utf-8", "replace").split("\r\n"):
+    for part in parts[1:-1]:
+        part_headers, separator, content = part.partition(b"\r\n\r\n")
+        if not separator:
+            raise HttpError(400, "the form is truncated or damaged")
+        for line in part_headers.decode("utf-8", "replace").split("\r\n"):
             name, _, value = line.partition(":")
             if name.strip().lower() == "content-disposition":
-                said = dict(_parameters(value))
-                if "filename" in said or said.get("name") == "image":
-                    files[said.get("name", "")] = content
+                disposition = dict(_parameters(value))
+                if "filename" in disposition or disposition.get("name") == "image":
+                    files[disposition.get("name", "")] = content
     if "image" in files:
         return files["image"]
     if len(files) != 1:
-        raise Refused(400, "the form has no field 'image'")
+        raise HttpError(400, "the form has no field 'image'")
     return next(iter(files.values()))
 
 
@@ -169,8 +171,8 @@ def _parameters(value: str) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Head:
-    """The format and size of an image file, read from its header; ``size`` is (height, width) as stored."""
+class Header:
+    """The format and size of an image file, from its header; ``size`` is (height, width) before any EXIF rotation."""
 
     kind: str
     size: tuple[int, int]
@@ -181,50 +183,50 @@ class Head:
         return self.size[0] * self.size[1]
 
 
-def look_at(data: bytes, max_pixels: int) -> Head:
-    """Read an image file's header; raise `Refused` if the format is not supported or the image is too large."""
-    head = _png_head(data) if data.startswith(_PNG) else _other_head(data, max_pixels)
+def read_header(data: bytes, max_pixels: int) -> Header:
+    """Return the header of an image file; raise `HttpError` if its format is unsupported or the image is too large."""
+    header = _png_header(data) if data.startswith(_PNG) else _other_header(data, max_pixels)
     # mutation: check-pixels-before-decoding
-    if head.pixels > max_pixels:
+    if header.pixels > max_pixels:
         raise _too_large(max_pixels)
-    if head.pixels == 0:
-        raise Refused(400, "the image is damaged")
-    if max(head.size) > LONGEST_SIDE:
-        raise Refused(413, f"the image exceeds the limit of {LONGEST_SIDE:,} pixels in width or height")
-    return head
+    if header.pixels == 0:
+        raise HttpError(400, "the image is damaged")
+    if max(header.size) > LONGEST_SIDE:
+        raise HttpError(413, f"the image exceeds the limit of {LONGEST_SIDE:,} pixels in width or height")
+    return header
 
 
-def _png_head(data: bytes) -> Head:
-    """Return the header of a PNG's first chunk; Pillow would also unpack profiles and texts, and reject long ones."""
+def _png_header(data: bytes) -> Header:
+    """Return the header of a PNG from its first chunk; Pillow would also unpack and limit profiles and texts."""
     if data[12:16] != b"IHDR" or len(data) < 24:
-        raise Refused(400, "the image is damaged")
+        raise HttpError(400, "the image is damaged")
     width, height = struct.unpack_from(">II", data, 16)
-    return Head("PNG", (height, width))
+    return Header("PNG", (height, width))
 
 
-def _other_head(data: bytes, max_pixels: int) -> Head:
+def _other_header(data: bytes, max_pixels: int) -> Header:
     try:
         with Image.open(io.BytesIO(data), formats=tuple(KINDS)) as image:
-            # The only other format is MPO: several JPEGs in one file, of which the first is read.
-            return Head(image.format if image.format in KINDS else "JPEG", (image.height, image.width))
+            # Any other format is MPO: several JPEGs in one file, of which the first is decoded.
+            return Header(image.format if image.format in KINDS else "JPEG", (image.height, image.width))
     except Image.DecompressionBombError:
         raise _too_large(max_pixels) from None
     except UnidentifiedImageError:
-        raise Refused(415, f"unsupported image format; supported: {NAMES}") from None
+        raise HttpError(415, f"unsupported image format; supported: {NAMES}") from None
     except Exception:  # Pillow raises many kinds of errors for damaged files
-        raise Refused(400, "the image is damaged") from None
+        raise HttpError(400, "the image is damaged") from None
 
 
-def _too_large(max_pixels: int) -> Refused:
-    return Refused(413, f"the image exceeds the limit of {max_pixels / 1e6:g} megapixels")
+def _too_large(max_pixels: int) -> HttpError:
+    return HttpError(413, f"the image exceeds the limit of {max_pixels / 1e6:g} megapixels")
 
 
-def decode(data: bytes, head: Head) -> np.ndarray:
-    """Return the image uint8 H,W,3 RGB, upright; raise `Refused` if it is damaged or its size differs from ``head``."""
+def decode(data: bytes, header: Header) -> np.ndarray:
+    """Return the image uint8 H,W,3 RGB, upright; raise `HttpError` if it is damaged or its size is not the header's."""
     try:
         image = decode_image(data, "the image", upright=True)
     except OcrnetError:
-        raise Refused(400, f"the image is damaged: its {KINDS[head.kind]} data cannot be decoded") from None
-    if sorted(image.shape[:2]) != sorted(head.size):
-        raise Refused(400, "the image is damaged: the sizes in its data and its header differ")
+        raise HttpError(400, f"the image is damaged: its {KINDS[header.kind]} data cannot be decoded") from None
+    if sorted(image.shape[:2]) != sorted(header.size):
+        raise HttpError(400, "the image is damaged: the sizes in its data and its header differ")
     return image

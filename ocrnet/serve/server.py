@@ -13,8 +13,8 @@ from ocrnet.serve.request_body import BYTES_PER_SECOND
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import StopRequest
 
-# A connection without a request in progress is closed after one to two times this period. This covers headers that
-# arrive slowly or never, and responses that the client reads slower than `BYTES_PER_SECOND`.
+# A connection without a request in progress is closed after one to two of these periods. This also ends connections
+# whose headers do not arrive, and those whose client reads the response slower than `BYTES_PER_SECOND`.
 IDLE_SECONDS = 10.0
 # The kernel drops a connection whose client accepts no data for this long.
 UNREAD_MILLISECONDS = 30_000
@@ -53,7 +53,7 @@ def run(service: Service, sock: socket.socket, stop: StopRequest, ready: Callabl
     Args:
         service: The state of the application.
         sock: The bound socket.
-        stop: Becomes true when the server must shut down; it handles the signals.
+        stop: The stop request, which handles the signals; ``stop()`` is true when the server must shut down.
         ready: Called once the server accepts connections.
     """
     import uvicorn
@@ -75,7 +75,7 @@ def run(service: Service, sock: socket.socket, stop: StopRequest, ready: Callabl
             await super().shutdown(sockets)
 
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    # Responses in progress arrive within the time limit; a request that still runs after it would never end.
+    # Requests in progress end within their time limit; after that, the server does not wait any longer.
     config = uvicorn.Config(
         build(service), http=_protocol(), loop="asyncio", ws="none", lifespan="off", interface="asgi3",
         log_config=None, access_log=False, server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS,
@@ -84,16 +84,16 @@ def run(service: Service, sock: socket.socket, stop: StopRequest, ready: Callabl
     asyncio.run(Server(config).serve([sock]))
 
 
-def _untaken(transport: Any) -> int:
+def _unsent_bytes(transport: Any) -> int:
     """Return the number of unsent bytes: those in the transport's buffer and, on Linux, those in the kernel's."""
-    held = 0
+    kernel_bytes = 0
     sock = transport.get_extra_info("socket")
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl
         import termios
 
-        held = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    return transport.get_write_buffer_size() + held
+        kernel_bytes = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return transport.get_write_buffer_size() + kernel_bytes
 
 
 def _protocol() -> Any:
@@ -106,25 +106,25 @@ def _protocol() -> Any:
             sock = transport.get_extra_info("socket")
             if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
-            self._seen: Any = None
-            self._left = 0
-            self._watch = self.loop.call_later(IDLE_SECONDS, self._look)
+            self._last_state: Any = None
+            self._last_unsent = 0
+            self._timer = self.loop.call_later(IDLE_SECONDS, self._check_idle)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._watch.cancel()
+            self._timer.cancel()
             super().connection_lost(exc)
 
-        def _look(self) -> None:
+        def _check_idle(self) -> None:
             idle = self.cycle is None or self.cycle.response_complete
-            left = _untaken(self.transport)
+            unsent = _unsent_bytes(self.transport)
             # mutation: keep-connection-of-slow-reader
             # mutation: close-connection-of-stuck-reader
-            stuck = left > self._left - IDLE_SECONDS * BYTES_PER_SECOND if left else idle
-            if stuck and self._seen == (self.cycle, idle):
+            stuck = unsent > self._last_unsent - IDLE_SECONDS * BYTES_PER_SECOND if unsent else idle
+            if stuck and self._last_state == (self.cycle, idle):
                 # mutation: close-idle-connection
                 self.transport.abort()
                 return
-            self._seen, self._left = (self.cycle, idle), left
-            self._watch = self.loop.call_later(IDLE_SECONDS, self._look)
+            self._last_state, self._last_unsent = (self.cycle, idle), unsent
+            self._timer = self.loop.call_later(IDLE_SECONDS, self._check_idle)
 
     return Protocol

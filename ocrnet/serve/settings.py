@@ -11,7 +11,7 @@ MOST_MEGAPIXELS = 150  # above this, Pillow itself rejects a header
 
 @dataclass(frozen=True)
 class Settings:
-    """The limits of a server; with ``token`` None, anyone who reaches the port may use it."""
+    """The settings of a server; if ``token`` is None, anyone who can reach the port can use it."""
 
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free port
@@ -33,9 +33,9 @@ class Settings:
 
     @property
     def hosts(self) -> tuple[str, ...] | None:
-        """The only host names that requests may use, or None for any.
+        """The host names that requests may use, or None for any.
 
-        Another site can make its name resolve to this machine; the browser then treats the server as part of that site.
+        The restriction prevents DNS rebinding: a site whose name resolves to this machine could read the responses.
         """
         return (*LOOPBACK, self.host) if self.loopback and self.token is None else None
 

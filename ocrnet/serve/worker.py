@@ -1,4 +1,4 @@
-"""The worker thread that owns the network; queued images of the same size and options can share a batch."""
+"""The worker thread, the only one that calls the network; it batches queued images of equal size and options."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ocrnet.config import Eval
-from ocrnet.serve.errors import Refused, busy
+from ocrnet.serve.errors import HttpError, busy
 
-# Limit in bytes of the memory that the images of all requests in progress hold; a single image is always accepted.
+# Limit in bytes of the total size of the images in progress; a single image is always accepted.
 IMAGE_BYTES = 2**29
 
 
@@ -33,9 +33,9 @@ class Prediction:
 
 @dataclass(eq=False)
 class Job:
-    """An image uint8 H,W,3 RGB with its evaluation options; a caller that no longer waits cancels ``future``.
+    """An image uint8 H,W,3 RGB with its evaluation settings; ``future`` gets its prediction, and can be canceled.
 
-    ``explain``: also return confidence and relation.
+    ``explain``: also predict confidence and relation.
     """
 
     image: np.ndarray
@@ -44,28 +44,38 @@ class Job:
     future: "Future[Prediction]" = field(default_factory=Future)
 
     @property
-    def kind(self) -> tuple:
-        """The properties that all jobs of a batch share."""
+    def batch_key(self) -> tuple:
+        """The properties that all jobs of a batch have in common."""
         return self.image.shape, self.eval_cfg, self.explain
 
 
 class Worker:
-    """A thread that takes the oldest job first, with up to ``max_batch`` jobs of its kind in one batch."""
+    """A thread that predicts queued jobs, the oldest first, in batches.
+
+    Args:
+        predict: Returns the predictions of jobs with equal `Job.batch_key`.
+        max_batch: The maximum number of jobs in a batch.
+        batch_wait: The seconds to wait for more jobs of a batch.
+        max_requests: The maximum number of requests in progress.
+        log: Called with each exception of ``predict``.
+        on_batch: Called after each batch with its number of images and its inference time in seconds.
+    """
 
     def __init__(
         self,
-        look: Callable[[Sequence[Job]], list[Prediction]],
+        predict: Callable[[Sequence[Job]], list[Prediction]],
         *,
         max_batch: int,
         batch_wait: float,
         max_requests: int,
         log: Callable[[BaseException], None],
-        seen_batch: Callable[[int, float], None] = lambda images, seconds: None,
+        on_batch: Callable[[int, float], None] = lambda images, seconds: None,
     ) -> None:
-        self._look, self.max_batch, self._batch_wait, self.max_requests = look, max_batch, batch_wait, max_requests
-        self._log, self._seen_batch = log, seen_batch
+        self._predict, self.max_batch = predict, max_batch
+        self._batch_wait, self.max_requests = batch_wait, max_requests
+        self._log, self._on_batch = log, on_batch
         self._jobs: deque[Job] = deque()
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._closed = False
         self.requests, self._bytes = 0, 0
         self._thread = threading.Thread(target=self._work, name="network", daemon=True)
@@ -76,9 +86,9 @@ class Worker:
 
     def close(self) -> None:
         """Process the queued jobs, then end the thread."""
-        with self._news:
+        with self._changed:
             self._closed = True
-            self._news.notify_all()
+            self._changed.notify_all()
         self._thread.join()
 
     @property
@@ -86,87 +96,90 @@ class Worker:
         """The number of queued images."""
         return len(self._jobs)
 
-    def check_room(self) -> None:
-        """Raise `Refused` if no further request is accepted; called before the body is read."""
+    def check_capacity(self) -> None:
+        """Raise `HttpError` if the maximum number of requests is in progress; called before the body is read."""
         if self.requests >= self.max_requests:
             raise busy(f"{self.max_requests} requests are in progress, which is the limit; try again")
 
-    def enter(self, pixels: int) -> "Place":
-        """Return the slot of a request from decoding to its response; raise `Refused` if none is free."""
-        self.check_room()
+    def reserve(self, pixels: int) -> "Slot":
+        """Return a slot for a request, held from decoding to its response.
+
+        Raise `HttpError` if the maximum number of requests or the memory limit is reached.
+        """
+        self.check_capacity()
         # mutation: bound-images-in-memory
         if self._bytes and self._bytes + 3 * pixels > IMAGE_BYTES:
             raise busy("the images in progress reach the memory limit; try again")
-        return Place(self, 3 * pixels)
+        return Slot(self, 3 * pixels)
 
     def submit(self, job: Job) -> "Future[Prediction]":
         """Queue a job and return its future."""
-        with self._news:
+        with self._changed:
             self._jobs.append(job)
-            self._news.notify_all()
+            self._changed.notify_all()
         return job.future
 
     def _work(self) -> None:
         while jobs := self._next():
-            begun = time.monotonic()
+            start = time.monotonic()
             try:
-                answers = self._look(jobs)
+                predictions = self._predict(jobs)
             except Exception as error:
                 self._log(error)
-                self._alone(jobs, error)
+                self._retry_separately(jobs, error)
                 continue
-            self._seen_batch(len(jobs), time.monotonic() - begun)
-            for job, answer in zip(jobs, answers, strict=True):
-                job.future.set_result(answer)
+            self._on_batch(len(jobs), time.monotonic() - start)
+            for job, prediction in zip(jobs, predictions, strict=True):
+                job.future.set_result(prediction)
 
-    def _alone(self, jobs: Sequence[Job], error: Exception) -> None:
-        """Retry each image of a failed batch separately, because the batch may have exceeded memory.
+    def _retry_separately(self, jobs: Sequence[Job], error: Exception) -> None:
+        """Retry each image of a failed batch separately, because the batch may have run out of memory.
 
-        A batch of one image is not retried: its future gets the error.
+        A batch of one image is not retried; its future gets an error response.
         """
         for job in jobs:
             try:
                 # mutation: failed-image-spares-its-batch
-                job.future.set_result(self._look([job])[0] if len(jobs) > 1 else _raise(error))
-            except Exception as why:
-                if why is not error:
-                    self._log(why)
-                job.future.set_exception(Refused(500, "inference failed for this image; see the server's log"))
+                job.future.set_result(self._predict([job])[0] if len(jobs) > 1 else _raise(error))
+            except Exception as retry_error:
+                if retry_error is not error:
+                    self._log(retry_error)
+                job.future.set_exception(HttpError(500, "inference failed for this image; see the server's log"))
 
     def _next(self) -> list[Job]:
-        """Wait for jobs; return the oldest and those of its kind, or none when the worker is closed."""
-        with self._news:
+        """Wait for jobs; return the oldest one and others with its key, or an empty list when the worker is closed."""
+        with self._changed:
             while True:
                 while not self._jobs:
                     if self._closed:
                         return []
-                    self._news.wait()
+                    self._changed.wait()
                 first = self._jobs[0]
-                until = time.monotonic() + self._batch_wait
-                while self._like(first) < self.max_batch and not self._closed:
-                    left = until - time.monotonic()
-                    if left <= 0:
+                deadline = time.monotonic() + self._batch_wait
+                while self._count_like(first) < self.max_batch and not self._closed:
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
                         break
-                    self._news.wait(left)
+                    self._changed.wait(remaining)
                 # mutation: batch-equal-sizes-only
-                chosen = [job for job in self._jobs if job.kind == first.kind][: self.max_batch]
+                chosen = [job for job in self._jobs if job.batch_key == first.batch_key][: self.max_batch]
                 for job in chosen:
                     self._jobs.remove(job)
                 ready = [job for job in chosen if job.future.set_running_or_notify_cancel()]
                 if ready:
                     return ready
 
-    def _like(self, first: Job) -> int:
-        return sum(job.kind == first.kind for job in self._jobs)
+    def _count_like(self, first: Job) -> int:
+        return sum(job.batch_key == first.batch_key for job in self._jobs)
 
 
-class Place:
-    """The slot of a request in progress, held within ``with``; only the server's event loop enters and leaves it."""
+class Slot:
+    """A context manager that counts a request in progress; use it only from the server's event loop."""
 
     def __init__(self, worker: Worker, size: int) -> None:
         self._worker, self._size = worker, size
 
-    def __enter__(self) -> "Place":
+    def __enter__(self) -> "Slot":
         self._worker.requests += 1
         self._worker._bytes += self._size
         return self

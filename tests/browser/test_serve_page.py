@@ -103,7 +103,7 @@ def test_a_dropped_image_is_predicted_explained_and_saved(open_page, served, off
         click(page, x, y)
         assert page.inner_text("#chosen strong") == offline.names[labels[y, x]]
         confidence = round(float(outputs["confidence"][y, x]) * 255) / 255
-        assert f"Probability {100 * confidence:.1f} %, at column {x}, row {y}" == page.inner_text("#sure")
+        assert f"Probability {100 * confidence:.1f} %, at column {x}, row {y}" == page.inner_text("#confidence")
         rows, columns = outputs["relation"].shape[1:]
         names, parts = (page.locator(f"#relation {part}").all_inner_texts() for part in (".name", ".name + span"))
         shown_relation = dict(zip(names, parts, strict=True))
@@ -115,7 +115,7 @@ def test_a_dropped_image_is_predicted_explained_and_saved(open_page, served, off
     page.keyboard.press("Shift+ArrowRight")
     page.keyboard.press("ArrowUp")
     assert page.inner_text("#chosen strong") == offline.names[labels[32, 70]]
-    assert page.inner_text("#sure").endswith("at column 70, row 32")
+    assert page.inner_text("#confidence").endswith("at column 70, row 32")
 
     page.click("#relation li:first-child button")
     assert page.is_visible("#heat")
@@ -132,7 +132,7 @@ def test_a_dropped_image_is_predicted_explained_and_saved(open_page, served, off
     name, overlay_saved = saved_file(page, "#save-overlay")
     assert (name, overlay_saved.shape[:2]) == ("photo_overlay.png", SIZE)
 
-    page.check("[name=look][value=multi]", force=True)
+    page.check("[name=mode][value=multi]", force=True)
     wait_for_result(page)
     np.testing.assert_array_equal(saved_file(page, "#save-labels")[1], offline.predict(image, EVAL_SCALES, flip=True))
     watched.assert_clean()
@@ -166,7 +166,7 @@ def test_all_controls_are_reached_by_keyboard(open_page, served, photo):
     for _ in range(30):
         watched.page.keyboard.press("Tab")
         focused.append(watched.page.evaluate("document.activeElement.id || document.activeElement.name"))
-    expected = ["frame", "slider", "look", "save-labels", "save-overlay", "all-title"]
+    expected = ["frame", "slider", "mode", "save-labels", "save-overlay", "all-title"]
     assert [name for name in dict.fromkeys(focused) if name in expected] == expected
     watched.assert_clean()
 
@@ -175,10 +175,10 @@ def test_the_page_asks_for_the_token_once(open_page, photo):
     network = FakeNetwork()
     with fake_server(network, token=TOKEN) as served:
         watched = open_page(served.url)
-        watched.page.wait_for_selector("#ask:not([hidden])")
+        watched.page.wait_for_selector("#token-form:not([hidden])")
         assert watched.page.inner_text("#error") == "this server requires a token."
         watched.page.fill("#token", TOKEN)
-        watched.page.click("#ask button")
+        watched.page.click("#token-form button")
         watched.page.wait_for_selector("#network:not(:empty)")
         drop(watched.page, "photo.png", "image/png", photo)
         wait_for_result(watched.page)

@@ -53,7 +53,7 @@ def test_predict_with_an_exported_file_writes_the_same_images(w48_run, exported,
 def test_bench_prints_a_table_and_a_recommendation(w48_run, exported, capsys):
     assert main(["bench", "--checkpoint_path", str(w48_run), str(exported), "--rounds", "1"]) == 0
     output = capsys.readouterr().out
-    assert " at 96x192, 1 rounds" in output
+    assert " at 96x192 in 1 interleaved rounds" in output
     (row,) = (line for line in output.splitlines() if line.startswith("net.onnx"))
     assert "onnxruntime, float32" in row
     assert row.endswith("0.000 %")

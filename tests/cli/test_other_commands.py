@@ -56,7 +56,7 @@ def test_predict_a_video_a_pattern_and_a_url(w48_run, cityscapes, tmp_path, monk
     write_video(tmp_path / "film.mp4", 4)
     usual = ["--checkpoint_path", str(w48_run), *CPU, "--output", str(tmp_path / "out")]
     assert main(["predict", str(tmp_path / "film.mp4"), *usual]) == 0
-    assert "96x192, 4 frames at 12.5 a second, without sound" in capsys.readouterr().out
+    assert "96x192, 4 frames at 12.5 per second, without sound" in capsys.readouterr().out
     with video.Reader(tmp_path / "out/overlay/film.mp4") as reader:
         assert (len(list(reader)), reader.rate) == (4, 12.5)
     val = cityscapes / "leftImg8bit/val"
@@ -108,9 +108,7 @@ def test_predict_an_image_whole_and_in_tiles(w48_run, tmp_path, capsys):
     assert "tiles" not in capsys.readouterr().out
     assert main([*command, str(tmp_path / "tiles"), "--set", "eval.max_memory=0.1"]) == 0
     output = capsys.readouterr().out
-    assert (
-        "500x700 would take more than eval.max_memory (0.1 GiB), so it is predicted in overlapping tiles of" in output
-    )
+    assert "500x700 needs more than eval.max_memory (0.1 GiB), so it is predicted in overlapping tiles of" in output
     assert "500x700, in 6 tiles" in output
     whole, tiles = (read_label(tmp_path / name / "indices/large.png") for name in ("whole", "tiles"))
     assert whole.shape == tiles.shape == (500, 700)

@@ -126,7 +126,7 @@ A, B = NAMES
         ({A: GOOD, B: GOOD, "notes": GOOD}, ["notes.png is not named like"]),
         ({A: GOOD, B: GOOD[:3]}, [f"{B}.png is 3x6, not 4x6"]),
         ({A: GOOD, B: np.full((4, 6), 34, np.uint8)}, ["ids that Cityscapes does not define: 34"]),
-        ({A: GOOD % 5, B: GOOD % 4}, ["look like class indices (trainIds)"]),
+        ({A: GOOD % 5, B: GOOD % 4}, ["seem to be class indices (trainIds)"]),
         ({A: GOOD, B: np.zeros((4, 6, 3), np.uint8)}, [f"{B}.png has mode RGB"]),
         ({A: GOOD, B: encode_png(GOOD)[:-20]}, [f"{B}.png is truncated"]),
         ({A: GOOD, B: b"not an image"}, [f"{B}.png is damaged or not an image"]),
@@ -223,7 +223,7 @@ def test_a_written_zip_is_validated_before_it_is_renamed(cityscapes, w48_run, tm
     monkeypatch.setattr(submit, "encode_png", lambda ids: encode_png(ids % 7))
     argv = ["submit", *data_flags(cityscapes), "--checkpoint_path", str(w48_run), "--device_target", "CPU"]
     assert main([*argv, "--output", str(tmp_path / "test.zip")]) == 2
-    assert "look like class indices" in capsys.readouterr().err
+    assert "seem to be class indices" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 

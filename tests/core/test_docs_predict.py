@@ -47,7 +47,7 @@ def test_the_json_has_the_documented_fields(tmp_path):
     (block,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     areas = Areas(("road", "sky"))
     areas.add(Source("photo", "photos/photo.jpg"), (2, 2), areas.total + 2)
-    areas.write(tmp_path / "areas.json", whole=True)
+    areas.write(tmp_path / "areas.json", complete=True)
     documented, written = json.loads(block), json.loads((tmp_path / "areas.json").read_text())
     assert list(documented) == list(written)
     assert list(documented["images"][0]) == list(written["images"][0])

@@ -34,8 +34,8 @@ def test_limits_match_the_code():
     ):
         assert f"| `--{name}` | {row}" in TEXT
     for text in (
-        f"limits: {limits.max_megabytes} MB and {limits.max_megapixels} megapixels an image, {limits.timeout:g} s, "
-        f"{limits.max_requests} requests at a time; one image at a time",
+        f"limits: {limits.max_megabytes} MB and {limits.max_megapixels} megapixels per image, {limits.timeout:g} s "
+        f"per request, {limits.max_requests} simultaneous requests, batches of one image",
         f"serving at http://{limits.host}:{limits.port}/",
         f"at most {settings.MOST_MEGAPIXELS} |",
         f"at most {worker.IMAGE_BYTES >> 20} MiB",

@@ -166,7 +166,7 @@ def test_a_shortened_run_shortens_warmup_with_a_note():
     cfg, notes = train("--set", "total_step=40")
     assert (cfg.total_step, cfg.warmup_step) == (40, 4)
     assert any("warmup_step: 4 instead of 500" in note for note in notes)
-    assert any(note.startswith("save_interval: 2000 exceeds the length of the run") for note in notes)
+    assert any(note.startswith("save_interval: 2000 is greater than total_step") for note in notes)
     with pytest.raises(OcrnetError, match="warmup_step 500 is more than total_step 40"):
         train("--set", "total_step=40", "warmup_step=500")
 

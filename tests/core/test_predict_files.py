@@ -96,7 +96,7 @@ def test_a_pattern_finds_images_and_videos(tmp_path):
 
 
 def test_missing_sources_are_refused(tmp_path):
-    with pytest.raises(OcrnetError, match="does not exist; give an image, a video, a folder, a quoted pattern"):
+    with pytest.raises(OcrnetError, match="does not exist; use an image, a video, a folder, a quoted pattern"):
         names(tmp_path / "no")
     (tmp_path / "note.txt").write_text("x")
     with pytest.raises(OcrnetError, match=r"holds no images .* it holds note.txt"):
@@ -250,7 +250,8 @@ def test_label_ids_are_only_for_cityscapes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("ovrelay", "did you mean 'overlay'"), (",", "name some of overlay"), ("all", "not one of")]
+    ("text", "message"),
+    [("ovrelay", "did you mean 'overlay'"), (",", "list one or more of overlay"), ("all", "not one of")],
 )
 def test_an_unknown_kind_of_result_is_refused(text, message):
     with pytest.raises(OcrnetError, match=message):
@@ -435,7 +436,7 @@ def test_the_default_results_of_a_video_with_an_odd_size_are_written(tmp_path):
     run(tmp_path / "odd.mp4", tmp_path / "out", say=lines.append)
     files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert sorted(files) == ["areas.json", "areas/odd.jsonl", "legend.png", "overlay/odd.mp4"]
-    assert "32x46, 5 frames at 10 a second, without sound" in lines[-1]
+    assert "32x46, 5 frames at 10 per second, without sound" in lines[-1]
 
 
 def test_a_truncated_video_is_reported_and_its_frames_are_kept(tmp_path):
@@ -480,6 +481,6 @@ def test_a_video_that_is_not_fully_written_is_an_error(tmp_path):
         for _ in range(4):
             writer.write(np.zeros((32, 48, 3), np.uint8))
         writer._frames += 1  # as if OpenCV had lost a frame without an error
-        with pytest.raises(OcrnetError, match="4 of 5 frames were written; is the disk full"):
+        with pytest.raises(OcrnetError, match="4 of 5 frames were written; the disk may be full"):
             writer.finish()
     assert os.listdir(tmp_path) == []

@@ -159,7 +159,7 @@ def test_missing_and_invalid_values_are_gaps(tmp_path):
 def test_a_path_that_is_not_a_run_is_refused(tmp_path, kind):
     path = tmp_path / "x"
     path.write_text("") if kind == "file" else path.mkdir()
-    with pytest.raises(OcrnetError, match=r"is not a (run )?folder.*give the save_dir"):
+    with pytest.raises(OcrnetError, match=r"is not a (run )?folder.*use the save_dir"):
         build.make(ReportOptions([path]), print)
 
 
@@ -221,7 +221,7 @@ def test_missing_images_are_omitted_with_a_message_unless_requested(tmp_path):
     [
         (["--set", "lr_init=1"], "--set lr_init: no effect on report"),
         (["--output", "x.pdf"], "--output x.pdf: must be an HTML file"),
-        (["--checkpoint_path", "x"], "several runs are given"),
+        (["--checkpoint_path", "x"], "there are several runs"),
     ],
 )
 def test_invalid_arguments_are_refused(tmp_path, argv, message):
@@ -231,7 +231,7 @@ def test_invalid_arguments_are_refused(tmp_path, argv, message):
     output = args.options.get("output")
     with pytest.raises(OcrnetError, match=message):
         build.make(ReportOptions([Path(run) for run in args.inputs], output and Path(output), report_filter), print)
-    with pytest.raises(OcrnetError, match="given twice"):
+    with pytest.raises(OcrnetError, match="listed twice"):
         build.make(ReportOptions([runs[0], runs[0]]), print)
     with pytest.raises(OcrnetError, match="--watch shows only the curves"):
         build.watch(ReportOptions([runs[0]], report_filter=ReportFilter(images=1)), print)
@@ -329,5 +329,5 @@ def test_axes_have_round_numbers_and_long_curves_keep_their_peaks():
 
 
 def test_curves_only_contradicts_flags_about_images(tmp_path):
-    with pytest.raises(OcrnetError, match="--curves_only does not evaluate images"):
+    with pytest.raises(OcrnetError, match="--curves_only omits the evaluation"):
         build.make(ReportOptions([tmp_path], curves_only=True, report_filter=ReportFilter(images=3)), print)

@@ -89,7 +89,7 @@ def fake_server(network: FakeNetwork, **options: object) -> Iterator[SimpleNames
     metrics = Metrics()
     worker = Worker(
         network, max_batch=settings.max_batch, batch_wait=settings.batch_wait, max_requests=settings.max_requests,
-        log=logged.append, seen_batch=metrics.batch,
+        log=logged.append, on_batch=metrics.batch,
     )  # fmt: skip
     service, stop, ready = Service(network, worker, metrics, settings), StopRequest(), threading.Event()
     with server.bind(settings.host, settings.port) as sock:

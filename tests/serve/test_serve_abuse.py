@@ -51,7 +51,7 @@ def test_a_body_counts_until_it_is_decoded_and_is_then_freed(monkeypatch):
         """A body that supports weak references."""
 
     references, counts, gate, decode = [], [], Gate(), request_body.decode
-    monkeypatch.setattr(request_body.Reader, "_image", lambda self, data, kind: watch(data))
+    monkeypatch.setattr(request_body.Reader, "_extract_image", lambda self, data, kind: watch(data))
 
     def watch(data):
         image = WatchedBytes(data)

@@ -165,7 +165,7 @@ def test_the_token_is_read_from_a_file_or_the_environment_and_flags_are_checked(
     with pytest.raises(OcrnetError, match="keep one"):
         read_settings("--token_file", str(path))
     monkeypatch.setenv(settings.TOKEN_VARIABLE, "short")
-    with pytest.raises(OcrnetError, match="OCRNET_SERVE_TOKEN: a token is one line of at least 16"):
+    with pytest.raises(OcrnetError, match="OCRNET_SERVE_TOKEN: the token must be one line of at least 16"):
         read_settings()
     monkeypatch.delenv(settings.TOKEN_VARIABLE)
     with pytest.raises(OcrnetError, match="cannot be read"):

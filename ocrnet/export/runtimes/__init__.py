@@ -1,4 +1,4 @@
-"""Run exported files in their runtimes: one module per runtime, each with a `Session`."""
+"""Runtimes of exported files: one module per runtime, each with an implementation of `Session`."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,10 @@ def open_session(kind: Format, path: Path, *, mix: bool = False) -> Session:
     Args:
         kind: The format of the file.
         path: The file.
-        mix: Use bfloat16 if the format is OpenVINO and the CPU supports it.
+        mix: Use bfloat16; has an effect only for OpenVINO, on a CPU that supports it.
+
+    Returns:
+        The session.
 
     Raises:
         OcrnetError: The runtime is not installed or rejects the file.
@@ -23,8 +26,8 @@ def open_session(kind: Format, path: Path, *, mix: bool = False) -> Session:
     except OcrnetError:
         raise
     except Exception as error:  # each runtime raises its own types, mostly plain RuntimeError
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise OcrnetError(f"{path} is damaged or not a supported {kind} file: {first}") from error
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise OcrnetError(f"{path} is damaged or not a supported {kind} file: {first_line}") from error
 
 
 def _open(kind: Format, path: Path, mix: bool) -> Session:
@@ -54,8 +57,8 @@ def _open(kind: Format, path: Path, mix: bool) -> Session:
 
 
 def threads() -> int:
-    """Return the number of compute threads: OMP_NUM_THREADS, as in PyTorch, or else the cores of this process."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit() and int(given):
-        return int(given)
+    """Return the number of compute threads: OMP_NUM_THREADS if it is set, else the number of available cores."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    if setting.isdigit() and int(setting):
+        return int(setting)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Engine for exported files: multi-pass prediction in NumPy around the graph of the file."""
+"""Engine for exported files: it resizes, mirrors, windows and averages in NumPy, and runs the file for each pass."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,10 +18,10 @@ Size = tuple[int, int]
 class RuntimeEngine:
     """Predicts with an exported file, but cannot train; `ocrnet.engines.base.Engine` documents each method."""
 
-    def __init__(self, cfg: Config, found: Exported, *, world: World) -> None:
+    def __init__(self, cfg: Config, exported: Exported, *, world: World) -> None:
         if world.size > 1:
-            raise OcrnetError(f"{found.path}: an exported file runs in one process; start it without a launcher")
-        self.world, self.path, self.metadata, self.session = world, found.path, found.metadata, found.session
+            raise OcrnetError(f"{exported.path}: an exported file runs in one process; start it without a launcher")
+        self.world, self.path, self.metadata, self.session = world, exported.path, exported.metadata, exported.session
         self.name, _, version = self.session.runtime.partition(" ")
         self.versions: Mapping[str, str] = {self.name: version}
         size = "any size" if self.metadata.size is None else "{}x{} only".format(*self.metadata.size)
@@ -52,26 +52,28 @@ class RuntimeEngine:
             OcrnetError: The file cannot provide an output, cannot run these passes, or fails in its runtime.
         """
         check_outputs(outputs, passes)
-        if asked := sorted(set(ATTENTION) & set(outputs)):
-            raise OcrnetError(f"{self.path}: an exported file has no {' and no '.join(asked)}; give its checkpoint")
+        if unavailable := sorted(set(ATTENTION) & set(outputs)):
+            raise OcrnetError(
+                f"{self.path}: an exported file has no {' and no '.join(unavailable)}; use its checkpoint"
+            )
         if self.metadata.outputs == "labels":
             if list(outputs) != ["labels"]:
-                raise self._labels_alone(", ".join(outputs))
+                raise self._labels_only_error(", ".join(outputs))
             return {"labels": np.stack([self._labels(image, passes) for image in images])}
         probabilities = np.stack(
-            [np.mean([self._probabilities(image, one) for one in passes], axis=0) for image in images]
+            [np.mean([self._probabilities(image, pass_) for pass_ in passes], axis=0) for image in images]
         )
-        found = {
+        available = {
             "labels": probabilities.argmax(1).astype(np.uint8),
             "confidence": probabilities.max(1),
             "probabilities": probabilities,
         }
-        return {name: found[name] for name in outputs}
+        return {name: available[name] for name in outputs}
 
-    def _labels_alone(self, what: str) -> OcrnetError:
+    def _labels_only_error(self, requested: str) -> OcrnetError:
         return OcrnetError(
-            f"{self.path} outputs only labels, and {what} cannot be computed from them: export the checkpoint with "
-            "--outputs probabilities or --outputs logits"
+            f"{self.path} outputs only labels, and {requested} cannot be computed from them; export the checkpoint "
+            "with --outputs probabilities or --outputs logits"
         )
 
     def _labels(self, image: np.ndarray, passes: Sequence[Pass]) -> np.ndarray:
@@ -79,71 +81,72 @@ class RuntimeEngine:
 
         In overlapping windows, take each pixel from the window in which it is farther from the border.
         """
-        one, size = passes[0], image.shape[:2]
-        if len(passes) > 1 or one.flip or one.size != size:
-            raise self._labels_alone("an average over scales or the mirrored image")
-        height, width = one.windows[0][2:]
-        rows, columns = (cuts((w[axis] for w in one.windows), (height, width)[axis], size[axis]) for axis in (0, 1))
+        pass_, size = passes[0], image.shape[:2]
+        if len(passes) > 1 or pass_.flip or pass_.size != size:
+            raise self._labels_only_error("an average over scales or the mirrored image")
+        height, width = pass_.windows[0][2:]
+        rows, columns = (cuts((w[axis] for w in pass_.windows), (height, width)[axis], size[axis]) for axis in (0, 1))
         labels = np.empty(size, np.uint8)
-        for top, left, _, _ in one.windows:
-            seen = self._run(image[top : top + height, left : left + width])
+        for top, left, _, _ in pass_.windows:
+            window_labels = self._run(image[top : top + height, left : left + width])
             (first, last), (begin, end) = rows[top], columns[left]
-            labels[first:last, begin:end] = seen[first - top : last - top, begin - left : end - left]
+            labels[first:last, begin:end] = window_labels[first - top : last - top, begin - left : end - left]
         return labels
 
-    def _probabilities(self, image: np.ndarray, one: Pass) -> np.ndarray:
+    def _probabilities(self, image: np.ndarray, pass_: Pass) -> np.ndarray:
         """Return the probabilities of one pass, float32 num_classes,H,W.
 
-        Overlapping windows are averaged as probabilities or as logits, depending on what the file outputs.
+        Overlapping windows are averaged as probabilities or as logits, depending on the output of the file.
         """
         size: Size = (image.shape[0], image.shape[1])
-        x = image if one.size == size else cv2.resize(image.astype(np.float32), one.size[::-1])
-        x = x[:, ::-1] if one.flip else x
-        if len(one.windows) == 1:
+        x = image if pass_.size == size else cv2.resize(image.astype(np.float32), pass_.size[::-1])
+        x = x[:, ::-1] if pass_.flip else x
+        if len(pass_.windows) == 1:
             total = self._run(x)
         else:
-            total, count = np.zeros((len(self.metadata.names), *one.size), np.float32), np.zeros(one.size, np.float32)
-            for top, left, height, width in one.windows:
+            total = np.zeros((len(self.metadata.names), *pass_.size), np.float32)
+            count = np.zeros(pass_.size, np.float32)
+            for top, left, height, width in pass_.windows:
                 window = (..., slice(top, top + height), slice(left, left + width))
                 total[window] += self._resize(self._run(x[window[1:]]), (height, width))
                 count[window] += 1
             total /= count
-        total = self._resize(total[..., ::-1] if one.flip else total, size)
+        total = self._resize(total[..., ::-1] if pass_.flip else total, size)
         return total if self.metadata.outputs == "probabilities" else softmax(total)
 
     def _resize(self, x: np.ndarray, size: Size) -> np.ndarray:
         return resize(x, size, align_corners=self.metadata.align_corners)
 
     def _run(self, image: np.ndarray) -> np.ndarray:
-        """Run the graph on one image H,W,3 of values 0 to 255; return its output without the batch axis."""
-        size, wanted = image.shape[:2], self.metadata.size
-        if wanted not in (None, size):
-            height, width = wanted
+        """Run the graph on one image H,W,3 with values 0 to 255; return its output without the batch axis."""
+        size, required = image.shape[:2], self.metadata.size
+        if required not in (None, size):
+            height, width = required
             windows = f"predict in windows of that size (--set eval.slide=[{height},{width}]), or "
             raise OcrnetError(
-                f"{self.path} takes only images of {height}x{width}, not {size[0]}x{size[1]}: "
+                f"{self.path} accepts only images of {height}x{width}, not {size[0]}x{size[1]}: "
                 f"{windows if size[0] >= height and size[1] >= width else ''}export with --size or --dynamic True"
             )
         x = as_input(image, self.metadata.input, self.metadata.mean, self.metadata.std)
         try:
-            answer = self.session.run(x)[0]
+            output = self.session.run(x)[0]
         except Exception as error:  # each runtime raises its own types
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OcrnetError(f"{self.path} cannot be run in {self.session.runtime}: {first}") from error
         if (
-            answer.shape != size
+            output.shape != size
             if self.metadata.outputs == "labels"
-            else answer.shape[:-2] != (len(self.metadata.names),)
+            else output.shape[:-2] != (len(self.metadata.names),)
         ):
             raise OcrnetError(
                 f"{self.path} outputs {self.metadata.outputs} according to its metadata, but its output has the shape "
-                f"{answer.shape}; export it again"
+                f"{output.shape}; export it again"
             )
-        return answer
+        return output
 
     def logits(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Raise `OcrnetError`: an exported file has no auxiliary head and may not accept normalized input."""
-        raise OcrnetError(f"{self.path}: an exported file has no logits(); give its checkpoint")
+        raise OcrnetError(f"{self.path}: an exported file does not support logits(); use its checkpoint")
 
     def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
         """Raise `OcrnetError`: an exported file cannot be trained."""
@@ -202,18 +205,18 @@ def resize(x: np.ndarray, size: Size, *, align_corners: bool) -> np.ndarray:
     if x.shape[-2:] == size:
         return x
     for axis, length in ((1, size[0]), (2, size[1])):
-        low, high, part = _places(x.shape[axis], length, align_corners)
+        low, high, weight = _interpolation_weights(x.shape[axis], length, align_corners)
         below, above = x.take(low, axis), x.take(high, axis)
         above -= below
-        above *= part[:, None] if axis == 1 else part
+        above *= weight[:, None] if axis == 1 else weight
         x = below + above
     return x
 
 
-def _places(length: int, size: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the lower and upper index, and the float32 weight of the upper one, for each interpolated position.
+def _interpolation_weights(length: int, size: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the lower and upper index, and the float32 weight of the upper index, for each interpolated position.
 
-    An axis of ``length`` is resized to ``size`` positions.
+    An axis of ``length`` elements is resized to ``size`` positions.
     """
     if align_corners:
         at = np.arange(size) * ((length - 1) / (size - 1) if size > 1 else 0.0)

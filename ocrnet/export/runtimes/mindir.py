@@ -1,24 +1,24 @@
-"""Run MINDIR files in MindSpore on a CPU; their metadata is in NAME.mindir.json in the same folder."""
+"""The session for MINDIR files in MindSpore on a CPU; their metadata is in NAME.mindir.json in the same folder."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 
-from ocrnet.export.formats import BESIDE
+from ocrnet.export.formats import SIDECAR_SUFFIX
 from ocrnet.utils.installed import need
 
 
 class MindIRSession:
-    """See `ocrnet.export.formats.Session`."""
+    """A MINDIR file; see `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path) -> None:
         from ocrnet.engines.mindspore.interrupts import defer_interrupts  # must precede the import of MindSpore
 
         ms = need("mindspore", f"running {path}")
         ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
-        beside = path.with_name(path.name + BESIDE)
-        self.document = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+        sidecar = path.with_name(path.name + SIDECAR_SUFFIX)
+        self.document = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else None
         self.defer_interrupts = defer_interrupts
         with defer_interrupts():
             self.tensor, self.graph = ms.Tensor, ms.nn.GraphCell(ms.load(str(path)))

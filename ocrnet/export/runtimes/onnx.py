@@ -1,4 +1,4 @@
-"""Run ONNX files in ONNX Runtime on a CPU."""
+"""The session for ONNX files in ONNX Runtime on a CPU."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from ocrnet.utils.installed import need
 
 
 class OnnxSession:
-    """See `ocrnet.export.formats.Session`."""
+    """An ONNX file; see `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path) -> None:
         runtime = need("onnxruntime", f"running {path}")

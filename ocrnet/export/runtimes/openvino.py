@@ -1,4 +1,4 @@
-"""Run OpenVINO .xml and .bin files on a CPU: in float32, or in bfloat16 if requested and supported by the CPU."""
+"""The session for OpenVINO .xml and .bin files on a CPU, in float32, or on request in bfloat16 where supported."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from ocrnet.utils.installed import need
 
 
 class OpenVinoSession:
-    """See `ocrnet.export.formats.Session`."""
+    """An OpenVINO file; see `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path, mix: bool = False) -> None:
         ov = need("openvino", f"running {path}")
@@ -22,13 +22,15 @@ class OpenVinoSession:
         model = core.read_model(path)
         text = model.get_rt_info(DOCUMENT).value if model.has_rt_info(DOCUMENT) else None
         self.document = json.loads(text) if text else None
-        half = mix and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        # By default, OpenVINO silently uses bfloat16 if the CPU supports it.
-        how = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32", "INFERENCE_NUM_THREADS": threads()}
-        self.compiled = core.compile_model(model, "CPU", how)
+        use_bfloat16 = mix and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        # Without the hint, OpenVINO uses bfloat16 on a CPU that supports it.
+        options = {"INFERENCE_PRECISION_HINT": "bf16" if use_bfloat16 else "f32", "INFERENCE_NUM_THREADS": threads()}
+        self.compiled = core.compile_model(model, "CPU", options)
         self.runtime = f"openvino {ov.__version__.partition('-')[0]}"
-        told = "bfloat16" if half else "float32, because this CPU has no bfloat16" if mix else "float32"
-        self.notes = [f"device: CPU, {threads()} threads", f"mix: {told}"]
+        precision = (
+            "bfloat16" if use_bfloat16 else "float32, because this CPU does not support bfloat16" if mix else "float32"
+        )
+        self.notes = [f"device: CPU, {threads()} threads", f"mix: {precision}"]
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """Return the first output."""

@@ -1,4 +1,4 @@
-"""Run torch.export files (.pt2) in PyTorch on a CPU."""
+"""The session for torch.export files (.pt2) in PyTorch on a CPU."""
 
 import io
 import json
@@ -14,14 +14,14 @@ from ocrnet.utils.installed import need
 
 
 class TorchExportSession:
-    """See `ocrnet.export.formats.Session`."""
+    """A torch.export file; see `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path) -> None:
         self.torch = torch = need("torch", f"running {path}")
         _refuse_pickles(path, torch)
-        inside = {f"{DOCUMENT}.json": ""}
-        self.module = torch.export.load(str(path), extra_files=inside).module()
-        text = inside[f"{DOCUMENT}.json"]
+        extra_files = {f"{DOCUMENT}.json": ""}
+        self.module = torch.export.load(str(path), extra_files=extra_files).module()
+        text = extra_files[f"{DOCUMENT}.json"]
         self.document = json.loads(text) if text else None
         self.runtime = f"torch.export {torch.__version__}"
         self.notes = [f"device: CPU, {torch.get_num_threads()} threads"]
@@ -33,7 +33,7 @@ class TorchExportSession:
 
 
 def _refuse_pickles(path: Path, torch: Any) -> None:
-    """Raise if opening the file would unpickle objects and could run code; our exports hold only tensors."""
+    """Raise `OcrnetError` if loading the file would unpickle objects, which can run code; exports hold only tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -43,7 +43,7 @@ def _refuse_pickles(path: Path, torch: Any) -> None:
                     raise ValueError(name)
     except Exception as error:
         raise OcrnetError(
-            f"{path} is refused: it is damaged, or opening it could run code ({type(error).__name__}); export it again"
+            f"{path} is damaged, or loading it could run code ({type(error).__name__}); export it again"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Run TorchScript files in PyTorch on a CPU."""
+"""The session for TorchScript files in PyTorch on a CPU."""
 
 import json
 import warnings
@@ -11,15 +11,15 @@ from ocrnet.utils.installed import need
 
 
 class TorchScriptSession:
-    """See `ocrnet.export.formats.Session`."""
+    """A TorchScript file; see `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path) -> None:
         self.torch = torch = need("torch", f"running {path}")
-        inside = {f"{DOCUMENT}.json": ""}
+        extra_files = {f"{DOCUMENT}.json": ""}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # hides the deprecation warning of TorchScript
-            self.module = torch.jit.load(str(path), map_location="cpu", _extra_files=inside).eval()
-        text = inside[f"{DOCUMENT}.json"]
+            self.module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra_files).eval()
+        text = extra_files[f"{DOCUMENT}.json"]
         self.document = json.loads(text) if text else None
         self.runtime = f"torch.jit {torch.__version__}"
         self.notes = [f"device: CPU, {torch.get_num_threads()} threads"]

@@ -1,31 +1,32 @@
-// The answer of /explain as arrays, and a PNG of class indices made from them: no second look is needed to keep it.
+// Parses the response of /explain, and encodes class indices as PNG, so that a download needs no second request.
 
+// Returns the fields of the JSON text, and each array by its name as { data, shape }.
 export function read(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
-  const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
+  const fields = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
   let offset = 4 + length;
-  for (const { name, shape } of head.arrays) {
+  for (const { name, shape } of fields.arrays) {
     const size = shape.reduce((a, b) => a * b, 1);
-    head[name] = { data: new Uint8Array(buffer, offset, size), shape };
+    fields[name] = { data: new Uint8Array(buffer, offset, size), shape };
     offset += size;
   }
-  if (offset !== buffer.byteLength) throw new Error("the server's answer is cut short");
-  return head;
+  if (offset !== buffer.byteLength) throw new Error("the server's response is truncated");
+  return fields;
 }
 
-// A gray PNG of 8 bits: rows without a filter, packed by the browser.
+// Returns an 8-bit grayscale PNG, with unfiltered rows, compressed by the browser.
 export async function png(labels, height, width) {
   const rows = new Uint8Array(height * (width + 1));
   for (let y = 0; y < height; y++) rows.set(labels.subarray(y * width, (y + 1) * width), y * (width + 1) + 1);
-  const packed = new Blob([rows]).stream().pipeThrough(new CompressionStream("deflate"));
-  const head = new Uint8Array(13);
-  const view = new DataView(head.buffer);
+  const compressed = new Blob([rows]).stream().pipeThrough(new CompressionStream("deflate"));
+  const header = new Uint8Array(13);
+  const view = new DataView(header.buffer);
   view.setUint32(0, width);
   view.setUint32(4, height);
-  head[8] = 8;
-  const data = new Uint8Array(await new Response(packed).arrayBuffer());
+  header[8] = 8;
+  const data = new Uint8Array(await new Response(compressed).arrayBuffer());
   const signature = new Uint8Array([137, 80, 78, 71, 13, 10, 26, 10]);
-  return new Blob([signature, chunk("IHDR", head), chunk("IDAT", data), chunk("IEND", new Uint8Array())], { type: "image/png" });
+  return new Blob([signature, chunk("IHDR", header), chunk("IDAT", data), chunk("IEND", new Uint8Array())], { type: "image/png" });
 }
 
 const CRC = Uint32Array.from({ length: 256 }, (_, n) => {

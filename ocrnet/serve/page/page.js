@@ -1,304 +1,304 @@
 import { png, read } from "./arrays.js";
 
-const at = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 const percent = (part) => (part >= 0.9995 ? "100 %" : part < 0.001 ? "< 0.1 %" : `${(100 * part).toFixed(1)} %`);
 const OVERLAY_ALPHA = 165;
-const MOST_BARS = 8;
+const MAX_BARS = 8;
 
-let about = null; // what /model tells
-let seen = null; // the last answer: height, width, classes, and the arrays
-let file = null; // what was looked at, or is
-let bitmap = null;
-let chosen = null; // [x, y]
-let running = null; // AbortController
-let marked = null; // the class that alone is colored
-let warmed = null; // the class whose relation is shown
+let model = null; // the response of /model
+let result = null; // the last response of /explain: height, width, classes, and the arrays
+let file = null; // the image file of the prediction shown
+let bitmap = null; // the decoded image
+let selectedPixel = null; // the selected pixel, [x, y]
+let request = null; // the AbortController of the current request
+let highlighted = null; // the index of the only class that is colored; null: all are
+let relationClass = null; // the index of the class whose relation is shown
 
-// ---- asking the server
+// ---- requests to the server
 
 function headers() {
   const token = sessionStorage.getItem("token");
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-async function ask(path, options = {}) {
-  let answer;
+async function send(path, options = {}) {
+  let response;
   try {
-    answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+    response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("the server does not respond; check that it is running");
   }
-  if (answer.ok) return answer;
-  const told = await answer.json().catch(() => ({}));
-  const text = told.error || `status ${answer.status}`;
-  at("ask").hidden = answer.status !== 401;
-  if (answer.status === 401) at("token").focus();
+  if (response.ok) return response;
+  const body = await response.json().catch(() => ({}));
+  const text = body.error || `the server returned status ${response.status}`;
+  byId("token-form").hidden = response.status !== 401;
+  if (response.status === 401) byId("token").focus();
   throw new Error(`${text}.`);
 }
 
 async function start() {
   try {
-    about = await (await ask("model")).json();
+    model = await (await send("model")).json();
   } catch (error) {
-    return say(error.message);
+    return showError(error.message);
   }
-  const count = about.classes.length;
-  at("network").textContent = `${about.network}, ${count} classes`;
-  at("limits").textContent =
-    `${about.formats.join(", ")}; up to ${about.max_bytes / 1e6} MB and ${about.max_pixels / 1e6} megapixels`;
-  at("all-title").textContent = `All ${count} classes`;
-  at("all").replaceChildren(...about.classes.map((one) => make("li", {}, swatch(one), one.name)));
-  at("look").disabled = !about.averages;
-  at("look").closest("section").hidden = !about.averages;
+  const count = model.classes.length;
+  byId("network").textContent = `${model.network}, ${count} classes`;
+  byId("limits").textContent =
+    `${model.formats.join(", ")}; up to ${model.max_bytes / 1e6} MB and ${model.max_pixels / 1e6} megapixels`;
+  byId("all-title").textContent = `All ${count} classes`;
+  byId("all").replaceChildren(...model.classes.map((one) => createElement("li", {}, swatch(one), one.name)));
+  byId("mode").disabled = !model.averages;
+  byId("mode").closest("section").hidden = !model.averages;
 }
 
-async function look(given) {
-  const multi = document.querySelector("[name=look]:checked").value === "multi";
-  running?.abort();
-  running = new AbortController();
-  const mine = running;
-  say(null);
-  at("busy").textContent = `Predicting ${given.name}${multi ? ", multi-scale + flip" : ""}`;
-  at("busy").hidden = false;
+async function predict(given) {
+  const multi = document.querySelector("[name=mode]:checked").value === "multi";
+  request?.abort();
+  request = new AbortController();
+  const controller = request;
+  showError(null);
+  byId("busy").textContent = `Predicting ${given.name}${multi ? ", multi-scale + flip" : ""}`;
+  byId("busy").hidden = false;
   try {
-    if (!about) await start();
-    if (!about) return;
-    if (given.size > about.max_bytes) {
-      throw new Error(`the image exceeds the limit of ${about.max_bytes / 1e6} MB.`);
+    if (!model) await start();
+    if (!model) return;
+    if (given.size > model.max_bytes) {
+      throw new Error(`the image exceeds the limit of ${model.max_bytes / 1e6} MB.`);
     }
-    const answer = await ask(`explain?multi_scale=${multi}&flip=${multi}`, {
-      method: "POST", body: given, signal: mine.signal, headers: { "Content-Type": "application/octet-stream" },
+    const response = await send(`explain?multi_scale=${multi}&flip=${multi}`, {
+      method: "POST", body: given, signal: controller.signal, headers: { "Content-Type": "application/octet-stream" },
     });
-    const found = read(await answer.arrayBuffer());
-    const picture = await createImageBitmap(given);
-    if (mine.signal.aborted) return;
-    const same = file === given; // looked at in another way: what was chosen stays
-    [seen, bitmap, file] = [found, picture, given];
-    show(same);
+    const prediction = read(await response.arrayBuffer());
+    const decoded = await createImageBitmap(given);
+    if (controller.signal.aborted) return;
+    const sameFile = file === given; // with another inference mode; the selected pixel is kept
+    [result, bitmap, file] = [prediction, decoded, given];
+    showResult(sameFile);
   } catch (error) {
-    if (error.name !== "AbortError") say(`${given.name}: ${error.message}`);
+    if (error.name !== "AbortError") showError(`${given.name}: ${error.message}`);
   } finally {
-    if (running === mine) at("busy").hidden = true;
+    if (request === controller) byId("busy").hidden = true;
   }
 }
 
-function say(text) {
-  at("error").hidden = text === null;
-  at("error").textContent = text ?? "";
+function showError(text) {
+  byId("error").hidden = text === null;
+  byId("error").textContent = text ?? "";
 }
 
-// ---- showing
+// ---- display of the prediction
 
-function make(tag, attributes, ...inside) {
+function createElement(tag, attributes, ...inside) {
   const element = Object.assign(document.createElement(tag), attributes);
   element.append(...inside);
   return element;
 }
 
 function swatch(one) {
-  const box = make("i", { className: "swatch" });
+  const box = createElement("i", { className: "swatch" });
   box.style.background = one.color;
   return box;
 }
 
-function show(same) {
-  const { height, width } = seen;
-  at("drop").hidden = true;
-  at("result").hidden = at("side").hidden = false;
+function showResult(sameFile) {
+  const { height, width } = result;
+  byId("drop").hidden = true;
+  byId("result").hidden = byId("side").hidden = false;
   const ratio = width / height;
-  at("frame").style.aspectRatio = `${width} / ${height}`;
-  at("frame").style.width = `min(100%, ${72 * ratio}vh)`;
-  at("frame").classList.toggle("coarse", width < 400);
-  for (const id of ["image", "overlay"]) Object.assign(at(id), { width, height });
-  at("image").getContext("2d").drawImage(bitmap, 0, 0, width, height);
-  const how = seen.tiles > 1 ? `, in ${seen.tiles} tiles` : "";
-  at("caption").textContent = `${file.name}: ${width}\u00a0×\u00a0${height}${how}, ${seen.seconds.toFixed(2)}\u00a0s`;
-  marked = warmed = null;
-  if (!same) chosen = null;
-  paint();
-  wipe();
-  legend();
-  pick(chosen);
+  byId("frame").style.aspectRatio = `${width} / ${height}`;
+  byId("frame").style.width = `min(100%, ${72 * ratio}vh)`;
+  byId("frame").classList.toggle("coarse", width < 400);
+  for (const id of ["image", "overlay"]) Object.assign(byId(id), { width, height });
+  byId("image").getContext("2d").drawImage(bitmap, 0, 0, width, height);
+  const tiles = result.tiles > 1 ? `, in ${result.tiles} tiles` : "";
+  byId("caption").textContent = `${file.name}: ${width}\u00a0×\u00a0${height}${tiles}, ${result.seconds.toFixed(2)}\u00a0s`;
+  highlighted = relationClass = null;
+  if (!sameFile) selectedPixel = null;
+  drawOverlay();
+  updateDivider();
+  drawLegend();
+  selectPixel(selectedPixel);
 }
 
-function paint() {
-  const { height, width } = seen;
+function drawOverlay() {
+  const { height, width } = result;
   const rgba = new Uint32Array(256); // little-endian: ABGR
-  for (const { index, color } of about.classes) {
+  for (const { index, color } of model.classes) {
     const [r, g, b] = [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
-    const alpha = marked === null ? OVERLAY_ALPHA : index === marked ? 215 : 20;
+    const alpha = highlighted === null ? OVERLAY_ALPHA : index === highlighted ? 215 : 20;
     rgba[index] = ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;
   }
-  const context = at("overlay").getContext("2d");
-  const picture = context.createImageData(width, height);
-  const pixels = new Uint32Array(picture.data.buffer);
-  const labels = seen.labels.data;
+  const context = byId("overlay").getContext("2d");
+  const imageData = context.createImageData(width, height);
+  const pixels = new Uint32Array(imageData.data.buffer);
+  const labels = result.labels.data;
   for (let i = 0; i < labels.length; i++) pixels[i] = rgba[labels[i]];
-  context.putImageData(picture, 0, 0);
+  context.putImageData(imageData, 0, 0);
 }
 
-function warm() {
-  const there = warmed !== null && seen.relation;
-  at("heat").hidden = !there;
-  at("relation-hint").textContent = there
-    ? `Red: relation of each pixel to the region of ${about.classes[warmed].name}.`
-    : "Select a class to show its relation over the whole image.";
-  at("overlay").style.opacity = there ? 0.25 : 1;
-  if (!there) return;
-  const [, height, width] = seen.relation.shape;
-  Object.assign(at("heat"), { width, height });
-  const context = at("heat").getContext("2d");
-  const picture = context.createImageData(width, height);
+function drawRelation() {
+  const visible = relationClass !== null && result.relation;
+  byId("heat").hidden = !visible;
+  byId("relation-hint").textContent = visible
+    ? `Red: relation of each pixel to the object region of ${model.classes[relationClass].name}.`
+    : "Select a class to show the relation of all pixels to its region.";
+  byId("overlay").style.opacity = visible ? 0.25 : 1;
+  if (!visible) return;
+  const [, height, width] = result.relation.shape;
+  Object.assign(byId("heat"), { width, height });
+  const context = byId("heat").getContext("2d");
+  const imageData = context.createImageData(width, height);
   const [r, g, b] = getComputedStyle(document.documentElement).getPropertyValue("--heat").trim().split(" ").map(Number);
-  const values = seen.relation.data.subarray(warmed * height * width, (warmed + 1) * height * width);
-  const most = Math.max(1, values.reduce((a, c) => Math.max(a, c), 0));
-  values.forEach((value, i) => picture.data.set([r, g, b, (235 * value) / most], 4 * i));
-  context.putImageData(picture, 0, 0);
+  const values = result.relation.data.subarray(relationClass * height * width, (relationClass + 1) * height * width);
+  const maximum = Math.max(1, values.reduce((a, c) => Math.max(a, c), 0));
+  values.forEach((value, i) => imageData.data.set([r, g, b, (235 * value) / maximum], 4 * i));
+  context.putImageData(imageData, 0, 0);
 }
 
-function wipe() {
-  at("frame").style.setProperty("--cut", `${at("slider").value}%`);
-  at("part").textContent = `${at("slider").value} %`;
+function updateDivider() {
+  byId("frame").style.setProperty("--cut", `${byId("slider").value}%`);
+  byId("part").textContent = `${byId("slider").value} %`;
 }
 
-function bars(list, rows, press) {
+function drawBars(list, rows, onPress) {
   list.replaceChildren(...rows.map(({ one, part, text }) => {
-    const fill = make("i");
+    const fill = createElement("i");
     fill.style.width = `${100 * part}%`;
-    const button = make("button", { type: "button" },
-      swatch(one), make("span", { className: "name", textContent: one.name }), make("span", { textContent: text }),
-      make("span", { className: "bar" }, fill));
+    const button = createElement("button", { type: "button" },
+      swatch(one), createElement("span", { className: "name", textContent: one.name }), createElement("span", { textContent: text }),
+      createElement("span", { className: "bar" }, fill));
     button.dataset.index = one.index;
     button.setAttribute("aria-pressed", "false");
-    button.addEventListener("click", () => press(one.index));
-    return make("li", {}, button);
+    button.addEventListener("click", () => onPress(one.index));
+    return createElement("li", {}, button);
   }));
 }
 
-function pressed(list, index) {
+function setPressed(list, index) {
   for (const button of list.querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(Number(button.dataset.index) === index));
   }
 }
 
-function legend() {
-  const rows = seen.classes.map((one) => ({ one, part: one.share, text: percent(one.share) }));
-  bars(at("legend"), rows, (index) => {
-    marked = marked === index ? null : index;
-    pressed(at("legend"), marked);
-    paint();
-    if (marked !== null && at("slider").value === "0") moveTo(100);
+function drawLegend() {
+  const rows = result.classes.map((one) => ({ one, part: one.share, text: percent(one.share) }));
+  drawBars(byId("legend"), rows, (index) => {
+    highlighted = highlighted === index ? null : index;
+    setPressed(byId("legend"), highlighted);
+    drawOverlay();
+    if (highlighted !== null && byId("slider").value === "0") moveTo(100);
   });
 }
 
-function pick(where) {
-  chosen = where;
-  at("answer").hidden = at("marker").hidden = where === null;
-  at("pick").hidden = where !== null;
-  if (where === null) return warm();
+function selectPixel(where) {
+  selectedPixel = where;
+  byId("pixel-result").hidden = byId("marker").hidden = where === null;
+  byId("pick").hidden = where !== null;
+  if (where === null) return drawRelation();
   const [x, y] = where;
-  const { width, height } = seen;
-  const one = about.classes[seen.labels.data[y * width + x]];
-  at("marker").style.left = `${(100 * (x + 0.5)) / width}%`;
-  at("marker").style.top = `${(100 * (y + 0.5)) / height}%`;
-  const [box, name] = at("chosen").children;
+  const { width, height } = result;
+  const one = model.classes[result.labels.data[y * width + x]];
+  byId("marker").style.left = `${(100 * (x + 0.5)) / width}%`;
+  byId("marker").style.top = `${(100 * (y + 0.5)) / height}%`;
+  const [box, name] = byId("chosen").children;
   box.style.background = one.color;
   name.textContent = one.name;
   name.dataset.index = one.index;
-  const sure = seen.confidence && seen.confidence.data[y * width + x] / 255;
-  at("sure").textContent = `${seen.confidence ? `Probability ${percent(sure)}, at` : "At"} column ${x}, row ${y}`;
-  related(x, y);
+  const confidence = result.confidence && result.confidence.data[y * width + x] / 255;
+  byId("confidence").textContent = `${result.confidence ? `Probability ${percent(confidence)}, at` : "At"} column ${x}, row ${y}`;
+  showRelation(x, y);
 }
 
-function related(x, y) {
-  const { relation, width, height } = seen;
-  for (const id of ["relation-title", "relation-hint", "relation"]) at(id).hidden = !relation;
+function showRelation(x, y) {
+  const { relation, width, height } = result;
+  for (const id of ["relation-title", "relation-hint", "relation"]) byId(id).hidden = !relation;
   if (!relation) return;
   const [count, rows, columns] = relation.shape;
-  const place = Math.min(rows - 1, Math.floor((y * rows) / height)) * columns + Math.min(columns - 1, Math.floor((x * columns) / width));
-  const parts = about.classes.map((one) => ({ one, part: relation.data[one.index * rows * columns + place] / 255 }));
+  const cell = Math.min(rows - 1, Math.floor((y * rows) / height)) * columns + Math.min(columns - 1, Math.floor((x * columns) / width));
+  const parts = model.classes.map((one) => ({ one, part: relation.data[one.index * rows * columns + cell] / 255 }));
   parts.sort((a, b) => b.part - a.part);
-  const shown = parts.slice(0, Math.min(count, MOST_BARS)).map((row) => ({ ...row, text: percent(row.part) }));
-  bars(at("relation"), shown, (index) => {
-    warmed = warmed === index ? null : index;
-    pressed(at("relation"), warmed);
-    warm();
+  const shown = parts.slice(0, Math.min(count, MAX_BARS)).map((row) => ({ ...row, text: percent(row.part) }));
+  drawBars(byId("relation"), shown, (index) => {
+    relationClass = relationClass === index ? null : index;
+    setPressed(byId("relation"), relationClass);
+    drawRelation();
   });
-  pressed(at("relation"), warmed);
-  warm();
+  setPressed(byId("relation"), relationClass);
+  drawRelation();
 }
 
-// ---- people
+// ---- user input
 
 function moveTo(value) {
-  at("slider").value = value;
-  wipe();
+  byId("slider").value = value;
+  updateDivider();
 }
 
-function take(files) {
-  const given = [...(files ?? [])].find((one) => one instanceof File);
-  if (given) look(given);
+function openFirst(files) {
+  const first = [...(files ?? [])].find((item) => item instanceof File);
+  if (first) predict(first);
 }
 
-at("file").addEventListener("change", (event) => {
-  take(event.target.files);
+byId("file").addEventListener("change", (event) => {
+  openFirst(event.target.files);
   event.target.value = "";
 });
-at("slider").addEventListener("input", wipe);
-at("look").addEventListener("change", () => file && look(file));
-at("ask").addEventListener("submit", async (event) => {
+byId("slider").addEventListener("input", updateDivider);
+byId("mode").addEventListener("change", () => file && predict(file));
+byId("token-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  sessionStorage.setItem("token", at("token").value.trim());
-  at("ask").hidden = true;
-  say(null);
+  sessionStorage.setItem("token", byId("token").value.trim());
+  byId("token-form").hidden = true;
+  showError(null);
   await start();
 });
 
-at("frame").addEventListener("click", (event) => {
-  if (event.target === at("divider")) return;
-  const box = at("frame").getBoundingClientRect();
-  const inside = (part, size) => Math.max(0, Math.min(size - 1, Math.floor(part * size)));
-  pick([inside((event.clientX - box.left) / box.width, seen.width), inside((event.clientY - box.top) / box.height, seen.height)]);
+byId("frame").addEventListener("click", (event) => {
+  if (event.target === byId("divider")) return;
+  const box = byId("frame").getBoundingClientRect();
+  const toPixel = (part, size) => Math.max(0, Math.min(size - 1, Math.floor(part * size)));
+  selectPixel([toPixel((event.clientX - box.left) / box.width, result.width), toPixel((event.clientY - box.top) / box.height, result.height)]);
 });
-at("frame").addEventListener("keydown", (event) => {
+byId("frame").addEventListener("keydown", (event) => {
   const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   if (!(event.key in steps)) return;
   event.preventDefault();
-  const far = event.shiftKey ? 10 : 1;
-  const [x, y] = chosen ?? [seen.width >> 1, seen.height >> 1];
+  const stride = event.shiftKey ? 10 : 1;
+  const [x, y] = selectedPixel ?? [result.width >> 1, result.height >> 1];
   const [dx, dy] = steps[event.key];
-  pick([Math.max(0, Math.min(seen.width - 1, x + far * dx)), Math.max(0, Math.min(seen.height - 1, y + far * dy))]);
+  selectPixel([Math.max(0, Math.min(result.width - 1, x + stride * dx)), Math.max(0, Math.min(result.height - 1, y + stride * dy))]);
 });
-at("divider").addEventListener("pointerdown", (event) => at("divider").setPointerCapture(event.pointerId));
-at("divider").addEventListener("pointermove", (event) => {
-  if (!at("divider").hasPointerCapture(event.pointerId)) return;
-  const box = at("frame").getBoundingClientRect();
+byId("divider").addEventListener("pointerdown", (event) => byId("divider").setPointerCapture(event.pointerId));
+byId("divider").addEventListener("pointermove", (event) => {
+  if (!byId("divider").hasPointerCapture(event.pointerId)) return;
+  const box = byId("frame").getBoundingClientRect();
   moveTo(Math.round((100 * (event.clientX - box.left)) / box.width));
 });
 
-function keep(blob, ending) {
-  const link = make("a", { href: URL.createObjectURL(blob), download: file.name.replace(/\.[^.]*$/, "") + ending });
+function download(blob, ending) {
+  const link = createElement("a", { href: URL.createObjectURL(blob), download: file.name.replace(/\.[^.]*$/, "") + ending });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
-at("save-labels").addEventListener("click", async () => keep(await png(seen.labels.data, seen.height, seen.width), "_labels.png"));
-at("save-overlay").addEventListener("click", () => {
-  const whole = make("canvas", { width: seen.width, height: seen.height });
-  const context = whole.getContext("2d");
-  context.drawImage(at("image"), 0, 0);
-  context.drawImage(at("overlay"), 0, 0);
-  whole.toBlob((blob) => keep(blob, "_overlay.png"), "image/png");
+byId("save-labels").addEventListener("click", async () => download(await png(result.labels.data, result.height, result.width), "_labels.png"));
+byId("save-overlay").addEventListener("click", () => {
+  const canvas = createElement("canvas", { width: result.width, height: result.height });
+  const context = canvas.getContext("2d");
+  context.drawImage(byId("image"), 0, 0);
+  context.drawImage(byId("overlay"), 0, 0);
+  canvas.toBlob((blob) => download(blob, "_overlay.png"), "image/png");
 });
 
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   addEventListener(kind, (event) => {
     event.preventDefault();
     document.body.classList.toggle("over", kind === "dragenter" || kind === "dragover");
-    if (kind === "drop") take(event.dataTransfer.files);
+    if (kind === "drop") openFirst(event.dataTransfer.files);
   });
 }
-addEventListener("paste", (event) => take(event.clipboardData.files));
+addEventListener("paste", (event) => openFirst(event.clipboardData.files));
 
 start();
