@@ -16,8 +16,8 @@ def main(argv: Sequence[str]) -> int:
     cfg, notes = flags.load_config(args)
     world = world_of_launcher()
     resume = args.options.get("resume_ckpt")
-    cfg, pulled = pull.dataset(cfg, Speaker(world))
-    cfg, begin_from, taken = pull.begin_from(cfg, resume, Speaker(world))
+    cfg, pulled = pull.download_dataset(cfg, Speaker(world))
+    cfg, begin_from, taken = pull.apply_ckpt_url(cfg, resume, Speaker(world))
     notes += [*pulled, *taken]
     if flags.as_bool(args, "dry_run"):
         return int(bool(dry_run(cfg, notes=notes, world=world)))

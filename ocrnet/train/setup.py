@@ -12,7 +12,7 @@ from ocrnet import architecture, config, weights
 from ocrnet.architecture import Arch
 from ocrnet.cloud import resume as cloud_resume
 from ocrnet.cloud.cache import Speaker
-from ocrnet.cloud.push import CHECKPOINTS, Push, Pushing, check_writable
+from ocrnet.cloud.push import CHECKPOINTS, UploadContext, Uploader, check_writable
 from ocrnet.cloud.retry import retry
 from ocrnet.cloud.store import Store
 from ocrnet.config import Config, loader
@@ -54,14 +54,14 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
     arch = arch_of(cfg, len(train_set.classes))
     # mutation: resume-after-restart
     resume, implied = _after_restart(cfg, resume)
-    store, resume, brought = cloud_resume.begin(cfg, resume, Speaker(world))
+    store, resume, brought = cloud_resume.open_train_url(cfg, resume, Speaker(world))
     found, note = find_resume(cfg, resume, begin_from)
     tensors, report = starting_state(cfg, arch, found)
     sets, room = cache.prepare(cfg.data.cache_dir, {TRAIN: train_set} | ({VAL: val_set} if val_set else {}))
     notes = [*notes, *implied, *brought, *note, *report, *room]
 
     stream = make_stream(cfg, sets[TRAIN], arch)
-    with Pushing(cfg.cloud) as pushing:
+    with UploadContext(cfg.cloud) as pushing:
         engine = open_engine(cfg, arch, world=world, stream=stream)
         try:
             seen = {"checkpoint": _identity(found), **config.of_all_ranks(cfg)}
@@ -92,17 +92,17 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             engine.close()
 
 
-def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: Pushing) -> Push | None:
+def _begin_push(cfg: Config, run: Run, store: Store | None, pushing: UploadContext) -> Uploader | None:
     """Start the upload to train_url on rank 0; return None on other ranks or without train_url."""
     if store is None or not run.writes:
         return None
     check_writable(store, cfg.cloud, run.say)
-    push = Push(store, run.folder, cfg.cloud, keep=cfg.keep_checkpoint)
-    push.compare(
+    push = Uploader(store, run.folder, cfg.cloud, keep=cfg.keep_checkpoint)
+    push.queue_missing(
         retry(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=run.say)
     )
-    push.files()
-    return pushing.begin(push, run.say)
+    push.queue_files()
+    return pushing.start(push, run.say)
 
 
 def identities(datasets: Mapping[str, Dataset]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ocrnet import config, weights
-from ocrnet.cloud.push import Push
+from ocrnet.cloud.push import Uploader
 from ocrnet.config import Config, Eval
 from ocrnet.data.datasets.base import Dataset
 from ocrnet.data.sampler import TrainStream, rank_sample_indices
@@ -85,7 +85,7 @@ class Loop:
     val_set: Dataset | None
     progress: Progress
     stopped: Callable[[], int]
-    push: Push | None = None
+    push: Uploader | None = None
 
     def fit(self) -> int:
         """Train from ``progress`` to the config's total_step or a stop request; return the signal's number, or 0."""
@@ -243,7 +243,7 @@ class Loop:
     def _log_if_due(self) -> None:
         """Log and record the steps since the last log line, if one is due; skipped steps do not count in the loss."""
         cfg, progress, pace = self.cfg, self.progress, self._pace
-        for line in self.push.news() if self.push else ():
+        for line in self.push.take_log_lines() if self.push else ():
             self.run.say(line)
         if not self._due(cfg.log_interval):
             return
@@ -365,8 +365,8 @@ class Loop:
             weights.write_ckpt(path.with_suffix(".ckpt"), tensors, about)
         self.run.say(f"saved {path}")
         if self.push:
-            self.push.files()
-            self.push.checkpoint(path)
+            self.push.queue_files()
+            self.push.queue_checkpoint(path)
 
     def _writes_ckpt(self) -> bool:
         asked = self.cfg.save_mindspore_ckpt

@@ -48,7 +48,7 @@ def config(place: Place | None, cache: Path, path: str = "data", *, data: Data |
 def pulled(cfg: Config) -> tuple[dict[str, bytes], list[str]]:
     """Pull; return the files that a dataset would be read from, and all that was said."""
     said: list[str] = []
-    cfg, notes = pull.dataset(cfg, said.append)
+    cfg, notes = pull.download_dataset(cfg, said.append)
     return files(Path(cfg.data.dataset_dir)), [*said, *notes]
 
 
@@ -79,7 +79,7 @@ def test_a_folder_is_pulled_once_and_what_changed_again(bucket, proxy, tmp_path)
     assert any("all 10 files are already in" in line for line in said)
     bucket.put("data/images/val/0.png", b"x" * 100)  # as long as before
     bucket.direct.delete_object(Bucket=bucket.bucket, Key="data/images/val/1.png")
-    (tmp_path / Path(pull.dataset(cfg, print)[0].data.dataset_dir) / "images/train/0.png").write_bytes(b"cut")
+    (tmp_path / Path(pull.download_dataset(cfg, print)[0].data.dataset_dir) / "images/train/0.png").write_bytes(b"cut")
     found, _ = pulled(cfg)
     changed = FILES | {"images/val/0.png": b"x" * 100}
     del changed["images/val/1.png"]
@@ -107,7 +107,7 @@ def test_what_never_comes_whole_is_no_file(dataset, proxy, tmp_path, kind):
     with pytest.raises(OcrnetError, match=rf"{dataset.url('data/images/train/3.png')}: .* \(2 tries\)"):
         pulled(config(dataset, tmp_path, retries=1))
     proxy.heal()
-    kept = Cache(parse("data_url", dataset.url("data")), Cloud(cache_dir=str(tmp_path)), print).place
+    kept = Cache(parse("data_url", dataset.url("data")), Cloud(cache_dir=str(tmp_path)), print).folder
     there = {name: content for name, content in files(kept).items() if not name.endswith(".part")}
     assert there.items() <= FILES.items()
     assert "images/train/3.png" not in there
@@ -154,7 +154,7 @@ def test_checksums_beside_the_data_are_used(bucket, proxy, tmp_path):
 
 def _pull_in_a_process(cfg: Config, said: str) -> None:
     with open(said, "a", buffering=1) as file:
-        pull.dataset(cfg, lambda line: print(line, file=file))
+        pull.download_dataset(cfg, lambda line: print(line, file=file))
 
 
 def start(cfg: Config, said: Path) -> multiprocessing.Process:
@@ -203,9 +203,9 @@ def test_one_process_of_a_machine_pulls_and_the_others_wait(bucket, proxy, tmp_p
 def test_whichever_rank_does_the_work_tells(bucket, tmp_path, capsys):
     cfg = config(filled(bucket), tmp_path)
     second = Speaker(World(1, 2, 1, "torchrun"))
-    pull.dataset(cfg, second)
+    pull.download_dataset(cfg, second)
     assert f"rank 1: {bucket.url('data')}: 10 of 10 files" in capsys.readouterr().out
-    pull.dataset(cfg, second)
+    pull.download_dataset(cfg, second)
     assert capsys.readouterr().out == ""
 
 
@@ -272,12 +272,12 @@ def test_a_full_disk_is_told_and_costs_nothing_that_is_there(bucket, tmp_path):
         bucket.put("set/a", b"a" * 100_000)
         bucket.put("set/b", b"b" * 500_000)
         with pytest.raises(
-            OcrnetError, match=r"needs 585\.9 KiB in .*, but only .* KiB are free; make room, or set cloud"
+            OcrnetError, match=r"needs 585\.9 KiB in .*, but only .* KiB are free; free some space, or set cloud"
         ):
             pulled(config(bucket, small, "set"))
         bucket.put("full.tar.gz", make_tar({"x": b"x" * 100_000, "y": b"y" * 600_000}, "w:gz"))
         with pytest.raises(
-            OcrnetError, match=r"full\.tar\.gz cannot be unpacked in .*: No space left on device; make room"
+            OcrnetError, match=r"full\.tar\.gz cannot be unpacked in .*: No space left on device; free some space"
         ):
             pulled(config(bucket, small, "full.tar.gz"))
         for path in small.glob("*.unpacking/*"):
@@ -293,7 +293,7 @@ def test_a_file_larger_than_allowed_is_told(bucket, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        with pytest.raises(OcrnetError, match=r"set-\w+/.* cannot be written: File too large; make room there"):
+        with pytest.raises(OcrnetError, match=r"set-\w+/.* cannot be written: File too large; free some space there"):
             pulled(config(bucket, tmp_path, "set"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -317,23 +317,23 @@ def test_a_path_is_used_where_it_is_and_a_file_url_is_copied(tmp_path):
     for name, content in FILES.items():
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / name).write_bytes(content)
-    cfg, notes = pull.dataset(config(None, tmp_path / "cache", str(tmp_path / "set")), print)
+    cfg, notes = pull.download_dataset(config(None, tmp_path / "cache", str(tmp_path / "set")), print)
     assert cfg.data.dataset_dir == str(tmp_path / "set")
     assert "is used in place" in notes[0]
-    cfg, _ = pull.dataset(config(None, tmp_path / "cache", f"file://{tmp_path}/set"), print)
+    cfg, _ = pull.download_dataset(config(None, tmp_path / "cache", f"file://{tmp_path}/set"), print)
     assert Path(cfg.data.dataset_dir).is_relative_to(tmp_path / "cache")
     assert files(Path(cfg.data.dataset_dir)) == FILES
     with pytest.raises(OcrnetError, match="the folder does not exist"):
-        pull.dataset(config(None, tmp_path / "cache", str(tmp_path / "nowhere")), print)
+        pull.download_dataset(config(None, tmp_path / "cache", str(tmp_path / "nowhere")), print)
 
 
 def test_dataset_dir_may_be_a_folder_in_the_data_or_is_said_to_be_passed_over(tmp_path):
     (tmp_path / "set/half/images").mkdir(parents=True)
     (tmp_path / "set/other").mkdir()
     url = str(tmp_path / "set")
-    cfg, _ = pull.dataset(config(None, tmp_path, url, data=Data(dataset_dir="half")), print)
+    cfg, _ = pull.download_dataset(config(None, tmp_path, url, data=Data(dataset_dir="half")), print)
     assert cfg.data.dataset_dir == f"{url}/half"
-    cfg, notes = pull.dataset(config(None, tmp_path, url, data=Data(dataset_dir="/elsewhere")), print)
+    cfg, notes = pull.download_dataset(config(None, tmp_path, url, data=Data(dataset_dir="/elsewhere")), print)
     assert cfg.data.dataset_dir == url
     assert "/elsewhere is ignored" in notes[-1]
 
@@ -363,7 +363,7 @@ def test_weights_come_from_a_file_or_from_the_newest_of_a_folder(place, tmp_path
     cloud = Cloud(cache_dir=str(tmp_path / "cache"), timeout=1, retries=1)
 
     def found(path: str) -> Path:
-        return pull.weights_file(Config(ckpt_url=place.url(path), cloud=cloud), print)
+        return pull.download_weights(Config(ckpt_url=place.url(path), cloud=cloud), print)
 
     assert checkpoint.load(found("run")).meta["step"] == 12
     assert checkpoint.load(found(f"run/checkpoint/{checkpoint.file_name(6, 3)}")).meta["step"] == 3
@@ -371,25 +371,25 @@ def test_weights_come_from_a_file_or_from_the_newest_of_a_folder(place, tmp_path
     with pytest.raises(OcrnetError, match="object not found; check the name"):
         found("zoo/hrnet.ckpt")
     place.put("zoo/other.ckpt", b"")
-    with pytest.raises(OcrnetError, match=r"expected one weights file, found: hrnet\.pth, other\.ckpt"):
+    with pytest.raises(OcrnetError, match=r"expected exactly one weights file, found: hrnet\.pth, other\.ckpt"):
         found("zoo")
 
 
 def test_a_checkpoint_is_begun_from_and_anything_else_is_the_backbones(tmp_path):
     ours = saved(tmp_path, 3)
     cfg = Config(ckpt_url=str(ours), save_dir=str(tmp_path / "out"), total_step=10)
-    same, begin_from, notes = pull.begin_from(cfg, "auto", print)
+    same, begin_from, notes = pull.apply_ckpt_url(cfg, "auto", print)
     assert (same, begin_from) == (cfg, ours)
-    assert "a run that has none begins from it" in notes[0]
+    assert "the run starts from it if it has no checkpoint" in notes[0]
     with pytest.raises(OcrnetError, match="both name a checkpoint; keep one"):
-        pull.begin_from(cfg, "some/file", print)
+        pull.apply_ckpt_url(cfg, "some/file", print)
     theirs = tmp_path / "hrnet.pth"
     theirs.write_bytes(b"weights")
-    changed, begin_from, _ = pull.begin_from(Config(ckpt_url=str(theirs)), None, print)
+    changed, begin_from, _ = pull.apply_ckpt_url(Config(ckpt_url=str(theirs)), None, print)
     assert (changed.backbone.pretrained, changed.backbone.backbone_ckpt, begin_from) == (True, str(theirs), None)
     both = Config(ckpt_url=str(theirs), backbone=Backbone(backbone_ckpt="x.pth"))
     with pytest.raises(OcrnetError, match="both name the backbone's weights; keep one"):
-        pull.begin_from(both, None, print)
+        pull.apply_ckpt_url(both, None, print)
 
 
 @pytest.mark.parametrize("resumed", ["auto", None])

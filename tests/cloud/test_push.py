@@ -12,7 +12,7 @@ from servers import Place
 
 from ocrnet.cloud import resume
 from ocrnet.cloud.folder import FolderStore
-from ocrnet.cloud.push import Push, Pushing, check_writable
+from ocrnet.cloud.push import UploadContext, Uploader, check_writable
 from ocrnet.config import Cloud, Config
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped
@@ -47,9 +47,9 @@ def folder(tmp_path) -> Folder:
     return Folder(tmp_path / "out")
 
 
-def pusher(store, folder: Folder, *, keep: int = 2, **cloud) -> Push:
-    push = Push(store, folder.path, Cloud(**{"timeout": 1} | cloud), keep=keep)
-    push.compare(store.list("checkpoint/"))
+def pusher(store, folder: Folder, *, keep: int = 2, **cloud) -> Uploader:
+    push = Uploader(store, folder.path, Cloud(**{"timeout": 1} | cloud), keep=keep)
+    push.queue_missing(store.list("checkpoint/"))
     push.start()
     return push
 
@@ -69,11 +69,11 @@ def test_what_is_saved_is_pushed_and_pruned_on_both_sides(place, folder):
     push = pusher(place.store("run"), folder)
     for step in (1, 2, 3):
         path = folder.save(step)
-        push.files()
-        push.checkpoint(path)
+        push.queue_files()
+        push.queue_checkpoint(path)
         until(lambda step=step: step in steps(place))
         checkpoint.prune(path.parent, 2, push.unconfirmed())
-    push.checkpoint(folder.save("best"))
+    push.queue_checkpoint(folder.save("best"))
     said = []
     assert push.drain(30, said.append) == []
     assert steps(place) == folder.steps() == [2, 3]
@@ -91,13 +91,13 @@ def test_no_step_waits_and_nothing_goes_while_the_store_does_not_take_it(place, 
     for step in range(1, 7):
         path = folder.save(step)
         begun = time.monotonic()
-        push.files()
-        push.checkpoint(path)
+        push.queue_files()
+        push.queue_checkpoint(path)
         checkpoint.prune(path.parent, 2, push.unconfirmed())
         assert time.monotonic() - begun < 0.5
     until(lambda: len(proxy.faults) > 1)
     assert folder.steps() == [1, 2, 3, 4, 5, 6]
-    until(lambda: any("the file is kept, retrying in" in line for line in push.news()))
+    until(lambda: any("the file is kept, retrying in" in line for line in push.take_log_lines()))
     proxy.heal()
     said = []
     assert push.drain(30, said.append) == []
@@ -115,8 +115,8 @@ def test_the_record_goes_before_the_checkpoint_of_its_moment(bucket, proxy, fold
         path = folder.save(step)
         (folder.path / "samples").mkdir(exist_ok=True)
         (folder.path / "samples/a.png").write_bytes(b"picture")
-        push.files()
-        push.checkpoint(path)
+        push.queue_files()
+        push.queue_checkpoint(path)
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 3}\n')  # of later: it belongs to the next checkpoint
     proxy.heal()
@@ -130,8 +130,8 @@ def test_the_record_goes_before_the_checkpoint_of_its_moment(bucket, proxy, fold
 def test_a_store_that_lies_about_what_it_has_is_not_believed(place, proxy, folder):
     proxy.fault = lambda method, path: "grow" if method == "HEAD" and "rank0" in path else None
     push = pusher(place.store("run"), folder, keep=1)
-    push.checkpoint(folder.save(1))
-    push.checkpoint(folder.save(2))
+    push.queue_checkpoint(folder.save(1))
+    push.queue_checkpoint(folder.save(2))
     until(lambda: len(proxy.faults) > 2)
     assert len(push.unconfirmed()) == 2
     *names, why = push.drain(0.2, print)
@@ -146,7 +146,7 @@ def test_a_file_that_the_store_refuses_holds_nothing_up(bucket, proxy, folder):
     for step in (1, 2):
         folder.save(step)
     push = pusher(bucket.store("run"), folder)
-    push.files()
+    push.queue_files()
     until(lambda: steps(bucket) == [1] and "run/metrics.jsonl" in bucket.names("run/"))
     assert push.drain(0.2, print)[:-1] == [f"checkpoint/{checkpoint.file_name(6, 2)}", "odd.png"]
 
@@ -170,17 +170,17 @@ def test_a_later_run_in_the_store_is_not_pruned_by_one_begun_from_an_older_check
     for step in (10, 11):
         bucket.put(f"run/checkpoint/{checkpoint.file_name(6, step)}", other.save(step).read_bytes())
     push = pusher(bucket.store("run"), folder, keep=1)
-    push.checkpoint(folder.save(4))
+    push.queue_checkpoint(folder.save(4))
     assert push.drain(30, print) == []
     assert steps(bucket) == [4, 10, 11]
 
 
 def short_run(place: Place, folder: Folder, cloud: Cloud, error: Exception | None = None) -> None:
     """Save a checkpoint, and end."""
-    with Pushing(cloud) as pushing:
-        push = Push(place.store("run", timeout=60), folder.path, cloud, keep=1)
-        pushing.begin(push, print)
-        push.checkpoint(folder.save(3))
+    with UploadContext(cloud) as pushing:
+        push = Uploader(place.store("run", timeout=60), folder.path, cloud, keep=1)
+        pushing.start(push, print)
+        push.queue_checkpoint(folder.save(3))
         if error:
             raise error
 
@@ -207,14 +207,14 @@ def test_whatever_ends_a_run_what_it_saved_is_pushed(bucket, folder, error):
 
 def test_an_error_and_what_was_not_pushed_are_both_told(bucket, proxy, folder):
     proxy.fault = lambda method, path: "fail"
-    with pytest.raises(OcrnetError, match=r"the images are broken; moreover, not uploaded to .*checkpoint/"):
+    with pytest.raises(OcrnetError, match=r"the images are broken; also, not uploaded to .*checkpoint/"):
         short_run(bucket, folder, Cloud(push_timeout=0), OcrnetError("the images are broken"))
 
 
 def test_a_folder_takes_results_whole_or_not_at_all(folder, tmp_path, monkeypatch):
     store = FolderStore(tmp_path / "share")
     push = pusher(store, folder)
-    push.checkpoint(folder.save(1))
+    push.queue_checkpoint(folder.save(1))
     assert push.drain(30, print) == []
     (name,) = [item.name for item in store.list("checkpoint/")]
     assert checkpoint.load(tmp_path / "share" / name).meta["step"] == 1
@@ -236,7 +236,7 @@ def bring(place: Place, folder: Folder, resumed: str | None = "auto", **cloud) -
     said: list[str] = []
     cloud = Cloud(**{"timeout": 1, "retries": 1} | cloud)
     cfg = Config(train_url=place.url("run"), save_dir=str(folder.path), cloud=cloud)
-    return resume.begin(cfg, resumed, said.append)[2] + said
+    return resume.open_train_url(cfg, resumed, said.append)[2] + said
 
 
 def test_the_newest_checkpoint_comes_with_its_record(place, folder, tmp_path):
@@ -304,7 +304,7 @@ def test_results_of_earlier_evaluations_stay(bucket, tmp_path):
     cfg = Config(train_url=bucket.url("run"), save_dir=str(tmp_path))
     bucket.put("run/eval.jsonl", b'{"step": 1}\n{"step": 2}\n')
     (tmp_path / "eval.jsonl").write_text('{"step": 2}\n{"step": 3}\n')
-    resume.bring_results(cfg, bucket.store("run"), print)
+    resume.merge_remote_results(cfg, bucket.store("run"), print)
     assert [json.loads(line)["step"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
