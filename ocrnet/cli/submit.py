@@ -113,7 +113,7 @@ def write(engine: Engine, dataset: Dataset, cfg: Config, output: Path) -> Checke
         Stopped: A signal asked to stop.
     """
     wanted = _wanted(dataset)
-    with StopRequest(what="stopping; no file is written") as stop, replaced(output) as file:
+    with StopRequest(message="stopping; no file is written") as stop, replaced(output) as file:
         with Progress(len(dataset), _say) as progress, zipfile.ZipFile(file, "w") as archive:
             for index, image in prefetch_map(range(len(dataset)), dataset.image, cfg.num_workers):
                 if stop():

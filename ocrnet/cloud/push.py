@@ -336,7 +336,7 @@ class UploadContext:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._uploader is None:
             return
-        with StopRequest(what="uploading the remaining files") as stopped:
+        with StopRequest(message="uploading the remaining files") as stopped:
             stopped.number = error.status - 128 if isinstance(error, Stopped) else None
             self._uploader.queue_files()
             # mutation: wait-for-uploads-at-end

@@ -48,7 +48,7 @@ class Progress:
         self._show(self._done + share, f"{what}s {number}{of}, {rate} {what}s/s")
 
     def _show(self, done: float, text: str) -> None:
-        self._bar.settle(done)
+        self._bar.set_step(done)
         self._bar.say(text)
         now = time.monotonic()
         if self._bar.shown or now - self._said < EVERY_SECONDS or done >= self._total:

@@ -77,7 +77,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             try:
                 with collectives.propagate_errors(engine):
                     push = _begin_push(cfg, run, store, pushing)
-                with StopRequest(speaks=run.writes) as stopped:
+                with StopRequest(prints=run.writes) as stopped:
                     number = Loop(cfg, engine, run, stream, sets.get(VAL), progress, stopped, push).fit()
                 ending = "stopped" if number else "finished"
             finally:
@@ -124,13 +124,13 @@ def _open_folder(
             client.check(cfg.trackers)
         run = Run(cfg.save_dir, rank=engine.world.rank)
         # mutation: lock-run-folder
-        run.claim()
+        run.lock()
         checkpoint.clean(run.checkpoints)
         # mutation: cut-metrics-after-restored-step
-        run.cut_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
+        run.truncate_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
         run.begin(cfg, versions)
         if cfg.tensorboard:
-            run.open_board(progress.step)
+            run.open_tensorboard(progress.step)
         for line in lines:
             run.say(line)
         run.open_services(cfg.trackers, project=cfg.project, run_name=cfg.run_name, fresh=progress.step == 0)

@@ -101,7 +101,7 @@ class Loop:
                 stats = self._train_segment()
                 with collectives.propagate_errors(self.engine):
                     self._accumulate_stats(stats)
-                    self._bar.settle(self.progress.step)
+                    self._bar.set_step(self.progress.step)
                     self._log_if_due()
                 self._evaluate_and_save_if_due()
             if self._stop_signal_of_any_rank():
@@ -264,7 +264,7 @@ class Loop:
         }
         self.run.record({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
         self.run.say(log_line(row, cfg))
-        self._bar.figures(row)
+        self._bar.show_row(row)
         progress.losses, self._pace = [], ThroughputMeter()
 
     def _evaluation_is_due(self) -> bool:

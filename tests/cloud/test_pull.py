@@ -343,7 +343,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path):
     for name in ("../x", "/x", "a//b", "a/./b", "a\0b"):
         with pytest.raises(OcrnetError, match="which is not a valid file name"):
             kept.target(name)
-    assert json.dumps(str(kept.target("a/b"))) == json.dumps(str(kept.place / "a/b"))
+    assert json.dumps(str(kept.target("a/b"))) == json.dumps(str(kept.folder / "a/b"))
 
 
 # Weights: ckpt_url.

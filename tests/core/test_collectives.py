@@ -626,7 +626,7 @@ def test_an_error_names_its_rank_where_there_are_several(monkeypatch, capsys):
 
 @pytest.mark.parametrize("speaks", [True, False])
 def test_one_rank_tells_of_a_signal(speaks, capfd):
-    with StopRequest(speaks=speaks) as stopped:
+    with StopRequest(prints=speaks) as stopped:
         assert stopped() == 0
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopped() == signal.SIGTERM

@@ -184,7 +184,7 @@ def test_a_run_stopped_anywhere_ends_like_the_run_never_stopped(dataset, never_s
     resumed = Progress(**found.meta["progress"])
     assert (resumed.step, found.tensors["count"].tolist()) == (step, [step])
     assert (resumed.evaluated_step == 0) == (step <= 6)
-    run.cut_metrics(step=resumed.step, evaluated_step=resumed.evaluated_step)
+    run.truncate_metrics(step=resumed.step, evaluated_step=resumed.evaluated_step)
     again = CountingEngine(good=8, bad=(2,))
     again.step = step
     run, _ = drive(again, dataset, folder, progress=resumed)
