@@ -314,7 +314,7 @@ class Rival:
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over all weights and statistics under canonical names, but for the two biases that are not here."""
-        parameters = {FAMILY.ours(one.name): one for one in self.network.get_parameters()}
+        parameters = {FAMILY.canonical_name(one.name): one for one in self.network.get_parameters()}
         left = state.keys() - parameters.keys()
         for name in state.keys() - left:
             assert parameters[name].shape == state[name].shape, name

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     dataset = open_split(cfg, "val")
     notes += [*pulled, meaning] if meaning else pulled
     notes += [*found.notes, *differences(cfg, found.arch, path)]
-    cfg, said = convert.normalized(cfg, found)
+    cfg, said = convert.with_normalization(cfg, found)
     notes += said
     if found.arch.num_classes != len(dataset.classes):
         raise OcrnetError(

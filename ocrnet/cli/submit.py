@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     given = read(path, cfg)
     found = as_weights(given)
     _check_classes(found, path)
-    cfg, said = convert.normalized(cfg, found)
+    cfg, said = convert.with_normalization(cfg, found)
     engine = open_engine(cfg, given, world=World())
     try:
         engine.restore(found.tensors, 0)

@@ -92,7 +92,7 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
     found = as_weights(given)
     flat = run.config or dict(_flat(found))
     cfg = source.config_for(flat, report_filter.given, str(run.folder / "config.yml" if run.config else path))
-    cfg, _ = convert.normalized(cfg, found)
+    cfg, _ = convert.with_normalization(cfg, found)
     key = {
         "format": FORMAT,
         "checkpoint": _identity(found),

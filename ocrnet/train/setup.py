@@ -241,9 +241,9 @@ def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None)
         resume = str(begin_from)
     if resume == "auto":
         newest = checkpoint.newest_valid(folder)
-        notes = [f"resume: skipped: {why}" for _, why in newest.passed_over]
+        notes = [f"resume: skipped: {why}" for _, why in newest.skipped]
         if newest.checkpoint is None:
-            raise OcrnetError(f"no checkpoint in {folder} is valid: {'; '.join(why for _, why in newest.passed_over)}")
+            raise OcrnetError(f"no checkpoint in {folder} is valid: {'; '.join(why for _, why in newest.skipped)}")
         found = newest.checkpoint
     else:
         path, meaning = checkpoint.resolve_state(resume)

@@ -103,7 +103,7 @@ def test_a_cut_cable_ends_both_and_the_same_command_goes_on(machines, trained, a
     assert all(status != 0 for status, _ in found), found
     assert any("did not take part in a collective within 5 s" in text for _, text in found), found
     found_there = checkpoint.newest_valid(folder / "checkpoint")
-    assert not found_there.passed_over  # nothing half-written
+    assert not found_there.skipped  # nothing half-written
     assert found_there.checkpoint.meta["step"] >= 6
     ip("-n", FIRST, "link", "set", "cable", "up")
     command[command.index("total_step=400")] = f"total_step={found_there.checkpoint.meta['step'] + 5}"

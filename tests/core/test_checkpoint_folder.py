@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, name):
     before = old.read_bytes()
     path = old if name == "old" else tmp_path / "new.safetensors"
     message, _ = run_python(SAVE_UNDER_A_LIMIT, path, "report").communicate()
-    assert message == f"cannot write checkpoint {path}: File too large; make room there or choose another save_dir\n"
+    assert message == f"cannot write checkpoint {path}: File too large; free some space there or choose another save_dir\n"
     assert os.listdir(tmp_path) == [old.name]
     assert old.read_bytes() == before
 
@@ -167,12 +167,12 @@ def test_newest_valid_passes_over_what_is_damaged(tmp_path):
     two.write_bytes(b"")
     newest = checkpoint.newest_valid(tmp_path)
     assert newest.checkpoint.meta["step"] == 9
-    assert [path for path, _ in newest.passed_over] == [three, two]
-    assert all("truncated or altered" in reason for _, reason in newest.passed_over)
+    assert [path for path, _ in newest.skipped] == [three, two]
+    assert all("truncated or altered" in reason for _, reason in newest.skipped)
     one.write_bytes(b"")
     newest = checkpoint.newest_valid(tmp_path)
     assert newest.checkpoint is None
-    assert len(newest.passed_over) == 3
+    assert len(newest.skipped) == 3
 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path):
@@ -199,7 +199,7 @@ def test_resolve_a_folder_is_its_newest_valid_checkpoint(tmp_path):
     for given in (folder, folder.parent):
         found, said = checkpoint.resolve(given)
         assert found == new
-        assert said == f"{given} is a folder: its newest valid checkpoint {new} is used."
+        assert said == f"{given} is a folder; its newest valid checkpoint {new} is used."
     new.write_bytes(new.read_bytes()[:50])
     found, said = checkpoint.resolve(folder.parent)
     assert found == old
@@ -221,7 +221,7 @@ def test_resolve_a_folder_without_a_valid_checkpoint_lists_what_is_there(tmp_pat
 def test_resolve_a_missing_ckpt_is_the_safetensors_beside_it(tmp_path):
     path = saved(tmp_path, 5, width=48)
     asked = path.with_suffix(".ckpt")
-    assert checkpoint.resolve(asked) == (path, f"{asked} does not exist: {path.name} in its folder is used.")
+    assert checkpoint.resolve(asked) == (path, f"{asked} does not exist: {path.name} in the same folder is used instead.")
     asked.touch()
     assert checkpoint.resolve(asked) == (asked, None)
 
@@ -232,7 +232,7 @@ def test_going_on_from_a_ckpt_means_the_safetensors_beside_it(tmp_path):
     assert checkpoint.resolve_state(path) == (path, None)
     assert checkpoint.resolve_state(asked)[0] == path
     asked.touch()
-    assert checkpoint.resolve_state(asked) == (path, f"{asked} holds only weights: {path.name} in its folder is used.")
+    assert checkpoint.resolve_state(asked) == (path, f"{asked} holds only weights: {path.name} in the same folder is used instead.")
     path.unlink()
     with pytest.raises(OcrnetError, match=rf"{asked.name} holds only weights, and .* {path.name}, which is missing"):
         checkpoint.resolve_state(asked)

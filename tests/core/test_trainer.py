@@ -124,7 +124,7 @@ def test_weights_for_mindspore_beside_each_checkpoint(dataset, tmp_path, monkeyp
     if written:
         found = ckpt.read(old.with_suffix(".ckpt"))
         assert found["count"] == checkpoint.load(old).tensors["count"]
-        stored = checkpoint.opened(old, found[weights.DOCUMENT].tobytes().decode())
+        stored = checkpoint.parse_document(old, found[weights.DOCUMENT].tobytes().decode())
         assert (stored["step"], stored["config"]["num_classes"], "progress" in stored) == (6, 2, False)
 
 
