@@ -164,7 +164,7 @@ def reading(dataset: Dataset, kept: DecodedDataset, data: Data) -> tuple[dict[st
         exact[name] = all(np.array_equal(decode(png), dataset.image(i)) for i, png in enumerate(pngs))
 
     def first_time(i: int) -> None:
-        kept._compared[i] = 0
+        kept._verified[i] = 0
 
     return options | {
         "image: ours, read and checked": Option(dataset.image),
@@ -178,12 +178,12 @@ def reading(dataset: Dataset, kept: DecodedDataset, data: Data) -> tuple[dict[st
         "label: ids to class indices": Option(lambda i: dataset.classes.to_indices(ids[i], "")),
         "label: ids to class indices by NumPy": Option(lambda i: (unknown[ids[i]].any(), table[ids[i]])),
         "pair: decoded": Option(dataset.read),
-        "pair: decoded and kept": Option(kept.read, lambda i: kept.place(i).unlink(missing_ok=True)),
+        "pair: decoded and kept": Option(kept.read, lambda i: kept.cache_file(i).unlink(missing_ok=True)),
         "pair: kept, checksum compared": Option(kept.read, first_time),
         "pair: kept": Option(lambda i: [array.copy() for array in kept.read(i)]),
         "pair: decoded, from the disk": Option(dataset.read, lambda i: forget(dataset.path(i))),
         "pair: kept, from the disk": Option(
-            lambda i: [array.copy() for array in kept.read(i)], lambda i: forget(kept.place(i))
+            lambda i: [array.copy() for array in kept.read(i)], lambda i: forget(kept.cache_file(i))
         ),
     }, exact  # fmt: skip
 
@@ -233,7 +233,7 @@ def measure(dataset: Dataset, cache: Path, data: Data, rounds: int) -> dict[str,
         "image_size": [height, width],
         "crop_size": list(data.crop_size),
         "png_bytes": statistics.mean(dataset.path(i).stat().st_size for i in range(count)),
-        "kept_bytes": kept.place(0).stat().st_size,
+        "kept_bytes": kept.cache_file(0).stat().st_size,
         "png_bytes_by_level": {str(level): len(png) for level, png in levels.items()},
         "milliseconds": by_clock,
         "cpu_milliseconds": by_cpu,

@@ -82,7 +82,7 @@ def test_resume_goes_on_and_ends_like_the_run_never_stopped(w48_run, cityscapes,
     found = run("train.py", "--config", W48, "--device_target", "CPU", "--mix", "True", "--save_dir", tmp_path / "out",
                 "--resume_ckpt", middle.with_suffix(".ckpt"), "--set", f"data.dataset_dir={cityscapes}",
                 "save_mindspore_ckpt=True", *SMALL)  # fmt: skip
-    assert f"{middle.with_suffix('.ckpt')} holds only weights: {middle.name} in the same folder is used instead" in found.stdout
+    assert f"{middle.with_suffix('.ckpt')} holds only weights: {middle.name} in the same folder is used" in found.stdout
     assert f"resume: from {middle}, step 2" in found.stdout
     assert ", was 64; numbers may differ in their last digits" in found.stdout
     name = "OCRNet_hrnet_seg_w48_4_rank0.safetensors"

@@ -104,7 +104,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, name):
     before = old.read_bytes()
     path = old if name == "old" else tmp_path / "new.safetensors"
     message, _ = run_python(SAVE_UNDER_A_LIMIT, path, "report").communicate()
-    assert message == f"cannot write checkpoint {path}: File too large; free some space there or choose another save_dir\n"
+    expected = f"cannot write checkpoint {path}: File too large; free some space there or choose another save_dir\n"
+    assert message == expected
     assert os.listdir(tmp_path) == [old.name]
     assert old.read_bytes() == before
 
@@ -221,7 +222,8 @@ def test_resolve_a_folder_without_a_valid_checkpoint_lists_what_is_there(tmp_pat
 def test_resolve_a_missing_ckpt_is_the_safetensors_beside_it(tmp_path):
     path = saved(tmp_path, 5, width=48)
     asked = path.with_suffix(".ckpt")
-    assert checkpoint.resolve(asked) == (path, f"{asked} does not exist: {path.name} in the same folder is used instead.")
+    line = f"{asked} does not exist: {path.name} in the same folder is used instead."
+    assert checkpoint.resolve(asked) == (path, line)
     asked.touch()
     assert checkpoint.resolve(asked) == (asked, None)
 
@@ -232,7 +234,8 @@ def test_going_on_from_a_ckpt_means_the_safetensors_beside_it(tmp_path):
     assert checkpoint.resolve_state(path) == (path, None)
     assert checkpoint.resolve_state(asked)[0] == path
     asked.touch()
-    assert checkpoint.resolve_state(asked) == (path, f"{asked} holds only weights: {path.name} in the same folder is used instead.")
+    line = f"{asked} holds only weights: {path.name} in the same folder is used instead."
+    assert checkpoint.resolve_state(asked) == (path, line)
     path.unlink()
     with pytest.raises(OcrnetError, match=rf"{asked.name} holds only weights, and .* {path.name}, which is missing"):
         checkpoint.resolve_state(asked)

@@ -51,7 +51,7 @@ def test_a_url_in_parts(text, parts, parent):
         (["--train_url", "ob://b/x"], r"train_url is 'ob://b/x', but .* did you mean 'obs'\?"),
         (["--data_url", "obs:///x"], r"needs a bucket: obs://BUCKET/FOLDER"),
         (["--data_url", "file://x"], r"a file:// URL needs an absolute path"),
-        (["--set", "data.dataset_dir=obs://b/x"], r"data\.dataset_dir must be a local path, .* set data_url to the url"),
+        (["--set", "data.dataset_dir=obs://b/x"], r"data\.dataset_dir must be a local path, .* set data_url"),
         (["--train_url", "out/there", "--save_dir", "out"], r"train_url out/there is inside save_dir out"),
         (["--train_url", "file:///out", "--save_dir", "/out"], r"train_url file:///out is inside save_dir /out"),
         (["--resume_ckpt", "s3://b/x"], r"--resume_ckpt s3://b/x: must be a path on this machine; .* --ckpt_url"),

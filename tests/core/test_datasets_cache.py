@@ -20,7 +20,7 @@ from ocrnet.config import Data
 from ocrnet.data import sampler
 from ocrnet.data.datasets import base, cache, open_dataset
 from ocrnet.data.datasets.base import Dataset
-from ocrnet.data.datasets.cache import DRAFT_END, HEADER, CacheError, DecodedDataset
+from ocrnet.data.datasets.cache import HEADER, TEMPORARY_SUFFIX, CacheError, DecodedDataset
 from ocrnet.data.image_io import write_png
 from ocrnet.data.sampler import TrainStream
 from ocrnet.utils.errors import OcrnetError
@@ -99,7 +99,7 @@ def test_cold_and_warm_are_what_decoding_gives(plain, kept, monkeypatch):
     assert len(plain) == 4
     assert_same(kept, plain)
     expected = [plain.read(i) for i in range(4)]
-    assert files(kept) == {kept.place(i).name for i in range(4)}
+    assert files(kept) == {kept.cache_file(i).name for i in range(4)}
     undecodable(monkeypatch)
     for i in range(4):
         for mine, theirs in zip(kept.read(i), expected[i], strict=True):
@@ -166,9 +166,9 @@ def test_other_classes_or_another_decoder_have_files_of_their_own(root, plain, k
     assert (other.read(0)[1] == 255).all()
     with pytest.raises(OcrnetError, match="holds the unknown id 9"):
         kept.read(0)
-    place = kept.place(0)
+    place = kept.cache_file(0)
     monkeypatch.setattr(cv2, "__version__", "99")
-    assert kept.place(0) not in (place, other.place(0))
+    assert kept.cache_file(0) not in (place, other.cache_file(0))
 
 
 DAMAGES = {
@@ -190,12 +190,12 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_said_and_made_anew(plain, kept, damage, capfd):
     kept.read(2)
-    good = kept.place(2).read_bytes()
-    kept.place(2).write_bytes(DAMAGES[damage](good))
+    good = kept.cache_file(2).read_bytes()
+    kept.cache_file(2).write_bytes(DAMAGES[damage](good))
     assert_same(kept, plain)
     said = capfd.readouterr().err
-    assert said == f"cache: {kept.place(2)} is damaged; {kept.path(2)} is decoded again\n"
-    assert kept.place(2).read_bytes() == good
+    assert said == f"cache: {kept.cache_file(2)} is damaged; {kept.path(2)} is decoded again\n"
+    assert kept.cache_file(2).read_bytes() == good
     assert_same(kept, plain)
     assert capfd.readouterr().err == ""
 
@@ -229,7 +229,7 @@ def test_many_processes_build_at_once(plain, kept):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
-    assert files(kept) == {kept.place(i).name for i in range(4)}
+    assert files(kept) == {kept.cache_file(i).name for i in range(4)}
 
 
 def test_a_process_killed_in_the_middle_of_writing_leaves_no_pair(plain, kept):
@@ -241,11 +241,11 @@ def test_a_process_killed_in_the_middle_of_writing_leaves_no_pair(plain, kept):
 
     assert in_a_process(die_writing) == -signal.SIGXFSZ
     (left,) = kept.folder.iterdir()
-    assert left.name.endswith(DRAFT_END)
+    assert left.name.endswith(TEMPORARY_SUFFIX)
     assert left.stat().st_size == HEADER + 1000
     cache.prepare(str(kept.folder), {"images": plain})
     assert left.exists()  # somebody may be writing it
-    os.utime(left, (0, time.time() - cache.DRAFT_SECONDS - 1))
+    os.utime(left, (0, time.time() - cache.STALE_SECONDS - 1))
     _, lines = cache.prepare(str(kept.folder), {"images": plain})
     assert lines[0].startswith(f"cache: 0 of 4 pairs are cached in {kept.folder}; the others need about ")
     assert not left.exists()
@@ -260,7 +260,7 @@ def full(*_):
 def test_a_full_disk_is_an_error_that_no_setting_passes_over(kept, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(
-        CacheError, match=rf"{kept.place(0)} cannot be written: No space left on device; .*remove the key"
+        CacheError, match=rf"{kept.cache_file(0)} cannot be written: No space left on device; .*remove the key"
     ):
         kept.read(0)
     assert files(kept) == set()

@@ -164,8 +164,8 @@ class ServiceClient:
         self._ready |= "ready" in reply
         if "done" in reply:
             self._done, self._waiting_since = reply["done"], time.monotonic()
-        if "say" in reply:
-            self._say(f"{self.name}: {scrub(reply['say'])}")
+        if "line" in reply:
+            self._say(f"{self.name}: {scrub(reply['line'])}")
         self._failure = self._failure or reply.get("error", "")
 
     def _kill(self) -> None:

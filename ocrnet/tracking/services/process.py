@@ -68,7 +68,7 @@ def _serve(name: str, folder: Path, names: tuple[str, str], requests_fd: int, re
         state = {"id": service.id}
         _save_state(state_file, state)
     reply(ready=True)
-    reply(say=service.location)
+    reply(line=service.location)
     handled = 0
     ending = "failed"
     for message in _read_messages(requests_fd):
