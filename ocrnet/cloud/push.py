@@ -85,7 +85,7 @@ class Uploader:
         """Queue the folder's checkpoints that are not in the store; call it before `start`.
 
         Of the numbered checkpoints, only the newest ``keep`` (0: all) are compared, by size. The best checkpoint is
-        compared by size and MD5. ``remote`` are the objects in the store's ``checkpoint/``.
+        compared by size and MD5. ``remote`` lists the objects in the store's ``checkpoint/``.
         """
         remote_items = {item.name: item for item in remote}
         self._remote = set(remote_items)

@@ -1,6 +1,6 @@
 """Resume a run from its uploaded files: the newest valid checkpoint of save_dir and train_url, and its record.
 
-The record of a run are its config, metrics and log files (`RECORD` of `ocrnet.cloud.push`).
+The record of a run consists of its config, metrics and log files (`RECORD` of `ocrnet.cloud.push`).
 """
 
 import dataclasses

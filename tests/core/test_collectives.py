@@ -515,7 +515,7 @@ def test_a_folder_that_rank_0_cannot_claim_ends_all(commands, monkeypatch):
         if run.writes:
             raise OcrnetError("in use")
 
-    monkeypatch.setattr(Run, "claim", refuse)
+    monkeypatch.setattr(Run, "lock", refuse)
     first, second = on_ranks(2, commands.train)
     assert (str(first), str(second)[:13]) == ("in use", "rank 0 failed")
 
@@ -557,7 +557,7 @@ def test_a_checkpoint_from_before_cards_were_noted_had_one(tmp_path):
 def test_every_rank_ends_with_the_status_of_the_one_signal(commands, monkeypatch, capsys):
     class Asked(StopRequest):
         def __call__(self):
-            return 0 if self.speaks else 15  # ranks other than 0
+            return 0 if self.prints else 15  # ranks other than 0
 
     monkeypatch.setattr(setup, "StopRequest", Asked)
     outcomes = on_ranks(3, commands.train)
