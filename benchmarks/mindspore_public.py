@@ -320,7 +320,7 @@ class PublicOCRNet:
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Load weights and statistics by canonical name, except the two biases that this network lacks."""
-        parameters = {FAMILY.ours(one.name): one for one in self.network.get_parameters()}
+        parameters = {FAMILY.canonical_name(one.name): one for one in self.network.get_parameters()}
         missing = state.keys() - parameters.keys()
         for name in state.keys() - missing:
             assert parameters[name].shape == state[name].shape, name

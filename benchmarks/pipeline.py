@@ -164,7 +164,7 @@ def reading(dataset: Dataset, cached: DecodedDataset, data: Data) -> tuple[dict[
         exact[name] = all(np.array_equal(decode(png), dataset.image(i)) for i, png in enumerate(pngs))
 
     def reset_compared(i: int) -> None:
-        cached._compared[i] = 0
+        cached._verified[i] = 0
 
     return options | {
         "image: ours, read and checked": Option(dataset.image),
@@ -178,12 +178,12 @@ def reading(dataset: Dataset, cached: DecodedDataset, data: Data) -> tuple[dict[
         "label: ids to class indices": Option(lambda i: dataset.classes.to_indices(ids[i], "")),
         "label: ids to class indices by NumPy": Option(lambda i: (unknown[ids[i]].any(), table[ids[i]])),
         "pair: decoded": Option(dataset.read),
-        "pair: decoded and kept": Option(cached.read, lambda i: cached.place(i).unlink(missing_ok=True)),
+        "pair: decoded and kept": Option(cached.read, lambda i: cached.cache_file(i).unlink(missing_ok=True)),
         "pair: kept, checksum compared": Option(cached.read, reset_compared),
         "pair: kept": Option(lambda i: [array.copy() for array in cached.read(i)]),
         "pair: decoded, from the disk": Option(dataset.read, lambda i: drop_from_page_cache(dataset.path(i))),
         "pair: kept, from the disk": Option(
-            lambda i: [array.copy() for array in cached.read(i)], lambda i: drop_from_page_cache(cached.place(i))
+            lambda i: [array.copy() for array in cached.read(i)], lambda i: drop_from_page_cache(cached.cache_file(i))
         ),
     }, exact  # fmt: skip
 
@@ -233,7 +233,7 @@ def measure(dataset: Dataset, cache: Path, data: Data, rounds: int) -> dict[str,
         "image_size": [height, width],
         "crop_size": list(data.crop_size),
         "png_bytes": statistics.mean(dataset.path(i).stat().st_size for i in range(count)),
-        "kept_bytes": cached.place(0).stat().st_size,
+        "kept_bytes": cached.cache_file(0).stat().st_size,
         "png_bytes_by_level": {str(level): len(png) for level, png in levels.items()},
         "milliseconds": by_clock,
         "cpu_milliseconds": by_cpu,

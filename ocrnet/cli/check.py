@@ -14,7 +14,7 @@ from ocrnet.utils.errors import OcrnetError
 def main(argv: Sequence[str]) -> int:
     """Read every image and label of the training and validation splits, and report their contents and problems."""
     cfg, _ = flags.load_config(flags.parse("check", argv))
-    cfg, pulled = pull.dataset(cfg, Speaker(World()))
+    cfg, pulled = pull.download_dataset(cfg, Speaker(World()))
     for line in pulled:
         print(line, flush=True)
     num_problems, messages = 0, set[str]()

@@ -10,7 +10,7 @@ from ocrnet.cloud import pull
 from ocrnet.cloud import resume as cloud_resume
 from ocrnet.cloud.cache import Speaker
 from ocrnet.cloud.factory import open_store
-from ocrnet.cloud.push import RESULTS, Push, Pushing, check_writable
+from ocrnet.cloud.push import RESULTS, UploadContext, Uploader, check_writable
 from ocrnet.config import Config
 from ocrnet.data.datasets import Dataset, cache
 from ocrnet.data.image_io import write_png
@@ -36,13 +36,13 @@ def main(argv: Sequence[str]) -> int:
     show = flags.as_bool(args, "visualize")
     world = world_of_launcher()
     path, path_note = checkpoint.resolve(_checkpoint_path(args, cfg, world))
-    cfg, pulled = pull.dataset(cfg, Speaker(world))
+    cfg, pulled = pull.download_dataset(cfg, Speaker(world))
     source = read(path, cfg)
     loaded = as_weights(source)
     dataset = open_split(cfg, "val")
     notes += [*pulled, path_note] if path_note else pulled
     notes += [*loaded.notes, *differences(cfg, loaded.arch, path)]
-    cfg, adjustments = convert.normalized(cfg, loaded)
+    cfg, adjustments = convert.with_normalization(cfg, loaded)
     notes += adjustments
     if loaded.arch.num_classes != len(dataset.classes):
         raise OcrnetError(
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         )
     datasets, cache_notes = cache.prepare(cfg.data.cache_dir, {VAL: dataset})
     store = open_store(urls.parse("train_url", cfg.train_url), cfg.cloud) if cfg.train_url else None
-    with Pushing(cfg.cloud) as pushing:
+    with UploadContext(cfg.cloud) as pushing:
         engine = open_engine(cfg, source, world=world)
         try:
             if world.size > 1:
@@ -62,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
                 run = Run(cfg.save_dir, rank=world.rank, name="eval")
                 if store is not None and run.writes:
                     check_writable(store, cfg.cloud, run.say)
-                    cloud_resume.bring_results(cfg, store, run.say)
-                    pushing.begin(Push(store, run.folder, cfg.cloud, keep=0, patterns=PUSHED_BY_EVAL), run.say)
+                    cloud_resume.merge_remote_results(cfg, store, run.say)
+                    pushing.start(Uploader(store, run.folder, cfg.cloud, keep=0, patterns=PUSHED_BY_EVAL), run.say)
                 for line in [*engine.startup_messages, *notes, *_describe_run(cfg, path, dataset), *cache_notes]:
                     run.say(line)
                 show_image = _make_visualizer(dataset, run.folder / "visualize") if show else None
@@ -86,7 +86,7 @@ def _checkpoint_path(args: flags.Args, cfg: Config, world: World) -> str | Path:
     path = args.options.get("checkpoint_path")
     if path is not None and cfg.ckpt_url:
         raise OcrnetError(f"--checkpoint_path {path} and ckpt_url {cfg.ckpt_url} both name a checkpoint; keep one")
-    return pull.weights_file(cfg, Speaker(world)) or flags.required(args, "checkpoint_path")
+    return pull.download_weights(cfg, Speaker(world)) or flags.required(args, "checkpoint_path")
 
 
 def _check_min_miou(cfg: Config, scores: Scores, dataset: Dataset, run: Run) -> int:

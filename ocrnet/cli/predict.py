@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         if stop():
             raise Stopped(stop())
 
-    with StopRequest(what="stopping; finished results are kept") as stop:
+    with StopRequest(message="stopping; finished results are kept") as stop:
         report = predict(Job(model, output, cfg.eval, save, _say, check), sources)
     print(text(report))
     outputs = _describe_outputs(save, {source.kind for source in sources})

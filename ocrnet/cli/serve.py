@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     path, path_note = checkpoint.resolve(flags.required(args, "checkpoint_path"))
     settings = settings_from_flags(args, max_batch=MAX_BATCH_ELSEWHERE)
     sock = server.bind(settings.host, settings.port)  # report a port in use before the weights are read
-    with sock, StopRequest(what="finishing the requests in progress") as stop:
+    with sock, StopRequest(message="finishing the requests in progress") as stop:
         from ocrnet.serve.app import Service
         from ocrnet.serve.metrics import Metrics
         from ocrnet.serve.network import Network

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     source = read(path, cfg)
     weights = as_weights(source)
     _check_classes(weights, path)
-    cfg, adjustments = convert.normalized(cfg, weights)
+    cfg, adjustments = convert.with_normalization(cfg, weights)
     engine = open_engine(cfg, source, world=World())
     try:
         engine.restore(weights.tensors, 0)
@@ -113,7 +113,7 @@ def write(engine: Engine, dataset: Dataset, cfg: Config, output: Path) -> ZipCon
         Stopped: The process received a signal to stop.
     """
     expected = _expected_sizes(dataset)
-    with StopRequest(what="stopping; no file is written") as stop, replaced(output) as file:
+    with StopRequest(message="stopping; no file is written") as stop, replaced(output) as file:
         with Progress(len(dataset), _say) as progress, zipfile.ZipFile(file, "w") as archive:
             for index, image in prefetch_map(range(len(dataset)), dataset.image, cfg.num_workers):
                 if stop():

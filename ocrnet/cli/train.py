@@ -16,8 +16,8 @@ def main(argv: Sequence[str]) -> int:
     cfg, notes = flags.load_config(args)
     world = world_of_launcher()
     resume = args.options.get("resume_ckpt")
-    cfg, dataset_notes = pull.dataset(cfg, Speaker(world))
-    cfg, begin_from, weights_notes = pull.begin_from(cfg, resume, Speaker(world))
+    cfg, dataset_notes = pull.download_dataset(cfg, Speaker(world))
+    cfg, begin_from, weights_notes = pull.apply_ckpt_url(cfg, resume, Speaker(world))
     notes += [*dataset_notes, *weights_notes]
     if flags.as_bool(args, "dry_run"):
         return int(bool(dry_run(cfg, notes=notes, world=world)))

@@ -1,4 +1,7 @@
-"""The download cache of this machine: only complete files under their names, a journal, one process at a time."""
+"""The download cache of this machine.
+
+Only complete files have their final names. A journal lists them. One process at a time downloads.
+"""
 
 import concurrent.futures
 import contextlib
@@ -28,17 +31,17 @@ except ImportError:  # Windows
 
 BLOCK = 8 << 20  # bytes per request
 THREADS = 8
-SAID_EVERY = 10.0  # seconds
-SUMS = "SHA256SUMS"
+PROGRESS_INTERVAL = 10.0  # seconds between progress lines
+CHECKSUM_FILE = "SHA256SUMS"
 
 Say = Callable[[str], None]
 
 
 class Speaker:
-    """Prints progress lines about the files of this machine.
+    """Prints progress lines of downloads to this machine.
 
-    The process that does the work prints, whichever it is. Of those that wait, only the first process of the machine
-    prints. The lines of any other process start with its rank.
+    The process that downloads prints its progress. Of the processes that wait, only the first process of the machine
+    prints. The lines of other processes start with their rank.
     """
 
     def __init__(self, world: World) -> None:
@@ -51,97 +54,97 @@ class Speaker:
 
 
 def is_first(say: Say) -> bool:
-    """Return whether this is the process of its machine whose notes become part of the log."""
+    """Return whether this is the first process of its machine; only its lines are added to the log."""
     return say.first if isinstance(say, Speaker) else True
 
 
 class Cache:
-    """The local folder for the files of one url, with its journal, lock and progress files next to it."""
+    """The local folder for the files of one url; its journal, lock and progress files are next to the folder."""
 
     def __init__(self, url: Url, cloud: Cloud, say: Say) -> None:
-        root = _root(cloud)
+        cache_root = _cache_root(cloud)
         digest = hashlib.sha256(f"{url} {cloud.endpoint}".encode()).hexdigest()[:8]
         name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', url.name)}-{digest}"
         self.url, self.cloud, self.say = url, cloud, say
-        self.place = root / name
-        self._journal = root / f"{name}.journal"
-        self._progress = root / f"{name}.progress"
-        self._lock = root / f"{name}.lock"
-        self._writing = threading.Lock()
+        self.folder = cache_root / name
+        self._journal = cache_root / f"{name}.journal"
+        self._progress_file = cache_root / f"{name}.progress"
+        self._lock_file = cache_root / f"{name}.lock"
+        self._journal_lock = threading.Lock()
 
-    def alone(self) -> contextlib.AbstractContextManager[None]:
-        """Let one process of this machine in at a time; a waiting process prints the progress of the other."""
-        return alone(
-            self._lock,
-            self._tell_of_other,
-        )
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that only one process of this machine can enter at a time.
 
-    def _tell_of_other(self) -> None:
+        A waiting process prints the progress of the process that holds the lock.
+        """
+        return lock_process(self._lock_file, self._log_other_download)
+
+    def _log_other_download(self) -> None:
         if is_first(self.say):
-            self.say(f"{self.url}: another process on this machine is downloading it: {self._progress_of_other()}")
+            self.say(f"{self.url}: another process on this machine is downloading it: {self._read_other_progress()}")
 
-    def _progress_of_other(self) -> str:
+    def _read_other_progress(self) -> str:
         with contextlib.suppress(OSError):
-            return self._progress.read_text(encoding="utf-8")
+            return self._progress_file.read_text(encoding="utf-8")
         return "just started"
 
-    def _known(self) -> dict[str, Item]:
-        found: dict[str, Item] = {}
+    def _read_journal(self) -> dict[str, Item]:
+        items: dict[str, Item] = {}
         if not self._journal.exists():
-            return found
+            return items
         for line in self._journal.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError, TypeError):  # a truncated last line
                 item = Item(*json.loads(line))
-                found[item.name] = item
-        return found
+                items[item.name] = item
+        return items
 
     def target(self, name: str) -> Path:
-        """Return the local path of an object; raise `OcrnetError` for a name that is no path inside the folder."""
+        """Return the local path of an object; raise `OcrnetError` if it would be outside the folder."""
         if name.startswith("/") or "\0" in name or {"", ".", ".."} & set(name.split("/")):
             raise OcrnetError(
                 f"{self.url} has an object named '{name}', which is not a valid file name; rename the object"
             )
-        return self.place / name
+        return self.folder / name
 
-    def bring(self, store: Store, items: Sequence[Item], sums: dict[str, str]) -> list[str]:
-        """Download the objects that are missing or changed; call it while holding the lock of `alone`.
+    def download(self, store: Store, items: Sequence[Item], checksums: dict[str, str]) -> list[str]:
+        """Download the objects that are missing or changed; the caller must hold `lock`.
 
         Args:
             store: The store that holds the objects.
             items: The objects that the folder must contain.
-            sums: The expected SHA-256 in hex, by object name; may lack names.
+            checksums: The expected SHA-256 in hex, by object name; names may be missing.
 
         Returns:
             The lines to log about the download.
 
         Raises:
             OcrnetError: The disk has too little free space, or an object cannot be downloaded completely. Files
-                downloaded before the failure are kept for the next try.
+                that were downloaded before the failure are kept and not downloaded again by the next call.
         """
-        known = self._known()
+        journal = self._read_journal()
         # mutation: keep-downloaded-files
         # mutation: download-changed-files
-        missing = [item for item in items if known.get(item.name) != item or not self.has_file(item)]
+        missing = [item for item in items if journal.get(item.name) != item or not self.has_file(item)]
         total = sum(item.size for item in missing)
         if not missing:
-            return [f"{self.url}: all {len(items)} files are already in {self.place}"]
-        with _wrap_os_error(self.place):
-            self.place.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.place).free
+            return [f"{self.url}: all {len(items)} files are already in {self.folder}"]
+        with _wrap_os_error(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
         # mutation: check-disk-space-for-download
         if total > free:
             raise OcrnetError(
-                f"{self.url} needs {size_text(total)} in {self.place}, but only {size_text(free)} are free; make room, "
-                "or set cloud.cache_dir"
+                f"{self.url} needs {size_text(total)} in {self.folder}, but only {size_text(free)} are free; free some "
+                "space, or set cloud.cache_dir to a folder on another disk"
             )
-        begun = time.monotonic()
-        compared = self._bring_all(store, missing, sums, total)
-        seconds = time.monotonic() - begun
+        start = time.monotonic()
+        checks = self._download_all(store, missing, checksums, total)
+        seconds = time.monotonic() - start
         lines = [f"{self.url}: {len(missing)} of {len(items)} files, {size_text(total)}, downloaded in {seconds:.0f} s"]
-        if by_size := compared.count("size"):
+        if by_size := checks.count("size"):
             lines.append(
                 f"{self.url}: {by_size} files were verified by size only, because the store has no MD5 of them; "
-                f"to verify their content, add a file {SUMS} to the folder"
+                f"to verify their content, add a {CHECKSUM_FILE} file to the folder in the store"
             )
         for line in lines if not is_first(self.say) else ():
             self.say(line)
@@ -152,166 +155,186 @@ class Cache:
         target = self.target(item.name)
         return target.is_file() and target.stat().st_size == item.size
 
-    def _bring_all(self, store: Store, missing: Sequence[Item], sums: dict[str, str], total: int) -> list[str]:
-        """Download with several threads and report progress; return the check used for each file (see `fetch`)."""
-        pulled = Pulled()
+    def _download_all(self, store: Store, missing: Sequence[Item], checksums: dict[str, str], total: int) -> list[str]:
+        """Download with several threads and print progress.
 
-        def one(item: Item) -> str:
-            how = fetch(store, item, self.target(item.name), self.cloud, sums=sums, say=self.say, pulled=pulled)
-            with self._writing, self._journal.open("a", encoding="utf-8") as journal:
+        Return for each file the check that it passed, as `download_object` does.
+        """
+        progress = DownloadProgress()
+
+        def download_one(item: Item) -> str:
+            check = download_object(
+                store, item, self.target(item.name), self.cloud, checksums=checksums, say=self.say, progress=progress
+            )
+            with self._journal_lock, self._journal.open("a", encoding="utf-8") as journal:
                 journal.write(json.dumps([item.name, item.size, item.etag]) + "\n")
-            return how
+            return check
 
         with contextlib.ExitStack() as stack:
             pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(THREADS))
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-            stack.callback(self._progress.unlink, missing_ok=True)
-            stack.callback(pulled.stop.set)  # after a failure the other downloads need not finish
-            waiting = {pool.submit(one, item) for item in missing}
+            stack.callback(self._progress_file.unlink, missing_ok=True)
+            stack.callback(progress.stop.set)  # after a failure, stop the other downloads
+            pending = {pool.submit(download_one, item) for item in missing}
             done: set[concurrent.futures.Future[str]] = set()
-            begun = said = time.monotonic()
-            while waiting:
-                ended, waiting = concurrent.futures.wait(waiting, 1, concurrent.futures.FIRST_EXCEPTION)
-                done |= ended
-                for future in ended:
+            start = last_logged = time.monotonic()
+            while pending:
+                finished, pending = concurrent.futures.wait(pending, 1, concurrent.futures.FIRST_EXCEPTION)
+                done |= finished
+                for future in finished:
                     future.result()
                 now = time.monotonic()
                 line = (
-                    f"{len(done)} of {len(missing)} files, {size_text(pulled.size)} of {size_text(total)}, "
-                    f"{size_text(pulled.size / (now - begun))}/s"
+                    f"{len(done)} of {len(missing)} files, {size_text(progress.size)} of {size_text(total)}, "
+                    f"{size_text(progress.size / (now - start))}/s"
                 )
-                with _wrap_os_error(self._progress):
-                    self._progress.write_text(line, encoding="utf-8")
-                if waiting and now - said >= SAID_EVERY:
-                    said = now
+                with _wrap_os_error(self._progress_file):
+                    self._progress_file.write_text(line, encoding="utf-8")
+                if pending and now - last_logged >= PROGRESS_INTERVAL:
+                    last_logged = now
                     self.say(f"{self.url}: {line}")
         return [future.result() for future in done]
 
-    def forget_others(self, items: Sequence[Item]) -> None:
-        """Remove the files whose objects are no longer in the store, and all partial downloads."""
+    def remove_stale_files(self, items: Sequence[Item]) -> None:
+        """Remove all partial downloads, and the files whose objects are not in ``items``, the present listing."""
         names = {item.name for item in items}
-        for name in self._known().keys() - names:
+        for name in self._read_journal().keys() - names:
             self.target(name).unlink(missing_ok=True)
-        for path in self.place.rglob(".*.part"):
+        for path in self.folder.rglob(".*.part"):
             path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Let one process of this machine in at a time.
+def lock_process(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold a file lock that excludes the other processes of this machine.
 
-    The lock is released when its process ends, even if it is killed. ``waiting`` is called every `SAID_EVERY` seconds
-    while another process holds the lock. Windows has no lock.
+    The lock is released when its process ends, even if it is killed. While another process holds the lock, ``on_wait``
+    is called every `PROGRESS_INTERVAL` seconds. On Windows, nothing is locked.
     """
     with _wrap_os_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
-        said = -SAID_EVERY
+        last_call = -PROGRESS_INTERVAL
         while fcntl is not None:
             try:
                 # mutation: one-download-per-machine
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() - said >= SAID_EVERY:
-                    said = time.monotonic()
-                    waiting()
+                if time.monotonic() - last_call >= PROGRESS_INTERVAL:
+                    last_call = time.monotonic()
+                    on_wait()
                 time.sleep(0.5)
         yield
 
 
 @dataclass
-class Pulled:
+class DownloadProgress:
     """The number of bytes downloaded so far, and the event that stops the download threads."""
 
     size: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def fetch(
-    store: Store, item: Item, target: Path, cloud: Cloud, *, sums: dict[str, str], say: Say, pulled: Pulled
+def download_object(
+    store: Store,
+    item: Item,
+    target: Path,
+    cloud: Cloud,
+    *,
+    checksums: dict[str, str],
+    say: Say,
+    progress: DownloadProgress,
 ) -> str:
-    """Download one object to a file; the file appears under its name only when it is complete and verified.
+    """Download one object to a file, which gets its final name only when it is complete and verified.
 
-    A partial download of the same version by an earlier try is continued.
+    If an earlier try downloaded a part of the same version, only the rest is downloaded.
 
     Args:
         store: The store that holds the object.
         item: The object, as listed.
         target: The path of the file.
         cloud: The settings for retries and checksums.
-        sums: The expected SHA-256 in hex, by object name; may lack names.
+        checksums: The expected SHA-256 in hex, by object name; names may be missing.
         say: Receives a line for each retry.
-        pulled: Counts the downloaded bytes; its event stops the download.
+        progress: Its size is increased by the downloaded bytes; its event stops the download.
 
     Returns:
         The strongest check that the file passed: ``sha256``, ``md5`` or ``size``.
 
     Raises:
-        OcrnetError: The download failed after all retries (names the object), or the file cannot be written.
+        OcrnetError: The download failed after all retries, or the file cannot be written.
     """
     version = hashlib.sha256(f"{item.size} {item.etag}".encode()).hexdigest()[:8]
     # mutation: rename-download-when-complete
     part = target.with_name(f".{target.name}.{version}.part")
-    what = f"{store.url}/{item.name}"
-    wanted = {"sha256": sums.get(item.name, ""), "md5": item.md5 if cloud.checksum else ""}
+    object_url = f"{store.url}/{item.name}"
+    expected = {"sha256": checksums.get(item.name, ""), "md5": item.md5 if cloud.checksum else ""}
 
     def read(start: int, length: int) -> bytes:
-        if pulled.stop.is_set():
-            raise StoreError("canceled, because another file failed", final=True)
-        return retry(lambda: store.read(item.name, start, length), what, retries=cloud.retries, say=say)
+        if progress.stop.is_set():
+            raise StoreError("canceled, because the download of another file failed", final=True)
+        return retry(lambda: store.read(item.name, start, length), object_url, retries=cloud.retries, say=say)
 
     def attempt() -> None:
-        if not any(wanted.values()):
+        if not any(expected.values()):
             # mutation: check-size-without-md5
-            _ask_again(store, item)
-        found = _collect(read, item.size, part, pulled)
-        for kind, digest in wanted.items():
+            _check_listed_size(store, item)
+        digests = _complete_part(read, item.size, part, progress)
+        for kind, digest in expected.items():
             # mutation: verify-downloaded-digest
-            if digest and found[kind] != digest:
+            if digest and digests[kind] != digest:
                 part.unlink()
-                hint = "; if the bucket's encryption is the reason, set cloud.checksum: False" if kind == "md5" else ""
-                raise StoreError(f"the download has the {kind.upper()} {found[kind]}, expected {digest}{hint}")
+                hint = "; the ETag of an encrypted bucket may not be an MD5: then set cloud.checksum: False"
+                hint = hint if kind == "md5" else ""
+                raise StoreError(f"the download has the {kind.upper()} {digests[kind]}, expected {digest}{hint}")
 
     with _wrap_os_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        retry(attempt, what, retries=cloud.retries, say=say)
+        retry(attempt, object_url, retries=cloud.retries, say=say)
         os.replace(part, target)
-    return next((kind for kind, digest in wanted.items() if digest), "size")
+    return next((kind for kind, digest in expected.items() if digest), "size")
 
 
-def _ask_again(store: Store, item: Item) -> None:
-    """Compare the listed size with the object's own size; without a checksum nothing else reveals a wrong size."""
-    own = store.stat(item.name)
-    if own is None or own.size != item.size:
-        says = f"the object has {own.size:,} bytes" if own else "the object does not exist"
-        raise StoreError(f"the store lists {item.size:,} bytes, but {says}")
+def _check_listed_size(store: Store, item: Item) -> None:
+    """Raise `StoreError` if the listed size is not the object's size.
+
+    Without a checksum, no other check detects a wrong listing.
+    """
+    stored = store.stat(item.name)
+    if stored is None or stored.size != item.size:
+        actual = f"the object has {stored.size:,} bytes" if stored else "the object does not exist"
+        raise StoreError(f"the store lists {item.size:,} bytes, but {actual}")
 
 
-def _collect(read: Callable[[int, int], bytes], size: int, part: Path, pulled: Pulled) -> dict[str, str]:
-    """Append the missing bytes to ``part``, and return its digests in hex."""
+def _complete_part(
+    read: Callable[[int, int], bytes], size: int, part: Path, progress: DownloadProgress
+) -> dict[str, str]:
+    """Download the missing bytes to ``part``, and return the SHA-256 and MD5 of the complete file in hex."""
     digests = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
     # mutation: resume-partial-download
     if part.exists() and part.stat().st_size > size:
         part.unlink()
     with part.open("a+b") as file:
-        file.seek(0)
+        position = file.seek(0)
         while chunk := file.read(BLOCK):
             for digest in digests.values():
                 digest.update(chunk)
-        while (at := file.tell()) < size:
-            chunk = read(at, min(BLOCK, size - at))
+            position += len(chunk)
+        while position < size:
+            chunk = read(position, min(BLOCK, size - position))
             file.write(chunk)
             file.flush()
-            pulled.size += len(chunk)
+            position += len(chunk)
+            progress.size += len(chunk)
             for digest in digests.values():
                 digest.update(chunk)
         os.fsync(file.fileno())
     return {kind: digest.hexdigest() for kind, digest in digests.items()}
 
 
-def read_sums(store: Store, cloud: Cloud, say: Say, item: Item | None) -> dict[str, str]:
+def read_checksums(store: Store, cloud: Cloud, say: Say, item: Item | None) -> dict[str, str]:
     """Return the checksums of a ``SHA256SUMS`` file.
 
     Args:
@@ -331,21 +354,21 @@ def read_sums(store: Store, cloud: Cloud, say: Say, item: Item | None) -> dict[s
     content = retry(
         lambda: store.read(item.name, 0, item.size), f"{store.url}/{item.name}", retries=cloud.retries, say=say
     )
-    found = {}
+    checksums = {}
     for line in content.decode(errors="replace").splitlines():
         digest, _, name = line.strip().partition(" ")
         name = name.strip().lstrip("*").removeprefix("./")
         if not re.fullmatch(r"[0-9a-fA-F]{64}", digest) or not name:
             raise OcrnetError(f"{item.name}: invalid line '{line}'; expected the output format of sha256sum")
-        found[name] = digest.lower()
-    return found
+        checksums[name] = digest.lower()
+    return checksums
 
 
-def _root(cloud: Cloud) -> Path:
-    """Return the root folder of all downloads; create it if it is missing."""
-    fast = Path("/cache")  # ModelArts' local disk
-    given = Path(cloud.cache_dir) if cloud.cache_dir else None
-    root = given or (fast if os.access(fast, os.W_OK) else Path.home() / ".cache") / "ocrnet"
+def _cache_root(cloud: Cloud) -> Path:
+    """Return the folder that holds all downloads; create it if it is missing."""
+    modelarts_disk = Path("/cache")  # ModelArts' local disk
+    configured = Path(cloud.cache_dir) if cloud.cache_dir else None
+    root = configured or (modelarts_disk if os.access(modelarts_disk, os.W_OK) else Path.home() / ".cache") / "ocrnet"
     with _wrap_os_error(root):
         root.mkdir(parents=True, exist_ok=True)
     return root
@@ -357,6 +380,6 @@ def _wrap_os_error(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OcrnetError(
-            f"{error.filename or path} cannot be written: {error.strerror}; make room there, or set another folder "
-            "(cloud.cache_dir, save_dir)"
+            f"{error.filename or path} cannot be written: {error.strerror}; free some space there, or set another "
+            "folder (cloud.cache_dir, save_dir)"
         ) from error

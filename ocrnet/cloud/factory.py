@@ -1,4 +1,4 @@
-"""The choice of the store for a url."""
+"""Open the store for a url."""
 
 from pathlib import Path
 
@@ -9,7 +9,10 @@ from ocrnet.utils.urls import Url
 
 
 def open_store(url: Url, cloud: Cloud) -> Store:
-    """Return the store for a url; raise `OcrnetError` naming what is not installed or not set."""
+    """Return the store for a url.
+
+    Raise `OcrnetError` if its SDK is not installed, or if its server address or access keys are not set.
+    """
     if url.scheme == "s3":
         from ocrnet.cloud.s3 import S3Store
 

@@ -17,15 +17,15 @@ class FolderStore:
 
     def list(self, prefix: str = "") -> list[Item]:
         """Return the files in the folder and its subfolders, except hidden ones."""
-        place = self.folder / prefix.rpartition("/")[0]
-        found = []
-        for parent, folders, files in os.walk(place, onerror=_raise_unless_missing):
+        top = self.folder / prefix.rpartition("/")[0]
+        items = []
+        for parent, folders, files in os.walk(top, onerror=_raise_unless_missing):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for path in (Path(parent) / name for name in files if not name.startswith(".")):
                 name = path.relative_to(self.folder).as_posix()
                 if name.startswith(prefix) and (item := self.stat(name)):
-                    found.append(item)
-        return sorted(found, key=lambda item: item.name)
+                    items.append(item)
+        return sorted(items, key=lambda item: item.name)
 
     def stat(self, name: str) -> Item | None:
         """Return one file, or None if it does not exist; its etag is its modification time in nanoseconds."""
@@ -34,7 +34,7 @@ class FolderStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _of_folder(error) from error
+            raise _store_error(error) from error
         if not stat.S_ISREG(status.st_mode):
             return None
         return Item(name, status.st_size, str(status.st_mtime_ns))
@@ -58,15 +58,15 @@ class FolderStore:
                 file.seek(start)
                 return check_length(file.read(length), length)
         except OSError as error:
-            raise _of_folder(error) from error
+            raise _store_error(error) from error
 
     def upload(self, source: Path | bytes, name: str) -> None:
-        """Copy to a temporary file in the target folder, flush it to the disk and rename it."""
+        """Write a temporary file in the target's folder, sync it to disk and rename it to the target."""
         target = self.folder / name
-        draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
+            with temporary.open("wb") as file:
                 if isinstance(source, bytes):
                     file.write(source)
                 else:
@@ -74,26 +74,27 @@ class FolderStore:
                         shutil.copyfileobj(content, file, 1 << 20)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(draft, target)
+            os.replace(temporary, target)
         except OSError as error:
-            raise _of_folder(error) from error
+            raise _store_error(error) from error
         finally:
-            with contextlib.suppress(OSError):  # renamed already, or an error is already being raised
-                draft.unlink()
+            with contextlib.suppress(OSError):  # the file is already renamed, or another error is being raised
+                temporary.unlink()
 
     def delete(self, name: str) -> None:
         """Remove a file."""
         try:
             (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
-            raise _of_folder(error) from error
+            raise _store_error(error) from error
 
 
 def _raise_unless_missing(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
-        raise _of_folder(error)
+        raise _store_error(error)
 
 
-def _of_folder(error: OSError) -> StoreError:
+def _store_error(error: OSError) -> StoreError:
+    """Return the `StoreError` for an `OSError`; it is final if a retry cannot succeed."""
     final = isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError))
     return StoreError(f"{error.strerror}: '{error.filename}'", final=final)

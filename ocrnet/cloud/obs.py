@@ -1,4 +1,4 @@
-"""Huawei's OBS through esdk-obs-python, with keys from the environment."""
+"""Huawei's OBS through esdk-obs-python, with access keys from the environment."""
 
 import base64
 import os
@@ -13,17 +13,17 @@ from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.urls import OBS_KEYS, Url
 
 # HTTP statuses after which a retry may succeed.
-PASSING = (408, 429, 500, 502, 503, 504)
+RETRYABLE_STATUSES = (408, 429, 500, 502, 503, 504)
 
 
-class Strict(ssl.SSLContext):
-    """Verifies the server's host name against its certificate, even if the SDK turns this off."""
+class HostVerifyingContext(ssl.SSLContext):
+    """An SSL context that always verifies the server's host name; the SDK tries to turn this off."""
 
     check_hostname = property(lambda self: True, lambda self, value: None)
 
 
 class ObsStore:
-    """A folder of a bucket. Each request is sent once: the caller decides about retries."""
+    """A folder in an OBS bucket. Each request is sent once; the caller does the retries."""
 
     page = 1000  # objects per listing request
 
@@ -32,16 +32,16 @@ class ObsStore:
             from obs import ObsClient, PutObjectHeader
         except ImportError:
             raise OcrnetError(
-                f"{url} needs esdk-obs-python, which is not installed (nor is ModelArts' moxing): "
+                f"{url} needs esdk-obs-python, which is not installed (ModelArts' moxing is not available either): "
                 "pip install 'ocrnet[obs]'"
             ) from None
         endpoint = cloud.endpoint or os.environ.get("OBS_ENDPOINT", "")
         if not endpoint:
             raise OcrnetError(
-                f"{url} needs the address of its server: set cloud.endpoint, or OBS_ENDPOINT in the environment, to "
-                "https://obs.REGION.myhuaweicloud.com"
+                f"{url}: the address of the OBS server is not set; set cloud.endpoint, or OBS_ENDPOINT in the "
+                "environment, to https://obs.REGION.myhuaweicloud.com"
             )
-        key, secret, token = _keys(url)
+        key, secret, token = _access_keys(url)
         self.url, self.bucket, self.prefix = str(url), url.bucket, f"{url.path}/" if url.path else ""
         self._header = PutObjectHeader
         # mutation: give-up-stalled-request
@@ -54,12 +54,14 @@ class ObsStore:
             max_retry_count=0,
         )
         if endpoint.startswith("https"):
-            self._client.context = Strict(ssl.PROTOCOL_TLS_CLIENT)  # the SDK's own context trusts any certificate
+            self._client.context = HostVerifyingContext(
+                ssl.PROTOCOL_TLS_CLIENT
+            )  # the SDK's own context trusts any certificate
             self._client.context.load_default_certs()
 
     def list(self, prefix: str = "") -> list[Item]:
-        """Return the objects of all pages, except those that only represent a folder."""
-        found: list[Item] = []
+        """Return the objects whose names begin with ``prefix``; objects that represent a folder are left out."""
+        items: list[Item] = []
         marker = None
         while True:
             body = _call_sdk(
@@ -70,17 +72,17 @@ class ObsStore:
             for entry in body.contents:
                 name = entry.key[len(self.prefix) :]
                 if name and not name.endswith("/"):
-                    found.append(Item(name, int(entry.size), (entry.etag or "").strip('"')))
+                    items.append(Item(name, int(entry.size), (entry.etag or "").strip('"')))
             if not body.is_truncated:
-                return sorted(found, key=lambda item: item.name)
+                return sorted(items, key=lambda item: item.name)
             marker = body.next_marker or body.contents[-1].key
 
     def stat(self, name: str) -> Item | None:
         """Return one object, or None if it does not exist."""
-        reply = _call_sdk(lambda: self._client.getObjectMetadata(self.bucket, self.prefix + name), allowed=(404,))
-        if reply.status == 404:
+        response = _call_sdk(lambda: self._client.getObjectMetadata(self.bucket, self.prefix + name), allowed=(404,))
+        if response.status == 404:
             return None
-        return Item(name, int(reply.body.contentLength), (reply.body.etag or "").strip('"'))
+        return Item(name, int(response.body.contentLength), (response.body.etag or "").strip('"'))
 
     def read(self, name: str, start: int, length: int) -> bytes:
         """Return a part of an object.
@@ -99,13 +101,13 @@ class ObsStore:
         from obs import GetObjectHeader
 
         header = GetObjectHeader(range=f"{start}-{start + length - 1}")
-        reply = _call_sdk(
+        response = _call_sdk(
             lambda: self._client.getObject(self.bucket, self.prefix + name, headers=header, loadStreamInMemory=True)
         )
-        return check_length(reply.body.buffer or b"", length)
+        return check_length(response.body.buffer or b"", length)
 
     def upload(self, source: Path | bytes, name: str) -> None:
-        """Upload an object in one part, with its MD5, which the server verifies."""
+        """Upload an object in one part; the request contains its MD5, which the server verifies."""
         key = self.prefix + name
         header = self._header(md5=base64.b64encode(md5_of(source)).decode())
         if isinstance(source, bytes):
@@ -118,22 +120,25 @@ class ObsStore:
         _call_sdk(lambda: self._client.deleteObject(self.bucket, self.prefix + name))
 
 
-def _keys(url: Url) -> tuple[str, str, str | None]:
+def _access_keys(url: Url) -> tuple[str, str, str | None]:
+    """Return the access key, the secret key and the security token (None if not set) from the environment."""
     for names in OBS_KEYS:
         key, secret, token = (os.environ.get(name) for name in names)
         if key and secret:
             return key, secret, token
-    wanted = " or ".join(f"{key} and {secret}" for key, secret, _ in OBS_KEYS)
-    raise OcrnetError(f"{url} needs access keys: set {wanted} in the environment (temporary keys need their token too)")
+    expected = " or ".join(f"{key} and {secret}" for key, secret, _ in OBS_KEYS)
+    raise OcrnetError(
+        f"{url} needs access keys: set {expected} in the environment (temporary keys also need the security token)"
+    )
 
 
 def _call_sdk(call: Callable[[], Any], *, allowed: tuple[int, ...] = ()) -> Any:
-    """Call the SDK and raise every failure as `StoreError`: an error status, or an exception of any type."""
+    """Call the SDK and return its response; raise `StoreError` for an error status and for any exception."""
     try:
-        reply = call()
+        response = call()
     except Exception as error:
         raise StoreError(f"{type(error).__name__}: {error}") from error
-    if reply.status < 300 or reply.status in allowed:
-        return reply
-    text = ", ".join(str(part) for part in (reply.errorCode or reply.reason, reply.errorMessage) if part)
-    raise StoreError(f"HTTP {reply.status} {text}".strip(), final=reply.status not in PASSING)
+    if response.status < 300 or response.status in allowed:
+        return response
+    text = ", ".join(str(part) for part in (response.errorCode or response.reason, response.errorMessage) if part)
+    raise StoreError(f"HTTP {response.status} {text}".strip(), final=response.status not in RETRYABLE_STATUSES)

@@ -1,6 +1,6 @@
 """Upload a run's files to train_url in a separate thread.
 
-No training step waits for an upload, and no local checkpoint is removed before it or a newer one is uploaded.
+Training steps do not wait for uploads. A local checkpoint is removed only after it or a newer one is uploaded.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from ocrnet.cloud.retry import LONGEST_PAUSE, pause, retry
+from ocrnet.cloud.retry import MAX_PAUSE, pause, retry
 from ocrnet.cloud.store import Item, Store, StoreError, md5_of
 from ocrnet.config import Cloud
 from ocrnet.utils.errors import OcrnetError
@@ -19,20 +19,20 @@ from ocrnet.utils.format import size_text
 from ocrnet.utils.signals import Stopped, StopRequest
 from ocrnet.weights import checkpoint
 
-LONGEST_PAUSE_AT_THE_END = 5.0  # seconds between two tries once the run waits for its uploads
-SAID_AGAIN_AFTER = 60.0  # seconds between two lines about failures; failures in between are counted
-CONFIRMING = 3  # retries of the check that an upload has arrived, before the upload itself is retried
+MAX_PAUSE_AT_END = 5.0  # seconds between two tries while the run waits for its last uploads
+FAILURE_LOG_INTERVAL = 60.0  # seconds between two log lines about failures; the failures in between are only counted
+CONFIRM_RETRIES = 3  # retries of the check that an uploaded object is in the store; after that, the upload is retried
 
 CHECKPOINTS = "checkpoint/"
-PROBE = ".ocrnet"  # object that is written and removed at the start
-RESULTS = ("eval.jsonl", "logs/eval.log")  # files of evaluations
-RECORD = (  # files that a resumed run continues to write
+PROBE_NAME = ".ocrnet"  # the object of the test upload, which is removed again
+RESULTS = ("eval.jsonl", "logs/eval.log")  # files that evaluations write
+RECORD = (  # files of a run to which a resumed run appends
     "config.yml", "starts.jsonl", "metrics.jsonl", "logs/train.log", "logs/wandb.json", "logs/mlflow.json"
 )  # fmt: skip
 
 
 def check_writable(store: Store, cloud: Cloud, say: Callable[[str], None]) -> None:
-    """Check that the store is writable, before a run begins that could not upload anything.
+    """Check that the store is writable with a test upload, so that a run without permission fails at its start.
 
     Args:
         store: The store of train_url.
@@ -43,16 +43,17 @@ def check_writable(store: Store, cloud: Cloud, say: Callable[[str], None]) -> No
         OcrnetError: The test upload failed after all retries.
     """
     # mutation: check-upload-at-start
-    retry(lambda: store.upload(b"ocrnet", PROBE), f"train_url {store.url}", retries=cloud.retries, say=say)
+    retry(lambda: store.upload(b"ocrnet", PROBE_NAME), f"train_url {store.url}", retries=cloud.retries, say=say)
     with contextlib.suppress(StoreError):  # the permission to delete is not needed
-        store.delete(PROBE)
+        store.delete(PROBE_NAME)
 
 
-class Push:
-    """Uploads a run's folder: checkpoints when they are saved, small files with their content at that moment.
+class Uploader:
+    """Uploads a run's checkpoints and small files in a thread.
 
-    The record is uploaded before the checkpoint of the same moment: a checkpoint in the store comes with every row and
-    log line that precedes it. Failed uploads are retried for as long as the run lasts; `news` reports them.
+    Each small file is uploaded with the content that it has when it is queued. The record is uploaded before a
+    checkpoint that is queued at the same time. Therefore the record in the store always includes the metrics and log
+    lines up to the newest checkpoint. Failed uploads are retried until the run ends; `take_log_lines` reports them.
     """
 
     def __init__(
@@ -60,19 +61,19 @@ class Push:
     ) -> None:
         self.store, self.folder, self.keep = store, folder, keep
         self._cloud, self._patterns = cloud, tuple(patterns)
-        self._work = threading.Condition()
-        self._todo: dict[str, Path | bytes] = {}  # by name in the store; bytes are the content that a file had
-        self._doing: str | None = None
+        self._condition = threading.Condition()
+        self._queue: dict[str, Path | bytes] = {}  # by name in the store: a path, or the content of a small file
+        self._current: str | None = None
         self._confirmed_step = -1
-        self._remote: set[str] = set()  # checkpoints in the store, whoever uploaded them
-        self._own: set[str] = set()  # the part of _remote that belongs to this folder
-        self._tries: dict[str, int] = {}  # failed tries, by name
-        self._seen: dict[str, tuple[int, int]] = {}  # size and modification time of the small files that were queued
-        self._news: list[str] = []
-        self._trouble = ""
-        self._said_trouble, self._said = False, -SAID_AGAIN_AFTER
+        self._remote: set[str] = set()  # names of the checkpoints in the store
+        self._own_remote: set[str] = set()  # those names in _remote whose checkpoints come from this folder
+        self._failed_tries: dict[str, int] = {}  # number of failed tries, by name
+        self._queued_versions: dict[str, tuple[int, int]] = {}  # size and mtime of queued small files
+        self._pending_log_lines: list[str] = []
+        self._last_failure = ""
+        self._failure_logged, self._last_logged = False, -FAILURE_LOG_INTERVAL
         self._failures = 0
-        self._pushed = [0, 0]  # objects, bytes
+        self._uploaded = [0, 0]  # objects, bytes
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
 
@@ -80,129 +81,130 @@ class Push:
         """Start the upload thread."""
         self._thread.start()
 
-    def compare(self, remote: Iterable[Item]) -> None:
-        """Queue the folder's checkpoints that the store, which holds ``remote``, lacks; call it before `start`.
+    def queue_missing(self, remote: Iterable[Item]) -> None:
+        """Queue the folder's checkpoints that are not in the store; call it before `start`.
 
-        Of the numbered checkpoints only the newest ``keep`` (0: all) are compared, by size. The best one is compared by
-        size and MD5.
+        Of the numbered checkpoints, only the newest ``keep`` (0: all) are compared, by size. The best checkpoint is
+        compared by size and MD5. ``remote`` lists the objects in the store's ``checkpoint/``.
         """
-        there = {item.name: item for item in remote}
-        self._remote = set(there)
+        remote_items = {item.name: item for item in remote}
+        self._remote = set(remote_items)
         numbered = checkpoint.steps(self.folder / CHECKPOINTS)
         for path in numbered[-self.keep :] if self.keep else numbered:
-            own = there.get(CHECKPOINTS + path.name)
-            if own is not None and own.size == path.stat().st_size:
+            remote_item = remote_items.get(CHECKPOINTS + path.name)
+            if remote_item is not None and remote_item.size == path.stat().st_size:
                 self._confirmed_step = checkpoint.step_of(path) or 0
-                self._own.add(own.name)
+                self._own_remote.add(remote_item.name)
             else:
-                self.checkpoint(path)
+                self.queue_checkpoint(path)
         for path in sorted((self.folder / CHECKPOINTS).glob("*_best_*.safetensors")):
-            if not self._is_there(path, there.get(CHECKPOINTS + path.name)):
-                self.checkpoint(path)
+            if not self._is_uploaded(path, remote_items.get(CHECKPOINTS + path.name)):
+                self.queue_checkpoint(path)
 
-    def checkpoint(self, path: Path) -> None:
-        """Queue a checkpoint, and the MindSpore file of the same name if it exists."""
-        with self._work:
+    def queue_checkpoint(self, path: Path) -> None:
+        """Queue a checkpoint, and its MindSpore ``.ckpt`` file if it exists."""
+        with self._condition:
             for file in (path, path.with_suffix(".ckpt")):
                 if file.exists():
-                    self._todo[CHECKPOINTS + file.name] = file
-            self._work.notify()
+                    self._queue[CHECKPOINTS + file.name] = file
+            self._condition.notify()
 
-    def files(self) -> None:
-        """Queue the small files that changed since the last call, with their present content."""
-        taken: dict[str, bytes] = {}
+    def queue_files(self) -> None:
+        """Queue the small files that changed since the last call, with their current content."""
+        contents: dict[str, bytes] = {}
         for path in sorted({path for pattern in self._patterns for path in self.folder.glob(pattern)}):
             name = path.relative_to(self.folder).as_posix()
             if name.startswith(CHECKPOINTS) or any(part.startswith(".") for part in name.split("/")):
                 continue
-            with contextlib.suppress(OSError):  # removed meanwhile, or not readable
+            with contextlib.suppress(OSError):  # the file was removed or is not readable
                 status = path.stat()
                 version = (status.st_size, status.st_mtime_ns)
-                if path.is_file() and self._seen.get(name) != version:
-                    taken[name] = path.read_bytes()
-                    self._seen[name] = version
-        with self._work:
-            self._todo |= taken
-            self._work.notify()
+                if path.is_file() and self._queued_versions.get(name) != version:
+                    contents[name] = path.read_bytes()
+                    self._queued_versions[name] = version
+        with self._condition:
+            self._queue |= contents
+            self._condition.notify()
 
     def unconfirmed(self) -> set[Path]:
-        """Return the local checkpoints to keep: those newer than the newest one that is confirmed in the store."""
-        with self._work:
+        """Return the local checkpoints to keep: those newer than the newest checkpoint confirmed in the store."""
+        with self._condition:
             confirmed = self._confirmed_step
-        files = checkpoint.steps(self.folder / CHECKPOINTS)
-        return {path for path in files if (checkpoint.step_of(path) or 0) > confirmed}
+        paths = checkpoint.steps(self.folder / CHECKPOINTS)
+        return {path for path in paths if (checkpoint.step_of(path) or 0) > confirmed}
 
-    def news(self) -> list[str]:
-        """Return the lines to log since the last call."""
-        with self._work:
-            told, self._news = self._news, []
-        return told
+    def take_log_lines(self) -> list[str]:
+        """Return and clear the lines to log that were added since the last call."""
+        with self._condition:
+            lines, self._pending_log_lines = self._pending_log_lines, []
+        return lines
 
     def drain(self, seconds: float, say: Callable[[str], None]) -> list[str]:
-        """End the thread after the last upload; wait for this at most ``seconds``.
+        """Wait at most ``seconds`` until all files are uploaded and the thread ends; pass log lines to ``say``.
 
-        Return the names that are not uploaded, followed by the last failure; return an empty list if all are uploaded.
+        Return the names of the files that are not uploaded, followed by the last failure or ``timeout``. Return an
+        empty list if all files are uploaded.
         """
-        with self._work:
+        with self._condition:
             self._ending = True
-            left = len(self._todo) + (self._doing is not None)
-            self._work.notify_all()
+            left = len(self._queue) + (self._current is not None)
+            self._condition.notify_all()
         if left:
             say(f"upload: {left} files are not yet uploaded to {self.store.url}; waiting at most {seconds:.0f} s")
         end = time.monotonic() + seconds
         # mutation: bound-wait-for-uploads
         while self._thread.is_alive() and time.monotonic() < end:
             self._thread.join(min(1.0, max(0.01, end - time.monotonic())))
-            for line in self.news():
+            for line in self.take_log_lines():
                 say(line)
-        for line in self.news():
+        for line in self.take_log_lines():
             say(line)
-        with self._work:
-            names = sorted(self._todo.keys() | ({self._doing} if self._doing else set()))
-            objects, size = self._pushed
-            trouble = self._trouble
+        with self._condition:
+            names = sorted(self._queue.keys() | ({self._current} if self._current else set()))
+            objects, size = self._uploaded
+            last_failure = self._last_failure
         if not names:
             failures = f"; {self._failures} tries failed" if self._failures else ""
             say(f"upload: {objects} files, {size_text(size)}, uploaded to {self.store.url}{failures}")
             return []
-        return [*names, trouble or "timeout"]
+        return [*names, last_failure or "timeout"]
 
     def _run(self) -> None:
-        while (found := self._next()) is not None:
-            name, source = found
+        while (entry := self._next()) is not None:
+            name, source = entry
             try:
-                size = self._push(name, source)
-            except Exception as error:  # of any type: the file is still in the folder, and the run continues
-                self._failed(name, source, error)
+                size = self._upload(name, source)
+            except Exception as error:  # no exception ends the run: the file is still in the folder
+                self._on_failure(name, source, error)
             else:
-                self._succeeded(name, size)
+                self._on_success(name, size)
 
     def _next(self) -> tuple[str, Path | bytes] | None:
-        """Wait for work and take the most urgent file; return None at the end."""
-        with self._work:
-            while not self._todo:
+        """Wait for a queued file and take the most urgent one; return None if the queue is empty and the run ends."""
+        with self._condition:
+            while not self._queue:
                 if self._ending:
                     return None
-                self._work.wait()
+                self._condition.wait()
             # mutation: refused-file-blocks-nothing
-            self._doing = name = min(self._todo, key=lambda name: _urgency(name, self._tries.get(name, 0)))
-            return name, self._todo.pop(name)
+            self._current = name = min(self._queue, key=lambda name: _urgency(name, self._failed_tries.get(name, 0)))
+            return name, self._queue.pop(name)
 
-    def _push(self, name: str, source: Path | bytes) -> int:
-        """Upload a file and confirm it; return its size, or 0 if the file is gone or outdated."""
+    def _upload(self, name: str, source: Path | bytes) -> int:
+        """Upload a file and check that it is in the store; return its size, or 0 if it is removed or outdated."""
         if isinstance(source, Path) and (not source.exists() or self._is_outdated(name)):
             return 0
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         self.store.upload(source, name)
-        found = retry(lambda: self.store.stat(name), name, retries=CONFIRMING, say=self._count_failure)
+        stored = retry(lambda: self.store.stat(name), name, retries=CONFIRM_RETRIES, say=self._count_failure)
         # mutation: confirm-upload
-        if found is None or found.size != size:
-            says = f"has {found.size:,} bytes" if found else "does not exist"
-            raise StoreError(f"{size:,} bytes were uploaded, but the object in the store {says}")
-        if found.md5 and self._cloud.checksum and found.md5 != md5_of(source).hex():
+        if stored is None or stored.size != size:
+            actual = f"has {stored.size:,} bytes" if stored else "does not exist"
+            raise StoreError(f"{size:,} bytes were uploaded, but the object in the store {actual}")
+        if stored.md5 and self._cloud.checksum and stored.md5 != md5_of(source).hex():
             raise StoreError(
-                f"the object in the store has the MD5 {found.md5}, not that of the file; if the bucket's encryption is "
-                "the reason, set cloud.checksum: False"
+                f"the object in the store has the MD5 {stored.md5}, which is not the file's; the ETag of an encrypted "
+                "bucket may not be an MD5: then set cloud.checksum: False"
             )
         return size
 
@@ -210,56 +212,57 @@ class Push:
         self._failures += 1  # only this thread changes it
 
     def _is_outdated(self, name: str) -> bool:
-        """Return whether ``keep`` newer checkpoints of this folder are already in the store."""
+        """Return whether ``name`` is a checkpoint, and ``keep`` newer ones of this folder are already in the store."""
         step = checkpoint.step_of(Path(name).with_suffix(".safetensors"))
         if step is None or not self.keep:
             return False
-        newer = [other for other in self._own if (checkpoint.step_of(other) or 0) > step]
+        newer = [other for other in self._own_remote if (checkpoint.step_of(other) or 0) > step]
         return len(newer) >= self.keep
 
-    def _failed(self, name: str, source: Path | bytes, error: Exception) -> None:
-        with self._work:
-            self._tries[name] = tries = self._tries.get(name, 0) + 1
-            seconds = min(pause(tries), LONGEST_PAUSE_AT_THE_END if self._ending else LONGEST_PAUSE)
-            self._doing = None
-            self._todo.setdefault(name, source)  # unless a newer version is already queued
+    def _on_failure(self, name: str, source: Path | bytes, error: Exception) -> None:
+        with self._condition:
+            self._failed_tries[name] = tries = self._failed_tries.get(name, 0) + 1
+            seconds = min(pause(tries), MAX_PAUSE_AT_END if self._ending else MAX_PAUSE)
+            self._current = None
+            self._queue.setdefault(name, source)  # unless a newer version is already queued
             known = isinstance(error, (StoreError, OcrnetError))
-            self._trouble = f"{name}: {error if known else repr(error)}"
+            self._last_failure = f"{name}: {error if known else repr(error)}"
             self._failures += 1
-            if time.monotonic() - self._said > SAID_AGAIN_AFTER:
-                self._said, self._said_trouble = time.monotonic(), True
-                self._news.append(
-                    f"upload: {self._trouble}; the file is kept, retrying in {seconds:.1f} s "
+            if time.monotonic() - self._last_logged > FAILURE_LOG_INTERVAL:
+                self._last_logged, self._failure_logged = time.monotonic(), True
+                self._pending_log_lines.append(
+                    f"upload: {self._last_failure}; the file is kept, retrying in {seconds:.1f} s "
                     f"(failures so far: {self._failures})"
                 )
             if not self._ending:
-                self._work.wait_for(lambda: self._ending, seconds)
+                self._condition.wait_for(lambda: self._ending, seconds)
                 return
         time.sleep(seconds)
 
-    def _succeeded(self, name: str, size: int) -> None:
+    def _on_success(self, name: str, size: int) -> None:
         step = checkpoint.step_of(name)
-        with self._work:
-            if self._said_trouble:
-                self._news.append(f"upload: {self.store.url} accepts files again")
-            self._trouble, self._said_trouble = "", False
-            self._tries.pop(name, None)
-            self._doing = None
+        with self._condition:
+            if self._failure_logged:
+                self._pending_log_lines.append(f"upload: {self.store.url} accepts files again")
+            self._last_failure, self._failure_logged = "", False
+            self._failed_tries.pop(name, None)
+            self._current = None
             if size:
-                self._pushed = [self._pushed[0] + 1, self._pushed[1] + size]
+                self._uploaded = [self._uploaded[0] + 1, self._uploaded[1] + size]
             if size and name.startswith(CHECKPOINTS):
-                self._news.append(f"uploaded {self.store.url}/{name} ({size_text(size)})")
+                self._pending_log_lines.append(f"uploaded {self.store.url}/{name} ({size_text(size)})")
                 self._remote.add(name)
             if size and step is not None:
                 self._confirmed_step = max(self._confirmed_step, step)
-                self._own.add(name)
+                self._own_remote.add(name)
         if size and step is not None and self.keep:
             self._prune(step)
 
     def _prune(self, newest: int) -> None:
-        """Remove old checkpoints from the store, as the run does from its folder.
+        """Remove old checkpoints from the store, as the run does in its folder.
 
-        Of the checkpoints up to step ``newest``, the newest ``keep`` stay. Checkpoints of later steps are not removed.
+        Of the checkpoints up to step ``newest``, the newest ``keep`` are kept. Checkpoints of later steps are not
+        removed.
         """
         # mutation: prune-older-steps-only
         older = sorted(
@@ -275,20 +278,24 @@ class Push:
                         say=self._count_failure,
                     )
                     self._remote.discard(twin)
-                except OcrnetError as error:  # retried at the next call
-                    with self._work:
-                        self._news.append(str(error))
+                except OcrnetError as error:  # the next call tries again
+                    with self._condition:
+                        self._pending_log_lines.append(str(error))
 
     @staticmethod
-    def _is_there(path: Path, own: Item | None) -> bool:
-        """Return whether the store's object equals the file in size and MD5; without an MD5 return False."""
-        return own is not None and own.size == path.stat().st_size and own.md5 == md5_of(path).hex()
+    def _is_uploaded(path: Path, remote_item: Item | None) -> bool:
+        """Return whether the store's object has the size and MD5 of the file; False if its MD5 is unknown."""
+        return (
+            remote_item is not None
+            and remote_item.size == path.stat().st_size
+            and remote_item.md5 == md5_of(path).hex()
+        )
 
 
 def _urgency(name: str, tries: int) -> tuple[int, int, int, str]:
-    """Return the sort key by which a new machine needs the files; smaller is more urgent.
+    """Return the sort key of the upload order, in which the files that a resumed run needs come first.
 
-    The order is: record, numbered checkpoints, best checkpoint, other files (such as pictures). Within a kind, files
+    The order is: record, numbered checkpoints, best checkpoint, other files such as images. Within each group, files
     with fewer failures come first, then newer checkpoints.
     """
     if name in RECORD:
@@ -300,51 +307,53 @@ def _urgency(name: str, tries: int) -> tuple[int, int, int, str]:
     return (1, tries, -step, name) if step is not None else (2, tries, 0, name)
 
 
-class Pushing:
-    """Uploads a run's results within ``with``; the exit waits for the uploads, however the run ended.
+class UploadContext:
+    """A context manager that uploads a run's results; its exit waits for the uploads, also after an exception.
 
-    Files that are then not in the store raise an `OcrnetError` that names them; they remain in the run's folder. If the
-    run ended with an unexpected exception, the message is printed to stderr instead.
+    If files are not uploaded in time, the exit raises an `OcrnetError` that names them. They are kept in the run's
+    folder. If the run ended with an unexpected exception, the message is printed to stderr instead.
     """
 
     def __init__(self, cloud: Cloud) -> None:
         self.seconds = cloud.push_timeout
-        self._push: Push | None = None
+        self._uploader: Uploader | None = None
 
-    def begin(self, push: Push, say: Callable[[str], None]) -> Push:
+    def start(self, uploader: Uploader, say: Callable[[str], None]) -> Uploader:
         """Start the uploads; ``say`` receives the lines to log at the end."""
-        self._push, self._tell = push, say
-        push.start()
-        return push
+        self._uploader, self._log_line = uploader, say
+        uploader.start()
+        return uploader
 
     def _say(self, line: str) -> None:
         try:
-            self._tell(line)
-        except OcrnetError:  # the log cannot be written; the uploads continue
+            self._log_line(line)
+        except OcrnetError:  # the log file cannot be written; the uploads continue
             print(line, flush=True)
 
-    def __enter__(self) -> "Pushing":
+    def __enter__(self) -> "UploadContext":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._push is None:
+        if self._uploader is None:
             return
-        with StopRequest(what="uploading the remaining files") as stopped:
+        with StopRequest(message="uploading the remaining files") as stopped:
             stopped.number = error.status - 128 if isinstance(error, Stopped) else None
-            self._push.files()
+            self._uploader.queue_files()
             # mutation: wait-for-uploads-at-end
-            left = self._push.drain(self.seconds, self._say)
+            left = self._uploader.drain(self.seconds, self._say)
         if not left:
-            checkpoint.prune(self._push.folder / CHECKPOINTS, self._push.keep)  # those kept until their upload
+            checkpoint.prune(
+                self._uploader.folder / CHECKPOINTS, self._uploader.keep
+            )  # the old ones were kept until their upload
             return
-        *names, trouble = left
+        *names, last_failure = left
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         message = (
-            f"not uploaded to {self._push.store.url} within {self.seconds} s (cloud.push_timeout): {listed}; last "
-            f"failure: {trouble}; all files are kept in {self._push.folder}; "
+            f"not uploaded to {self._uploader.store.url} within {self.seconds} s (cloud.push_timeout): {listed}; last "
+            f"failure: {last_failure}; all files are kept in {self._uploader.folder}; "
             "run the same command with --resume_ckpt auto to upload them"
         )
         if error is None or isinstance(error, (OcrnetError, Stopped)):
-            first = f"{error}; moreover, " if isinstance(error, OcrnetError) else ""
+            first = f"{error}; also, " if isinstance(error, OcrnetError) else ""
             raise OcrnetError(first + message) from error
         print(f"error: {message}", file=sys.stderr)

@@ -1,11 +1,14 @@
-"""Resume a run from its uploads: the newest valid checkpoint in save_dir or train_url, and its record."""
+"""Resume a run from its uploaded files: the newest valid checkpoint of save_dir and train_url, and its record.
+
+The record of a run consists of its config, metrics and log files (`RECORD` of `ocrnet.cloud.push`).
+"""
 
 import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ocrnet.cloud.cache import Pulled, Say, alone, fetch, is_first
+from ocrnet.cloud.cache import DownloadProgress, Say, download_object, is_first, lock_process
 from ocrnet.cloud.factory import open_store
 from ocrnet.cloud.push import CHECKPOINTS, RECORD, RESULTS
 from ocrnet.cloud.retry import retry
@@ -17,10 +20,10 @@ from ocrnet.utils.format import size_text
 from ocrnet.weights import checkpoint
 
 # mutation: download-damaged-copy-again
-TRIES = 2  # download a damaged copy once more, in case the transfer damaged it
+DOWNLOAD_TRIES = 2  # a damaged checkpoint is downloaded again once, because the transfer may have damaged it
 
 
-def numbered(cfg: Config, store: Store, say: Say) -> dict[int, Item]:
+def remote_checkpoints(cfg: Config, store: Store, say: Say) -> dict[int, Item]:
     """Return the numbered checkpoints in train_url.
 
     Args:
@@ -29,7 +32,7 @@ def numbered(cfg: Config, store: Store, say: Say) -> dict[int, Item]:
         say: Receives a line for each retry.
 
     Returns:
-        The checkpoints by step.
+        The objects of the checkpoints, by step.
 
     Raises:
         OcrnetError: The listing failed after all retries.
@@ -38,8 +41,8 @@ def numbered(cfg: Config, store: Store, say: Say) -> dict[int, Item]:
     return {step: item for item in items if (step := checkpoint.step_of(item.name)) is not None}
 
 
-def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str | None, list[str]]:
-    """Open the store of train_url; with ``auto``, ensure that save_dir has the newest valid checkpoint.
+def open_train_url(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str | None, list[str]]:
+    """Open the store of train_url; with ``auto``, download its newest valid checkpoint if save_dir lacks it.
 
     Args:
         cfg: The config.
@@ -47,11 +50,11 @@ def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str 
         say: Receives progress lines.
 
     Returns:
-        The store, or None without train_url; what to resume from; and the lines to log.
+        The store, or None without train_url; the value of ``--resume_ckpt`` to use; and the lines to log.
 
     Raises:
-        OcrnetError: The store is not available, or a fresh start would mix with an earlier run's checkpoints in
-            train_url.
+        OcrnetError: The store is not available, or the run would start at step 0 and train_url already holds
+            checkpoints of an earlier run.
     """
     if not cfg.train_url:
         return None, resume, []
@@ -62,11 +65,11 @@ def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str 
         lines.append("resume: auto, because of enable_modelarts with train_url")
     if resume == "auto":
         # mutation: look-for-remote-checkpoint
-        brought = download(cfg, store, say)
-        for line in brought if not is_first(say) else ():
+        download_lines = download_newest(cfg, store, say)
+        for line in download_lines if not is_first(say) else ():
             say(line)
-        return store, resume, [*lines, *brought]
-    if resume is None and numbered(cfg, store, say):
+        return store, resume, [*lines, *download_lines]
+    if resume is None and remote_checkpoints(cfg, store, say):
         raise OcrnetError(
             f"train_url {cfg.train_url} holds checkpoints of an earlier run; resume from them with --resume_ckpt auto, "
             "or give another --train_url"
@@ -74,11 +77,10 @@ def begin(cfg: Config, resume: str | None, say: Say) -> tuple[Store | None, str 
     return store, resume, lines
 
 
-def download(cfg: Config, store: Store, say: Say) -> list[str]:
-    """Download the newest valid checkpoint from train_url to save_dir, unless save_dir has one that is as new.
+def download_newest(cfg: Config, store: Store, say: Say) -> list[str]:
+    """Download the newest valid checkpoint from train_url, unless save_dir has one of the same or a later step.
 
-    Its record (metrics, log) and the best checkpoint are downloaded with it. A damaged checkpoint is skipped and
-    logged.
+    The record of the run and its best checkpoint are downloaded too. A damaged checkpoint is skipped and logged.
 
     Args:
         cfg: The config.
@@ -89,34 +91,35 @@ def download(cfg: Config, store: Store, say: Say) -> list[str]:
         The lines to log.
 
     Raises:
-        OcrnetError: The store does not respond. Resuming from older weights instead would lose the steps between.
+        OcrnetError: The store does not respond. The run does not resume from an older local checkpoint, because that
+            would lose the steps in between.
     """
     folder = Path(cfg.save_dir)
-    with alone(folder / ".pull.lock", lambda: _tell_of_other(say)):
-        remote = numbered(cfg, store, say)
+    with lock_process(folder / ".pull.lock", lambda: _log_other_search(say)):
+        remote = remote_checkpoints(cfg, store, say)
         local = {checkpoint.step_of(path) or 0: path for path in checkpoint.steps(folder / "checkpoint")}
         lines: list[str] = []
         for step in sorted(remote.keys() | local.keys(), reverse=True):
             if step in local and _is_valid(local[step]):
                 return lines
             if step in remote:
-                why = _fetched(store, remote[step], folder, cfg.cloud, say)
-                if not why:
+                failure = _download_checkpoint(store, remote[step], folder, cfg.cloud, say)
+                if not failure:
                     size = size_text(remote[step].size)
                     return [*lines, f"resume: {store.url}/{remote[step].name} ({size}) is downloaded to {folder}"]
-                lines.append(f"resume: skipped: {store.url}/{remote[step].name}: {why}")
+                lines.append(f"resume: skipped: {store.url}/{remote[step].name}: {failure}")
     return lines
 
 
-def _tell_of_other(say: Say) -> None:
+def _log_other_search(say: Say) -> None:
     if is_first(say):
         say("resume: another process on this machine is searching train_url")
 
 
-def bring_results(cfg: Config, store: Store, say: Say) -> None:
-    """Prepend the results of earlier evaluations in train_url to those in save_dir, so that the upload keeps them.
+def merge_remote_results(cfg: Config, store: Store, say: Say) -> None:
+    """Merge the results of earlier evaluations in train_url into the files in save_dir, which are uploaded later.
 
-    Lines that save_dir already has are not repeated.
+    Lines that are only in train_url are inserted before the lines in save_dir.
 
     Args:
         cfg: The config.
@@ -136,15 +139,18 @@ def bring_results(cfg: Config, store: Store, say: Say) -> None:
         if item is None:
             continue
         target = Path(cfg.save_dir) / name
-        draft = target.with_name(f".{target.name}.brought")
-        fetch(store, item, draft, cfg.cloud, sums={}, say=say, pulled=Pulled())
-        there = draft.read_text(encoding="utf-8").splitlines(keepends=True)
-        here = target.read_text(encoding="utf-8").splitlines(keepends=True) if target.exists() else []
-        draft.write_text("".join([line for line in there if line not in set(here)] + here), encoding="utf-8")
-        os.replace(draft, target)
+        temporary = target.with_name(f".{target.name}.brought")
+        download_object(store, item, temporary, cfg.cloud, checksums={}, say=say, progress=DownloadProgress())
+        remote_lines = temporary.read_text(encoding="utf-8").splitlines(keepends=True)
+        local_lines = target.read_text(encoding="utf-8").splitlines(keepends=True) if target.exists() else []
+        temporary.write_text(
+            "".join([line for line in remote_lines if line not in set(local_lines)] + local_lines), encoding="utf-8"
+        )
+        os.replace(temporary, target)
 
 
 def _is_valid(path: Path) -> bool:
+    """Return whether a local checkpoint loads."""
     try:
         checkpoint.load(path)
     except OcrnetError:
@@ -152,35 +158,35 @@ def _is_valid(path: Path) -> bool:
     return True
 
 
-def _fetched(store: Store, item: Item, folder: Path, cloud: Cloud, say: Say) -> str:
-    """Download a checkpoint; return why it is not valid, or an empty string.
+def _download_checkpoint(store: Store, item: Item, folder: Path, cloud: Cloud, say: Say) -> str:
+    """Download a checkpoint and its record; return why it is not valid, or an empty string if it is valid.
 
-    A valid one gets its name in save_dir only after its record is downloaded.
+    A valid checkpoint gets its final name in save_dir only after its record is downloaded.
     """
     target = folder / item.name
-    draft = target.with_name(f".{target.name}.brought")
-    by_content = dataclasses.replace(cloud, checksum=False)  # a checkpoint contains its own sha256
-    why = ""
-    for _ in range(TRIES):
-        fetch(store, item, draft, by_content, sums={}, say=say, pulled=Pulled())
+    temporary = target.with_name(f".{target.name}.brought")
+    without_md5 = dataclasses.replace(cloud, checksum=False)  # a checkpoint contains its own sha256
+    failure = ""
+    for _ in range(DOWNLOAD_TRIES):
+        download_object(store, item, temporary, without_md5, checksums={}, say=say, progress=DownloadProgress())
         try:
             # mutation: skip-damaged-remote-checkpoint
-            checkpoint.load(draft)
+            checkpoint.load(temporary)
         except OcrnetError as error:
-            why = str(error).replace(str(draft), item.name)
-            draft.unlink()
+            failure = str(error).replace(str(temporary), item.name)
+            temporary.unlink()
             continue
         # mutation: download-record-with-checkpoint
-        _bring_record(store, folder, cloud, say)
-        os.replace(draft, target)
+        _download_record(store, folder, cloud, say)
+        os.replace(temporary, target)
         return ""
-    return why
+    return failure
 
 
-def _bring_record(store: Store, folder: Path, cloud: Cloud, say: Say) -> None:
-    """Download the files that a resumed run continues to write, and the best checkpoints.
+def _download_record(store: Store, folder: Path, cloud: Cloud, say: Say) -> None:
+    """Download the files that a resumed run appends to, and the best checkpoints.
 
-    Local files of another start are kept next to them with the suffix ``.before``.
+    An existing local file is renamed with the suffix ``.before``.
     """
     best = [item for item in retry(lambda: store.list(CHECKPOINTS), store.url, retries=cloud.retries, say=say)
             if "_best_" in item.name]  # fmt: skip
@@ -191,8 +197,8 @@ def _bring_record(store: Store, folder: Path, cloud: Cloud, say: Say) -> None:
     ]  # fmt: skip
     for item in filter(None, items):
         target = folder / item.name
-        draft = target.with_name(f".{target.name}.brought")
-        fetch(store, item, draft, cloud, sums={}, say=say, pulled=Pulled())
+        temporary = target.with_name(f".{target.name}.brought")
+        download_object(store, item, temporary, cloud, checksums={}, say=say, progress=DownloadProgress())
         if target.exists():
             os.replace(target, target.with_name(f"{target.name}.before"))
-        os.replace(draft, target)
+        os.replace(temporary, target)

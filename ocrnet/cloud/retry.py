@@ -1,4 +1,4 @@
-"""Retries of failed calls to a store: their number and the pauses between them."""
+"""Retries of failed calls to a store, with a limit and with pauses between them."""
 
 import random
 import time
@@ -10,23 +10,23 @@ from ocrnet.utils.errors import OcrnetError
 
 Result = TypeVar("Result")
 
-LONGEST_PAUSE = 60.0  # seconds between two tries
+MAX_PAUSE = 60.0  # seconds between two tries
 
 
-def retry(call: Callable[[], Result], what: str, *, retries: int, say: Callable[[str], None]) -> Result:
-    """Call ``call``; after a failure, pause and retry.
+def retry(call: Callable[[], Result], target: str, *, retries: int, say: Callable[[str], None]) -> Result:
+    """Call a function; if it fails, pause and call it again.
 
     Args:
-        call: The call; a `StoreError` from it is a failure.
-        what: The object or url that messages name.
+        call: The function; it fails if it raises `StoreError`.
+        target: The object or url, for messages.
         retries: The maximum number of retries.
         say: Receives a line before each retry.
 
     Returns:
-        What ``call`` returns.
+        The result of ``call``.
 
     Raises:
-        OcrnetError: The last try failed, or a failure was final.
+        OcrnetError: The last retry failed, or a failure is final.
     """
     tries = 0
     while True:
@@ -37,12 +37,12 @@ def retry(call: Callable[[], Result], what: str, *, retries: int, say: Callable[
             # mutation: retry-failed-requests
             if error.final or tries > retries:
                 times = f" ({tries} tries)" if tries > 1 else ""
-                raise OcrnetError(f"{what}: {error}{times}") from error
+                raise OcrnetError(f"{target}: {error}{times}") from error
             seconds = pause(tries)
-            say(f"{what}: {error}; retrying in {seconds:.1f} s ({tries} of {retries})")
+            say(f"{target}: {error}; retrying in {seconds:.1f} s ({tries} of {retries})")
         time.sleep(seconds)
 
 
 def pause(tries: int) -> float:
-    """Return the seconds to wait after ``tries`` failed tries: exponential backoff with random jitter."""
-    return min(LONGEST_PAUSE, 0.5 * 2.0 ** min(tries - 1, 30)) * random.uniform(0.5, 1)
+    """Return the seconds to wait after ``tries`` failed tries; this is exponential backoff with random jitter."""
+    return min(MAX_PAUSE, 0.5 * 2.0 ** min(tries - 1, 30)) * random.uniform(0.5, 1)

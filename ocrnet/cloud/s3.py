@@ -1,6 +1,6 @@
 """S3 and compatible stores through s3fs.
 
-Keys, region and profile come from the same sources as for the AWS tools.
+Access keys, region and profile come from the same environment variables and files as for the AWS tools.
 """
 
 import base64
@@ -16,7 +16,7 @@ from ocrnet.utils.urls import Url
 
 
 class S3Store:
-    """A folder of a bucket. Each request is sent once: the caller decides about retries."""
+    """A folder in an S3 bucket. Each request is sent once; the caller does the retries."""
 
     page = 1000  # objects per listing request
 
@@ -39,20 +39,20 @@ class S3Store:
         self._client.retries = 1
 
     def list(self, prefix: str = "") -> list[Item]:
-        """Return the objects of all pages, except those that only represent a folder."""
-        found: list[Item] = []
-        more: dict[str, str] = {}
+        """Return the objects whose names begin with ``prefix``; objects that represent a folder are left out."""
+        items: list[Item] = []
+        continuation: dict[str, str] = {}
         while True:
             page = self._call(
-                "list_objects_v2", Bucket=self.bucket, Prefix=self.prefix + prefix, MaxKeys=self.page, **more
+                "list_objects_v2", Bucket=self.bucket, Prefix=self.prefix + prefix, MaxKeys=self.page, **continuation
             )
             for entry in page.get("Contents", []):
                 name = entry["Key"][len(self.prefix) :]
                 if name and not name.endswith("/"):
-                    found.append(Item(name, entry["Size"], entry.get("ETag", "").strip('"')))
+                    items.append(Item(name, entry["Size"], entry.get("ETag", "").strip('"')))
             if not page.get("IsTruncated"):
-                return sorted(found, key=lambda item: item.name)
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+                return sorted(items, key=lambda item: item.name)
+            continuation = {"ContinuationToken": page["NextContinuationToken"]}
 
     def stat(self, name: str) -> Item | None:
         """Return one object, or None if it does not exist."""
@@ -82,7 +82,7 @@ class S3Store:
         return check_length(_call_sdk(lambda: self._client.cat_file(path, start=start, end=start + length)), length)
 
     def upload(self, source: Path | bytes, name: str) -> None:
-        """Upload an object in one part, with its MD5, which the server verifies."""
+        """Upload an object in one part; the request contains its MD5, which the server verifies."""
         digest = base64.b64encode(md5_of(source)).decode()
         with contextlib.nullcontext(source) if isinstance(source, bytes) else source.open("rb") as body:
             self._call("put_object", Bucket=self.bucket, Key=self.prefix + name, Body=body, ContentMD5=digest)
@@ -96,10 +96,10 @@ class S3Store:
 
 
 def _call_sdk(call: Callable[[], Any]) -> Any:
-    """Call the SDK and raise every failure as `StoreError`: the SDK's errors have no common base class."""
+    """Call the SDK and return its result; raise `StoreError` for any exception, as the SDK's have no common class."""
     import botocore.exceptions
 
-    no_use = (
+    final_errors = (
         FileNotFoundError,
         PermissionError,
         botocore.exceptions.NoCredentialsError,
@@ -113,7 +113,7 @@ def _call_sdk(call: Callable[[], Any]) -> Any:
         text = str(error) or type(error).__name__
         if isinstance(error, (PermissionError, botocore.exceptions.NoCredentialsError)):
             text += (
-                "; keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from the profile of AWS_PROFILE: "
-                "check the keys, their permissions in this bucket, and this machine's clock"
+                "; the access keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from the profile named by "
+                "AWS_PROFILE; check the keys, their permissions for this bucket, and this machine's clock"
             )
-        raise StoreError(text, final=isinstance(error, no_use)) from error
+        raise StoreError(text, final=isinstance(error, final_errors)) from error

@@ -1,4 +1,4 @@
-"""The interface that object stores and folders implement, and its error."""
+"""The interface of object stores and folders, and the error that its methods raise."""
 
 import hashlib
 import io
@@ -12,10 +12,10 @@ from ocrnet.utils import urls
 
 @dataclass(frozen=True)
 class Item:
-    """An object: its name relative to the store's url, its size in bytes, and its version (``etag``) in the store.
+    """An object: its name relative to the store's url, its size in bytes, and its ``etag``, which identifies a version.
 
-    The ``etag`` of an object store is the MD5 of the content if the object was uploaded in one part and is not
-    encrypted with a key of its owner. Otherwise, and in folders, it only changes when the object changes.
+    In an object store, the ``etag`` is the MD5 of the content if the object was uploaded in one part and is not
+    encrypted with a customer-managed key. Otherwise, and in folders, it is only a value that changes with the object.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Item:
 
 
 class StoreError(Exception):
-    """A call to a store failed; if ``final``, a retry cannot succeed."""
+    """A failed call to a store; ``final`` means that a retry cannot succeed."""
 
     def __init__(self, message: str, *, final: bool = False) -> None:
         # mutation: scrub-credentials
@@ -40,8 +40,8 @@ class StoreError(Exception):
 class Store(Protocol):
     """A folder in an object store or on a disk.
 
-    Names are relative to the folder and have ``/`` between their parts. Every call either succeeds or raises
-    `StoreError`. Calls may come from several threads.
+    The names of objects are relative to the folder, with ``/`` as separator. Every method raises `StoreError` on
+    failure. The methods are thread-safe.
     """
 
     url: str
@@ -68,14 +68,14 @@ class Store(Protocol):
         """
 
     def upload(self, source: Path | bytes, name: str) -> None:
-        """Upload a file or bytes; an older object of that name stays unchanged until the new one is complete."""
+        """Upload a file or bytes; an existing object of that name is unchanged until the new one is complete."""
 
     def delete(self, name: str) -> None:
         """Remove an object; do nothing if it does not exist."""
 
 
 def md5_of(source: Path | bytes) -> bytes:
-    """Return the MD5 of a file or of bytes, as 16 bytes."""
+    """Return the MD5 of a file's content or of bytes; the result has 16 bytes."""
     digest = hashlib.md5(usedforsecurity=False)
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         while chunk := file.read(1 << 20):

@@ -57,7 +57,7 @@ GROUPS = {name.split(".")[0] for name in KEYS if "." in name}
 
 @dataclasses.dataclass(frozen=True)
 class SourcedValue:
-    """A value, its source file or flag, and the old name of its key if that was used."""
+    """A value, its source (a file or a flag), and the old name of its key if the source uses that name."""
 
     value: Any
     source: str
@@ -65,19 +65,19 @@ class SourcedValue:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML loader that parses 1e-3 as a number and rejects duplicate keys."""
+    """A safe YAML loader that parses 1e-3 as a number and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
+        names = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
-            name, place = self.construct_object(key_node, deep=True), key_node.start_mark
+            name, position = self.construct_object(key_node, deep=True), key_node.start_mark
             if isinstance(name, (list, dict)):
-                raise OcrnetError(f"{place.name}, line {place.line + 1}: a key must be a word, not {name}")
-            if name in seen:
-                raise OcrnetError(f"{place.name}, line {place.line + 1}: '{name}' is given twice; keep one")
-            seen.add(name)
+                raise OcrnetError(f"{position.name}, line {position.line + 1}: a key must be a word, not {name}")
+            if name in names:
+                raise OcrnetError(f"{position.name}, line {position.line + 1}: '{name}' is given twice; keep one")
+            names.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -91,7 +91,10 @@ _Loader.add_implicit_resolver(
 
 
 def parse_value(text: str) -> Any:
-    """Parse one command-line value as YAML: 1e-3 is a number, True a bool and [1, 2] a list; else return the text."""
+    """Parse one command-line value as YAML: 1e-3 is a number, True a bool, [1, 2] a list.
+
+    Return the text unchanged if it is not valid YAML.
+    """
     try:
         return yaml.load(text, _Loader)  # _Loader is a SafeLoader
     except (yaml.YAMLError, RecursionError):
@@ -99,9 +102,9 @@ def parse_value(text: str) -> Any:
 
 
 def read_yaml(path: str | Path) -> dict[str, SourcedValue]:
-    """Read a YAML file and the files that it lists under ``__BASE__``.
+    """Read a YAML file and the files that it lists under ``__BASE__``; return {key: value with source}.
 
-    The file overrides those files, and a later one overrides an earlier one.
+    The values of the file override those of the listed files. A later listed file overrides an earlier one.
     """
     return _read(Path(path), ())
 
@@ -114,10 +117,10 @@ def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, SourcedValue]:
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise OcrnetError(f"{path}: {BASE} must be a file name or a list of file names, not {bases!r}")
-    given: dict[str, SourcedValue] = {}
+    values: dict[str, SourcedValue] = {}
     for base in bases:
-        given |= _read(path.parent / base, (*parents, path.resolve()))
-    return given | _flatten(tree, str(path))
+        values |= _read(path.parent / base, (*parents, path.resolve()))
+    return values | _flatten(tree, str(path))
 
 
 def load_yaml(path: Path, *, like: str = "", kinds: tuple[type, ...] = (dict,)) -> Any:
@@ -125,7 +128,7 @@ def load_yaml(path: Path, *, like: str = "", kinds: tuple[type, ...] = (dict,)) 
 
     Args:
         path: File to read.
-        like: Suffix of the file names to suggest if the file does not exist.
+        like: Suffix of the files among which a similar name is suggested if ``path`` does not exist.
         kinds: Accepted types of the content.
 
     Returns:
@@ -182,10 +185,15 @@ def _flatten(tree: dict[str, Any], source: str) -> dict[str, SourcedValue]:
 
 
 def current_key(name: str, source: str) -> tuple[str, str | None]:
-    """Return a key's current name, and its old name if that was given.
+    """Return a key's current name, and its old name if ``name`` is that, else None.
+
+    Args:
+        name: A current or old key name.
+        source: The file or flag that contains it, for error messages.
 
     Raises:
-        OcrnetError: The schema has no such key; the message gives its name in this project, or the closest known key.
+        OcrnetError: The schema has no such key. For a key of the MindSpore implementation, the message names the
+            equivalent key; otherwise it suggests the most similar key.
     """
     if name in KEYS:
         return name, None
@@ -202,13 +210,16 @@ def current_key(name: str, source: str) -> tuple[str, str | None]:
 
 
 def with_current_keys(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded config, {key: value}, with renamed keys under their current names."""
+    """Return a config that an earlier version wrote, {key: value}, with old key names replaced by current ones."""
     return {OLD_KEYS.get(name, name): value for name, value in flat.items()}
 
 
-def build(given: dict[str, SourcedValue]) -> Config:
-    """Build the `Config` from values over the defaults; raise `OcrnetError` with key, value and source."""
-    values = {name: convert(name, item) for name, item in given.items()}
+def build(sourced_values: dict[str, SourcedValue]) -> Config:
+    """Build the `Config` from values by key; a key without a value keeps its default.
+
+    Raise `OcrnetError` as `convert` does.
+    """
+    values = {name: convert(name, item) for name, item in sourced_values.items()}
     values |= {name: os.path.expanduser(values[name]) for name in PATHS if values.get(name)}
 
     def make(node: type, prefix: str) -> Any:
@@ -223,16 +234,20 @@ def build(given: dict[str, SourcedValue]) -> Config:
     return make(Config, "")
 
 
-def convert(name: str, given: SourcedValue) -> Any:
-    """Return the value in the key's type; raise `OcrnetError` if it does not match type, choices or bounds."""
+def convert(name: str, sourced: SourcedValue) -> Any:
+    """Convert a value to the type of its key.
+
+    Raise `OcrnetError`, which names key, value and source, if the type, the choices or the bounds do not allow it.
+    """
     item = KEYS[name]
     try:
-        return _fit(given.value, item.type, item)
+        return _fit(sourced.value, item.type, item)
     except ValueError as error:
-        raise OcrnetError(f"{given.source}: {name} is {given.value!r}, but {error}") from None
+        raise OcrnetError(f"{sourced.source}: {name} is {sourced.value!r}, but {error}") from None
 
 
 def _fit(value: Any, kind: Any, item: dataclasses.Field) -> Any:
+    """Return a value converted to the type ``kind``; raise ValueError that continues "KEY is VALUE, but"."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         inner = next(arg for arg in args if arg is not type(None))

@@ -1,6 +1,6 @@
-"""Random scale, crop, flip and color: (image, label, rng) -> (image, label), uint8 in and out.
+"""Random scale, crop, flip and color change of an image and its label, both uint8.
 
-The window is cut from the image before resizing, so that only the pixels of the crop are computed.
+The window of the crop is cut out before resizing, so that only the pixels of the crop are computed.
 """
 
 import cv2
@@ -10,8 +10,8 @@ from ocrnet.config import Data
 
 IGNORE = 255
 
-# Ranges of RandomColor in the MindSpore implementation; each change has probability 0.5. That implementation mistakenly
-# draws saturation from the contrast range; here saturation has its own range.
+# Ranges of RandomColor in the MindSpore implementation; each change has probability 0.5. By mistake, that
+# implementation draws the saturation from the contrast range; here saturation has its own range.
 BRIGHTNESS = 32.0
 CONTRAST = (0.4, 1.6)
 SATURATION = (0.5, 1.5)
@@ -19,7 +19,7 @@ HUE = 18
 
 
 def train(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Make a training crop.
+    """Return a random training crop with random flip and color.
 
     Args:
         image: Image, uint8 H,W,3 RGB.
@@ -28,7 +28,7 @@ def train(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, data: 
         data: Augmentation settings.
 
     Returns:
-        Image, uint8 crop_h,crop_w,3 RGB, and label, uint8 crop_h,crop_w (255 beyond the image).
+        Image, uint8 crop_h,crop_w,3 RGB, and label, uint8 crop_h,crop_w (255 where padded).
     """
     image, label = scale_and_crop(image, label, rng, data)
     if data.flip and rng.random() < 0.5:
@@ -41,7 +41,9 @@ def train(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, data: 
 def scale_and_crop(
     image: np.ndarray, label: np.ndarray, rng: np.random.Generator, data: Data
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a random window of crop_size / scale, resize it to crop_size, and pad with the mean color and 255.
+    """Cut out a random window of size crop_size / scale, and resize it to crop_size.
+
+    If the window exceeds the image, the crop is padded with the mean color, and the label with 255.
 
     Args:
         image: Image, uint8 H,W,3 RGB.
@@ -50,7 +52,7 @@ def scale_and_crop(
         data: Augmentation settings.
 
     Returns:
-        Image, uint8 crop_h,crop_w,3 RGB, and label, uint8 crop_h,crop_w (255 beyond the image).
+        Image, uint8 crop_h,crop_w,3 RGB, and label, uint8 crop_h,crop_w (255 where padded).
     """
     scale = rng.uniform(*data.scale_range)
     spans = []
@@ -62,13 +64,23 @@ def scale_and_crop(
     image = cv2.resize(image[rows, columns], (width, height), interpolation=cv2.INTER_LINEAR)
     # mutation: resize-labels-nearest-exact
     label = cv2.resize(label[rows, columns], (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    around = (top, data.crop_size[0] - top - height, left, data.crop_size[1] - left - width, cv2.BORDER_CONSTANT)
+    padding = (top, data.crop_size[0] - top - height, left, data.crop_size[1] - left - width, cv2.BORDER_CONSTANT)
     mean = [round(255 * value) for value in data.mean]
-    return cv2.copyMakeBorder(image, *around, value=mean), cv2.copyMakeBorder(label, *around, value=[IGNORE])
+    return cv2.copyMakeBorder(image, *padding, value=mean), cv2.copyMakeBorder(label, *padding, value=[IGNORE])
 
 
 def _span(size: int, crop: int, scale: float, rng: np.random.Generator) -> tuple[slice, int, int]:
-    """Choose along one axis: source pixels to cut, number of crop pixels they fill, and the first crop pixel."""
+    """Choose the random window along one axis.
+
+    Args:
+        size: Number of pixels of the image.
+        crop: Number of pixels of the crop.
+        scale: Scale factor from image to crop.
+        rng: Random generator of the sample.
+
+    Returns:
+        The slice of image pixels, the number of crop pixels that they fill, and the index of the first of these.
+    """
     window = max(1, round(crop / scale))
     if window <= size:
         start = int(rng.integers(size - window + 1))
@@ -78,9 +90,9 @@ def _span(size: int, crop: int, scale: float, rng: np.random.Generator) -> tuple
 
 
 def vary_color(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Vary brightness, contrast, saturation and hue of a uint8 RGB image.
+    """Randomly change brightness, contrast, saturation and hue of a uint8 RGB image.
 
-    Contrast changes at random before or after saturation and hue.
+    The contrast is changed before or after saturation and hue, with equal probability.
     """
     brightness, contrast, saturation, hue = rng.random(4) < 0.5
     contrast_first = rng.random() < 0.5
@@ -105,5 +117,6 @@ def vary_color(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _linear(image: np.ndarray, gain: float, shift: float) -> np.ndarray:
+    """Return image * gain + shift, rounded and clipped to 0..255."""
     table = np.clip(np.round(np.arange(256) * gain + shift), 0, 255).astype(np.uint8)
     return cv2.LUT(image, table)

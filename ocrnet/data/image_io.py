@@ -1,4 +1,4 @@
-"""Reading and writing of image files; a damaged file raises an error that names it and never yields a partial image."""
+"""Reading and writing of image files. A damaged file raises an error that names it, and gives no partial image."""
 
 import contextlib
 import io
@@ -19,8 +19,8 @@ from ocrnet.utils.errors import OcrnetError
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _EXIF_ORIENTATION = 0x0112
-# EXIF orientation -> mirrored left to right, number of quarter turns counterclockwise after that.
-_TURNS = {
+# EXIF orientation -> (whether to mirror left to right, number of counterclockwise quarter turns after that).
+_ORIENTATIONS = {
     1: (False, 0),
     2: (True, 0),
     3: (False, 2),
@@ -30,13 +30,13 @@ _TURNS = {
     7: (True, 3),
     8: (False, 1),
 }
-# Characters of the file name used in the draft name, which has more parts: a file name is limited to 255 bytes.
-DRAFT_NAME = 40
-_CHUNK = 2**20  # bytes of a PNG chunk: libpng warns above 8 million
-# Pixels per strip in operations for which a second full array would take too much memory.
+# Maximum number of characters of a file name that are part of its temporary name; a file name is limited to 255 bytes.
+TEMPORARY_NAME_LENGTH = 40
+_CHUNK = 2**20  # maximum bytes of a PNG chunk; libpng warns above 8 million
+# Pixels per strip in operations that process an image in strips, because a second full array takes too much memory.
 STRIP_PIXELS = 2**22
-_LABELS = "a label is a one-channel PNG with 8 bits per pixel, whose values are class ids"
-_DAMAGED = "is damaged or not an image; replace or remove it"
+_LABEL_RULE = "a label is a one-channel PNG with 8 bits per pixel, whose values are class ids"
+_DAMAGED_HINT = "is damaged or not an image; replace or remove it"
 
 _RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # since OpenCV 4.11; otherwise BGR is converted after decoding
 _COLORS = cv2.IMREAD_COLOR if _RGB is None else _RGB
@@ -44,16 +44,16 @@ _UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.e
 
 
 def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
-    """Read an image file as uint8 H,W,3 RGB, whatever its channels and depth.
+    """Read an image file with any number of channels and any bit depth, and return it as uint8 H,W,3 RGB.
 
-    ``upright`` applies the EXIF orientation; datasets do not use it, because labels have no orientation. Raise
-    `OcrnetError` that names the file if it is missing, empty, truncated or undecodable.
+    ``upright`` applies the EXIF orientation; datasets do not use it, because label files have no orientation. Raise
+    `OcrnetError`, which names the file, if it is missing, empty, truncated or not decodable.
     """
     return decode_image(_read(path), path, upright=upright)
 
 
 def decode_image(data: bytes, name: str | Path, *, upright: bool = False) -> np.ndarray:
-    """Decode the bytes of an image file like `read_image`.
+    """Decode the bytes of an image file as `read_image` does.
 
     Args:
         data: Bytes of the file.
@@ -64,37 +64,37 @@ def decode_image(data: bytes, name: str | Path, *, upright: bool = False) -> np.
         The image, uint8 H,W,3 RGB.
 
     Raises:
-        OcrnetError: The bytes are empty, truncated or undecodable.
+        OcrnetError: The bytes are empty, truncated or not decodable.
     """
-    _check_whole(name, data)
+    _check_complete(name, data)
     webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
-    # OpenCV applies the orientation of JPEG and PNG, but some versions ignore that of WebP.
+    # OpenCV applies the orientation of JPEG and PNG files, but some versions ignore that of WebP files.
     flags = _COLORS if upright and not webp else _COLORS | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise OcrnetError(f"{name} {_DAMAGED} ({error.err})") from None
+        raise OcrnetError(f"{name} {_DAMAGED_HINT} ({error.err})") from None
     if image is None:
-        raise OcrnetError(f"{name} {_DAMAGED}")
+        raise OcrnetError(f"{name} {_DAMAGED_HINT}")
     if _COLORS != _RGB:
         for strip in strips(image):
             cv2.cvtColor(strip, cv2.COLOR_BGR2RGB, strip)  # in place: a second whole image would double the memory
-    return _turned(image, _webp_orientation(data)) if upright and webp else image
+    return _apply_orientation(image, _webp_orientation(data)) if upright and webp else image
 
 
 def strips(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield an array H,W,... from top to bottom as views of a few megapixels each."""
+    """Yield strips of an array H,W,... from top to bottom, as views of at most about `STRIP_PIXELS` pixels."""
     rows = max(1, STRIP_PIXELS // array.shape[1])
     yield from (array[top : top + rows] for top in range(0, len(array), rows))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return height and width from the header of an image file; raise `OcrnetError` that names the file."""
+    """Return height and width from the header of an image file; raise `OcrnetError` if it cannot be read."""
     return _size(path, path)
 
 
 def size_in(data: bytes, name: str | Path) -> tuple[int, int]:
-    """Return the same as `image_size` from a file's bytes; errors name the file as ``name``."""
+    """Return height and width from the bytes of an image file; error messages name the file as ``name``."""
     return _size(io.BytesIO(data), name)
 
 
@@ -106,53 +106,53 @@ def _size(file: Any, path: str | Path) -> tuple[int, int]:
                 return image.height, image.width
     except FileNotFoundError:
         raise OcrnetError(f"{path} does not exist") from None
-    except _UNDECODABLE as why:
-        raise OcrnetError(f"{path} {_DAMAGED} ({why})") from None
+    except _UNDECODABLE as error:
+        raise OcrnetError(f"{path} {_DAMAGED_HINT} ({error})") from None
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """Read a label file as uint8 H,W of the ids stored in it: gray values, or the indices of a palette PNG.
+    """Read a label file and return its ids, uint8 H,W: gray values, or the indices of a palette PNG.
 
-    Raise `OcrnetError` that names the file if it is missing, empty, damaged or in color, or if it holds a value above
-    255.
+    Raise `OcrnetError`, which names the file, if it is missing, empty, damaged or in color, or if it holds a value
+    above 255.
     """
     return decode_label(_read(path), path)
 
 
 def decode_label(data: bytes, path: str | Path) -> np.ndarray:
-    """Return the ids in a label file's bytes, like `read_label`; errors name the file as ``path``."""
-    _check_whole(path, data)
+    """Return the ids in the bytes of a label file as `read_label` does; error messages name the file as ``path``."""
+    _check_complete(path, data)
     try:
         with Image.open(io.BytesIO(data)) as image:
             kind, mode, ids = image.format, image.mode, np.asarray(image)
     except UnidentifiedImageError:
-        raise OcrnetError(f"{path} {_DAMAGED}") from None
-    except _UNDECODABLE as why:
-        raise OcrnetError(f"{path} {_DAMAGED} ({why})") from None
+        raise OcrnetError(f"{path} {_DAMAGED_HINT}") from None
+    except _UNDECODABLE as error:
+        raise OcrnetError(f"{path} {_DAMAGED_HINT} ({error})") from None
     if kind == "JPEG":
-        raise OcrnetError(f"{path} is a JPEG, which changes ids; {_LABELS}: export it again from its source")
+        raise OcrnetError(f"{path} is a JPEG, which changes ids; {_LABEL_RULE}: export it again from its source")
     if mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
-        raise OcrnetError(f"{path} has mode {mode}; {_LABELS}, not colors: convert it")
+        raise OcrnetError(f"{path} has mode {mode}; {_LABEL_RULE}, not colors: convert it")
     if ids.max(initial=0) > 255 or ids.min(initial=0) < 0:
-        raise OcrnetError(f"{path} holds values from {ids.min()} to {ids.max()}; {_LABELS}, 0 to 255")
+        raise OcrnetError(f"{path} holds values from {ids.min()} to {ids.max()}; {_LABEL_RULE}, 0 to 255")
     ids = ids.astype(np.uint8)
-    # Pillow scales 2-bit and 4-bit gray to 0 to 255.
+    # Pillow scales gray values of 2 and 4 bits to the range 0 to 255; undo this.
     stretch = {2: 85, 4: 17}.get(data[24], 1) if mode == "L" and data.startswith(_PNG) else 1
     return ids // stretch if stretch > 1 else ids
 
 
 def write_png(path: str | Path, array: np.ndarray) -> None:
-    """Write uint8 H,W (gray) or H,W,3 (RGB) as PNG; readers of ``path`` see the old file or the complete new one.
+    """Write uint8 H,W (gray) or H,W,3 (RGB) as a PNG file atomically, and create missing folders.
 
-    Create missing folders. Raise `OcrnetError` if the file cannot be written.
+    Raise `OcrnetError` if the file cannot be written.
     """
     write_png_rows(path, array.shape[:2], strips(array))  # type: ignore[arg-type]
 
 
 def write_png_rows(path: str | Path, size: tuple[int, int], rows: Iterable[np.ndarray]) -> None:
-    """Write a PNG like `write_png`, from rows that arrive in strips; only one strip is in memory at a time.
+    """Write a PNG file as `write_png` does, from strips of rows; only one strip is in memory at a time.
 
-    An exception from ``rows`` is passed on, and no file is left behind.
+    If ``rows`` raises an exception, it is passed on and no file is written.
 
     Args:
         path: File to write.
@@ -167,7 +167,7 @@ def write_png_rows(path: str | Path, size: tuple[int, int], rows: Iterable[np.nd
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """Return the bytes that `write_png` would write."""
+    """Return the PNG file that `write_png` writes, as bytes."""
     file = io.BytesIO()
     _encode(file, array.shape[:2], strips(array))  # type: ignore[arg-type]
     return file.getvalue()
@@ -175,25 +175,27 @@ def encode_png(array: np.ndarray) -> bytes:
 
 @contextlib.contextmanager
 def replaced(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a draft next to ``path`` that replaces it when ``with`` ends; an exception leaves ``path`` unchanged.
+    """A context manager that writes a file atomically: it opens a temporary file, which replaces ``path`` at the end.
 
-    Create missing folders. Raise `OcrnetError` if the file cannot be written.
+    After an exception, ``path`` is unchanged. Missing folders are created. Raise `OcrnetError` if the file cannot be
+    written.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name[:DRAFT_NAME]}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{path.name[:TEMPORARY_NAME_LENGTH]}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with draft.open("wb") as file:
+            with temporary.open("wb") as file:
                 yield file
-            os.replace(draft, path)
+            os.replace(temporary, path)
         finally:
-            draft.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OcrnetError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _encode(file: BinaryIO, size: tuple[int, int], rows: Iterable[np.ndarray]) -> None:
+    """Write strips of rows to ``file`` as a PNG of ``size`` (height, width)."""
     left = size[0]
     chunks = _Chunks(file)
     for strip in rows:
@@ -208,10 +210,10 @@ def _encode(file: BinaryIO, size: tuple[int, int], rows: Iterable[np.ndarray]) -
 
 
 class _Chunks:
-    """Incremental PNG writer: signature, header, then compressed rows.
+    """Incremental PNG writer: signature and header, then compressed rows.
 
-    The filters and the compression strategy are as fast and as compact as libpng's for photos, and more compact for
-    labels.
+    With these filters and this compression strategy, photos are written as fast and as small as by libpng, and labels
+    smaller.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -262,13 +264,13 @@ def _read(path: str | Path) -> bytes:
     return data
 
 
-def _check_whole(path: str | Path, data: bytes) -> None:
-    """Raise `OcrnetError` unless a file's bytes end where its format requires; not all decoders check this."""
+def _check_complete(path: str | Path, data: bytes) -> None:
+    """Raise `OcrnetError` if the bytes of a PNG or JPEG file are truncated, which not all decoders detect."""
     if not data:
         raise OcrnetError(f"{path} is empty; replace or remove it")
     if data.startswith(_PNG):
         _check_png(path, data)
-    # An end-of-image marker must follow the last scan; data that cameras append after it is allowed.
+    # An end-of-image marker must follow the last start-of-scan marker. Some cameras append data, which is allowed.
     elif data.startswith(_JPEG) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise OcrnetError(f"{path} is truncated: the JPEG has no end marker; replace or remove it")
 
@@ -280,7 +282,7 @@ def _webp_orientation(data: bytes) -> int:
         kind, length = struct.unpack_from("<4sI", data, position)
         if kind == b"EXIF":
             exif = Image.Exif()
-            with contextlib.suppress(Exception):  # damaged EXIF: no rotation; Pillow raises many error types
+            with contextlib.suppress(Exception):  # Pillow raises many error types for damaged EXIF
                 exif.load(data[position + 8 : position + 8 + length])
                 return exif.get(_EXIF_ORIENTATION, 1)
             return 1
@@ -288,8 +290,9 @@ def _webp_orientation(data: bytes) -> int:
     return 1
 
 
-def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
-    mirrored, quarters = _TURNS.get(orientation, (False, 0))
+def _apply_orientation(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Return the image mirrored and rotated as an EXIF orientation requires."""
+    mirrored, quarters = _ORIENTATIONS.get(orientation, (False, 0))
     return np.ascontiguousarray(np.rot90(image[:, ::-1] if mirrored else image, quarters))
 
 

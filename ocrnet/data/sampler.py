@@ -1,4 +1,7 @@
-"""Samples of a run: training is a pure function of (seed, sample number), evaluation follows the file order."""
+"""The samples of a run.
+
+A training sample is a pure function of (seed, sample number). Evaluation reads the images in file order.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +20,11 @@ from ocrnet.utils.errors import OcrnetError
 
 T = TypeVar("T")
 
-# Two independent random streams per seed: the order of an epoch, and the random choices of one sample.
+# Numbers of the two independent random streams of a seed: the order of an epoch, and the augmentation of a sample.
 ORDER, SAMPLE = 0, 1
 
-# Maximum number of unreadable files that one sample skips before the error is raised.
-MOST_PASSED_OVER = 10
+# Maximum number of unreadable files that are skipped for one sample; the next one raises its error.
+MAX_SKIPPED_FILES = 10
 
 
 class Sample(NamedTuple):
@@ -38,7 +41,7 @@ class Sample(NamedTuple):
 
 
 class TrainStream:
-    """Endless training stream; ``stream[number]`` returns the same bytes in any process and at any time."""
+    """Endless stream of training samples; ``stream[number]`` returns the same bytes in any process and at any time."""
 
     def __init__(self, dataset: Dataset, data: Data, *, seed: int, channels: int, dropout: float) -> None:
         self.dataset, self.data, self.seed = dataset, data, seed
@@ -47,8 +50,8 @@ class TrainStream:
     def __getitem__(self, number: int) -> Sample:
         """Return sample ``number``.
 
-        An unreadable file raises `OcrnetError` with its name. With ``data.on_error: skip``, the next readable image of
-        the dataset replaces it in this sample only; all other samples are unchanged.
+        Raise `OcrnetError`, which names the file, if a file is unreadable. With ``data.on_error: skip``, the next
+        readable image of the dataset replaces the unreadable one in this sample; all other samples are unchanged.
         """
         rng = np.random.default_rng((self.seed, SAMPLE, number))
         dropout_mask = rng.random(self.channels) >= self.dropout
@@ -56,14 +59,15 @@ class TrainStream:
         return Sample(*augment.train(image, label, rng, self.data), dropout_mask, unreadable)
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """Return image and class indices, and the errors of the files that were skipped before them."""
         unreadable: list[str] = []
         while True:
             try:
                 return *self.dataset.read(index), tuple(unreadable)
             except OcrnetError as error:
                 # mutation: cache-error-is-no-unreadable-image
-                passed_over = self.data.on_error == "skip" and not isinstance(error, CacheError)
-                if not passed_over or len(unreadable) == MOST_PASSED_OVER:
+                skip = self.data.on_error == "skip" and not isinstance(error, CacheError)
+                if not skip or len(unreadable) == MAX_SKIPPED_FILES:
                     raise
                 unreadable.append(str(error))
                 index = (index + 1) % len(self.dataset)
@@ -86,11 +90,11 @@ def _order(seed: int, epoch: int, length: int) -> np.ndarray:
 def rank_sample_indices(step: int, *, batch_size: int, accumulate_steps: int, world: World) -> list[list[int]]:
     """Return the sample numbers of this rank at ``step``, one list for each micro-batch.
 
-    Position j of a global micro-batch belongs to rank j // batch_size. Together, N ranks process the same samples in
-    the same order as one rank with an N times larger batch.
+    Position j of a global micro-batch belongs to rank j // batch_size. Therefore N ranks together process the same
+    samples in the same order as one rank with an N times larger batch.
 
     Args:
-        step: Optimizer step.
+        step: Optimizer step, from 0.
         batch_size: Samples per rank and micro-batch.
         accumulate_steps: Micro-batches per step.
         world: Rank and number of ranks.
@@ -98,13 +102,13 @@ def rank_sample_indices(step: int, *, batch_size: int, accumulate_steps: int, wo
     Returns:
         ``accumulate_steps`` lists of ``batch_size`` sample numbers.
     """
-    across = batch_size * world.size
-    first = step * accumulate_steps * across + world.rank * batch_size
-    return [list(range(first + m * across, first + m * across + batch_size)) for m in range(accumulate_steps)]
+    global_size = batch_size * world.size
+    first = step * accumulate_steps * global_size + world.rank * batch_size
+    return [list(range(first + m * global_size, first + m * global_size + batch_size)) for m in range(accumulate_steps)]
 
 
 class StepBatchSampler:
-    """Sample numbers of this rank's micro-batches, one list each, from ``step`` to the end of the run."""
+    """This rank's micro-batches from ``step`` to the end of the run, each as a list of sample numbers."""
 
     def __init__(self, cfg: Config, world: World, step: int) -> None:
         self.cfg, self.world, self.step = cfg, world, step
@@ -113,11 +117,11 @@ class StepBatchSampler:
         return max(0, self.cfg.total_step - self.step) * self.cfg.accumulate_steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (self[place] for place in range(len(self)))
+        return (self[position] for position in range(len(self)))
 
-    def __getitem__(self, place: int) -> list[int]:
-        """Return the list at ``place``, counted from ``step``."""
-        step, micro = divmod(place, self.cfg.accumulate_steps)
+    def __getitem__(self, position: int) -> list[int]:
+        """Return the sample numbers of micro-batch ``position``, counted from the first one of ``step``."""
+        step, micro = divmod(position, self.cfg.accumulate_steps)
         return rank_sample_indices(
             self.step + step,
             batch_size=self.cfg.batch_size,
@@ -127,12 +131,12 @@ class StepBatchSampler:
 
 
 def val_stream(dataset: Dataset, world: World, num_workers: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield (index, image, label) of this rank's share of a dataset.
+    """Yield (index, image, label) of every ``world.size``-th image of a dataset, starting at ``world.rank``.
 
     Args:
         dataset: Dataset to read.
         world: Rank and number of ranks.
-        num_workers: Threads that decode ahead; 0: decode in the calling thread.
+        num_workers: Threads that prefetch; 0: decode in the calling thread.
     """
     indices = range(world.rank, len(dataset), world.size)
     for index, (image, label) in prefetch_map(indices, partial(_writeable, dataset), num_workers):
@@ -140,29 +144,29 @@ def val_stream(dataset: Dataset, world: World, num_workers: int) -> Iterator[tup
 
 
 def prefetch_map(indices: Iterable[int], read: Callable[[int], T], num_workers: int) -> Iterator[tuple[int, T]]:
-    """Yield (index, result of ``read``) in order.
+    """Call ``read`` for each index in threads, and yield (index, result) in the order of ``indices``.
 
     Args:
         indices: Arguments of ``read``.
         read: Function to call for each index.
-        num_workers: Threads that read ahead; 0: read in the calling thread.
+        num_workers: Threads that prefetch; 0: read in the calling thread.
     """
     if num_workers == 0:
         yield from ((i, read(i)) for i in indices)
         return
-    waiting: deque[tuple[int, Future]] = deque()
+    pending: deque[tuple[int, Future]] = deque()
     with ThreadPoolExecutor(num_workers) as pool:
         for i in indices:
-            waiting.append((i, pool.submit(read, i)))
-            if len(waiting) > num_workers:
-                index, future = waiting.popleft()
+            pending.append((i, pool.submit(read, i)))
+            if len(pending) > num_workers:
+                index, future = pending.popleft()
                 yield index, future.result()
-        while waiting:
-            index, future = waiting.popleft()
+        while pending:
+            index, future = pending.popleft()
             yield index, future.result()
 
 
 def _writeable(dataset: Dataset, i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a pair in writable arrays, as frameworks require; read-only arrays from a cache are copied here."""
+    """Return image and label in writable arrays, which the frameworks require; read-only arrays are copied."""
     image, label = dataset.read(i)
     return np.require(image, requirements="W"), np.require(label, requirements="W")

@@ -1,4 +1,4 @@
-"""Visualizations: class colors over an image, and image, ground truth and prediction side by side."""
+"""Visualizations: class colors blended into an image; and image, ground truth and prediction side by side."""
 
 from collections.abc import Iterable, Sequence
 
@@ -19,7 +19,7 @@ def overlay(image: np.ndarray, indices: np.ndarray, palette: Palette, *, alpha: 
 
     Args:
         image: RGB image, uint8 H,W,3.
-        indices: Class indices, uint8 H,W; pixels with 255 keep the image.
+        indices: Class indices, uint8 H,W; pixels with index 255 are unchanged.
         palette: RGB color of each class.
         alpha: Opacity of the class colors, 0 to 1.
 
@@ -47,7 +47,10 @@ def overlay(image: np.ndarray, indices: np.ndarray, palette: Palette, *, alpha: 
 
 
 def thumbnail(array: np.ndarray, side: int) -> np.ndarray:
-    """Return a uint8 H,W,3 image or uint8 H,W index map, reduced if its longer side exceeds ``side``."""
+    """Reduce a uint8 H,W,3 image or a uint8 H,W index map so that its longer side has at most ``side`` pixels.
+
+    A smaller array is returned unchanged.
+    """
     height, width = array.shape[:2]
     scale = side / max(height, width)
     if scale >= 1:
@@ -59,36 +62,36 @@ def thumbnail(array: np.ndarray, side: int) -> np.ndarray:
 def side_by_side(
     image: np.ndarray,
     prediction: np.ndarray,
-    truth: np.ndarray | None,
+    ground_truth: np.ndarray | None,
     *,
     palette: Palette,
     names: Sequence[str],
 ) -> np.ndarray:
-    """Draw the image, the ground truth, the prediction, and a legend below.
+    """Draw the image, the ground truth and the prediction side by side, with a legend below.
 
-    OpenCV's fonts support ASCII only; other characters appear as question marks.
+    OpenCV's fonts support only ASCII; other characters appear as question marks.
 
     Args:
         image: RGB image, uint8 H,W,3.
         prediction: Class indices, uint8 H,W.
-        truth: Ground truth as class indices, uint8 H,W; None: no panel.
+        ground_truth: Class indices, uint8 H,W; None: no ground truth panel.
         palette: RGB color of each class.
         names: Name of each class.
 
     Returns:
-        The picture, uint8 RGB. The legend lists the classes that occur in the ground truth or the prediction.
+        The image, uint8 RGB. The legend lists the classes that occur in the ground truth or the prediction.
     """
     panels = [("image", image)]
-    if truth is not None:
-        panels.append(("ground truth", overlay(image, truth, palette)))
+    if ground_truth is not None:
+        panels.append(("ground truth", overlay(image, ground_truth, palette)))
     panels.append(("prediction", overlay(image, prediction, palette)))
-    size = max(image.shape[0] / 720, 0.4)  # font scale: readable at full size
+    size = max(image.shape[0] / 720, 0.4)  # font scale, so that text is readable at full size
     gap = np.full((image.shape[0], max(round(8 * size), 2), 3), _BACKGROUND, np.uint8)
     row: list[np.ndarray] = []
-    for title, picture in panels:
-        row += [_caption(picture, title, size), gap]
+    for title, panel in panels:
+        row += [_caption(panel, title, size), gap]
     top = np.concatenate(row[:-1], axis=1)
-    occurring = np.union1d(prediction, prediction if truth is None else truth)
+    occurring = np.union1d(prediction, prediction if ground_truth is None else ground_truth)
     classes = [int(index) for index in occurring if index != IGNORE]
     strip = _legend(
         [(names[index], tuple(int(part) for part in palette[index])) for index in classes], top.shape[1], size
@@ -97,25 +100,25 @@ def side_by_side(
 
 
 def legend(names: Sequence[str], palette: Palette) -> np.ndarray:
-    """Return a uint8 H,640,3 RGB picture with the name and color of every class."""
+    """Return a uint8 H,640,3 RGB image with the name and color of every class."""
     entries = [(name, tuple(int(part) for part in color)) for name, color in zip(names, palette, strict=True)]
     return _legend(entries, 640, 0.6)
 
 
-def _caption(picture: np.ndarray, title: str, size: float) -> np.ndarray:
-    """Return a copy with the title on a dark tab at the top left, or the picture itself if it is too small."""
+def _caption(image: np.ndarray, title: str, size: float) -> np.ndarray:
+    """Return a copy with the title on a dark box at the top left, or the image itself if it is too small."""
     (width, height), baseline = cv2.getTextSize(title, _FONT, size, _thickness(size))
     pad = round(10 * size)
-    if width + 2 * pad > picture.shape[1] or 4 * (height + baseline + pad) > picture.shape[0]:
-        return picture
-    picture = np.ascontiguousarray(picture.copy())
-    cv2.rectangle(picture, (0, 0), (width + 2 * pad, height + baseline + pad), _BACKGROUND, cv2.FILLED)
-    cv2.putText(picture, title, (pad, height + pad), _FONT, size, _INK, _thickness(size), cv2.LINE_AA)
-    return picture
+    if width + 2 * pad > image.shape[1] or 4 * (height + baseline + pad) > image.shape[0]:
+        return image
+    image = np.ascontiguousarray(image.copy())
+    cv2.rectangle(image, (0, 0), (width + 2 * pad, height + baseline + pad), _BACKGROUND, cv2.FILLED)
+    cv2.putText(image, title, (pad, height + pad), _FONT, size, _INK, _thickness(size), cv2.LINE_AA)
+    return image
 
 
 def _legend(entries: Iterable[tuple[str, tuple[int, ...]]], width: int, size: float) -> np.ndarray:
-    """Return a uint8 strip of width ``width`` with a swatch and a name per entry, in as many rows as needed."""
+    """Return a uint8 image of width ``width`` with the color and the name of each entry, in one or more rows."""
     line, pad = round(44 * size), round(16 * size)
     swatch = round(26 * size)
     x, y, placed = pad, pad, []

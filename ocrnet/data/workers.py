@@ -20,22 +20,23 @@ _OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
 def close_all() -> None:
     """Close the data loaders that are still open at exit.
 
-    This runs before multiprocessing waits for their workers, because the workers ignore its SIGTERM.
+    This must run before multiprocessing sends SIGTERM to their workers and waits for them, because the workers ignore
+    SIGTERM.
     """
-    for made in list(_OPEN):
-        made.close()
+    for loader in list(_OPEN):
+        loader.close()
 
 
-def close_at_exit(made: Generator) -> None:
+def close_at_exit(loader: Generator) -> None:
     """Close a data loader when the process exits, unless it is closed earlier."""
-    _OPEN.add(made)
+    _OPEN.add(loader)
 
 
 def begin_worker(_: int = 0) -> None:
-    """Limit OpenCV to one thread per worker; ignore stop signals.
+    """Initialize a worker process: limit OpenCV to one thread, and ignore stop signals.
 
-    The workers provide the parallelism. Ctrl-C in a terminal and SIGTERM from a scheduler reach every process of the
-    run; the main process handles them, and its exit ends the workers.
+    Parallelism comes from the number of workers. Ctrl-C in a terminal and SIGTERM from a scheduler reach every process
+    of the run. The main process handles them, and its exit ends the workers.
     """
     cv2.setNumThreads(0)
     for number in SIGNALS:
@@ -45,17 +46,17 @@ def begin_worker(_: int = 0) -> None:
 
 
 def describe_dead_workers(processes: Sequence[multiprocessing.process.BaseProcess]) -> str:
-    """Return which workers ended and how, or an empty string if all are running.
+    """Return a text with the exit status or signal of each ended worker, or an empty string if all are running.
 
-    Wait up to one second for a worker that is just ending.
+    Wait up to one second for a worker to end.
     """
     ended = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
-    told = []
+    descriptions = []
     for process in processes:
         if process.sentinel in ended:
-            process.join(timeout=5)  # pipes close shortly before the exit status is available
+            process.join(timeout=5)  # the exit status is available slightly later than the sentinel
         code = process.exitcode
         if code is not None:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-            told.append(f"loader worker {process.pid} {how}")
-    return ", ".join(told)
+            ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+            descriptions.append(f"loader worker {process.pid} {ending}")
+    return ", ".join(descriptions)

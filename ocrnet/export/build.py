@@ -11,7 +11,7 @@ import numpy as np
 from ocrnet.export.formats import DOCUMENT, SIDECAR_SUFFIX, SUFFIXES, Format, Input, Outputs, Precision
 from ocrnet.export.quantize import quantize
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.utils.installed import need
+from ocrnet.utils.installed import import_optional
 from ocrnet.weights import Weights
 
 
@@ -68,7 +68,7 @@ class Exporter:
         spec, text = self.spec, json.dumps(document, allow_nan=False)
         path = self.folder / f"final{output.suffix}"
         if spec.format == "onnx":
-            onnx = need("onnx", "--format onnx")
+            onnx = import_optional("onnx", "--format onnx")
             model = onnx.load(str(output))
             onnx.helper.set_model_props(model, {DOCUMENT: text})
             onnx.save(model, str(path))
@@ -107,7 +107,7 @@ class Exporter:
         """Write ONNX with the requested outputs, and ONNX with logits, both from one traced graph."""
         from ocrnet.engines.torch import export
 
-        onnx = need("onnx", f"--format {self.spec.format}")
+        onnx = import_optional("onnx", f"--format {self.spec.format}")
         network, traced = self._portable(), self.folder / "traced.onnx"
         network.outputs = tuple(dict.fromkeys((self.spec.outputs, "logits")))
         export.write_onnx(network, traced, self.spec.size)
@@ -127,7 +127,7 @@ class Exporter:
         return graphs
 
     def _openvino(self, source: Path, path: Path, text: str | None) -> None:
-        ov = need("openvino", "--format openvino")
+        ov = import_optional("openvino", "--format openvino")
         model = ov.Core().read_model(source)
         if text is not None:
             model.set_rt_info(text, DOCUMENT)
@@ -135,7 +135,7 @@ class Exporter:
 
     def _tensorrt(self, source: Path, path: Path) -> None:
         """Build a TensorRT plan for the GPU of this machine. This code is untested, because no GPU was available."""
-        trt = need("tensorrt", "--format tensorrt")
+        trt = import_optional("tensorrt", "--format tensorrt")
         logger = trt.Logger(trt.Logger.ERROR)
         builder = trt.Builder(logger)
         network = builder.create_network(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ocrnet.utils.installed import need
+from ocrnet.utils.installed import import_optional
 
 
 def quantize(source: Path, target: Path, inputs: Iterator[np.ndarray]) -> None:
@@ -23,7 +23,7 @@ def quantize(source: Path, target: Path, inputs: Iterator[np.ndarray]) -> None:
         target: The file to write.
         inputs: Calibration inputs of the network; they determine the ranges of the activations.
     """
-    need("onnxruntime", "int8")
+    import_optional("onnxruntime", "int8")
     from onnxruntime import quantization as ort
 
     class Reader(ort.CalibrationDataReader):

@@ -9,7 +9,7 @@ from ocrnet.export.card import card_path
 from ocrnet.export.compare import Comparison
 from ocrnet.export.exporter import ExportOptions, export
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.utils.installed import need
+from ocrnet.utils.installed import import_optional
 from ocrnet.weights import checkpoint
 
 FORMAT = "triton"
@@ -38,7 +38,7 @@ def export_repository(options: ExportOptions, labeled: Dataset | None, say: Call
     folder, config = options.output, options.output / "config.pbtxt"
     if folder.exists() and not (folder.is_dir() and (config.is_file() or not any(folder.iterdir()))):
         raise OcrnetError(f"--output {folder} exists and is not a model of a Triton repository; choose a new folder")
-    onnx = need("onnx", "--format triton")
+    onnx = import_optional("onnx", "--format triton")
     model = folder / "1" / "model.onnx"
     dynamic = options.dynamic or options.size is None
     comparison = export(dataclasses.replace(options, format="onnx", output=model, dynamic=dynamic), labeled, say)

@@ -55,7 +55,7 @@ class Progress:
         self._show(self._done + share, f"{part_name}s {number}{of_total}, {rate} {part_name}s/s")
 
     def _show(self, done: float, text: str) -> None:
-        self._bar.settle(done)
+        self._bar.set_step(done)
         self._bar.say(text)
         now = time.monotonic()
         if self._bar.shown or now - self._last_logged < EVERY_SECONDS or done >= self._total:

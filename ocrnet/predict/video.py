@@ -10,7 +10,7 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from ocrnet.data.image_io import DRAFT_NAME
+from ocrnet.data.image_io import TEMPORARY_NAME_LENGTH
 from ocrnet.utils.errors import OcrnetError
 
 # Suppress FFmpeg's messages: an `OcrnetError` reports the same failures.
@@ -133,7 +133,7 @@ class Writer:
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.rate = path, rate
-        self._draft = path.with_name(f".{path.stem[:DRAFT_NAME]}.{os.getpid()}.tmp.mp4")
+        self._draft = path.with_name(f".{path.stem[:TEMPORARY_NAME_LENGTH]}.{os.getpid()}.tmp.mp4")
         self._writer: cv2.VideoWriter | None = None
         self._frames = 0
         if not is_safe_path(path):

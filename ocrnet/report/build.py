@@ -82,7 +82,7 @@ def watch(options: ReportOptions, say: Say, *, interval: float = INTERVAL) -> Pa
     if options.report_filter != ReportFilter():
         raise OcrnetError("--watch shows only the curves: --images, --checkpoint_path and --set have no effect with it")
     output = _output(options)
-    with StopRequest(what="writing the final page") as stopped:
+    with StopRequest(message="writing the final page") as stopped:
         while True:
             start = time.monotonic()
             runs = _read(options.runs)

@@ -92,7 +92,7 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
     weights = as_weights(source_file)
     flat = run.config or dict(_flat(weights))
     cfg = source.config_for(flat, report_filter.given, str(run.folder / "config.yml" if run.config else path))
-    cfg, _ = convert.normalized(cfg, weights)
+    cfg, _ = convert.with_normalization(cfg, weights)
     key = {
         "format": FORMAT,
         "checkpoint": _identity(weights),

@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-from ocrnet.data.image_io import DRAFT_NAME
+from ocrnet.data.image_io import TEMPORARY_NAME_LENGTH
 from ocrnet.utils.errors import OcrnetError
 
 
 def write(path: Path, data: bytes) -> Path:
     """Replace a file with ``data`` atomically and create its folder if needed; raise `OcrnetError` on failure."""
-    draft = path.with_name(f".{path.name[:DRAFT_NAME]}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name[:TEMPORARY_NAME_LENGTH]}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,4 +1,4 @@
-"""The curves of a run, from its metrics.jsonl: losses, validation scores and learning rate over the steps."""
+"""Plots of a run's metrics.jsonl: losses, validation scores and learning rate over the steps."""
 
 import json
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ def read(metrics: Path) -> tuple[Rows, Rows]:
     return [row for row in rows if row["kind"] == "train"], [row for row in rows if row["kind"] == "eval"]
 
 
-def draw(metrics: Path, picture: Path) -> None:
-    """Draw the curves of ``metrics`` (metrics.jsonl) as a PNG at ``picture``."""
+def draw(metrics: Path, path: Path) -> None:
+    """Plot the curves of ``metrics`` (a metrics.jsonl) and write them to ``path`` as PNG."""
     train, evaluations = read(metrics)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     losses, scores, rates = figure.subplots(1, 3)
@@ -35,11 +35,11 @@ def draw(metrics: Path, picture: Path) -> None:
     scores.set_ylim(0, 1)
     losses.legend()
     scores.legend()
-    draft = picture.with_name(f".{picture.name}")
-    figure.savefig(draft, format="png", dpi=110)
-    draft.replace(picture)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)
 
 
 def _line(axes: Axes, rows: Rows, name: str, label: str, **style: Any) -> None:
-    known = [(row["step"], row[name]) for row in rows if row[name] is not None]
-    axes.plot([step for step, _ in known], [value for _, value in known], label=label, **style)
+    points = [(row["step"], row[name]) for row in rows if row[name] is not None]
+    axes.plot([step for step, _ in points], [value for _, value in points], label=label, **style)

@@ -1,4 +1,4 @@
-"""The folder of a run: its config, its log and its measurements. Only rank 0 writes."""
+"""The folder of a run: its config, log, metrics and sample images. Only rank 0 writes."""
 
 import contextlib
 import importlib.metadata
@@ -35,10 +35,12 @@ PACKAGES = ("numpy", "opencv-python-headless", "pillow", "safetensors")
 
 
 class Run:
-    """Writes log lines to the screen and ``logs/``, and measurements to ``metrics.jsonl``.
+    """Writes the files of a run's folder.
 
-    Checkpoints belong in ``checkpoint/``. Pictures go to ``samples/`` and ``curves.png``. Measurements and sample
-    pictures also go to ``tensorboard/`` and to services, if these are opened.
+    Log lines are printed and appended to ``logs/NAME.log``. Metrics are appended to ``metrics.jsonl``, or for another
+    ``name`` than ``train`` to ``NAME.jsonl``. Images of predictions are written to ``samples/``. Metrics and these
+    images are also sent to TensorBoard and the tracking services, if these are opened. The caller writes checkpoints to
+    ``checkpoint/``.
     """
 
     def __init__(self, folder: str | Path, *, rank: int = 0, name: str = "train") -> None:
@@ -46,34 +48,34 @@ class Run:
         self.checkpoints = self.folder / "checkpoint"
         self.metrics = self.folder / ("metrics.jsonl" if name == "train" else f"{name}.jsonl")
         self.log = self.folder / "logs" / f"{name}.log"
-        self._tensorboard = self.folder / "tensorboard"
-        self._board: TensorBoardWriter | None = None
+        self._tensorboard_folder = self.folder / "tensorboard"
+        self._tensorboard_writer: TensorBoardWriter | None = None
         self._services: list[ServiceClient] = []
         if self.writes:
             self._make_folder(self.log.parent)
 
-    def claim(self) -> None:
-        """Lock the folder until this process ends, however it ends; raise `OcrnetError` if another run has locked it.
+    def lock(self) -> None:
+        """Lock the folder until this process ends or is killed; raise `OcrnetError` if another run has locked it.
 
-        The lock is a record lock, which data loader workers do not inherit. Therefore a killed run can be resumed at
-        once. Windows has no lock.
+        Data loader workers do not inherit the lock, which is a POSIX record lock. Therefore a killed run can be resumed
+        while its workers still run. On Windows, nothing is locked.
         """
         if not self.writes or fcntl is None:
             return
         path = self.folder / ".lock"
-        with _writing(path):
-            self._lock = path.open("a+", encoding="utf-8")
+        with _wrap_os_error(path):
+            self._lock_file = path.open("a+", encoding="utf-8")
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._lock.seek(0)
+            self._lock_file.seek(0)
             raise OcrnetError(
-                f"save_dir '{self.folder}' is in use by another run ({self._lock.read().strip()}); "
+                f"save_dir '{self.folder}' is in use by another run ({self._lock_file.read().strip()}); "
                 "wait for it, stop it, or give another --save_dir"
             ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        self._lock.flush()
+        self._lock_file.truncate(0)
+        self._lock_file.write(f"process {os.getpid()} on {platform.node()}\n")
+        self._lock_file.flush()
 
     def say(self, line: str) -> None:
         """Print a line and append it to the log."""
@@ -81,74 +83,74 @@ class Run:
             return
         try:
             print(line, flush=True)
-        except OSError:  # the terminal or the pipe is closed; the log continues
+        except OSError:  # the terminal or the pipe is closed: write only the log file from now on
             redirect_stdout_to_devnull()
         self._append(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Append one JSON row to metrics.jsonl; send its floats to TensorBoard and the services."""
+        """Append a row to metrics.jsonl as JSON; send its floating-point values to TensorBoard and the services."""
         if not self.writes:
             return
         self._append(self.metrics, json.dumps(row, allow_nan=False))
-        if self._board is not None:
-            with _writing(self._tensorboard):
+        if self._tensorboard_writer is not None:
+            with _wrap_os_error(self._tensorboard_folder):
                 for name, value in client.scalars(row).items():
-                    self._board.scalar(name, value, row["step"])
-                self._board.flush()
-        for sink in self._services:
-            sink.record(row)
+                    self._tensorboard_writer.scalar(name, value, row["step"])
+                self._tensorboard_writer.flush()
+        for service in self._services:
+            service.record(row)
 
-    def sample(self, name: str, step: int, picture: np.ndarray) -> None:
-        """Save a picture of a prediction after ``step``; send it to TensorBoard and the services.
+    def sample(self, name: str, step: int, image: np.ndarray) -> None:
+        """Save an image of a prediction to ``samples/``; send it to TensorBoard and the services.
 
         Args:
-            name: The image's name; each ``/`` becomes ``_``.
+            name: The name of the predicted image; each ``/`` becomes ``_``.
             step: The number of completed steps.
-            picture: uint8 H,W,3 RGB.
+            image: The image to save, uint8 H,W,3 RGB.
 
         Raises:
             OcrnetError: A file cannot be written.
         """
         name = name.replace("/", "_")
         path = self.folder / "samples" / f"step_{step}" / f"{name}.png"
-        write_png(path, picture)
-        if self._board is not None:
-            with _writing(self._tensorboard):
-                self._board.image(f"samples/{name}", picture, step)
-        for sink in self._services:
-            sink.picture(path, step)
+        write_png(path, image)
+        if self._tensorboard_writer is not None:
+            with _wrap_os_error(self._tensorboard_folder):
+                self._tensorboard_writer.image(f"samples/{name}", image, step)
+        for service in self._services:
+            service.image(path, step)
 
     def draw_curves(self) -> None:
-        """Draw metrics.jsonl as curves.png."""
+        """Plot metrics.jsonl and write curves.png."""
         if self.writes and self.metrics.exists():
-            picture = self.folder / "curves.png"
-            with _writing(picture):
+            path = self.folder / "curves.png"
+            with _wrap_os_error(path):
                 from ocrnet.tracking import plots
 
-                plots.draw(self.metrics, picture)
+                plots.draw(self.metrics, path)
 
-    def open_board(self, step: int) -> None:
-        """Write to TensorBoard from now on; TensorBoard drops the points of an earlier start after ``step``."""
+    def open_tensorboard(self, step: int) -> None:
+        """Start writing TensorBoard files; TensorBoard discards the points after ``step`` of an earlier start."""
         if self.writes:
             from ocrnet.tracking.tensorboard import (
-                TensorBoardWriter,  # imported late, as plots above: the import takes more than 0.5 s
+                TensorBoardWriter,  # imported here, like plots above, because the import takes more than 0.5 s
             )
 
-            with _writing(self._tensorboard):
-                self._board = TensorBoardWriter(self._tensorboard, step)
+            with _wrap_os_error(self._tensorboard_folder):
+                self._tensorboard_writer = TensorBoardWriter(self._tensorboard_folder, step)
 
     def open_services(self, names: Sequence[str], *, project: str, run_name: str, fresh: bool) -> None:
-        """Start the clients of the services, which send the measurements; call it after `begin`.
+        """Start sending metrics and sample images to the tracking services; call it after `begin`.
 
         Args:
-            names: The services.
-            project: The project at the service.
-            run_name: The run's name at the service; empty means the name of the folder.
-            fresh: Create a new run at each service and wait until the services are ready. Otherwise, continue the
+            names: The services, ``wandb`` or ``mlflow``.
+            project: The project (W&B) or experiment (MLflow).
+            run_name: The run's name in the services; empty means the name of the folder.
+            fresh: Create a new run in each service and wait until the services are ready. Otherwise, continue the
                 earlier run and do not wait.
 
         Raises:
-            OcrnetError: The run is fresh and a service cannot begin.
+            OcrnetError: The run is fresh and a service cannot start.
         """
         if not self.writes:
             return
@@ -157,21 +159,21 @@ class Run:
                 (self.folder / "logs" / f"{name}.json").unlink(missing_ok=True)
             run_name = run_name or self.folder.resolve().name
             self._services.append(ServiceClient(name, self.folder, project=project, run_name=run_name, say=self.say))
-        for sink in self._services if fresh else ():
-            sink.wait_until_ready()
+        for service in self._services if fresh else ():
+            service.wait_until_ready()
 
     def close(self, ending: str = "failed") -> None:
-        """Flush and close TensorBoard and the services; ``ending`` is finished, stopped or failed."""
-        closing, self._services = self._services, []
-        for sink in closing:
-            sink.close(ending)
-        if self._board is not None:
-            board, self._board = self._board, None
-            with _writing(self._tensorboard):
-                board.close()
+        """Flush and close TensorBoard and the services; ``ending`` is ``finished``, ``stopped`` or ``failed``."""
+        services, self._services = self._services, []
+        for service in services:
+            service.close(ending)
+        if self._tensorboard_writer is not None:
+            writer, self._tensorboard_writer = self._tensorboard_writer, None
+            with _wrap_os_error(self._tensorboard_folder):
+                writer.close()
 
-    def cut_metrics(self, *, step: int, evaluated_step: int) -> None:
-        """Remove the metrics that a run resumed at ``step`` will write again, and a truncated last row.
+    def truncate_metrics(self, *, step: int, evaluated_step: int) -> None:
+        """Remove the rows of metrics.jsonl that a run resumed at ``step`` will write again, and incomplete rows.
 
         Evaluation rows are kept up to ``evaluated_step``, all other rows up to ``step``.
         """
@@ -185,18 +187,18 @@ class Run:
                 continue
             if row["step"] <= (evaluated_step if row["kind"] == "eval" else step):
                 kept.append(line + "\n")
-        draft = self.metrics.with_suffix(".tmp")
-        with _writing(self.metrics):
-            draft.write_text("".join(kept), encoding="utf-8")
-            os.replace(draft, self.metrics)
+        temporary = self.metrics.with_suffix(".tmp")
+        with _wrap_os_error(self.metrics):
+            temporary.write_text("".join(kept), encoding="utf-8")
+            os.replace(temporary, self.metrics)
 
     def begin(self, cfg: Config, versions: Mapping[str, str]) -> None:
-        """Write ``config.yml``; append this start's time, command, commit and versions to ``starts.jsonl``."""
+        """Write ``config.yml``; append the time, command, commit and versions of this start to ``starts.jsonl``."""
         if not self.writes:
             return
         self._make_folder(self.checkpoints)
         text = yaml.safe_dump(config.as_dict(cfg), sort_keys=False, default_flow_style=None)
-        with _writing(self.folder / "config.yml"):
+        with _wrap_os_error(self.folder / "config.yml"):
             (self.folder / "config.yml").write_text(text, encoding="utf-8")
         start = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -213,7 +215,7 @@ class Run:
             raise OcrnetError(f"save_dir '{self.folder}' cannot be used: {error}; give another --save_dir") from None
 
     def _append(self, path: Path, line: str) -> None:
-        with _writing(path):
+        with _wrap_os_error(path):
             # mutation: recreate-removed-run-folder
             path.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been removed during the run
             with path.open("a", encoding="utf-8") as file:
@@ -221,41 +223,41 @@ class Run:
 
 
 def redirect_stdout_to_devnull() -> None:
-    """Redirect stdout to /dev/null, because its reader is gone."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    """Redirect stdout to /dev/null after its reader has closed it."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _wrap_os_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or error
+        reason = error.strerror or error
         raise OcrnetError(
-            f"'{path}' cannot be written: {why}; make room, then resume with --resume_ckpt auto"
+            f"'{path}' cannot be written: {reason}; free some space, then resume with --resume_ckpt auto"
         ) from None
 
 
 def core_versions() -> dict[str, str]:
-    """Return the versions on which a run's numbers depend, except those of its engine."""
-    found = {"ocrnet": __version__, "python": platform.python_version()}
+    """Return the versions of ocrnet, Python and the packages that affect a run's numbers, without the engine's."""
+    versions = {"ocrnet": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "unknown"  # e.g. opencv-python in place of opencv-python-headless
-    return found
+            versions[package] = "unknown"  # e.g. opencv-python in place of opencv-python-headless
+    return versions
 
 
 def git_commit() -> str | None:
-    """Return the commit of this source tree, with ``-dirty`` if it has changes; None if git gives no commit."""
+    """Return the git commit of this source tree, with ``-dirty`` if it has changes; None outside a git clone."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
             capture_output=True,
             text=True,
@@ -264,4 +266,4 @@ def git_commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None

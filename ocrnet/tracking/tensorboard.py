@@ -1,4 +1,4 @@
-"""TensorBoard event files, written in the caller's thread so that a full disk raises an error and does not hang."""
+"""TensorBoard event files. They are written in the caller's thread, so that a full disk raises an error."""
 
 import contextlib
 import sys
@@ -13,7 +13,7 @@ import numpy as np
 def _without_torch() -> Iterator[None]:
     """Hide PyTorch from imports, unless it is already imported.
 
-    Otherwise tensorboardX imports PyTorch unnecessarily, which costs seconds and memory.
+    Otherwise tensorboardX imports PyTorch without need, which takes seconds and memory.
     """
     if "torch" in sys.modules:
         yield
@@ -33,7 +33,7 @@ with _without_torch():
 
 
 class TensorBoardWriter:
-    """Writes one event file in ``folder``; TensorBoard drops the points of an earlier start after ``step``."""
+    """Writes one event file to ``folder``; TensorBoard discards the points after ``step`` of an earlier start."""
 
     def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,18 +51,18 @@ class TensorBoardWriter:
         """
         self._write(summary.scalar(name, value), step)
 
-    def image(self, name: str, picture: np.ndarray, step: int) -> None:
-        """Add a picture.
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Add an image.
 
         Args:
-            name: The picture's name.
-            picture: uint8 H,W,3 RGB.
+            name: The image's name.
+            image: uint8 H,W,3 RGB.
             step: The number of completed steps.
         """
-        self._write(summary.image(name, picture, dataformats="HWC"), step)
+        self._write(summary.image(name, image, dataformats="HWC"), step)
 
     def flush(self) -> None:
-        """Flush the added points and pictures to disk."""
+        """Flush the added points and images to disk."""
         self._writer.flush()
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from ocrnet import architecture, config, weights
 from ocrnet.architecture import Arch
 from ocrnet.cloud import resume as cloud_resume
 from ocrnet.cloud.cache import Speaker
-from ocrnet.cloud.push import CHECKPOINTS, Push, Pushing, check_writable
+from ocrnet.cloud.push import CHECKPOINTS, UploadContext, Uploader, check_writable
 from ocrnet.cloud.retry import retry
 from ocrnet.cloud.store import Store
 from ocrnet.config import Config, loader
@@ -54,14 +54,14 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
     arch = arch_from_config(cfg, len(train_set.classes))
     # mutation: resume-after-restart
     resume, restart_notes = _resume_after_restart(cfg, resume)
-    store, resume, download_notes = cloud_resume.begin(cfg, resume, Speaker(world))
+    store, resume, download_notes = cloud_resume.open_train_url(cfg, resume, Speaker(world))
     ckpt, resume_notes = find_resume(cfg, resume, begin_from)
     tensors, weight_notes = starting_state(cfg, arch, ckpt)
     datasets, cache_notes = cache.prepare(cfg.data.cache_dir, {TRAIN: train_set} | ({VAL: val_set} if val_set else {}))
     notes = [*notes, *restart_notes, *download_notes, *resume_notes, *weight_notes, *cache_notes]
 
     stream = make_stream(cfg, datasets[TRAIN], arch)
-    with Pushing(cfg.cloud) as pushing:
+    with UploadContext(cfg.cloud) as pushing:
         engine = open_engine(cfg, arch, world=world, stream=stream)
         try:
             run_values = {"checkpoint": _checkpoint_identity(ckpt), **config.of_all_ranks(cfg)}
@@ -77,7 +77,7 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             try:
                 with collectives.propagate_errors(engine):
                     push = _start_uploads(cfg, run, store, pushing)
-                with StopRequest(speaks=run.writes) as stopped:
+                with StopRequest(prints=run.writes) as stopped:
                     signal_number = Loop(cfg, engine, run, stream, datasets.get(VAL), progress, stopped, push).fit()
                 outcome = "stopped" if signal_number else "finished"
             finally:
@@ -92,17 +92,17 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             engine.close()
 
 
-def _start_uploads(cfg: Config, run: Run, store: Store | None, pushing: Pushing) -> Push | None:
+def _start_uploads(cfg: Config, run: Run, store: Store | None, pushing: UploadContext) -> Uploader | None:
     """Start uploading to train_url on rank 0; return None on other ranks and if train_url is not set."""
     if store is None or not run.writes:
         return None
     check_writable(store, cfg.cloud, run.say)
-    push = Push(store, run.folder, cfg.cloud, keep=cfg.keep_checkpoint)
-    push.compare(
+    push = Uploader(store, run.folder, cfg.cloud, keep=cfg.keep_checkpoint)
+    push.queue_missing(
         retry(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=run.say)
     )
-    push.files()
-    return pushing.begin(push, run.say)
+    push.queue_files()
+    return pushing.start(push, run.say)
 
 
 def identities(datasets: Mapping[str, Dataset]) -> dict[str, str]:
@@ -127,13 +127,13 @@ def _open_folder(
             client.check(cfg.trackers)
         run = Run(cfg.save_dir, rank=engine.world.rank)
         # mutation: lock-run-folder
-        run.claim()
+        run.lock()
         checkpoint.clean(run.checkpoints)
         # mutation: cut-metrics-after-restored-step
-        run.cut_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
+        run.truncate_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
         run.begin(cfg, versions)
         if cfg.tensorboard:
-            run.open_board(progress.step)
+            run.open_tensorboard(progress.step)
         for line in lines:
             run.say(line)
         run.open_services(cfg.trackers, project=cfg.project, run_name=cfg.run_name, fresh=progress.step == 0)
@@ -247,10 +247,10 @@ def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None)
         resume = str(begin_from)
     if resume == "auto":
         newest = checkpoint.newest_valid(folder)
-        notes = [f"resume: skipped: {reason}" for _, reason in newest.passed_over]
+        notes = [f"resume: skipped: {reason}" for _, reason in newest.skipped]
         if newest.checkpoint is None:
             raise OcrnetError(
-                f"no checkpoint in {folder} is valid: {'; '.join(reason for _, reason in newest.passed_over)}"
+                f"no checkpoint in {folder} is valid: {'; '.join(reason for _, reason in newest.skipped)}"
             )
         ckpt = newest.checkpoint
     else:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ocrnet import config, weights
-from ocrnet.cloud.push import Push
+from ocrnet.cloud.push import Uploader
 from ocrnet.config import Config, Eval
 from ocrnet.data.datasets.base import Dataset
 from ocrnet.data.sampler import TrainStream, rank_sample_indices
@@ -86,7 +86,7 @@ class Loop:
     val_set: Dataset | None
     progress: Progress
     stopped: Callable[[], int]
-    push: Push | None = None
+    push: Uploader | None = None
 
     def fit(self) -> int:
         """Train from ``progress.step`` to total_step or a stop signal; return the number of the signal, or 0."""
@@ -103,7 +103,7 @@ class Loop:
                 stats = self._train_segment()
                 with collectives.propagate_errors(self.engine):
                     self._accumulate_stats(stats)
-                    self._bar.settle(self.progress.step)
+                    self._bar.set_step(self.progress.step)
                     self._log_if_due()
                 self._evaluate_and_save_if_due()
             if self._stop_signal_of_any_rank():
@@ -251,7 +251,7 @@ class Loop:
     def _log_if_due(self) -> None:
         """If a log line is due, write it and a row of metrics.jsonl; the loss is the mean over steps not skipped."""
         cfg, progress, throughput = self.cfg, self.progress, self._throughput
-        for line in self.push.news() if self.push else ():
+        for line in self.push.take_log_lines() if self.push else ():
             self.run.say(line)
         if not self._due(cfg.log_interval):
             return
@@ -272,7 +272,7 @@ class Loop:
         }
         self.run.record({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
         self.run.say(log_line(row, cfg))
-        self._bar.figures(row)
+        self._bar.show_row(row)
         progress.losses, self._throughput = [], ThroughputMeter()
 
     def _evaluation_is_due(self) -> bool:
@@ -376,8 +376,8 @@ class Loop:
             weights.write_ckpt(path.with_suffix(".ckpt"), tensors, ckpt_meta)
         self.run.say(f"saved {path}")
         if self.push:
-            self.push.files()
-            self.push.checkpoint(path)
+            self.push.queue_files()
+            self.push.queue_checkpoint(path)
 
     def _writes_ckpt(self) -> bool:
         configured = self.cfg.save_mindspore_ckpt

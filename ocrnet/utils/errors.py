@@ -1,19 +1,19 @@
-"""The only error that users see without a traceback, and helpers for its message."""
+"""The error class whose message is printed without a traceback, and helpers for its message."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class OcrnetError(ValueError):
-    """An error in the user's input (a key, a flag, a path, a file); the message names it and how to fix it."""
+    """An error in the user's input (a key, a flag, a path, a file); the message names it and the remedy."""
 
 
 def printable(text: str, most: int | None = None, *, lines: bool = False) -> str:
-    """Return text from an external source in a form that is safe to print on a terminal.
+    """Escape text from an external source, so that it is safe to print on a terminal.
 
     Args:
         text: The text.
-        most: The number of characters to keep; longer text is cut. None: no limit.
+        most: The maximum number of characters to keep; None: no limit.
         lines: Whether to keep newlines.
 
     Returns:
@@ -28,5 +28,5 @@ def printable(text: str, most: int | None = None, *, lines: bool = False) -> str
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{found[0]}'?" if found else ""
+    closest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{closest[0]}'?" if closest else ""

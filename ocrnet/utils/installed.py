@@ -1,4 +1,4 @@
-"""Optional libraries: check whether one is installed, and report how to install it."""
+"""Optional libraries: check whether one is installed, and raise an error with the command that installs it."""
 
 import importlib
 import importlib.util
@@ -19,18 +19,21 @@ INSTALL = {
 
 
 def installed(name: str) -> bool:
-    """Return whether a library can be imported, without importing it; a folder with its name does not count."""
-    found = importlib.util.find_spec(name)
-    return found is not None and found.origin is not None
+    """Return whether a library is installed, without importing it; a folder with its name is not a library."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
-def check_installed(name: str, why: str) -> None:
-    """Raise `OcrnetError` with installation instructions if an optional library is missing; import nothing."""
+def check_installed(name: str, purpose: str) -> None:
+    """Raise `OcrnetError` with installation instructions if an optional library is missing; do not import it.
+
+    ``purpose`` begins the message: "PURPOSE needs NAME".
+    """
     if not installed(name):
-        raise OcrnetError(f"{why} needs {name}, which is not installed: {INSTALL[name]}")
+        raise OcrnetError(f"{purpose} needs {name}, which is not installed: {INSTALL[name]}")
 
 
-def need(name: str, why: str) -> ModuleType:
-    """Import an optional library; raise `OcrnetError` with installation instructions if it is missing."""
-    check_installed(name, why)
+def import_optional(name: str, purpose: str) -> ModuleType:
+    """Import and return an optional library; raise `OcrnetError` as `check_installed` does if it is missing."""
+    check_installed(name, purpose)
     return importlib.import_module(name)

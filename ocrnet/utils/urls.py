@@ -1,4 +1,4 @@
-"""Parse and validate the urls of the config without network access; no message repeats a key or a secret."""
+"""Parse and validate the urls of the config without network access; no message contains an access key or a secret."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from ocrnet.utils.errors import OcrnetError, nearest
 SCHEMES = ("obs", "s3", "file")
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 
-# The environment variables in which the tools expect keys; their values are kept out of every message.
+# Environment variables with access keys; `scrub` removes their values from messages.
 OBS_KEYS = (
     ("AccessKeyID", "SecretAccessKey", "SecurityToken"),
     ("OBS_ACCESS_KEY_ID", "OBS_SECRET_ACCESS_KEY", "OBS_SECURITY_TOKEN"),
@@ -23,9 +23,9 @@ _CREDENTIALS = re.compile(r"(\w://)[^/@\s'\"]+@")
 
 @dataclass(frozen=True)
 class Url:
-    """A url in parts: ``scheme`` (empty for a path), ``bucket`` (empty for folders), and ``path``.
+    """A url in parts: ``scheme`` (empty for a path without one), ``bucket`` (empty for a local folder), and ``path``.
 
-    In a bucket, the path has no leading or trailing slashes; for a folder, it is the path on this machine as given.
+    In a bucket, ``path`` has no leading or trailing slashes. For a local folder, it is unchanged.
     """
 
     scheme: str
@@ -39,7 +39,7 @@ class Url:
 
     @property
     def name(self) -> str:
-        """The last part of the path; without one, the bucket, or "data" as a fallback."""
+        """The last component of the path; if the path is empty, the bucket; if that is empty too, "data"."""
         return self.path.rstrip("/").rpartition("/")[2] or self.bucket or "data"
 
     @property
@@ -62,8 +62,8 @@ def parse(key: str, text: str) -> Url:
         return Url("", "", text)
     if has_credentials(text):
         raise OcrnetError(
-            f"{key} contains a key or a password before an '@'; remove it, replace it if others may have seen it, and "
-            f"set keys in the environment: {', '.join((*OBS_KEYS[0], *S3_KEYS))}"
+            f"{key} contains an access key or a password before an '@'; remove it, replace it if others may have seen "
+            f"it, and set keys in the environment: {', '.join((*OBS_KEYS[0], *S3_KEYS))}"
         )
     if scheme not in SCHEMES:
         raise OcrnetError(
@@ -80,13 +80,13 @@ def parse(key: str, text: str) -> Url:
 
 
 def has_credentials(text: str) -> bool:
-    """Return whether a url has a user or key before its host."""
+    """Return whether a url contains a user name, a key or a password before its host."""
     # mutation: refuse-credentials-in-url
     return bool(_CREDENTIALS.search(text))
 
 
 def scrub(text: str) -> str:
-    """Replace keys from the environment, and credentials before the ``@`` of a url, by asterisks in a message."""
+    """Return a message with asterisks in place of access keys from the environment and credentials in urls."""
     names = {name for names in (*OBS_KEYS, S3_KEYS) for name in names}
     for secret in filter(None, map(os.environ.get, names)):
         if len(secret) >= 4:
@@ -95,7 +95,12 @@ def scrub(text: str) -> str:
 
 
 def problems(urls: dict[str, str], endpoint: str) -> Iterator[str]:
-    """Yield the problems of a config's urls, given by key, and of ``cloud.endpoint``."""
+    """Yield an error message for each invalid url and for an invalid ``cloud.endpoint``.
+
+    Args:
+        urls: The urls by config key.
+        endpoint: The value of ``cloud.endpoint``, or an empty string.
+    """
     schemes = set()
     for key, text in urls.items():
         try:
@@ -105,7 +110,10 @@ def problems(urls: dict[str, str], endpoint: str) -> Iterator[str]:
     if not endpoint:
         return
     if has_credentials(endpoint):
-        yield "cloud.endpoint contains a key or a password before an '@'; remove it and set keys in the environment"
+        yield (
+            "cloud.endpoint contains an access key or a password before an '@'; remove it and set keys in the "
+            "environment"
+        )
     elif "://" not in endpoint:
         yield f"cloud.endpoint is '{endpoint}', but must include its protocol: https://{endpoint}"
     elif not schemes & {"obs", "s3"}:

@@ -1,15 +1,15 @@
-"""Checkpoints: one safetensors file of named arrays with one JSON document in its header.
+"""Checkpoints: safetensors files that hold named arrays and, in the header, one JSON document.
 
-A file is written under a temporary name and renamed, so that a crash leaves the old file or none under the final
-name. ``load`` accepts a file only if its checksums match. Pickle is never used.
+A file is written under a temporary name and then renamed. Therefore a crash leaves the old file unchanged or, if there
+was none, no file. ``load`` accepts a file only if its checksums match. Pickle is never used.
 
-The JSON document is the header's only metadata value (key ``ocrnet``). It holds the caller's values and ``format``,
-``sha256`` and ``meta_sha256``, which is always its last member:
+The JSON document is the only metadata value of the header (key ``ocrnet``). It holds the caller's values and three
+members that this module adds, ``format``, ``sha256`` and, always last, ``meta_sha256``:
 
-* ``sha256`` covers, for each name in sorted order, the line ``["name","dtype",[shape]]`` (JSON without blanks, NumPy's
-  dtype name, a newline at its end) and the array's bytes, little-endian, in C order. It does not depend on the layout
-  of the file.
-* ``meta_sha256`` covers the document's text without that last member.
+* ``sha256`` is the hash of all arrays. For each name in sorted order it covers the line ``["name","dtype",[shape]]``
+  (JSON without spaces, NumPy's dtype name, ending with a newline) and the bytes of the array, little-endian in C order.
+  It does not depend on the layout of the file.
+* ``meta_sha256`` is the hash of the document's text without this member.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from ocrnet.utils.errors import OcrnetError
 
 FORMAT = 1
 
-# Suffixes of files of weights, ours and those of other implementations.
+# Suffixes of weights files, both ours and those of other implementations.
 WEIGHTS = (".safetensors", ".ckpt", ".pth", ".pdparams")
 
 _KEY = "ocrnet"
@@ -48,7 +48,7 @@ AnyPath = str | os.PathLike[str]
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A loaded checkpoint: its file, its arrays by canonical name, and its JSON document."""
+    """A loaded checkpoint: the path of its file, its arrays by canonical name, and its JSON document."""
 
     path: Path
     tensors: dict[str, np.ndarray]
@@ -57,26 +57,25 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class NewestCheckpoint:
-    """The newest checkpoint that loads, if any, and the newer ones that failed to load, each with the reason."""
+    """The newest valid checkpoint of a folder, if any, and the newer ones that failed to load, each with the reason."""
 
     checkpoint: Checkpoint | None
-    passed_over: tuple[tuple[Path, str], ...]
+    skipped: tuple[tuple[Path, str], ...]
 
 
 def save(path: AnyPath, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Write a checkpoint atomically, and create its folder if needed.
 
-    A ``.ckpt`` of the same name holds the weights of an older checkpoint. It is removed first, so that the two never
-    disagree.
+    A ``.ckpt`` file of the same name would hold the weights of an older checkpoint. Therefore it is removed first.
 
     Args:
-        path: The file; it is never incomplete.
+        path: The file; readers never see it incomplete.
         tensors: The arrays by canonical name.
-        meta: The members of the JSON document; ``format`` and ``sha256`` are set here.
+        meta: The members of the JSON document; ``format``, ``sha256`` and ``meta_sha256`` are added.
 
     Raises:
-        OcrnetError: The write failed; an older file of that name is unchanged.
-        ValueError: safetensors lacks a dtype, or strict JSON lacks a value (nan).
+        OcrnetError: The write failed; an existing file is unchanged.
+        ValueError: A dtype is not supported by safetensors, or a value is not valid in strict JSON (such as nan).
     """
     path = Path(path)
     data = pack(tensors, meta)
@@ -87,12 +86,12 @@ def save(path: AnyPath, tensors: dict[str, np.ndarray], meta: dict[str, Any]) ->
 
 
 def pack(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
-    """Return the bytes of a checkpoint; raise ValueError as `save` does."""
+    """Return the bytes of a checkpoint file; raise ValueError as `save` does."""
     for name, tensor in tensors.items():
         if tensor.dtype.name not in _DTYPES:
             raise ValueError(f"tensor '{name}' is {tensor.dtype}; a checkpoint holds {', '.join(_DTYPES)}")
-    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
-    return safetensors.numpy.save(plain, metadata={_KEY: document(plain, meta)})
+    little_endian = {name: _to_little_endian(tensor) for name, tensor in tensors.items()}
+    return safetensors.numpy.save(little_endian, metadata={_KEY: build_document(little_endian, meta)})
 
 
 def replace(path: Path, parts: Iterable[bytes | memoryview], *, flag: str = "save_dir") -> None:
@@ -100,11 +99,11 @@ def replace(path: Path, parts: Iterable[bytes | memoryview], *, flag: str = "sav
 
     Args:
         path: The file.
-        parts: Its content.
-        flag: The option to change, as named in the error message.
+        parts: Its content, in pieces.
+        flag: The key or flag that sets the location; the error message names it.
 
     Raises:
-        OcrnetError: The write failed; an older file of that name is unchanged.
+        OcrnetError: The write failed; an existing file is unchanged.
     """
     with _wrap_os_error(path, flag):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,12 +116,14 @@ def _wrap_os_error(path: Path, flag: str = "save_dir") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"checkpoint {path}" if flag == "save_dir" else str(path)
-        raise OcrnetError(f"cannot write {what}: {error.strerror}; make room there or choose another {flag}") from error
+        target = f"checkpoint {path}" if flag == "save_dir" else str(path)
+        raise OcrnetError(
+            f"cannot write {target}: {error.strerror}; free some space there or choose another {flag}"
+        ) from error
 
 
 def load(path: AnyPath) -> Checkpoint:
-    """Read a checkpoint and verify its checksums; raise OcrnetError, which names the file and the reason."""
+    """Read a checkpoint and verify its checksums; raise OcrnetError if it is missing, unreadable or damaged."""
     path = Path(path)
     while True:
         version = _version(path)
@@ -134,11 +135,11 @@ def load(path: AnyPath) -> Checkpoint:
         except OcrnetError:
             if _version(path) == version:
                 raise
-            # A run replaced the file between two reads, as it does with its best checkpoint. Read the new one.
+            # A run replaced the file between two reads, as it does with its best checkpoint: read the new file.
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:
-    """Return inode, size and modification time, which change when a file is replaced; None if it is missing."""
+    """Return inode, size and modification time, which differ if the file is replaced; None if it is missing."""
     try:
         status = path.stat()
     except OSError:
@@ -147,18 +148,23 @@ def _version(path: Path) -> tuple[int, int, int] | None:
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of any safetensors file, ours or not, by name; only the layout is checked."""
+    """Return the arrays of any safetensors file by name; checksums are not verified.
+
+    Raise OcrnetError if the file is damaged, or if NumPy does not support a dtype.
+    """
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (safetensors.SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
-    except (TypeError, AttributeError) as error:  # NumPy lacks the dtype
-        raise OcrnetError(f"{path} holds a type that NumPy lacks ({error}); save it as float32 or float16") from error
+    except (TypeError, AttributeError) as error:  # NumPy does not support the dtype
+        raise OcrnetError(
+            f"{path} holds a dtype that NumPy does not support ({error}); save it as float32 or float16"
+        ) from error
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether a safetensors file has our document; raise OcrnetError if it is not a safetensors file."""
+    """Return whether a file is a checkpoint of this project; raise OcrnetError if it is not a safetensors file."""
     stored = _read_header(path).get("__metadata__")
     return isinstance(stored, dict) and _KEY in stored
 
@@ -180,7 +186,10 @@ def verify(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> 
 
 
 def read_meta(path: AnyPath) -> dict[str, Any]:
-    """Read and verify only the JSON document, which is fast; the tensors are neither read nor checked."""
+    """Return the JSON document of a checkpoint; verify it, but do not read the tensors.
+
+    Raise OcrnetError if the file is not a checkpoint of this project, or if it is damaged.
+    """
     path = Path(path)
     header = _read_header(path)
     stored = header.get("__metadata__")
@@ -190,16 +199,22 @@ def read_meta(path: AnyPath) -> dict[str, Any]:
             f"{path} is a safetensors file, but not an ocrnet checkpoint: its metadata has no '{_KEY}' entry; "
             "convert weights of other implementations with ocrnet convert"
         )
-    return opened(path, text)
+    return parse_document(path, text)
 
 
-def document(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
-    """Return the JSON document of a file, with format and checksums; raise ValueError if strict JSON lacks a value."""
+def build_document(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
+    """Return the text of the JSON document, with format and checksums.
+
+    Raise ValueError if a value of ``meta`` is not valid in strict JSON.
+    """
     return _seal({**meta, "format": FORMAT, "sha256": _digest(tensors)})
 
 
-def opened(path: Path, text: str) -> dict[str, Any]:
-    """Return the content of a document, verified; raise OcrnetError, which names the file."""
+def parse_document(path: Path, text: str) -> dict[str, Any]:
+    """Verify the text of a JSON document and return its members without ``meta_sha256``.
+
+    Raise OcrnetError, which names ``path``, if the checksum does not match or the format is not supported.
+    """
     sealed = _SEAL.fullmatch(text)
     if not sealed or _text_digest(sealed[1] + "}") != sealed[2]:
         raise _damaged(path, "the sha256 of its metadata does not match")
@@ -212,57 +227,60 @@ def opened(path: Path, text: str) -> dict[str, Any]:
 
 
 def file_name(width: int, tag: int | str) -> str:
-    """Return a checkpoint's file name for an HRNet width and a tag: the step (an int) or a word such as ``best``."""
+    """Return the file name of a checkpoint of an HRNet width; ``tag`` is the step or a word such as ``best``."""
     return f"OCRNet_hrnet_seg_w{width}_{tag}_rank0.safetensors"
 
 
 def step_of(path: AnyPath) -> int | None:
-    """Return the step in a checkpoint's file name, or None for any other name."""
+    """Return the step in the file name of a numbered checkpoint, or None for any other file name."""
     match = _NAME.fullmatch(Path(path).name)
     return int(match[1]) if match else None
 
 
 def steps(folder: AnyPath) -> list[Path]:
-    """Return the numbered checkpoints of a folder by ascending step; empty if the folder does not exist."""
-    found = [(step, path) for path in Path(folder).glob("*.safetensors") if (step := step_of(path)) is not None]
-    return [path for _, path in sorted(found)]
+    """Return the numbered checkpoints of a folder, sorted by step; empty if the folder does not exist."""
+    numbered = [(step, path) for path in Path(folder).glob("*.safetensors") if (step := step_of(path)) is not None]
+    return [path for _, path in sorted(numbered)]
 
 
 def newest_valid(folder: AnyPath) -> NewestCheckpoint:
-    """Load the newest numbered checkpoint that is valid; also return the newer ones that were skipped, and why."""
-    passed_over: list[tuple[Path, str]] = []
+    """Load the newest valid numbered checkpoint of a folder; skip newer ones that are damaged."""
+    skipped: list[tuple[Path, str]] = []
     # mutation: skip-damaged-checkpoints
     for path in reversed(steps(folder)):
         try:
-            return NewestCheckpoint(load(path), tuple(passed_over))
+            return NewestCheckpoint(load(path), tuple(skipped))
         except OcrnetError as error:
-            passed_over.append((path, str(error)))
-    return NewestCheckpoint(None, tuple(passed_over))
+            skipped.append((path, str(error)))
+    return NewestCheckpoint(None, tuple(skipped))
 
 
-def prune(folder: AnyPath, keep: int, spared: Collection[Path] = ()) -> list[Path]:
-    """Remove old numbered checkpoints, each with a ``.ckpt`` of the same name.
+def prune(folder: AnyPath, keep: int, protected: Collection[Path] = ()) -> list[Path]:
+    """Remove old numbered checkpoints, and the ``.ckpt`` files of the same names.
 
-    The best checkpoint has no number and is kept.
+    The best checkpoint is kept, because its name has no number.
 
     Args:
         folder: The folder of the checkpoints.
         keep: The number of newest checkpoints to keep; 0 keeps all.
-        spared: Checkpoints to keep in addition.
+        protected: Older checkpoints that must not be removed.
 
     Returns:
         The removed files.
     """
     assert keep >= 0, f"keep is {keep}"
-    old = [path for path in steps(folder)[:-keep] if path not in spared] if keep else []
-    removed = [twin for path in old for twin in (path, path.with_suffix(".ckpt")) if twin.exists()]
+    old = [path for path in steps(folder)[:-keep] if path not in protected] if keep else []
+    removed = [file for path in old for file in (path, path.with_suffix(".ckpt")) if file.exists()]
     for path in removed:
         path.unlink(missing_ok=True)
     return removed
 
 
 def clean(folder: AnyPath) -> list[Path]:
-    """Remove and return temporary files that a killed ``save`` left in a folder; no save may be in progress there."""
+    """Remove the temporary files that a killed ``save`` left in a folder, and return their paths.
+
+    Call it only while no process saves to the folder.
+    """
     removed = sorted(Path(folder).glob(f".*{_TEMPORARY}"))
     for path in removed:
         path.unlink(missing_ok=True)
@@ -270,77 +288,89 @@ def clean(folder: AnyPath) -> list[Path]:
 
 
 def resolve(path: AnyPath) -> tuple[Path, str | None]:
-    """Return the file that a path refers to and, if that is not the path itself, a sentence to log; else None.
+    """Return the weights file for a path, and a line to log if it is not the path itself, else None.
 
-    A folder refers to its newest valid checkpoint, or to that of its ``checkpoint`` subfolder. A missing ``X.ckpt``
-    refers to ``X.safetensors`` in the same folder. If the path is a file, its content is not read. Raise OcrnetError
-    if nothing is found.
+    A folder gives its newest valid checkpoint or, if it has none, that of its ``checkpoint`` subfolder. For a missing
+    ``X.ckpt``, ``X.safetensors`` of the same folder is used. A path of a file is returned without reading the file.
+    Raise OcrnetError if there is no such file.
     """
     path = Path(path)
     if path.is_file():
         return path, None
     if path.is_dir():
         return _resolve_folder(path)
-    twin = path.with_suffix(".safetensors")
-    if path.suffix == ".ckpt" and twin.is_file():
-        return twin, f"{path} does not exist: {twin.name} in its folder is used."
+    safetensors_path = path.with_suffix(".safetensors")
+    if path.suffix == ".ckpt" and safetensors_path.is_file():
+        return safetensors_path, f"{path} does not exist: {safetensors_path.name} in the same folder is used instead."
     if not path.parent.is_dir():
         raise OcrnetError(f"checkpoint {path} does not exist, nor does its folder; check the path")
     names = [name for name in _names(path.parent) if Path(name).suffix in WEIGHTS]
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or names
-    raise OcrnetError(f"checkpoint {path} does not exist; its folder contains {_listing(close or ['no checkpoint'])}")
+    raise OcrnetError(
+        f"checkpoint {path} does not exist; its folder contains {_format_names(close or ['no checkpoint'])}"
+    )
 
 
 def resolve_state(path: AnyPath) -> tuple[Path, str | None]:
-    """Return the file from which a run can resume, and a sentence to log or None, as `resolve` does.
+    """Return the file from which a run can resume, and a line to log or None, as `resolve` does.
 
-    A ``.ckpt`` holds only weights, so it refers to the safetensors file of the same name in its folder. Raise
+    A ``.ckpt`` file holds only weights, so the safetensors file of the same name in its folder is used. Raise
     OcrnetError if that does not exist.
     """
-    found, meaning = resolve(path)
-    if found.suffix != ".ckpt":
-        return found, meaning
-    twin = found.with_suffix(".safetensors")
-    if not twin.is_file():
+    resolved, meaning = resolve(path)
+    if resolved.suffix != ".ckpt":
+        return resolved, meaning
+    safetensors_path = resolved.with_suffix(".safetensors")
+    if not safetensors_path.is_file():
         raise OcrnetError(
-            f"{found} holds only weights, and resuming also needs the momentum, step and losses: those are in "
-            f"{twin.name}, which is missing; give a .safetensors checkpoint, or the run's folder"
+            f"{resolved} holds only weights, and resuming also needs the momentum, step and losses: those are in "
+            f"{safetensors_path.name}, which is missing; give a .safetensors checkpoint, or the run's folder"
         )
-    return twin, f"{found} holds only weights: {twin.name} in its folder is used."
+    return (
+        safetensors_path,
+        f"{resolved} holds only weights: {safetensors_path.name} in the same folder is used instead.",
+    )
 
 
 def _resolve_folder(folder: Path) -> tuple[Path, str]:
-    passed_over: list[tuple[Path, str]] = []
+    """Return the newest valid checkpoint of a folder or its ``checkpoint`` subfolder, and a line to log."""
+    skipped: list[tuple[Path, str]] = []
     for place in (folder, folder / "checkpoint"):
         newest = newest_valid(place)
-        passed_over += newest.passed_over
+        skipped += newest.skipped
         if newest.checkpoint:
-            found = newest.checkpoint.path
-            reasons = "".join(f" Skipped: {reason}." for _, reason in passed_over)
-            return found, f"{folder} is a folder: its newest valid checkpoint {found} is used.{reasons}"
-    there = _names(folder) + [f"checkpoint/{name}" for name in _names(folder / "checkpoint")]
-    reasons = "".join(f"; {reason}" for _, reason in passed_over)
-    raise OcrnetError(f"folder {folder} has no valid numbered checkpoint{reasons}; it contains {_listing(there)}")
+            path = newest.checkpoint.path
+            reasons = "".join(f" Skipped: {reason}." for _, reason in skipped)
+            return path, f"{folder} is a folder; its newest valid checkpoint {path} is used.{reasons}"
+    entries = _names(folder) + [f"checkpoint/{name}" for name in _names(folder / "checkpoint")]
+    reasons = "".join(f"; {reason}" for _, reason in skipped)
+    raise OcrnetError(
+        f"folder {folder} has no valid numbered checkpoint{reasons}; it contains {_format_names(entries)}"
+    )
 
 
 def _names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
 
 
-def _listing(names: list[str], most: int = 10) -> str:
+def _format_names(names: list[str], most: int = 10) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "nothing"
 
 
-def _plain(tensor: np.ndarray) -> np.ndarray:
-    """Return the array as little-endian, in C order, with its shape; ``np.ascontiguousarray`` may add an axis."""
+def _to_little_endian(tensor: np.ndarray) -> np.ndarray:
+    """Return the array in little-endian byte order and C order, with its shape.
+
+    ``np.ascontiguousarray`` is not used, because it adds an axis to a scalar array.
+    """
     return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("<"), order="C")
 
 
 def _digest(tensors: dict[str, np.ndarray]) -> str:
+    """Return the ``sha256`` of the arrays, as the module docstring defines it."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        array = _plain(tensors[name])
+        array = _to_little_endian(tensors[name])
         line = json.dumps([name, array.dtype.name, list(array.shape)], separators=(",", ":"))
         digest.update(f"{line}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
@@ -348,6 +378,7 @@ def _digest(tensors: dict[str, np.ndarray]) -> str:
 
 
 def _seal(meta: dict[str, Any]) -> str:
+    """Return ``meta`` as JSON with ``meta_sha256`` appended; raise ValueError if a value is not strict JSON."""
     for key, value in meta.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -358,7 +389,7 @@ def _seal(meta: dict[str, Any]) -> str:
 
 
 def _text_digest(text: str) -> str:
-    # surrogatepass: an altered escape sequence can be a lone surrogate.
+    # surrogatepass, because a damaged escape sequence can be a lone surrogate, which UTF-8 does not allow.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -369,7 +400,7 @@ def _read_header(path: Path) -> dict[str, Any]:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if file.read(1) not in (b"{", b""):
-                raise OcrnetError(f"{path} is not a safetensors file, or its beginning is altered")
+                raise OcrnetError(f"{path} is not a safetensors file, or its first bytes are damaged")
             if size < 10 or length > min(size - 8, _MAX_HEADER):
                 raise _damaged(path, f"its header claims {length:,} bytes, the file has {size:,}")
             file.seek(8)
@@ -386,7 +417,7 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Replace the file atomically, or leave it unchanged."""
+    """Write a temporary file, sync it to disk and rename it to ``path``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
@@ -400,17 +431,17 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Sync the folder to disk, so that a rename in it survives a power failure."""
+    """Sync a folder to disk, so that renames in it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Network and FUSE file systems may not support this; the file itself is already synced and in place.
+        # Network and FUSE file systems may not support this. The file itself is already synced and renamed.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
     finally:
         os.close(descriptor)
 
 
-def _damaged(path: Path, why: str) -> OcrnetError:
-    return OcrnetError(f"{path} is truncated or altered: {why}; use an earlier checkpoint")
+def _damaged(path: Path, reason: str) -> OcrnetError:
+    return OcrnetError(f"{path} is truncated or altered: {reason}; use an earlier checkpoint")

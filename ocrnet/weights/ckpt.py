@@ -1,9 +1,11 @@
 """Reading and writing MindSpore's `.ckpt` files without MindSpore.
 
-The file is one protobuf message, ``Checkpoint`` of MindSpore's ``checkpoint.proto``. It consists only of records of
-field 1 (``Value``: a tag and a tensor); consecutive records with the same tag are slices of one tensor. The file is
-processed record by record, so that only one tensor at a time is held twice and a file may exceed the size limit of a
-protobuf message. A CRC-32 of all records may follow the last one.
+A file is one protobuf message, ``Checkpoint`` of MindSpore's ``checkpoint.proto``. It is a sequence of records of field
+1 (``Value``: a tag, which is the tensor's name, and a tensor). Consecutive records with the same tag are slices of one
+tensor. A CRC-32 of all records may follow the last record.
+
+The file is read record by record. Therefore it may exceed the size limit of a protobuf message, and only one tensor at
+a time is in memory twice.
 """
 
 import itertools
@@ -34,7 +36,7 @@ _ENCRYPTED = tuple(number.to_bytes(4, "little") for number in (0x7F3A5ED8, 0x7F3
 
 
 class _Slice(NamedTuple):
-    """A record: a tensor or one of its slices; ``dims`` are those of the whole tensor."""
+    """A record: a tensor or a slice of it; ``kind`` is its dtype in MindSpore, ``dims`` the whole tensor's shape."""
 
     tag: str
     kind: str
@@ -42,19 +44,20 @@ class _Slice(NamedTuple):
     content: bytes
 
 
-def looks_like(head: bytes) -> bool:
-    """Return whether a file's first bytes may be those of a `.ckpt`, plain or encrypted."""
+def is_ckpt_start(head: bytes) -> bool:
+    """Return whether a file that begins with these bytes can be a `.ckpt` file, encrypted or not."""
     return head.startswith((_RECORD, *_ENCRYPTED))
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a file by tag, in file order; bfloat16 becomes float32, a text an array of one string.
+    """Return the arrays of a file by tag, in file order; bfloat16 becomes float32, and a text an array of one string.
 
-    Raise OcrnetError, which names the file, if it is damaged, encrypted, not a `.ckpt`, or holds anything but tensors.
-    A file truncated between two tensors cannot be detected here: the caller must check the names.
+    Raise OcrnetError, which names the file, if it is damaged, encrypted or not a `.ckpt`, or if it holds an unsupported
+    entry. A file without CRC-32 that is truncated between two tensors cannot be detected here; the caller must check
+    that all names are present.
     """
     tensors: dict[str, np.ndarray] = {}
-    for tag, slices in itertools.groupby(_slices(path), key=lambda one: one.tag):
+    for tag, slices in itertools.groupby(_slices(path), key=lambda part: part.tag):
         if tag in tensors:
             raise _damaged(path, f"'{tag}' occurs twice")
         tensors[tag] = _array(path, list(slices))
@@ -64,7 +67,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Write a file for ``mindspore.load_checkpoint`` atomically, and create its folder if needed.
 
-    Raise ValueError for a dtype that the format lacks, and for an array without elements, which MindSpore cannot read.
+    Raise ValueError for a dtype that the format does not support, and for an empty array, which MindSpore cannot read.
     """
     for name, array in tensors.items():
         if array.dtype.newbyteorder("=") not in _TYPES or not array.size:
@@ -86,21 +89,22 @@ def _records(name: str, array: np.ndarray) -> Iterator[bytes]:
 
 
 def _slices(path: Path) -> Iterator[_Slice]:
-    """Yield the records of a file; raise OcrnetError for an incomplete record, other content or a wrong CRC."""
+    """Yield the records of a file; raise OcrnetError for an incomplete record, unknown content or a wrong CRC."""
     try:
         with path.open("rb") as file:
-            size, crc = os.fstat(file.fileno()).st_size, 0
+            size, crc, start = os.fstat(file.fileno()).st_size, 0, 0
             _check_beginning(path, file.peek(4)[:4])
-            while (start := file.tell()) < size:
+            while start < size:
                 if (first := file.read(1)) != _RECORD:
                     return _check_crc(path, first + file.read(), crc)
                 raw = _length(path, file)
                 length = sum((byte & 127) << 7 * place for place, byte in enumerate(raw))
-                body = file.read(length) if length <= size - file.tell() else b""
+                body = file.read(length) if length <= size - start - 1 - len(raw) else b""
                 if len(body) != length:
                     raise _damaged(path, f"the record at byte {start:,} claims {length:,} bytes and is truncated")
                 yield _slice(path, start, body)
                 crc = zlib.crc32(body, zlib.crc32(_RECORD + raw, crc))
+                start += 1 + len(raw) + len(body)
     except OSError as error:
         raise OcrnetError(f"cannot read {path}: {error.strerror}") from error
 
@@ -110,13 +114,13 @@ def _check_beginning(path: Path, head: bytes) -> None:
         raise OcrnetError(f"{path} is an encrypted MindSpore checkpoint; save it again without enc_key")
     if not head.startswith(_RECORD):
         raise OcrnetError(
-            f"{path} is {'empty' if not head else 'not a MindSpore checkpoint, or its beginning is altered'}; "
+            f"{path} is {'empty' if not head else 'not a MindSpore checkpoint, or its first bytes are damaged'}; "
             "give another file"
         )
 
 
 def _length(path: Path, file: BinaryIO) -> bytes:
-    """Read a protobuf length (varint) undecoded: bytes of seven bits, lowest first; a byte below 128 is the last."""
+    """Return the bytes of a protobuf length (varint): seven bits per byte, lowest first; the last byte is below 128."""
     raw = b""
     while len(raw) < 10:
         byte = file.read(1)
@@ -129,6 +133,7 @@ def _length(path: Path, file: BinaryIO) -> bytes:
 
 
 def _check_crc(path: Path, tail: bytes, crc: int) -> None:
+    """Raise OcrnetError unless ``tail``, the bytes after the last record, is the CRC-32 entry with value ``crc``."""
     if not tail.startswith(_CRC) or len(tail) != len(_CRC) + _CRC_BYTES:
         raise _damaged(path, "unexpected data follows the tensors")
     if int.from_bytes(tail[len(_CRC) :], "big") != crc:
@@ -141,25 +146,25 @@ def _slice(path: Path, start: int, body: bytes) -> _Slice:
     try:
         value.ParseFromString(body)
         tensor = value.tensor
-        one = _Slice(value.tag.decode(), tensor.tensor_type.decode(), tuple(tensor.dims), tensor.tensor_content)
+        record = _Slice(value.tag.decode(), tensor.tensor_type.decode(), tuple(tensor.dims), tensor.tensor_content)
     except (message.DecodeError, UnicodeDecodeError) as error:
         raise _damaged(path, f"the record at byte {start:,} does not parse: {error}") from error
-    if not (value.IsInitialized() and value.HasField("tensor") and one.tag):
+    if not (value.IsInitialized() and value.HasField("tensor") and record.tag):
         raise _damaged(path, f"the record at byte {start:,} is not a named tensor")
-    return one
+    return record
 
 
 def _array(path: Path, slices: list[_Slice]) -> np.ndarray:
-    """Join the slices of a tensor; raise OcrnetError if their size in bytes does not match shape and dtype."""
+    """Return the array of a tensor's slices; raise OcrnetError if the bytes do not match shape and dtype."""
     tag, kind, dims, content = slices[0]
-    if any((one.kind, one.dims) != (kind, dims) for one in slices):
+    if any((part.kind, part.dims) != (kind, dims) for part in slices):
         raise _damaged(path, f"the slices of '{tag}' have different shapes or types")
     if len(slices) > 1:
-        content = b"".join(one.content for one in slices)
+        content = b"".join(part.content for part in slices)
     if kind == "str":
         return np.array(_text(path, tag, content))
     if kind not in (*DTYPES, "BFloat16"):
-        raise OcrnetError(f"{path}: '{tag}' is {kind}, which this version does not read")
+        raise OcrnetError(f"{path}: '{tag}' is {kind}, which this version cannot read")
     dtype = np.dtype(DTYPES.get(kind, "<u2"))
     shape = () if dims == (0,) else dims  # early versions write a scalar's shape as (0,)
     if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(content):
@@ -175,16 +180,16 @@ def _text(path: Path, tag: str, content: bytes) -> str:
         raise _damaged(path, f"the text of '{tag}' does not decode") from error
 
 
-def _damaged(path: Path, why: str) -> OcrnetError:
-    return OcrnetError(f"{path} is truncated or altered: {why}; use another file")
+def _damaged(path: Path, reason: str) -> OcrnetError:
+    return OcrnetError(f"{path} is truncated or altered: {reason}; use another file")
 
 
 def _classes() -> tuple[Any, Any]:
-    """Return the message classes Checkpoint and Checkpoint.Value.
+    """Return the protobuf message classes Checkpoint and Checkpoint.Value.
 
-    They have a separate descriptor pool, because MindSpore, if imported into the same process, registers these names
-    in the default one. Strings are declared as bytes, which have the same encoding: protobuf does not validate UTF-8
-    in a proto2 string.
+    They are in a separate descriptor pool, because MindSpore registers the same names in the default pool. String
+    fields are declared as bytes, which have the same encoding, because protobuf does not validate the UTF-8 of a proto2
+    string.
     """
     field = descriptor_pb2.FieldDescriptorProto
     optional, required, repeated = field.LABEL_OPTIONAL, field.LABEL_REQUIRED, field.LABEL_REPEATED
@@ -200,8 +205,8 @@ def _classes() -> tuple[Any, Any]:
     tensor.field.add(name="tensor_content", number=3, label=required, type=field.TYPE_BYTES)
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
-    made = (pool.FindMessageTypeByName(f"ocrnet.{name}") for name in ("Checkpoint", "Value"))
-    outer_class, value_class = (message_factory.GetMessageClass(found) for found in made)
+    descriptors = (pool.FindMessageTypeByName(f"ocrnet.{name}") for name in ("Checkpoint", "Value"))
+    outer_class, value_class = (message_factory.GetMessageClass(descriptor) for descriptor in descriptors)
     return outer_class, value_class
 
 

@@ -1,4 +1,4 @@
-"""The class names and colors that a file of weights holds."""
+"""The class names and colors of a weights file."""
 
 import itertools
 
@@ -7,12 +7,16 @@ from ocrnet.data.datasets.base import colors
 from ocrnet.weights.load import Weights
 
 
-def classes_of(found: Weights) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """Return the class names and colors in the file; if it has none, 19 classes are taken to be Cityscapes'."""
-    count = found.arch.num_classes
-    if "classes" in found.meta:
-        known = found.meta["classes"]
-        return tuple(known["names"]), tuple(tuple(color) for color in known["palette"])
+def classes_of(weights: Weights) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """Return class names and RGB colors from the metadata of loaded weights.
+
+    Without metadata, a network with 19 classes gets those of Cityscapes. Others get the names ``class 0``, ``class 1``
+    and so on, and default colors.
+    """
+    count = weights.arch.num_classes
+    if "classes" in weights.meta:
+        classes = weights.meta["classes"]
+        return tuple(classes["names"]), tuple(tuple(color) for color in classes["palette"])
     table = cityscapes.classes()
     if count == len(table):
         return table.names, table.palette

@@ -1,4 +1,4 @@
-"""The command convert: weights of other implementations into our checkpoints, and ours into theirs."""
+"""The command convert: it converts weights of other implementations to our checkpoints, and the reverse."""
 
 import dataclasses
 import hashlib
@@ -11,26 +11,26 @@ from ocrnet.config import Config, Data
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import Weights, checkpoint, ckpt, pth, to_foreign
 from ocrnet.weights.classes import classes_of
-from ocrnet.weights.family import Normal
+from ocrnet.weights.family import Normalization
 
 SUFFIX = ".safetensors"
 
 
 def convert(source: Path, output: Path, *, to: str | None = None, allow_partial: bool = False) -> list[str]:
-    """Convert a file of weights.
+    """Convert a weights file and write the result.
 
     Args:
         source: The file to convert.
         output: The file to write; it must not exist.
-        to: The family whose names and file format are written. None: write our checkpoint, which records its network
-            and its source; an HRNet without heads remains one.
-        allow_partial: Whether to fill missing tensors with initial values and to leave out unknown ones.
+        to: The family in whose names and file format the weights are written. None: write a checkpoint of ours, whose
+            metadata describe the network and the source file. An HRNet without heads is written without heads.
+        allow_partial: Whether to set missing tensors to initial values and leave out unknown ones, not raise an error.
 
     Returns:
         Lines to print about the conversion.
 
     Raises:
-        OcrnetError: The conversion is not possible; no file is left behind.
+        OcrnetError: The conversion is not possible; no file is written.
     """
     target = to_foreign.target(to) if to else None
     suffix = target.suffix if target else SUFFIX
@@ -46,52 +46,56 @@ def convert(source: Path, output: Path, *, to: str | None = None, allow_partial:
         network = f"backbone: HRNet-W{arch.width}, {arch.blocks} blocks, modules {list(arch.modules)}, without heads"
         use = f"wrote {output}: a backbone, for --set backbone.pretrained=True backbone.backbone_ckpt={output}"
         return [*lines, *notes, network, use]
-    found = weights.read(source, allow_partial=allow_partial)
-    lines += [*found.notes, network_line(found.arch)]
-    tensors = {name: found.tensors[name] for name in architecture.shapes(found.arch)}
+    loaded = weights.read(source, allow_partial=allow_partial)
+    lines += [*loaded.notes, network_line(loaded.arch)]
+    tensors = {name: loaded.tensors[name] for name in architecture.shapes(loaded.arch)}
     if target is None:
-        checkpoint.replace(output, [checkpoint.pack(tensors, _meta(source, found.arch, found.meta))])
+        checkpoint.replace(output, [checkpoint.pack(tensors, _meta(source, loaded.arch, loaded.meta))])
     else:
-        named = to_foreign.foreign(tensors, found.arch, target, normal_of(found))
+        named = to_foreign.foreign(tensors, loaded.arch, target, normalization_of(loaded))
         if target.suffix == ".ckpt":
             ckpt.write(output, named)
         else:
-            pth.write(output, named, _mmseg_meta(found) if to == "mmseg" else None)
+            pth.write(output, named, _mmseg_meta(loaded) if to == "mmseg" else None)
     lines.append(f"wrote {output}" + (f": names of {target.family.title}" if target else ""))
-    return lines + (to_foreign.notes(found.arch, target) if target else [])
+    return lines + (to_foreign.notes(loaded.arch, target) if target else [])
 
 
 def network_line(arch: Arch) -> str:
-    """Return a line that describes a network."""
+    """Return a line with width, parameters, classes, head channels and variant of a network."""
     return (
         f"network: OCRNet-HRNet-W{arch.width}, {architecture.num_parameters(arch) / 1e6:.2f} M parameters, "
         f"{arch.num_classes} classes, head {arch.channels}/{arch.key_channels}, variant {arch.variant}"
     )
 
 
-def normal_of(found: Weights) -> Normal:
-    """Return the mean and std by which a network's images are normalized."""
+def normalization_of(found: Weights) -> Normalization:
+    """Return the mean and std with which images are normalized for a network."""
     data = found.meta.get("config", {}).get("data", {})
     mean, std = data.get("mean", Data.mean), data.get("std", Data.std)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
-def normalized(cfg: Config, found: Weights) -> tuple[Config, list[str]]:
-    """Return the config with the mean and std of a foreign network, and a note if they differ from the config's.
+def with_normalization(cfg: Config, found: Weights) -> tuple[Config, list[str]]:
+    """Return the config with the mean and std of a network from another implementation, and the lines to log.
 
-    A network is foreign if it was trained by another implementation; for others, the config is returned unchanged.
+    For a network that this project trained, the config is returned unchanged. There is a line only if the config's mean
+    and std differ.
     """
-    mean, std = normal_of(found)
+    mean, std = normalization_of(found)
     foreign = found.notes or "source" in found.meta
     if not foreign or (mean, std) == (cfg.data.mean, cfg.data.std):
         return cfg, []
     data = dataclasses.replace(cfg.data, mean=mean, std=std)
-    said = f"data.mean and data.std: the config has {list(cfg.data.mean)} and {list(cfg.data.std)}; the file's are used"
-    return dataclasses.replace(cfg, data=data), [said]
+    note = f"data.mean and data.std: the config has {list(cfg.data.mean)} and {list(cfg.data.std)}; the file's are used"
+    return dataclasses.replace(cfg, data=data), [note]
 
 
 def _meta(source: Path, arch: Arch, meta: dict[str, Any]) -> dict[str, Any]:
-    """Return the checkpoint's metadata: its network as config keys, its source file, and the source's metadata."""
+    """Return the metadata of a converted checkpoint: the network as config keys, and name and SHA-256 of the source.
+
+    The config, the classes and the step of the source's metadata ``meta`` are kept.
+    """
     config = {
         **meta.get("config", {}),
         "num_classes": arch.num_classes,
@@ -103,12 +107,12 @@ def _meta(source: Path, arch: Arch, meta: dict[str, Any]) -> dict[str, Any]:
             "align_corners": arch.align_corners,
         },
     }
-    kept: dict[str, Any] = {key: meta[key] for key in ("classes", "step") if key in meta}
+    copied: dict[str, Any] = {key: meta[key] for key in ("classes", "step") if key in meta}
     with source.open("rb") as file:
         digest = hashlib.sha256()
-        while part := file.read(2**20):
-            digest.update(part)
-    return {"config": config, **kept, "source": {"file": source.name, "sha256": digest.hexdigest()}}
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return {"config": config, **copied, "source": {"file": source.name, "sha256": digest.hexdigest()}}
 
 
 def _mmseg_meta(found: Weights) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files of named arrays from any implementation: their kind and their content. No code in a file is run."""
+"""Weights files of any implementation: their file format and their arrays. No code in a file is run."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,17 @@ from ocrnet.weights.family import WRAPPERS
 
 Kind = Literal["pth", "pdparams", "ckpt", "safetensors"]
 
-# A PyTorch file is a zip archive, or a pickle of its magic number followed by others. Any other pickle is Paddle's.
+# A PyTorch file is a zip archive, or a sequence of pickles of which the first is PyTorch's magic number. Any other
+# pickle is a Paddle file.
 _ZIP, _MAGIC = b"PK\x03\x04", b"\x8a\nl\xfc\x9cF\xf9"
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def kind(path: Path) -> Kind:
-    """Return the kind of a file from its first bytes; fall back to the suffix ``.ckpt``, then to safetensors."""
+    """Return the file format, detected from the first bytes.
+
+    If they are unknown, a file with the suffix ``.ckpt`` is taken as MindSpore's, any other as safetensors.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(24)
@@ -29,39 +33,43 @@ def kind(path: Path) -> Kind:
         return "safetensors"
     if head.startswith(_PICKLE):
         return "pdparams"
-    return "ckpt" if ckpt.looks_like(head) or path.suffix == ".ckpt" else "safetensors"
+    return "ckpt" if ckpt.is_ckpt_start(head) or path.suffix == ".ckpt" else "safetensors"
 
 
-def read(path: Path, what: Kind) -> dict[str, np.ndarray]:
-    """Return the arrays of a file by its own names, without wrapper dicts; raise OcrnetError if it cannot be read."""
-    if what == "ckpt":
+def read(path: Path, kind: Kind) -> dict[str, np.ndarray]:
+    """Return the arrays of a file of format ``kind``, by the names in the file; dicts around the weights are removed.
+
+    Raise OcrnetError if the file cannot be read or holds no arrays.
+    """
+    if kind == "ckpt":
         arrays = ckpt.read(path)
-    elif what == "safetensors":
+    elif kind == "safetensors":
         arrays = checkpoint.arrays(path)
-    elif what == "pth":
+    elif kind == "pth":
         arrays = pth.read(path)
     else:
-        content = _unwrapped(pickles.read(path))
-        arrays = {name: array for name, array in _unpaired(content) if isinstance(array, np.ndarray)}
+        content = _unwrap(pickles.read(path))
+        arrays = {name: array for name, array in _drop_paddle_names(content) if isinstance(array, np.ndarray)}
         if not arrays:
             raise OcrnetError(f"weights file '{path}' holds no state dict of arrays")
         claimed, size = sum(array.nbytes for array in arrays.values()), path.stat().st_size
-        if claimed > size:  # arrays can share the same bytes
+        if claimed > size:  # several arrays can refer to the same bytes
             raise OcrnetError(
                 f"weights file '{path}' is refused: its arrays claim {claimed:,} bytes, and the file has {size:,}"
             )
     return arrays
 
 
-def _unwrapped(content: Any) -> dict[Any, Any]:
+def _unwrap(content: Any) -> dict[Any, Any]:
+    """Return the innermost dict of weights, or an empty dict if there is none."""
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     return content if isinstance(content, dict) else {}
 
 
-def _unpaired(content: dict[Any, Any]) -> list[tuple[str, Any]]:
-    """Return names and values; a pair of Paddle (the parameter's other name, its array) is replaced by its array."""
+def _drop_paddle_names(content: dict[Any, Any]) -> list[tuple[str, Any]]:
+    """Return pairs of name and value; a value that is Paddle's pair (another name, array) is replaced by the array."""
     pairs = (
         (name, value[1] if isinstance(value, tuple) and len(value) == 2 else value) for name, value in content.items()
     )

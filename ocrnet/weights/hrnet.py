@@ -1,4 +1,4 @@
-"""Files of the HRNet-OCR authors; names are canonical, but their HRNet without OCR calls its head last_layer."""
+"""Names of the HRNet-OCR authors, which are the canonical names; their HRNet without OCR calls its head last_layer."""
 
 import re
 

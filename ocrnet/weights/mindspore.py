@@ -1,9 +1,9 @@
-"""MindSpore's names: those of our own Cells, of the public MindSpore OCRNet, and of mindcv's HRNet.
+"""MindSpore names: those of this project's Cells, of the public MindSpore OCRNet, and of mindcv's HRNet.
 
-Our Cells use the canonical names, except for batch norms, whose four parts have different names in MindSpore. The
-public OCRNet's names follow mindspore-lab/models, ``official/cv/OCRNet/src/modules``: ``ocrnet.py``,
-``base_modules.py`` and ``backbone/hrnet.py``. The last one is ``mindcv/models/hrnet.py`` of mindspore-lab/mindcv,
-including its classification head.
+The Cells use the canonical names, except for the four tensors of a batch norm, which have other names in MindSpore. The
+public OCRNet is ``official/cv/OCRNet/src/modules`` of mindspore-lab/models: ``ocrnet.py``, ``base_modules.py`` and
+``backbone/hrnet.py``. mindcv's HRNet is ``mindcv/models/hrnet.py`` of mindspore-lab/mindcv, with its classification
+head.
 """
 
 from ocrnet import architecture
@@ -15,30 +15,30 @@ _CANONICAL_PARTS = {theirs: ours for ours, theirs in NORM_PARTS.items()}
 
 
 def cell_name(name: str) -> str:
-    """Return the MindSpore Cell's name of a canonical name."""
+    """Return the name that a tensor has in this project's MindSpore Cells."""
     owner, _, part = name.rpartition(".")
     return f"{owner}.{NORM_PARTS[part]}" if architecture.is_norm(name) else name
 
 
 def canonical_name(name: str) -> str:
-    """Return the canonical name of a MindSpore Cell's tensor; only names of a batch norm's parts differ."""
+    """Return the canonical name of a tensor of this project's MindSpore Cells; only those of batch norms differ."""
     owner, _, part = name.rpartition(".")
     return f"{owner}.{_CANONICAL_PARTS.get(part, part)}" if owner else name
 
 
-# Entries that MindSpore's optimizers, loss scaling and checkpoint callback store in addition to the weights.
-_BESIDE = (
+# Pattern of entries that MindSpore's optimizers, loss scaling and checkpoint callback store besides the weights.
+_OPTIMIZER_ENTRIES = (
     r"(moments|accum|stat|moment1|moment2)\.|(global_step|learning_rate|momentum|beta1_power|beta2_power|epoch_num|"
     r"step_num|scale_sense|current_iterator_step|last_overflow_iterator_step)$"
 )
 _CONTEXT = "ocr_head.object_context_block"
 
 
-def _branches(owner: str) -> str:
+def _to_canonical_branch(owner: str) -> str:
     return owner.replace(".down_sample.", ".downsample.")
 
 
-def _outward(owner: str) -> str:
+def _to_family_branch(owner: str) -> str:
     return owner.replace(".downsample.", ".down_sample.")
 
 
@@ -64,10 +64,10 @@ FAMILY = Family(
         },
     ),
     backbone="backbone.",
-    branches=_branches,
-    outward=_outward,
+    branches=_to_canonical_branch,
+    branches_to_family=_to_family_branch,
     parts=_CANONICAL_PARTS,
-    left_out=rf"{_BESIDE}|backbone\.{CLASSIFIER}",  # the ImageNet classifier stays in its backbone
+    left_out=rf"{_OPTIMIZER_ENTRIES}|backbone\.{CLASSIFIER}",  # the ImageNet classifier stays in its backbone
     biases=False,
 )
 CELLS = Family(
@@ -75,7 +75,7 @@ CELLS = Family(
     variant="hrnet",
     mark=r".+\.(gamma|beta|moving_mean|moving_variance)$",
     heads={owner: owner for owner in OWNERS},
-    branches=_branches,
+    branches=_to_canonical_branch,
     parts=_CANONICAL_PARTS,
-    left_out=rf"{_BESIDE}|{CLASSIFIER}",
+    left_out=rf"{_OPTIMIZER_ENTRIES}|{CLASSIFIER}",
 )

@@ -1,4 +1,4 @@
-"""Names of NVIDIA/semantic-segmentation, `network/ocrnet.py`: an extra nesting level changes three of the authors'."""
+"""Names of NVIDIA/semantic-segmentation, `network/ocrnet.py`; three names of the authors get an extra nesting level."""
 
 from ocrnet.weights.family import NESTED, OWNERS, Family
 

@@ -1,8 +1,8 @@
-"""Names of openseg.pytorch, `lib/models/nets/hrnet.py: HRNet_W48_OCR`, with its own norms or with inplace_abn.
+"""Names of openseg.pytorch, `lib/models/nets/hrnet.py: HRNet_W48_OCR`, with PyTorch's batch norm or with inplace_abn.
 
-inplace_abn combines norm and activation in one module, so its tensors are one level up; `architecture.VARIANTS` holds
-the activation. Images: `configs/cityscapes/H_48_D_4.json` has input_mode BGR, and normalizes the channels in that order
-by ImageNet's values of red, green and blue.
+inplace_abn combines norm and activation in one module, so the names of its tensors have one level less. The activation
+is in `architecture.VARIANTS`. In `configs/cityscapes/H_48_D_4.json`, input_mode is BGR, but the channels are normalized
+in this order with ImageNet's values of red, green and blue. Therefore `_REVERSED` has the values in reverse order.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ FAMILY = Family(
     mark=r"conv3x3\.1\.0\.",
     heads=_HEADS,
     backbone="backbone.",
-    normal=_REVERSED,
+    normalization=_REVERSED,
     bgr=True,
 )
 INPLACE = dataclasses.replace(
@@ -29,5 +29,5 @@ INPLACE = dataclasses.replace(
     variant="openseg_inplace",
     mark=r"conv3x3\.1\.\w+$",
     heads={re.sub(r"\.([13])\.0$", r".\1", theirs): ours for theirs, ours in _HEADS.items()},
-    inplace=True,
+    abs_norm_weights=True,
 )

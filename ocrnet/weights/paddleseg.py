@@ -1,4 +1,4 @@
-"""Names of PaddleSeg's OCRNet, `paddleseg/models/ocrnet.py` and `backbones/hrnet.py`; its backbone names differ too."""
+"""Names of PaddleSeg's OCRNet, `paddleseg/models/ocrnet.py` and `backbones/hrnet.py`, for heads and backbone."""
 
 import re
 
@@ -6,7 +6,8 @@ from ocrnet.weights.family import Family, owners
 
 _ATTENTION = "head.spatial_ocr.attention_block"
 
-# PaddleSeg's block -> our convolution and our norm. Groups named by an uppercase letter hold 1-based numbers.
+# Pattern of PaddleSeg's block, and the canonical owners of its convolution and norm. The pattern's groups with an
+# uppercase name match numbers that count from 1; canonical numbers count from 0.
 BRANCHES = (
     (r"conv_layer1_(?P<i>\d)", "conv{i}", "bn{i}"),
     (r"la1\.bb_layer2_(?P<N>\d+)\.conv(?P<i>\d)", "layer1.{N}.conv{i}", "layer1.{N}.bn{i}"),
@@ -32,7 +33,7 @@ BRANCHES = (
 
 
 def branches(owner: str) -> str:
-    """Return our owner of a backbone tensor; any other owner is returned unchanged."""
+    """Return the canonical owner for an owner in PaddleSeg's backbone; any other owner is returned unchanged."""
     block, _, last = owner.rpartition(".")
     for pattern, *ours in BRANCHES:
         if last in ("_conv", "_batch_norm") and (match := re.fullmatch(pattern, block)):
@@ -65,5 +66,5 @@ FAMILY = Family(
     backbone="backbone.",
     branches=branches,
     parts={"_mean": "running_mean", "_variance": "running_var"},
-    normal=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    normalization=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 )

@@ -1,4 +1,4 @@
-"""Reading (without running code) and writing PyTorch weights files (``.pth``). PyTorch is imported on first use."""
+"""Reading and writing PyTorch weights files (``.pth``). Reading runs no code. PyTorch is imported on first use."""
 
 import io
 import pickle
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Return {name: array} of a ``.pth`` state dict, without wrapper dicts.
+    """Return the tensors of a ``.pth`` state dict as {name: array}; dicts around the state dict are removed.
 
-    float16 is kept, and bfloat16 becomes float32. Raise OcrnetError, which names the file and the reason, if the file
-    is damaged, could run code or holds no tensors, or if PyTorch is not installed.
+    float16 is unchanged, and bfloat16 becomes float32. Raise OcrnetError, which names the file, if it is damaged, could
+    run code or holds no tensors, or if PyTorch is not installed.
     """
     if not installed("torch"):
         raise OcrnetError(f"{path}: reading a .pth file needs PyTorch: pip install -r requirements.txt")
@@ -35,21 +35,21 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise OcrnetError(f"weights file '{path}' does not exist") from None
     except pickle.UnpicklingError:
         raise OcrnetError(
-            f"weights file '{path}' is damaged, or holds more than tensors: reading it could run code, so it is "
-            "refused; if you trust its source, save only its state dict: "
+            f"weights file '{path}' is damaged or holds other objects than tensors; reading it could run code, so it "
+            "is refused; if you trust its source, save only its state dict: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
         ) from None
-    except Exception as error:  # a damaged pickle can fail in any way
+    except Exception as error:  # a damaged pickle can raise any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OcrnetError(f"weights file '{path}' cannot be read as PyTorch weights: {reason}") from None
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    found = content if isinstance(content, dict) else {}
-    tensors = {name: v for name, v in found.items() if isinstance(name, str) and isinstance(v, torch.Tensor)}
+    state = content if isinstance(content, dict) else {}
+    tensors = {name: v for name, v in state.items() if isinstance(name, str) and isinstance(v, torch.Tensor)}
     if not tensors:
         raise OcrnetError(f"weights file '{path}' holds no state dict of tensors")
-    _check_claims(path, tensors)
+    _check_total_size(path, tensors)
     try:
         return {name: (v.float() if v.dtype == torch.bfloat16 else v).detach().numpy() for name, v in tensors.items()}
     except (TypeError, RuntimeError, NotImplementedError) as error:
@@ -79,7 +79,10 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]
 
 
 def _check_zip(path: Path) -> None:
-    """Reject an archive that is compressed or unpacks to more than its size; PyTorch does not compress entries."""
+    """Raise OcrnetError if a zip archive has compressed entries, or entries larger than the file in total.
+
+    PyTorch does not write such archives. They could unpack to a size that does not fit in memory.
+    """
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -90,12 +93,12 @@ def _check_zip(path: Path) -> None:
     claimed, size = sum(entry.file_size for entry in entries), path.stat().st_size
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed or claimed > size:
-        why = f"'{packed[0]}' in it is compressed" if packed else f"its entries claim {claimed:,} bytes of {size:,}"
-        raise OcrnetError(f"weights file '{path}' is refused: {why}, and PyTorch does not write such files")
+        reason = f"'{packed[0]}' in it is compressed" if packed else f"its entries claim {claimed:,} bytes of {size:,}"
+        raise OcrnetError(f"weights file '{path}' is refused: {reason}, and PyTorch does not write such files")
 
 
-def _check_claims(path: Path, tensors: "Mapping[str, torch.Tensor]") -> None:
-    """Reject tensors that, as views of shared bytes, are larger in total than the file."""
+def _check_total_size(path: Path, tensors: "Mapping[str, torch.Tensor]") -> None:
+    """Raise OcrnetError if the tensors, which can be views of the same bytes, are larger than the file in total."""
     claimed, size = sum(v.numel() * v.element_size() for v in tensors.values()), path.stat().st_size
     if claimed > size:
         raise OcrnetError(

@@ -1,7 +1,6 @@
-"""Names of HRNet for ImageNet: the authors' HRNet-Image-Classification, and timm's copy with the same names.
+"""Names of HRNet for ImageNet: the authors' HRNet-Image-Classification, and timm, which has the same names.
 
-Both fuse their branches with nearest-neighbor resizing, unlike the segmentation networks that are initialized from
-them.
+Both use nearest-neighbor resizing between branches, unlike the segmentation networks that start from their weights.
 """
 
 from ocrnet.weights.family import CLASSIFIER, Family

@@ -1,4 +1,4 @@
-"""Conversion of weights to the names of other implementations, if their code computes the same result."""
+"""Conversion of weights to the tensor names of other implementations whose code computes the same result."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,16 +10,20 @@ from ocrnet import architecture
 from ocrnet.architecture import Arch
 from ocrnet.utils.errors import OcrnetError, nearest
 from ocrnet.weights import hrnet, mindspore, mmseg
-from ocrnet.weights.family import WITH_BIAS, Family, Normal, fold
+from ocrnet.weights.family import WITH_BIAS, Family, Normalization, fold_bias
 from ocrnet.weights.load_report import describe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A family that can be written.
+    """A family in whose format weights can be written.
 
-    ``suffix``: the suffix of its files. ``prefix``: precedes every name. ``counters``: its norms have
-    num_batches_tracked. ``setting``: the key of align_corners in its configs, if that can be set.
+    Attributes:
+        family: The family.
+        suffix: Suffix of its files.
+        prefix: Prefix of every tensor name.
+        counters: Whether its norms have a ``num_batches_tracked`` tensor.
+        setting: Key of align_corners in its configs; empty if it cannot be set.
     """
 
     family: Family
@@ -29,7 +33,7 @@ class Target:
     setting: str = ""
 
 
-# The authors' test.py removes six characters from every name, so their names begin with ``model.``, as in their files.
+# The authors' test.py removes the first six characters of every name; therefore the names begin with ``model.``.
 TARGETS = {
     "hrnet": Target(family=hrnet.FAMILY, suffix=".pth", prefix="model.", counters=True, setting="MODEL.ALIGN_CORNERS"),
     "mmseg": Target(family=mmseg.FAMILY, suffix=".pth", counters=True),
@@ -38,56 +42,59 @@ TARGETS = {
 
 
 def target(name: str) -> Target:
-    """Return the target of a name; raise OcrnetError if it is unknown."""
+    """Return the target for a value of ``--to``; raise OcrnetError if it is unknown."""
     if name not in TARGETS:
         raise OcrnetError(f"--to {name}: unknown{nearest(name, TARGETS)} ({', '.join(TARGETS)})")
     return TARGETS[name]
 
 
-def foreign(tensors: Mapping[str, np.ndarray], arch: Arch, to: Target, normal: Normal) -> dict[str, np.ndarray]:
-    """Return a complete network's tensors under another family's names, in network order.
+def foreign(
+    tensors: Mapping[str, np.ndarray], arch: Arch, to: Target, normalization: Normalization
+) -> dict[str, np.ndarray]:
+    """Rename the tensors of a complete network to another family's names, in the order of the network.
 
-    Biases that the family lacks are folded into the running means of the norms after them.
+    Biases that the family does not have are subtracted from the running means of the norms after them.
 
     Args:
         tensors: The arrays by canonical name.
         arch: The architecture of the network.
         to: The target.
-        normal: The mean and std by which the network's images are normalized.
+        normalization: The mean and std with which images are normalized for the network.
 
     Returns:
         The arrays by the family's names.
 
     Raises:
-        OcrnetError: The family's code would compute a different result; the message gives the reason.
+        OcrnetError: The family's code would compute a different result.
     """
-    _check(arch, to, normal)
-    ours = {name: tensors[name] for name in architecture.shapes(arch)}
+    _check(arch, to, normalization)
+    state = {name: tensors[name] for name in architecture.shapes(arch)}
     if not to.family.biases:
         for conv in WITH_BIAS:
-            fold(ours, conv)
-    named = {}
-    for name, array in ours.items():
-        named[to.prefix + to.family.theirs(name)] = array
+            fold_bias(state, conv)
+    renamed = {}
+    for name, array in state.items():
+        renamed[to.prefix + to.family.family_name(name)] = array
         if to.counters and name.endswith(".running_var"):
-            counter = to.family.theirs(name).replace(".running_var", ".num_batches_tracked")
-            named[to.prefix + counter] = np.zeros((), np.int64)
-    return named
+            counter = to.family.family_name(name).replace(".running_var", ".num_batches_tracked")
+            renamed[to.prefix + counter] = np.zeros((), np.int64)
+    return renamed
 
 
 def notes(arch: Arch, to: Target) -> list[str]:
-    """Return lines about changes made for the family, and about settings that the written file requires."""
-    said = []
+    """Return lines to print about changes of the weights, and about settings that the other implementation needs."""
+    lines = []
     if not to.family.biases:
-        said.append(
-            f"{' and '.join(f'{conv}.bias' for conv in WITH_BIAS)} are folded into running means: it has no biases"
+        lines.append(
+            f"{' and '.join(f'{conv}.bias' for conv in WITH_BIAS)} are folded into running means, "
+            "because the family has no such biases"
         )
     if to.setting and arch.rule.align_corners != architecture.VARIANTS[to.family.variant].align_corners:
-        said.append(f"in its config, set {to.setting}: {arch.rule.align_corners}")
-    return said
+        lines.append(f"in its config, set {to.setting}: {arch.rule.align_corners}")
+    return lines
 
 
-def _check(arch: Arch, to: Target, normal: Normal) -> None:
+def _check(arch: Arch, to: Target, normalization: Normalization) -> None:
     family, rule = to.family, architecture.VARIANTS[to.family.variant]
     if (
         dataclasses.replace(arch.rule, align_corners=rule.align_corners if to.setting else arch.rule.align_corners)
@@ -103,8 +110,9 @@ def _check(arch: Arch, to: Target, normal: Normal) -> None:
             f"{family.title} has as many key channels as bottleneck channels: {rule.bottleneck_out}; this "
             f"network has {arch.key_channels} key channels"
         )
-    if normal != family.normal:
+    if normalization != family.normalization:
+        mean, std = family.normalization
         raise OcrnetError(
-            f"{family.title} normalizes images by mean {list(family.normal[0])} and std {list(family.normal[1])}; this "
-            f"network was trained with {list(normal[0])} and {list(normal[1])}"
+            f"{family.title} normalizes images with mean {list(mean)} and std {list(std)}; this network uses "
+            f"{list(normalization[0])} and {list(normalization[1])}"
         )

@@ -27,7 +27,7 @@ def services(tmp_path, monkeypatch) -> list[str]:
 def train(folder: Path, names: list[str], steps: range, *, fresh: bool) -> None:
     """Log what a run logs in these steps."""
     run = Run(folder)
-    run.cut_metrics(step=steps[0] - 1, evaluated_step=steps[0] - 1)
+    run.truncate_metrics(step=steps[0] - 1, evaluated_step=steps[0] - 1)
     run.begin(Config(seed=5), {})
     run.open_services(names, project="streets", run_name="", fresh=fresh)
     for step in steps:

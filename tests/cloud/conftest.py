@@ -43,7 +43,7 @@ def proxy(moto) -> Iterator[Proxy]:
 @pytest.fixture
 def short_pauses(monkeypatch) -> None:
     """Shorten the pauses between retries in this process."""
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(retry, "MAX_PAUSE", 0.05)
 
 
 @pytest.fixture(params=["obs", "s3"])

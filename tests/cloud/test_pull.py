@@ -48,7 +48,7 @@ def config(bucket: Bucket | None, cache: Path, path: str = "data", *, data: Data
 def download(cfg: Config) -> tuple[dict[str, bytes], list[str]]:
     """Download the dataset; return its files by name, and the messages."""
     messages: list[str] = []
-    cfg, notes = pull.dataset(cfg, messages.append)
+    cfg, notes = pull.download_dataset(cfg, messages.append)
     return files(Path(cfg.data.dataset_dir)), [*messages, *notes]
 
 
@@ -79,7 +79,7 @@ def test_a_folder_is_downloaded_once_and_changed_files_again(bucket, proxy, tmp_
     assert any("all 10 files are already in" in line for line in messages)
     bucket.put("data/images/val/0.png", b"x" * 100)  # the same size as before
     bucket.direct.delete_object(Bucket=bucket.name, Key="data/images/val/1.png")
-    (tmp_path / Path(pull.dataset(cfg, print)[0].data.dataset_dir) / "images/train/0.png").write_bytes(b"cut")
+    (tmp_path / Path(pull.download_dataset(cfg, print)[0].data.dataset_dir) / "images/train/0.png").write_bytes(b"cut")
     downloaded, _ = download(cfg)
     changed = FILES | {"images/val/0.png": b"x" * 100}
     del changed["images/val/1.png"]
@@ -154,7 +154,7 @@ def test_the_checksums_in_sha256sums_are_verified(bucket, proxy, tmp_path):
 
 def _download_in_process(cfg: Config, log: str) -> None:
     with open(log, "a", buffering=1) as file:
-        pull.dataset(cfg, lambda line: print(line, file=file))
+        pull.download_dataset(cfg, lambda line: print(line, file=file))
 
 
 def start_download(cfg: Config, log: Path) -> multiprocessing.Process:
@@ -203,9 +203,9 @@ def test_one_process_per_machine_downloads_and_the_others_wait(bucket, proxy, tm
 def test_the_rank_that_downloads_logs_it(bucket, tmp_path, capsys):
     cfg = config(fill(bucket), tmp_path)
     second = Speaker(World(1, 2, 1, "torchrun"))
-    pull.dataset(cfg, second)
+    pull.download_dataset(cfg, second)
     assert f"rank 1: {bucket.url('data')}: 10 of 10 files" in capsys.readouterr().out
-    pull.dataset(cfg, second)
+    pull.download_dataset(cfg, second)
     assert capsys.readouterr().out == ""
 
 
@@ -272,12 +272,12 @@ def test_a_full_disk_is_an_error_and_a_smaller_download_then_succeeds(bucket, tm
         bucket.put("set/a", b"a" * 100_000)
         bucket.put("set/b", b"b" * 500_000)
         with pytest.raises(
-            OcrnetError, match=r"needs 585\.9 KiB in .*, but only .* KiB are free; make room, or set cloud"
+            OcrnetError, match=r"needs 585\.9 KiB in .*, but only .* KiB are free; free some space, or set cloud"
         ):
             download(config(bucket, small, "set"))
         bucket.put("full.tar.gz", make_tar({"x": b"x" * 100_000, "y": b"y" * 600_000}, "w:gz"))
         with pytest.raises(
-            OcrnetError, match=r"full\.tar\.gz cannot be unpacked in .*: No space left on device; make room"
+            OcrnetError, match=r"full\.tar\.gz cannot be unpacked in .*: No space left on device; free some space"
         ):
             download(config(bucket, small, "full.tar.gz"))
         for path in small.glob("*.unpacking/*"):
@@ -317,23 +317,23 @@ def test_a_path_is_used_in_place_and_a_file_url_is_copied(tmp_path):
     for name, content in FILES.items():
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / name).write_bytes(content)
-    cfg, notes = pull.dataset(config(None, tmp_path / "cache", str(tmp_path / "set")), print)
+    cfg, notes = pull.download_dataset(config(None, tmp_path / "cache", str(tmp_path / "set")), print)
     assert cfg.data.dataset_dir == str(tmp_path / "set")
     assert "is used in place" in notes[0]
-    cfg, _ = pull.dataset(config(None, tmp_path / "cache", f"file://{tmp_path}/set"), print)
+    cfg, _ = pull.download_dataset(config(None, tmp_path / "cache", f"file://{tmp_path}/set"), print)
     assert Path(cfg.data.dataset_dir).is_relative_to(tmp_path / "cache")
     assert files(Path(cfg.data.dataset_dir)) == FILES
     with pytest.raises(OcrnetError, match="the folder does not exist"):
-        pull.dataset(config(None, tmp_path / "cache", str(tmp_path / "nowhere")), print)
+        pull.download_dataset(config(None, tmp_path / "cache", str(tmp_path / "nowhere")), print)
 
 
 def test_dataset_dir_selects_a_subfolder_or_is_reported_as_ignored(tmp_path):
     (tmp_path / "set/half/images").mkdir(parents=True)
     (tmp_path / "set/other").mkdir()
     url = str(tmp_path / "set")
-    cfg, _ = pull.dataset(config(None, tmp_path, url, data=Data(dataset_dir="half")), print)
+    cfg, _ = pull.download_dataset(config(None, tmp_path, url, data=Data(dataset_dir="half")), print)
     assert cfg.data.dataset_dir == f"{url}/half"
-    cfg, notes = pull.dataset(config(None, tmp_path, url, data=Data(dataset_dir="/elsewhere")), print)
+    cfg, notes = pull.download_dataset(config(None, tmp_path, url, data=Data(dataset_dir="/elsewhere")), print)
     assert cfg.data.dataset_dir == url
     assert "/elsewhere is ignored" in notes[-1]
 
@@ -363,7 +363,7 @@ def test_ckpt_url_names_a_file_or_a_folder_with_checkpoints(sdk_bucket, tmp_path
     cloud = Cloud(cache_dir=str(tmp_path / "cache"), timeout=1, retries=1)
 
     def fetch(path: str) -> Path:
-        return pull.weights_file(Config(ckpt_url=sdk_bucket.url(path), cloud=cloud), print)
+        return pull.download_weights(Config(ckpt_url=sdk_bucket.url(path), cloud=cloud), print)
 
     assert checkpoint.load(fetch("run")).meta["step"] == 12
     assert checkpoint.load(fetch(f"run/checkpoint/{checkpoint.file_name(6, 3)}")).meta["step"] == 3
@@ -378,19 +378,19 @@ def test_ckpt_url_names_a_file_or_a_folder_with_checkpoints(sdk_bucket, tmp_path
 def test_ckpt_url_gives_the_start_of_a_run_or_the_weights_of_the_backbone(tmp_path):
     run_checkpoint = save_checkpoint(tmp_path, 3)
     cfg = Config(ckpt_url=str(run_checkpoint), save_dir=str(tmp_path / "out"), total_step=10)
-    unchanged, begin_from, notes = pull.begin_from(cfg, "auto", print)
+    unchanged, begin_from, notes = pull.apply_ckpt_url(cfg, "auto", print)
     assert (unchanged, begin_from) == (cfg, run_checkpoint)
     assert "a run that has none begins from it" in notes[0]
     with pytest.raises(OcrnetError, match="both name a checkpoint; keep one"):
-        pull.begin_from(cfg, "some/file", print)
+        pull.apply_ckpt_url(cfg, "some/file", print)
     backbone_weights = tmp_path / "hrnet.pth"
     backbone_weights.write_bytes(b"weights")
-    changed, begin_from, _ = pull.begin_from(Config(ckpt_url=str(backbone_weights)), None, print)
+    changed, begin_from, _ = pull.apply_ckpt_url(Config(ckpt_url=str(backbone_weights)), None, print)
     assert begin_from is None
     assert (changed.backbone.pretrained, changed.backbone.backbone_ckpt) == (True, str(backbone_weights))
     both = Config(ckpt_url=str(backbone_weights), backbone=Backbone(backbone_ckpt="x.pth"))
     with pytest.raises(OcrnetError, match="both name the backbone's weights; keep one"):
-        pull.begin_from(both, None, print)
+        pull.apply_ckpt_url(both, None, print)
 
 
 @pytest.mark.parametrize("resume_from", ["auto", None])

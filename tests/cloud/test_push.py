@@ -12,7 +12,7 @@ from servers import Bucket
 
 from ocrnet.cloud import resume
 from ocrnet.cloud.folder import FolderStore
-from ocrnet.cloud.push import Push, Pushing, check_writable
+from ocrnet.cloud.push import UploadContext, Uploader, check_writable
 from ocrnet.config import Cloud, Config
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped
@@ -47,8 +47,8 @@ def folder(tmp_path) -> Folder:
     return Folder(tmp_path / "out")
 
 
-def start_push(store, folder: Folder, *, keep: int = 2, **cloud) -> Push:
-    push = Push(store, folder.path, Cloud(**{"timeout": 1} | cloud), keep=keep)
+def start_push(store, folder: Folder, *, keep: int = 2, **cloud) -> Uploader:
+    push = Uploader(store, folder.path, Cloud(**{"timeout": 1} | cloud), keep=keep)
     push.compare(store.list("checkpoint/"))
     push.start()
     return push
@@ -177,9 +177,9 @@ def test_later_checkpoints_in_the_store_are_not_pruned(bucket, folder):
 
 def short_run(bucket: Bucket, folder: Folder, cloud: Cloud, error: Exception | None = None) -> None:
     """Save one checkpoint, then raise ``error`` or end normally."""
-    with Pushing(cloud) as pushing:
-        push = Push(bucket.store("run", timeout=60), folder.path, cloud, keep=1)
-        pushing.begin(push, print)
+    with UploadContext(cloud) as pushing:
+        push = Uploader(bucket.store("run", timeout=60), folder.path, cloud, keep=1)
+        pushing.start(push, print)
         push.checkpoint(folder.save(3))
         if error:
             raise error
@@ -306,7 +306,7 @@ def test_earlier_evaluation_results_are_merged(bucket, tmp_path):
     cfg = Config(train_url=bucket.url("run"), save_dir=str(tmp_path))
     bucket.put("run/eval.jsonl", b'{"step": 1}\n{"step": 2}\n')
     (tmp_path / "eval.jsonl").write_text('{"step": 2}\n{"step": 3}\n')
-    resume.bring_results(cfg, bucket.store("run"), print)
+    resume.merge_remote_results(cfg, bucket.store("run"), print)
     assert [json.loads(line)["step"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 

@@ -15,7 +15,7 @@ from servers import SECRETS, Bucket, Proxy
 
 from ocrnet.cloud import moxing
 from ocrnet.cloud.folder import FolderStore
-from ocrnet.cloud.retry import LONGEST_PAUSE, pause
+from ocrnet.cloud.retry import MAX_PAUSE, pause
 from ocrnet.cloud.store import StoreError, md5_of
 from ocrnet.utils.urls import parse
 
@@ -179,4 +179,4 @@ def test_the_moxing_package_of_pypi_is_not_used(tmp_path, monkeypatch):
 
 
 def test_the_pause_between_retries_is_bounded_after_any_number_of_failures():
-    assert all(0 < pause(tries) <= LONGEST_PAUSE for tries in (1, 2, 100, 10_000))
+    assert all(0 < pause(tries) <= MAX_PAUSE for tries in (1, 2, 100, 10_000))

@@ -168,12 +168,12 @@ def test_newest_valid_skips_damaged_checkpoints(tmp_path):
     two.write_bytes(b"")
     newest = checkpoint.newest_valid(tmp_path)
     assert newest.checkpoint.meta["step"] == 9
-    assert [path for path, _ in newest.passed_over] == [three, two]
-    assert all("truncated or altered" in reason for _, reason in newest.passed_over)
+    assert [path for path, _ in newest.skipped] == [three, two]
+    assert all("truncated or altered" in reason for _, reason in newest.skipped)
     one.write_bytes(b"")
     newest = checkpoint.newest_valid(tmp_path)
     assert newest.checkpoint is None
-    assert len(newest.passed_over) == 3
+    assert len(newest.skipped) == 3
 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path):

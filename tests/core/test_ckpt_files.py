@@ -149,7 +149,7 @@ GOOD = record("a", "Float32", (2,), bytes(8))
         (record("a", "Float32", (0,), b""), r"'a' Float32 \(\) has 0 bytes"),
         (record("a", "Float32", (2**63, 2), bytes(8)), "has 8 bytes"),
         (record("a", "Float32", (2**64 - 1, 2**64 - 2), bytes(8)), r"\(-1, -2\) has 8 bytes"),
-        (record("a", "Int4", (2,), b"x"), "'a' is Int4, which this version does not read"),
+        (record("a", "Int4", (2,), b"x"), "'a' is Int4, which this version cannot read"),
         (GOOD + record("b", "Int8", (1,), b"x") + GOOD, "'a' occurs twice"),
         (record("a", "Int8", (2,), b"x") + record("a", "UInt8", (2,), b"x"), "different shapes or types"),
         (record("a", "Int8", (2,), b"x") + record("a", "Int8", (1, 2), b"x"), "different shapes or types"),
@@ -374,5 +374,5 @@ def test_a_backbone_is_read_from_mindcv_or_from_a_whole_network(tmp_path, state,
             assert "2 not used (classifier, incre_modules)" in report
     mindcv.pop("bn1.beta")
     ckpt.write(tmp_path / "mindcv.ckpt", mindcv)
-    with pytest.raises(OcrnetError, match=r"mindcv\.ckpt' does not fit .* 1 missing \(bn1\.bias\)"):
+    with pytest.raises(OcrnetError, match=r"mindcv\.ckpt' does not match .* 1 missing \(bn1\.bias\)"):
         weights.read_backbone(tmp_path / "mindcv.ckpt", ARCH)

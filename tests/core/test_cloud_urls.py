@@ -51,11 +51,11 @@ def test_a_url_is_split_into_its_parts(text, parts, parent):
         (["--train_url", "ob://b/x"], r"train_url is 'ob://b/x', but .* did you mean 'obs'\?"),
         (["--data_url", "obs:///x"], r"needs a bucket: obs://BUCKET/FOLDER"),
         (["--data_url", "file://x"], r"a file:// URL needs an absolute path"),
-        (["--set", "data.dataset_dir=obs://b/x"], r"data\.dataset_dir must be a local path, .* the URL as data_url"),
+        (["--set", "data.dataset_dir=obs://b/x"], r"data\.dataset_dir must be a local path, .* set data_url"),
         (["--train_url", "out/there", "--save_dir", "out"], r"train_url out/there is inside save_dir out"),
         (["--train_url", "file:///out", "--save_dir", "/out"], r"train_url file:///out is inside save_dir /out"),
         (["--resume_ckpt", "s3://b/x"], r"--resume_ckpt s3://b/x: must be a path on this machine; .* --ckpt_url"),
-        (["--save_dir", "s3://b/x"], r"save_dir must be a local path, .* give the URL as train_url"),
+        (["--save_dir", "s3://b/x"], r"save_dir must be a local path, .* set train_url to the url"),
         (["--set", "cloud.endpoint=https://host"], r"cloud\.endpoint has no effect"),
         (["--data_url", "s3://b/x", "--set", "cloud.endpoint=host"], r"must include its protocol: https://host"),
         (

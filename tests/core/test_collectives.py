@@ -521,7 +521,7 @@ def test_a_folder_that_rank_0_cannot_claim_ends_all_ranks(commands, monkeypatch)
         if run.writes:
             raise OcrnetError("in use")
 
-    monkeypatch.setattr(Run, "claim", refuse)
+    monkeypatch.setattr(Run, "lock", refuse)
     first, second = on_ranks(2, commands.train)
     assert (str(first), str(second)[:13]) == ("in use", "rank 0 failed")
 
@@ -632,7 +632,7 @@ def test_an_error_names_its_rank_if_there_are_several(monkeypatch, capsys):
 
 @pytest.mark.parametrize("speaks", [True, False])
 def test_only_one_rank_prints_that_a_signal_arrived(speaks, capfd):
-    with StopRequest(speaks=speaks) as stopped:
+    with StopRequest(prints=speaks) as stopped:
         assert stopped() == 0
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopped() == signal.SIGTERM

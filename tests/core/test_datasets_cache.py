@@ -20,7 +20,7 @@ from ocrnet.config import Data
 from ocrnet.data import sampler
 from ocrnet.data.datasets import base, cache, open_dataset
 from ocrnet.data.datasets.base import Dataset
-from ocrnet.data.datasets.cache import DRAFT_END, HEADER, CacheError, DecodedDataset
+from ocrnet.data.datasets.cache import HEADER, TEMPORARY_SUFFIX, CacheError, DecodedDataset
 from ocrnet.data.image_io import write_png
 from ocrnet.data.sampler import TrainStream
 from ocrnet.utils.errors import OcrnetError
@@ -99,7 +99,7 @@ def test_a_cold_and_a_warm_cache_equal_decoding(uncached, cached, monkeypatch):
     assert len(uncached) == 4
     assert_same(cached, uncached)
     expected = [uncached.read(i) for i in range(4)]
-    assert files(cached) == {cached.place(i).name for i in range(4)}
+    assert files(cached) == {cached.cache_file(i).name for i in range(4)}
     forbid_decoding(monkeypatch)
     for i in range(4):
         for mine, theirs in zip(cached.read(i), expected[i], strict=True):
@@ -166,9 +166,9 @@ def test_other_classes_or_another_decoder_use_separate_files(root, uncached, cac
     assert (other.read(0)[1] == 255).all()
     with pytest.raises(OcrnetError, match="holds the unknown id 9"):
         cached.read(0)
-    place = cached.place(0)
+    place = cached.cache_file(0)
     monkeypatch.setattr(cv2, "__version__", "99")
-    assert cached.place(0) not in (place, other.place(0))
+    assert cached.cache_file(0) not in (place, other.place(0))
 
 
 DAMAGES = {
@@ -190,12 +190,12 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_reported_and_written_again(uncached, cached, damage, capfd):
     cached.read(2)
-    good = cached.place(2).read_bytes()
-    cached.place(2).write_bytes(DAMAGES[damage](good))
+    good = cached.cache_file(2).read_bytes()
+    cached.cache_file(2).write_bytes(DAMAGES[damage](good))
     assert_same(cached, uncached)
     stderr = capfd.readouterr().err
-    assert stderr == f"cache: {cached.place(2)} is damaged; {cached.path(2)} is decoded again\n"
-    assert cached.place(2).read_bytes() == good
+    assert stderr == f"cache: {cached.cache_file(2)} is damaged; {cached.path(2)} is decoded again\n"
+    assert cached.cache_file(2).read_bytes() == good
     assert_same(cached, uncached)
     assert capfd.readouterr().err == ""
 
@@ -229,7 +229,7 @@ def test_several_processes_can_build_the_cache_at_once(uncached, cached):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
-    assert files(cached) == {cached.place(i).name for i in range(4)}
+    assert files(cached) == {cached.cache_file(i).name for i in range(4)}
 
 
 def test_a_process_killed_while_writing_leaves_no_pair(uncached, cached):
@@ -241,11 +241,11 @@ def test_a_process_killed_while_writing_leaves_no_pair(uncached, cached):
 
     assert run_in_fork(die_writing) == -signal.SIGXFSZ
     (draft,) = cached.folder.iterdir()
-    assert draft.name.endswith(DRAFT_END)
+    assert draft.name.endswith(TEMPORARY_SUFFIX)
     assert draft.stat().st_size == HEADER + 1000
     cache.prepare(str(cached.folder), {"images": uncached})
     assert draft.exists()  # another process may be writing it
-    os.utime(draft, (0, time.time() - cache.DRAFT_SECONDS - 1))
+    os.utime(draft, (0, time.time() - cache.STALE_SECONDS - 1))
     _, lines = cache.prepare(str(cached.folder), {"images": uncached})
     assert lines[0].startswith(f"cache: 0 of 4 pairs are cached in {cached.folder}; the others need about ")
     assert not draft.exists()
@@ -260,7 +260,7 @@ def fail_disk_full(*_):
 def test_a_full_disk_is_an_error_even_with_on_error_skip(cached, monkeypatch):
     monkeypatch.setattr(os, "replace", fail_disk_full)
     with pytest.raises(
-        CacheError, match=rf"{cached.place(0)} cannot be written: No space left on device; .*remove the key"
+        CacheError, match=rf"{cached.cache_file(0)} cannot be written: No space left on device; .*remove the key"
     ):
         cached.read(0)
     assert files(cached) == set()

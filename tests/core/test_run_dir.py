@@ -29,7 +29,7 @@ def test_other_ranks_write_nothing(tmp_path, capsys):
     run.say("hello")
     run.record({"step": 1})
     run.begin(Config(), {})
-    run.cut_metrics(step=0, evaluated_step=0)
+    run.truncate_metrics(step=0, evaluated_step=0)
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "out").exists()
 
@@ -68,12 +68,12 @@ def test_each_start_is_recorded(tmp_path):
 
 def test_rows_after_a_step_and_an_unfinished_row_are_removed(tmp_path):
     run = Run(tmp_path)
-    run.cut_metrics(step=3, evaluated_step=0)  # metrics.jsonl does not exist yet
+    run.truncate_metrics(step=3, evaluated_step=0)  # metrics.jsonl does not exist yet
     for kind, step in (("train", 2), ("eval", 2), ("train", 4), ("train", 3), ("eval", 3)):
         run.record({"kind": kind, "step": step})
     with run.metrics.open("a") as file:
         file.write('{"step": 1, "lo')
-    run.cut_metrics(step=3, evaluated_step=2)  # stopped between step 3 and its evaluation
+    run.truncate_metrics(step=3, evaluated_step=2)  # stopped between step 3 and its evaluation
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [(row["kind"], row["step"]) for row in rows] == [("train", 2), ("eval", 2), ("train", 3)]
 

@@ -23,8 +23,8 @@ ON_A_TERMINAL = """
 from ocrnet.tracking.progress_bar import ProgressBar
 with ProgressBar(10, 2) as bar:
     bar.advance()
-    bar.figures({"loss": 1.5, "learning_rate": 0.01, "images_per_second": 3.0, "memory_bytes": 2**30})
-    bar.settle(7)
+    bar.show_row({"loss": 1.5, "learning_rate": 0.01, "images_per_second": 3.0, "memory_bytes": 2**30})
+    bar.set_step(7)
     print("a log line")
 """
 
@@ -32,8 +32,8 @@ with ProgressBar(10, 2) as bar:
 def test_no_progress_bar_without_a_terminal(capsys):
     with ProgressBar(10, 0) as bar:
         bar.advance()
-        bar.figures(ROW | {"images_per_second": 1.0, "memory_bytes": 1})
-        bar.settle(5)
+        bar.show_row(ROW | {"images_per_second": 1.0, "memory_bytes": 1})
+        bar.set_step(5)
         print("a log line")
     assert capsys.readouterr().out.strip() == "a log line"
 
@@ -63,7 +63,7 @@ def test_curves_are_drawn_from_the_metrics(tmp_path):
 
 def test_metrics_and_samples_are_written_to_tensorboard(tmp_path):
     run = Run(tmp_path / "out")
-    run.open_board(0)
+    run.open_tensorboard(0)
     run.record(ROW)
     run.sample("city/scene", 5, np.zeros((8, 16, 3), np.uint8))
     run.close()
@@ -76,11 +76,11 @@ def test_metrics_and_samples_are_written_to_tensorboard(tmp_path):
 
 def test_a_full_disk_ends_a_run_that_writes_tensorboard(tmp_path):
     run = Run(tmp_path / "out")
-    run.open_board(0)
+    run.open_tensorboard(0)
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-        with pytest.raises(OcrnetError, match=r"tensorboard' cannot be written: .* make room"):
+        with pytest.raises(OcrnetError, match=r"tensorboard' cannot be written: .* free some space"):
             any(run.record(ROW) for _ in range(100))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -126,7 +126,7 @@ def test_mindspore_weights_are_saved_next_to_each_checkpoint(
     if written:
         loaded = ckpt.read(old.with_suffix(".ckpt"))
         assert loaded["count"] == checkpoint.load(old).tensors["count"]
-        stored = checkpoint.opened(old, loaded[weights.DOCUMENT].tobytes().decode())
+        stored = checkpoint.parse_document(old, loaded[weights.DOCUMENT].tobytes().decode())
         assert (stored["step"], stored["config"]["num_classes"], "progress" in stored) == (6, 2, False)
 
 
@@ -186,7 +186,7 @@ def test_a_run_stopped_and_resumed_at_any_step_ends_like_an_uninterrupted_one(da
     resumed = Progress(**loaded.meta["progress"])
     assert (resumed.step, loaded.tensors["count"].tolist()) == (step, [step])
     assert (resumed.evaluated_step == 0) == (step <= 6)
-    run.cut_metrics(step=resumed.step, evaluated_step=resumed.evaluated_step)
+    run.truncate_metrics(step=resumed.step, evaluated_step=resumed.evaluated_step)
     again = CountingEngine(good=8, bad=(2,))
     again.step = step
     run, _ = run_loop(again, dataset, folder, progress=resumed)

@@ -60,7 +60,7 @@ def test_only_the_backbone_is_loaded_and_the_rest_is_counted(tmp_path, state):
 
 def test_a_backbone_that_does_not_fit_is_refused(tmp_path, state):
     path = saved(tmp_path / "a.safetensors", state)
-    with pytest.raises(OcrnetError, match=r"does not fit backbone\.width 6: .* with another shape"):
+    with pytest.raises(OcrnetError, match=r"does not match backbone\.width 6: .* with another shape"):
         weights.read_backbone(path, Arch(width=6, blocks=1, modules=(1, 1, 1)))
     with pytest.raises(OcrnetError, match=r"1 missing|missing"):
         weights.read_backbone(path, Arch(width=4, blocks=2, modules=(1, 1, 1)))

@@ -1,4 +1,4 @@
-"""Base of all datasets: the class table, pairs of image and label files, and reading into class indices."""
+"""The parts that all datasets share: class table, pairs of image and label files, and reading of images and labels."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,15 @@ IGNORE = 255
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Classes of a dataset, by class index: names, RGB colors, ids in label files, and categories.
+    """The classes of a dataset; position i of each tuple belongs to class index i.
 
-    ``ignored`` holds the file ids that map to class index 255; ``ignored_id`` is the id written to files for 255.
+    Attributes:
+        names: Class names.
+        palette: RGB colors.
+        ids: Ids in label files.
+        ignored: Ids in label files that are ignored; they become class index 255.
+        categories: Names of groups of classes, or empty.
+        ignored_id: Id that is written to label files for class index 255.
     """
 
     names: tuple[str, ...]
@@ -42,13 +48,13 @@ class ClassTable:
     def to_indices(self, ids: np.ndarray, source: str | Path) -> np.ndarray:
         """Convert the uint8 H,W ids of a label file to uint8 H,W class indices.
 
-        Raise `OcrnetError` that names ``source`` and the id if an id is unknown.
+        Raise `OcrnetError`, which names ``source`` and the ids, if ids are unknown.
         """
-        unknown = cv2.LUT(ids, self._unknown)  # takes a tenth of the time of NumPy indexing
+        unknown = cv2.LUT(ids, self._unknown)  # ten times as fast as NumPy indexing
         if unknown.any():
-            found = ", ".join(map(str, np.unique(ids[unknown > 0])))
+            unknown_ids = ", ".join(map(str, np.unique(ids[unknown > 0])))
             raise OcrnetError(
-                f"{source} holds the unknown id {found}; known ids: {_ranges(self.ids)} (classes) and "
+                f"{source} holds the unknown id {unknown_ids}; known ids: {_ranges(self.ids)} (classes) and "
                 f"{_ranges(self.ignored) or 'none'} (ignored); to ignore another id: --set data.ignore_label=ID"
             )
         return cv2.LUT(ids, self._index_of_id)
@@ -87,7 +93,7 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class Pair:
-    """Files of one sample; ``name`` is unique within its split, e.g. ``aachen/aachen_000000_000019``."""
+    """The files of one image; ``name`` is unique within its split, e.g. ``aachen/aachen_000000_000019``."""
 
     name: str
     image: Path
@@ -95,11 +101,7 @@ class Pair:
 
 
 class Dataset:
-    """One split of a dataset.
-
-    ``read(i)`` returns image and label as arrays in memory. The label holds class indices 0 to num_classes - 1 and 255
-    (ignored).
-    """
+    """One split of a dataset; ``read(i)`` returns image and label as arrays."""
 
     def __init__(self, classes: ClassTable, pairs: Sequence[Pair], root: str | Path) -> None:
         self.classes, self.pairs, self.root = classes, tuple(pairs), Path(root)
@@ -114,12 +116,12 @@ class Dataset:
 
     @property
     def identity(self) -> str:
-        """Number of images and CRC-32 of their names, to compare the dataset across machines."""
+        """A text with the number of images and a CRC-32 of their names, to compare the dataset between machines."""
         names = "\n".join(pair.name for pair in self.pairs)
         return f"{len(self)}, the CRC-32 of their names is {zlib.crc32(names.encode()):08x}"
 
     def name(self, i: int) -> str:
-        """Return the name of sample ``i``."""
+        """Return the name of image ``i``."""
         return self.pairs[i].name
 
     def path(self, i: int) -> Path:
@@ -127,14 +129,14 @@ class Dataset:
         return self.pairs[i].image
 
     def image(self, i: int) -> np.ndarray:
-        """Return image ``i``, uint8 H,W,3 RGB; raise `OcrnetError` with its name if it is unreadable."""
+        """Return image ``i``, uint8 H,W,3 RGB; raise `OcrnetError`, which names the file, if it is unreadable."""
         return read_image(self.path(i))
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return image ``i``, uint8 H,W,3 RGB, and its class indices, uint8 H,W.
+        """Return image ``i``, uint8 H,W,3 RGB, and its label, uint8 H,W: class indices, and 255 where ignored.
 
-        Raise `OcrnetError` that names the file if it is unreadable, holds an unknown id, differs from its pair in size,
-        or was opened without a label.
+        Raise `OcrnetError`, which names the file, if a file is unreadable, the label holds an unknown id, image and
+        label differ in size, or the dataset was opened without labels.
         """
         pair = self.pairs[i]
         if pair.label is None:
@@ -160,7 +162,10 @@ def _ranges(ids: Sequence[int] | frozenset[int]) -> str:
 
 
 def colors() -> Iterator[tuple[int, int, int]]:
-    """Yield the Pascal VOC color map without black: the bits of the number, spread over R, G, B."""
+    """Yield the colors of the Pascal VOC color map, without black.
+
+    Bits 0, 3, 6 and 9 of a color's number become the highest bits of R, bits 1, 4 and 7 of G, bits 2, 5 and 8 of B.
+    """
     for number in range(1, 1 << 10):
         color = [0, 0, 0]
         for bit in range(10):

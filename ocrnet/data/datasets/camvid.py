@@ -1,4 +1,4 @@
-"""CamVid, 11 classes, 480x360, SegNet split (Brostow et al., Pattern Recognition Letters 2009)."""
+"""CamVid (Brostow et al., Pattern Recognition Letters 2009) with the 11 classes and the split of SegNet, 480x360."""
 
 from pathlib import Path
 
@@ -43,9 +43,9 @@ def scan(root: Path, split: str, *, labels: bool = True) -> list[Pair]:
     Args:
         root: Folder of the dataset.
         split: Name of the split.
-        labels: Require a label for each image; False: pair without labels.
+        labels: Require a label for each image; False: label files are not accessed.
 
     Raises:
-        OcrnetError: The layout differs, or an image or a label has no counterpart.
+        OcrnetError: The folder does not have the layout, or an image has no label or the reverse.
     """
     return scan_trees(root, split, layout=LAYOUT, labels=labels)

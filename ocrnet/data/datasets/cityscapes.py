@@ -1,10 +1,10 @@
-"""Cityscapes in its official layout; the label table is that of cityscapesscripts (helpers/labels.py)."""
+"""Cityscapes in its official layout; the label table is copied from cityscapesscripts (helpers/labels.py)."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from ocrnet.data.datasets.base import IGNORE, ClassTable, Pair
-from ocrnet.data.datasets.files import empty, need_folders, pair
+from ocrnet.data.datasets.files import no_images_error, pair, require_folders
 
 LAYOUT = """the layout of Cityscapes is
   DATASET_DIR/leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png
@@ -15,7 +15,7 @@ IMAGE_END, LABEL_END = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
 class Label(NamedTuple):
-    """One row of the official table: name, id in labelIds files, class index (255: none), category, RGB color."""
+    """A row of the official table: name, id in labelIds files, class index (255: not a class), category, RGB color."""
 
     name: str
     id: int
@@ -64,7 +64,10 @@ LABELS = (
 
 
 def classes(root: Path | None = None) -> ClassTable:
-    """Return the 19 classes; other ids of labelIds files are ignored, including -1, which uint8 stores as 255."""
+    """Return the 19 classes; the other ids are ignored, including -1, which uint8 label files store as 255.
+
+    ``root`` is not used.
+    """
     trained = sorted((label for label in LABELS if label.train_id != IGNORE), key=lambda label: label.train_id)
     return ClassTable(
         names=tuple(label.name for label in trained),
@@ -82,20 +85,20 @@ def scan(root: Path, split: str, *, labels: bool = True) -> list[Pair]:
     Args:
         root: Folder of the dataset.
         split: Name of the split.
-        labels: Require a label for each image; False: pair without labels.
+        labels: Require a label for each image; False: label files are not accessed.
 
     Raises:
-        OcrnetError: The layout differs, or an image or a label has no counterpart.
+        OcrnetError: The folder does not have the layout, or an image has no label or the reverse.
     """
-    need_folders(root, ["leftImg8bit", "gtFine"] if labels else ["leftImg8bit"], split, LAYOUT)
+    require_folders(root, ["leftImg8bit", "gtFine"] if labels else ["leftImg8bit"], split, LAYOUT)
     images = _by_name(root / "leftImg8bit" / split, IMAGE_END)
     if not images:
-        raise empty(root / "leftImg8bit" / split, f"CITY/*{IMAGE_END}", LAYOUT)
+        raise no_images_error(root / "leftImg8bit" / split, f"CITY/*{IMAGE_END}", LAYOUT)
     folder = root / "gtFine" / split
-    wanted = {name: folder / (name + LABEL_END) for name in images}
-    return pair(images, wanted, _by_name(folder, LABEL_END) if labels else None)
+    expected = {name: folder / (name + LABEL_END) for name in images}
+    return pair(images, expected, _by_name(folder, LABEL_END) if labels else None)
 
 
-def _by_name(folder: Path, end: str) -> dict[str, Path]:
-    found = (path for path in folder.glob(f"*/*{end}") if not path.name.startswith("."))
-    return {f"{path.parent.name}/{path.name.removesuffix(end)}": path for path in found}
+def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
+    paths = (path for path in folder.glob(f"*/*{suffix}") if not path.name.startswith("."))
+    return {f"{path.parent.name}/{path.name.removesuffix(suffix)}": path for path in paths}

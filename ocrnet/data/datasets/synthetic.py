@@ -1,4 +1,4 @@
-"""Synthetic street scenes in the exact Cityscapes layout, to try out every feature within minutes."""
+"""Synthetic street scenes in the Cityscapes layout, with which every feature can be tried within minutes."""
 
 from pathlib import Path
 
@@ -22,10 +22,10 @@ def write(
     size: tuple[int, int] = (512, 1024),
     seed: int = 0,
 ) -> None:
-    """Write synthetic scenes to a new or empty folder; the test split has images only.
+    """Write synthetic scenes to a new or empty folder; the test split has no labels.
 
-    Each scene depends only on (seed, split, scene number), for equal NumPy and OpenCV versions. All 19 classes occur;
-    the rarest occur in every fourth scene.
+    With the same versions of NumPy and OpenCV, a scene depends only on (seed, split, scene number). All 19 classes
+    occur; the rarest occur in every fourth scene.
 
     Args:
         root: New or empty folder.
@@ -36,7 +36,7 @@ def write(
         seed: Random seed, 0 or more.
 
     Raises:
-        OcrnetError: The folder is in use, a count or the seed is negative, or the size is too small.
+        OcrnetError: The folder is not empty, a count or the seed is negative, or the size is too small.
     """
     root, counts = Path(root), {"train": train, "val": val, "test": test}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -70,4 +70,4 @@ def _color_table() -> np.ndarray:
     return table
 
 
-_COLORS = _color_table()  # official colors by file id, including void classes
+_COLORS = _color_table()  # official RGB colors by id in label files, including those of ignored ids

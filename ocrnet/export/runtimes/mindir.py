@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ocrnet.export.formats import SIDECAR_SUFFIX
-from ocrnet.utils.installed import need
+from ocrnet.utils.installed import import_optional
 
 
 class MindIRSession:
@@ -15,7 +15,7 @@ class MindIRSession:
     def __init__(self, path: Path) -> None:
         from ocrnet.engines.mindspore.interrupts import defer_interrupts  # must precede the import of MindSpore
 
-        ms = need("mindspore", f"running {path}")
+        ms = import_optional("mindspore", f"running {path}")
         ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
         sidecar = path.with_name(path.name + SIDECAR_SUFFIX)
         self.document = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else None

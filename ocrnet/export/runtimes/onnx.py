@@ -7,14 +7,14 @@ import numpy as np
 
 from ocrnet.export.formats import DOCUMENT
 from ocrnet.export.runtimes import threads
-from ocrnet.utils.installed import need
+from ocrnet.utils.installed import import_optional
 
 
 class OnnxSession:
     """An ONNX file; see `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path) -> None:
-        runtime = need("onnxruntime", f"running {path}")
+        runtime = import_optional("onnxruntime", f"running {path}")
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors only
         options.intra_op_num_threads = threads()

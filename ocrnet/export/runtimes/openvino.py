@@ -8,14 +8,14 @@ import numpy as np
 from ocrnet.export.formats import DOCUMENT
 from ocrnet.export.runtimes import threads
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.utils.installed import need
+from ocrnet.utils.installed import import_optional
 
 
 class OpenVinoSession:
     """An OpenVINO file; see `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path, mix: bool = False) -> None:
-        ov = need("openvino", f"running {path}")
+        ov = import_optional("openvino", f"running {path}")
         if not path.with_suffix(".bin").is_file():
             raise OcrnetError(f"{path}: its weights, {path.with_suffix('.bin').name}, are missing")
         core = ov.Core()

@@ -10,14 +10,14 @@ import numpy as np
 
 from ocrnet.export.formats import SIDECAR_SUFFIX
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.utils.installed import need
+from ocrnet.utils.installed import import_optional
 
 
 class TensorRTSession:
     """A TensorRT plan; see `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path) -> None:
-        trt, self.torch = need("tensorrt", f"running {path}"), need("torch", f"running {path}")
+        trt, self.torch = import_optional("tensorrt", f"running {path}"), import_optional("torch", f"running {path}")
         if not self.torch.cuda.is_available():
             raise OcrnetError(f"{path} needs an NVIDIA GPU, but PyTorch finds none")
         sidecar = path.with_name(path.name + SIDECAR_SUFFIX)

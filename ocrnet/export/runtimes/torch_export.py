@@ -10,14 +10,14 @@ import numpy as np
 
 from ocrnet.export.formats import DOCUMENT
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.utils.installed import need
+from ocrnet.utils.installed import import_optional
 
 
 class TorchExportSession:
     """A torch.export file; see `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path) -> None:
-        self.torch = torch = need("torch", f"running {path}")
+        self.torch = torch = import_optional("torch", f"running {path}")
         _refuse_pickles(path, torch)
         extra_files = {f"{DOCUMENT}.json": ""}
         self.module = torch.export.load(str(path), extra_files=extra_files).module()

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from ocrnet.export.formats import DOCUMENT
-from ocrnet.utils.installed import need
+from ocrnet.utils.installed import import_optional
 
 
 class TorchScriptSession:
     """A TorchScript file; see `ocrnet.export.formats.Session`."""
 
     def __init__(self, path: Path) -> None:
-        self.torch = torch = need("torch", f"running {path}")
+        self.torch = torch = import_optional("torch", f"running {path}")
         extra_files = {f"{DOCUMENT}.json": ""}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # hides the deprecation warning of TorchScript

@@ -1,6 +1,6 @@
-"""The process that serves one tracking service.
+"""The process that sends a run's data to one tracking service.
 
-It receives the run's messages as JSON lines and replies to each with one JSON line.
+It reads the run's messages from stdin as JSON lines, and writes a JSON line to stdout for each handled message.
 """
 
 import contextlib
@@ -25,86 +25,89 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# Seconds between checks that the run's process is alive: its data loader workers may keep the pipe open.
-LOOK_SECONDS = 2.0
+# Seconds between checks that the run's process is alive. End-of-file of the pipe is not enough, because data loader
+# workers of a killed run may keep the pipe open.
+POLL_SECONDS = 2.0
 
 
 def main() -> int:
-    """Serve one run until it ends, however it ends; return the exit status."""
+    """Send one run's data until the run ends or is killed; return the exit status."""
     name, folder, project, run_name = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-    answers = os.dup(1)
-    os.dup2(2, 1)  # the library's output goes to the log
-    messages = os.dup(0)
-    nowhere = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nowhere, 0)  # the library cannot prompt for input
+    replies_fd = os.dup(1)
+    os.dup2(2, 1)  # redirect the library's output to the log file
+    requests_fd = os.dup(0)
+    devnull = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(devnull, 0)  # the library cannot prompt for input
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # the run also gets them, and then sends its ending
+        signal.signal(number, signal.SIG_IGN)  # the run receives them too, and then sends the end message
 
-    def answer(**what: object) -> None:
+    def reply(**message: object) -> None:
         # mutation: tracker-survives-killed-run
-        with contextlib.suppress(BrokenPipeError):  # the run is gone: messages already read still go to the service
-            os.write(answers, json.dumps(what).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # the run was killed: continue to send the messages already read
+            os.write(replies_fd, json.dumps(message).encode() + b"\n")
 
     try:
-        _serve(name, folder, (project, run_name), messages, answer)
-    except Exception as error:  # of any type: the run gets it, and only this process ends
+        _serve(name, folder, (project, run_name), requests_fd, reply)
+    except Exception as error:  # the run receives the error as a reply and continues; only this process ends
         print(scrub(traceback.format_exc()), file=sys.stderr, flush=True)
-        answer(error=" ".join(f"{type(error).__name__}: {error}".split())[:500])
+        reply(error=" ".join(f"{type(error).__name__}: {error}".split())[:500])
         return 1
     return 0
 
 
-def _serve(name: str, folder: Path, names: tuple[str, str], messages: int, answer: Any) -> None:
-    place = folder / "logs" / f"{name}.json"  # the run's id at the service, and the last steps that were sent
+def _serve(name: str, folder: Path, names: tuple[str, str], requests_fd: int, reply: Any) -> None:
+    """Open the run in the service and pass on each message; ``names`` are those of the project and of the run."""
+    state_file = folder / "logs" / f"{name}.json"  # the run's id in the service, and the last steps sent
     lock = (folder / "logs" / f".{name}.lock").open("a")
     if fcntl is not None:
-        fcntl.lockf(lock, fcntl.LOCK_EX)  # the process of an interrupted run may still be sending
-    known: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # wait: the process of an interrupted run may still be sending
+    state: dict[str, Any] = json.loads(state_file.read_text(encoding="utf-8")) if state_file.exists() else {}
     settings = dict(flat(yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))))
-    service = SERVICES[name](folder, names[0], names[1], settings, known.get("id"))
-    if service.id != known.get("id"):
-        known = {"id": service.id}
-        _keep(place, known)
-    answer(ready=True)
-    answer(say=service.where)
-    done = 0
+    service = SERVICES[name](folder, names[0], names[1], settings, state.get("id"))
+    if service.id != state.get("id"):
+        state = {"id": service.id}
+        _save_state(state_file, state)
+    reply(ready=True)
+    reply(line=service.location)
+    handled = 0
     ending = "failed"
-    for message in _messages(messages):
+    for message in _read_messages(requests_fd):
         kind, step = message["kind"], message.get("step", 0)
         if kind == "end":
             ending = message["ending"]
             break
         # mutation: send-rows-to-trackers-once
-        if step > known.get("eval" if kind == "picture" else kind, -1):
+        if step > state.get("eval" if kind == "picture" else kind, -1):
             if kind == "picture":
-                service.picture(Path(message["path"]), step)
+                service.image(Path(message["path"]), step)
             else:
                 service.scalars(message["scalars"], step)
-                known[kind] = step
-                _keep(place, known)
-        done += 1
-        answer(done=done)
+                state[kind] = step
+                _save_state(state_file, state)
+        handled += 1
+        reply(done=handled)
     service.close(ending)
-    answer(done=done + 1)
+    reply(done=handled + 1)
 
 
-def _messages(source: int) -> Iterator[dict[str, Any]]:
-    """Yield the run's messages until the run closes the pipe or its process is gone."""
-    run, rest = os.getppid(), b""
+def _read_messages(requests_fd: int) -> Iterator[dict[str, Any]]:
+    """Yield the run's messages until the run closes the pipe or ends."""
+    run, partial = os.getppid(), b""
     while os.getppid() == run:
-        if not select.select([source], [], [], LOOK_SECONDS)[0]:
+        if not select.select([requests_fd], [], [], POLL_SECONDS)[0]:
             continue
-        some = os.read(source, 65536)
-        if not some:
+        data = os.read(requests_fd, 65536)
+        if not data:
             return
-        *lines, rest = (rest + some).split(b"\n")
+        *lines, partial = (partial + data).split(b"\n")
         yield from map(json.loads, lines)
 
 
-def _keep(place: Path, known: dict[str, Any]) -> None:
-    draft = place.with_suffix(".tmp")
-    draft.write_text(json.dumps(known), encoding="utf-8")
-    os.replace(draft, place)
+def _save_state(state_file: Path, state: dict[str, Any]) -> None:
+    """Write the state file atomically."""
+    temporary = state_file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(state), encoding="utf-8")
+    os.replace(temporary, state_file)
 
 
 if __name__ == "__main__":

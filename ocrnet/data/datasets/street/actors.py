@@ -28,8 +28,8 @@ class Box:
         return self.x - self.width / 2, self.x + self.width / 2
 
     @property
-    def seen(self) -> float:
-        """The x of the long side that faces the camera."""
+    def visible_side(self) -> float:
+        """The x of the long side that is visible from the camera."""
         return self.sides[0] if self.x > 0 else self.sides[1]
 
     @property
@@ -61,10 +61,14 @@ def car(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     brush, paint = canvas.brush("car", z), rng.choice(PAINT) * rng.uniform(0.85, 1.15)
     (left, right), (near, far), waist = box.sides, box.ends, box.height * 0.6
     _wheels(brush, box, 0.32)
-    brush.panel(box.seen, (0.25, waist), box.ends, paint * 0.8)
-    inset = 0.14 if box.seen == left else -0.14
-    cabin = [(box.seen, waist, near + 0.1), (box.seen, waist, far - 1.0),
-             (box.seen + inset, box.height, far - 1.9), (box.seen + inset, box.height, near + 0.7)]  # fmt: skip
+    brush.panel(box.visible_side, (0.25, waist), box.ends, paint * 0.8)
+    inset = 0.14 if box.visible_side == left else -0.14
+    cabin = [
+        (box.visible_side, waist, near + 0.1),
+        (box.visible_side, waist, far - 1.0),
+        (box.visible_side + inset, box.height, far - 1.9),
+        (box.visible_side + inset, box.height, near + 0.7),
+    ]
     brush.polygon(cabin, GLASS * 1.1)
     brush.upright([left, right, right - 0.14, left + 0.14], [waist, waist, box.height, box.height], near, paint * 1.05)
     glass = [waist + 0.04, waist + 0.04, box.height - 0.08, box.height - 0.08]
@@ -78,7 +82,7 @@ def car(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
 
 
 def truck(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Draw a truck: a tall plain box behind a colored cab, dark frame and wheels.
+    """Draw a truck: a tall box behind a colored cab, a dark frame and wheels.
 
     Args:
         canvas: Canvas to draw on.
@@ -92,11 +96,11 @@ def truck(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     load = rng.choice([(224, 222, 214), (92, 118, 160), (196, 170, 92)]) * rng.uniform(0.9, 1.08)
     left, right = box.sides
     _wheels(brush, box, 0.5)
-    brush.panel(box.seen, (0.45, box.height - 0.5), (z + box.length, z + box.length + 2), cab * 0.9)
-    brush.panel(box.seen, (1.0, box.height), box.ends, load * 0.8)
-    brush.panel(box.seen, (0.5, 1.0), box.ends, (52, 52, 54))
+    brush.panel(box.visible_side, (0.45, box.height - 0.5), (z + box.length, z + box.length + 2), cab * 0.9)
+    brush.panel(box.visible_side, (1.0, box.height), box.ends, load * 0.8)
+    brush.panel(box.visible_side, (0.5, 1.0), box.ends, (52, 52, 54))
     for y in np.arange(1.4, box.height, 0.6):
-        brush.panel(box.seen, (y, y + 0.05), box.ends, load * 0.68)
+        brush.panel(box.visible_side, (y, y + 0.05), box.ends, load * 0.68)
     brush.plate((left, right), (0.5, box.height), z, load)
     brush.plate((left, right), (0.5, 1.0), z, (58, 58, 60))
     brush.plate((x - 0.03, x + 0.03), (1.0, box.height), z, load * 0.6)
@@ -119,7 +123,7 @@ def bus(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
 
 
 def train(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Draw a tram: two tones, very long, pantograph on the roof.
+    """Draw a tram, which has the class train: two colors, very long, a pantograph on the roof.
 
     Args:
         canvas: Canvas to draw on.
@@ -132,7 +136,7 @@ def train(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     paint = rng.choice([(40, 122, 84), (36, 96, 142), (86, 150, 150)]) * rng.uniform(0.9, 1.08)
     _coach(brush, canvas, box, (np.array((228, 228, 216)), paint))
     for joint in np.arange(z + 7, z + box.length, 7)[::-1]:
-        brush.panel(box.seen, (0.4, box.height), (joint, joint + 0.5), (60, 62, 66))
+        brush.panel(box.visible_side, (0.4, box.height), (joint, joint + 0.5), (60, 62, 66))
     brush.stroke([(x - 0.8, box.height, z + 4), (x, box.height + 1.1, z + 4), (x + 0.8, box.height, z + 4)], 0.1, TYRE)
 
 
@@ -140,10 +144,10 @@ def _coach(brush: Brush, canvas: Canvas, box: Box, paint: tuple[np.ndarray, np.n
     shadow(canvas, box)
     (left, right), top, (upper, lower) = box.sides, box.height, paint
     _wheels(brush, box, 0.45)
-    brush.panel(box.seen, (0.3, top), box.ends, upper * 0.82)
-    brush.panel(box.seen, (0.3, 1.2), box.ends, lower * 0.82)
+    brush.panel(box.visible_side, (0.3, top), box.ends, upper * 0.82)
+    brush.panel(box.visible_side, (0.3, 1.2), box.ends, lower * 0.82)
     for begin in np.arange(box.z + 0.4, box.z + box.length - 1.2, 1.5)[::-1]:
-        brush.panel(box.seen, (1.35, top - 0.6), (begin, begin + 1.3), GLASS * 1.2)
+        brush.panel(box.visible_side, (1.35, top - 0.6), (begin, begin + 1.3), GLASS * 1.2)
     brush.plate((left, right), (0.3, top), box.z, upper)
     brush.plate((left, right), (0.3, 1.2), box.z, lower)
     brush.plate((left + 0.15, right - 0.15), (1.25, top - 0.65), box.z, GLASS)
@@ -158,9 +162,9 @@ def _wheels(brush: Brush, box: Box, radius: float) -> None:
         brush.plate((x, x + 0.22), (0, radius * 2), box.z + 0.3, TYRE)
     for part in (0.82, 0.2):
         z = box.z + box.length * part
-        squeeze = min(abs(box.seen) / z + 0.15, 1.0)
-        brush.disc((box.seen, radius, z), radius, TYRE, squeeze=squeeze)
-        brush.disc((box.seen, radius, z), radius * 0.5, CHROME * 0.7, squeeze=squeeze)
+        squeeze = min(abs(box.visible_side) / z + 0.15, 1.0)
+        brush.disc((box.visible_side, radius, z), radius, TYRE, squeeze=squeeze)
+        brush.disc((box.visible_side, radius, z), radius * 0.5, CHROME * 0.7, squeeze=squeeze)
 
 
 def person(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
@@ -185,14 +189,14 @@ def person(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None
     _head(brush, rng, (x, neck + 0.13, z), (52, 40, 32))
 
 
-def _head(brush: Brush, rng: np.random.Generator, where: tuple[float, float, float], cap: Color) -> None:
-    x, y, z = where
+def _head(brush: Brush, rng: np.random.Generator, position: tuple[float, float, float], cap: Color) -> None:
+    x, y, z = position
     brush.disc((x, y, z), 0.14, cap, squeeze=0.85)
     brush.disc((x, y - 0.04, z), 0.09, rng.choice(SKIN), squeeze=0.85)
 
 
 def cyclist(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Draw a person on a bicycle, seen from the side or nearly from behind.
+    """Draw a person on a bicycle, from the side or nearly from behind.
 
     Args:
         canvas: Canvas to draw on.
@@ -213,7 +217,7 @@ def bicycle(canvas: Canvas, rng: np.random.Generator, x: float, z: float, *, acr
         rng: Random generator of the scene.
         x: Lateral position in meters, positive to the right.
         z: Distance in meters.
-        across: Visible share of its length, negative if mirrored; None: random.
+        across: Horizontal scale factor of its length, negative if mirrored; None: random.
     """
     across = rng.uniform(0.5, 1.0) if across is None else across
     brush, paint = canvas.brush("bicycle", z), rng.choice(PAINT) * 1.2
@@ -251,8 +255,10 @@ def motorcyclist(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -
         _rider(canvas, rng, (x, z), across, (34, 34, 40))
 
 
-def _rider(canvas: Canvas, rng: np.random.Generator, where: tuple[float, float], across: float, helmet: Color) -> None:
-    x, z = where
+def _rider(
+    canvas: Canvas, rng: np.random.Generator, position: tuple[float, float], across: float, helmet: Color
+) -> None:
+    x, z = position
     brush, coat, trousers = canvas.brush("rider", z), rng.choice(CLOTHES) * 1.1, rng.choice(CLOTHES) * 0.8
     for knee, foot in (((0.18, 0.66), (-0.02, 0.26)), ((0.06, 0.5), (-0.16, 0.14))):
         leg = [(-0.2, 0.92), knee, foot]

@@ -1,4 +1,4 @@
-"""Canvas that fills every shape in image and label, without antialiasing, so that they agree to the pixel."""
+"""A canvas that draws every shape in both image and label, without antialiasing, so that both match exactly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ ID = {label.name: label.id for label in LABELS}
 Color = Sequence[float] | np.ndarray  # R, G, B, 0 to 255
 Points = Sequence[Sequence[float]] | np.ndarray  # meters: x to the right, y up from the road, z ahead
 
-_HAZE_METERS = 160.0
+_HAZE_METERS = 160.0  # distance at which the share of the own color has dropped to 1/e
 _FAR = 30_000  # pixels; the integer part of cv2 coordinates has 16 bits
 
 
@@ -24,7 +24,7 @@ class Camera:
     focal: float  # pixels
     center: tuple[float, float]  # row of the horizon, column of the vanishing point
     height: float = 1.5  # meters
-    bend: float = 0.0  # 1/meters: curves the street
+    bend: float = 0.0  # 1/meters: curvature of the street
 
     def project(self, points: Points) -> np.ndarray:
         """Project points N,3 in meters to int32 N,2 pixels, column first as in OpenCV."""
@@ -35,7 +35,7 @@ class Camera:
 
 
 class Canvas:
-    """Scene in progress: ``image`` uint8 H,W,3 RGB and ``label`` uint8 H,W of Cityscapes ids."""
+    """A scene that is being drawn: ``image`` uint8 H,W,3 RGB and ``label`` uint8 H,W of Cityscapes ids."""
 
     def __init__(self, size: tuple[int, int], camera: Camera, haze: Color) -> None:
         self.image, self.label = np.zeros((*size, 3), np.uint8), np.full(size, ID["sky"], np.uint8)
@@ -47,7 +47,7 @@ class Canvas:
 
 
 class Brush:
-    """Draws one class: shapes are given in meters, and colors fade into the haze with distance."""
+    """Draws shapes of one class at one distance; coordinates are in meters, and colors fade to the haze color."""
 
     def __init__(self, canvas: Canvas, label: int, meters: float) -> None:
         self.canvas, self.label = canvas, label

@@ -1,4 +1,4 @@
-"""Street scenes: choose the content, draw it from far to near, add light and material grain."""
+"""Street scenes: choose the objects, draw them from far to near, add lighting and texture noise."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Actor = tuple[float, float, Callable]  # x, z, drawing function
 
 LARGE = (actors.truck, actors.bus, actors.train, actors.motorcyclist)
 
-# Strength of fine and coarse grain by class, in gray levels.
+# Standard deviation of fine and coarse texture noise by class, in gray levels.
 GRAIN = {
     "road": (7, 5), "sidewalk": (8, 6), "building": (4, 5), "wall": (10, 9), "fence": (6, 5), "vegetation": (14, 16),
     "terrain": (13, 14), "sky": (1, 0), "car": (2, 4), "truck": (2, 3), "bus": (2, 3), "train": (2, 3),
@@ -26,7 +26,7 @@ def draw(size: tuple[int, int], rng: np.random.Generator, *, index: int) -> tupl
     Args:
         size: Height and width in pixels.
         rng: Random generator of the scene.
-        index: Selects only the rare vehicle; any four consecutive scenes contain all of them.
+        index: Number of the scene. It selects the rare vehicle: truck, bus, train or motorcycle in turn.
 
     Returns:
         Image, uint8 H,W,3 RGB, and label, uint8 H,W Cityscapes ids.
@@ -52,7 +52,7 @@ def draw(size: tuple[int, int], rng: np.random.Generator, *, index: int) -> tupl
 
 
 def _weather(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return the colors of the zenith and the haze: clear, gray or evening."""
+    """Return random RGB colors of the zenith and the haze, for clear, gray or evening weather."""
     clear, gray = ((72, 122, 190), (206, 220, 232)), ((158, 166, 176), (214, 216, 218))
     evening = (84, 96, 150), (240, 204, 170)
     zenith, haze = (clear, gray, evening)[rng.choice(3, p=(0.5, 0.35, 0.15))]
@@ -68,7 +68,7 @@ def _street(rng: np.random.Generator, *, with_tracks: bool) -> Street:
 
 
 def _cast(rng: np.random.Generator, street: Street, index: int) -> list[Actor]:
-    """Choose the actors and their positions in meters."""
+    """Choose objects and their positions in meters: vehicles, people, poles and signs."""
     (left, right), cast = street.road, []
     rare = LARGE[index % 4]
     lane = (left + right) / 4
@@ -126,7 +126,7 @@ def _posts(rng: np.random.Generator, street: Street) -> list[Actor]:
 
 
 def _own_car(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Draw the hood of the ego vehicle and, in most scenes, the border of rectified images."""
+    """Draw the hood of the ego vehicle and, in most scenes, a border with the id ``out of roi`` in the label."""
     height, width = canvas.label.shape
     top, x = height * rng.uniform(0.90, 0.94), np.linspace(0, width, 32)
     edge = top + (height - top) * (2 * np.abs(x / width - 0.5)) ** 3 * 0.9
@@ -143,7 +143,7 @@ def _own_car(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _light(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Add material grain, lighting, and the effects of lens and sensor."""
+    """Add texture noise, uneven lighting, a color cast and slight blur to the image."""
     height, width = size = canvas.label.shape
     strength = np.full((2, 256), 3, np.float32)
     for name, pair in GRAIN.items():

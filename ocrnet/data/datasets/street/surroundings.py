@@ -1,4 +1,4 @@
-"""Surroundings of a street: sky, ground, houses, greenery, walls and fences, drawn from far to near."""
+"""The surroundings of a street: sky, ground, houses, trees, hedges, walls and fences, drawn from far to near."""
 
 from dataclasses import dataclass
 
@@ -20,11 +20,11 @@ class Street:
 
     road: tuple[float, float]
     walk: tuple[float, float]  # outer edges of the two sidewalks
-    line: tuple[float, float]  # position of fences and walls; houses are slightly behind
+    line: tuple[float, float]  # position of fences and walls; houses are slightly behind them
     tracks: tuple[float, float] | None  # strip of the road with rails
 
     def edges(self, side: int) -> tuple[float, float, float]:
-        """Return the inner and outer edge of the sidewalk and the line of walls; side 0 is left, 1 is right."""
+        """Return x of the sidewalk's inner and outer edge and of the walls; ``side`` 0 is left, 1 is right."""
         return self.road[side], self.walk[side], self.line[side]
 
 
@@ -88,7 +88,7 @@ def _markings(canvas: Canvas, rng: np.random.Generator, street: Street) -> None:
 def _strip(
     canvas: Canvas, name: str, x: tuple[float, float], color: Color, z: tuple[float, float] = (NEAR, FAR)
 ) -> None:
-    """Fill the ground between two x, in segments that follow the bend and fade with distance."""
+    """Fill the ground between two lateral positions, in segments that follow the bend and fade with distance."""
     cuts = np.geomspace(*z, max(int(np.log(z[1] / z[0]) * 5), 1) + 1)
     for near, far in zip(cuts[-2::-1], cuts[:0:-1], strict=True):
         corners = [(x[0], 0, near), (x[1], 0, near), (x[1], 0, far), (x[0], 0, far)]
@@ -154,9 +154,9 @@ def house(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, fl
 
 
 def _windows(
-    brush: Brush, rng: np.random.Generator, where: tuple[float, int], z: tuple[float, float], facade: np.ndarray
+    brush: Brush, rng: np.random.Generator, position: tuple[float, int], z: tuple[float, float], facade: np.ndarray
 ) -> None:
-    x, floors = where
+    x, floors = position
     glass, frame = rng.uniform((50, 62, 76), (104, 122, 140)), facade * 0.5 + 120
     wide, shop = rng.uniform(1.0, 1.5), rng.random() < 0.4
     for floor in range(floors):
@@ -170,16 +170,16 @@ def _windows(
             brush.panel(x, (low, high), (begin, begin + wide), glass * rng.uniform(0.7, 1.25))
 
 
-def barrier(canvas: Canvas, rng: np.random.Generator, kind: str, where: tuple[float, float, float]) -> None:
+def barrier(canvas: Canvas, rng: np.random.Generator, kind: str, position: tuple[float, float, float]) -> None:
     """Draw a wall, a fence or a hedge along the street.
 
     Args:
         canvas: Canvas to draw on.
         rng: Random generator of the scene.
         kind: ``wall``, ``fence`` or ``hedge``.
-        where: Lateral position, near end and far end in meters.
+        position: Lateral position, near end and far end in meters.
     """
-    x, near, far = where
+    x, near, far = position
     names = {"wall": "wall", "fence": "fence", "hedge": "vegetation"}
     brush, z, top = canvas.brush(names[kind], near), (near, far), rng.uniform(1.3, 2.2)
     if kind == "wall":
@@ -201,16 +201,16 @@ def barrier(canvas: Canvas, rng: np.random.Generator, kind: str, where: tuple[fl
             brush.disc((x, top, spot), rng.uniform(0.25, 0.5), leaf * rng.uniform(0.8, 1.2))
 
 
-def tree(canvas: Canvas, rng: np.random.Generator, where: tuple[float, float], height: float) -> None:
-    """Draw a tree: trunk and crown, both vegetation as in Cityscapes.
+def tree(canvas: Canvas, rng: np.random.Generator, position: tuple[float, float], height: float) -> None:
+    """Draw a tree: trunk and crown, which both have the class vegetation, as in Cityscapes.
 
     Args:
         canvas: Canvas to draw on.
         rng: Random generator of the scene.
-        where: Position x, z in meters.
+        position: x and z in meters.
         height: Height in meters.
     """
-    x, z = where
+    x, z = position
     brush, leaf = canvas.brush("vegetation", z), rng.choice(LEAVES) * rng.uniform(0.85, 1.15)
     brush.plate((x - 0.14, x + 0.14), (0, height * 0.5), z, (84, 66, 50))
     radius = height * 0.3
@@ -222,7 +222,7 @@ def tree(canvas: Canvas, rng: np.random.Generator, where: tuple[float, float], h
 
 
 def street_tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Draw a tree of the size that is typical of streets.
+    """Draw a tree of a size that is typical along streets.
 
     Args:
         canvas: Canvas to draw on.
