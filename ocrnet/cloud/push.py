@@ -140,7 +140,7 @@ class Uploader:
         return lines
 
     def drain(self, seconds: float, say: Callable[[str], None]) -> list[str]:
-        """Wait at most ``seconds`` until all files are uploaded and the thread ends; pass log lines to ``say``.
+        """Wait at most ``seconds`` until all files are uploaded and the thread ends.
 
         Return the names of the files that are not uploaded, followed by the last failure or ``timeout``. Return an
         empty list if all files are uploaded.
@@ -319,7 +319,7 @@ class UploadContext:
         self._uploader: Uploader | None = None
 
     def start(self, uploader: Uploader, say: Callable[[str], None]) -> Uploader:
-        """Start the uploads; ``say`` receives the lines to log at the end."""
+        """Start the uploads; the callback receives the lines to log at the end."""
         self._uploader, self._log_line = uploader, say
         uploader.start()
         return uploader

@@ -36,8 +36,8 @@ class Report:
 class Job:
     """Settings that are the same for all sources.
 
-    ``save`` lists the kinds of output (`writers.KINDS`); None selects the default kinds. ``say`` logs a line. ``check``
-    is called between sources, tiles and frames, and may raise an exception to stop.
+    ``save`` lists the kinds of output (`writers.KINDS`); None selects the default kinds. ``check`` is called between
+    sources, tiles and frames, and may raise an exception to stop.
     """
 
     model: Model

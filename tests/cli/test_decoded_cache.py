@@ -20,4 +20,6 @@ def test_a_run_with_a_cache_matches_a_run_without_one(w48_run, cityscapes, tmp_p
     assert f"cache: 4 of 9 pairs are cached in {cache}; the others need about " in result.stdout
     assert result.stderr == ""
     assert_identical_runs(tmp_path / "run", w48_run)
-    assert {path.name for path in cache.iterdir()} == {sets[s].place(i).name for s in sets for i in range(len(sets[s]))}
+    assert {path.name for path in cache.iterdir()} == {
+        sets[s].cache_file(i).name for s in sets for i in range(len(sets[s]))
+    }

@@ -83,7 +83,10 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(w48_run, cityscapes, tmp_p
     result = run("train.py", "--config", W48, "--device_target", "CPU", "--mix", "True", "--save_dir", tmp_path / "out",
                  "--resume_ckpt", middle.with_suffix(".ckpt"), "--set", f"data.dataset_dir={cityscapes}",
                  "save_mindspore_ckpt=True", *SMALL)  # fmt: skip
-    assert f"{middle.with_suffix('.ckpt')} holds only weights: {middle.name} in its folder is used" in result.stdout
+    assert (
+        f"{middle.with_suffix('.ckpt')} holds only weights: {middle.name} in the same folder is used instead"
+        in result.stdout
+    )
     assert f"resume: from {middle}, step 2" in result.stdout
     assert ", was 64; losses and scores may differ in their last digits" in result.stdout
     name = "OCRNet_hrnet_seg_w48_4_rank0.safetensors"

@@ -107,7 +107,7 @@ def test_an_incomplete_download_leaves_no_file(dataset, proxy, tmp_path, kind):
     with pytest.raises(OcrnetError, match=rf"{dataset.url('data/images/train/3.png')}: .* \(2 tries\)"):
         download(config(dataset, tmp_path, retries=1))
     proxy.heal()
-    cache = Cache(parse("data_url", dataset.url("data")), Cloud(cache_dir=str(tmp_path)), print).place
+    cache = Cache(parse("data_url", dataset.url("data")), Cloud(cache_dir=str(tmp_path)), print).folder
     cached = {name: content for name, content in files(cache).items() if not name.endswith(".part")}
     assert cached.items() <= FILES.items()
     assert "images/train/3.png" not in cached
@@ -293,7 +293,7 @@ def test_a_file_above_the_size_limit_of_the_process_is_an_error(bucket, tmp_path
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        with pytest.raises(OcrnetError, match=r"set-\w+/.* cannot be written: File too large; make room there"):
+        with pytest.raises(OcrnetError, match=r"set-\w+/.* cannot be written: File too large; free some space there"):
             download(config(bucket, tmp_path, "set"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -343,7 +343,7 @@ def test_invalid_object_names_are_refused(tmp_path):
     for name in ("../x", "/x", "a//b", "a/./b", "a\0b"):
         with pytest.raises(OcrnetError, match="which is not a valid file name"):
             cache.target(name)
-    assert json.dumps(str(cache.target("a/b"))) == json.dumps(str(cache.place / "a/b"))
+    assert json.dumps(str(cache.target("a/b"))) == json.dumps(str(cache.folder / "a/b"))
 
 
 # Weights: ckpt_url.

@@ -97,7 +97,7 @@ def test_a_failing_store_delays_no_step_and_no_checkpoint_is_deleted(sdk_bucket,
         assert time.monotonic() - started < 0.5
     wait_until(lambda: len(proxy.failures) > 1)
     assert folder.steps() == [1, 2, 3, 4, 5, 6]
-    wait_until(lambda: any("the file is kept, retrying in" in line for line in push.news()))
+    wait_until(lambda: any("the file is kept, retrying in" in line for line in push.take_log_lines()))
     proxy.heal()
     messages = []
     assert push.drain(30, messages.append) == []

@@ -105,7 +105,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, name):
     before = old.read_bytes()
     path = old if name == "old" else tmp_path / "new.safetensors"
     message, _ = run_python(SAVE_WITH_A_FILE_SIZE_LIMIT, path, "report").communicate()
-    assert message == f"cannot write checkpoint {path}: File too large; make room there or choose another save_dir\n"
+    assert (
+        message == f"cannot write checkpoint {path}: File too large; free some space there or choose another save_dir\n"
+    )
     assert os.listdir(tmp_path) == [old.name]
     assert old.read_bytes() == before
 
@@ -200,7 +202,7 @@ def test_resolve_returns_the_newest_valid_checkpoint_of_a_folder(tmp_path):
     for path in (folder, folder.parent):
         resolved, note = checkpoint.resolve(path)
         assert resolved == new
-        assert note == f"{path} is a folder: its newest valid checkpoint {new} is used."
+        assert note == f"{path} is a folder; its newest valid checkpoint {new} is used."
     new.write_bytes(new.read_bytes()[:50])
     resolved, note = checkpoint.resolve(folder.parent)
     assert resolved == old
@@ -222,7 +224,10 @@ def test_resolve_lists_the_contents_of_a_folder_without_a_valid_checkpoint(tmp_p
 def test_resolve_replaces_a_missing_ckpt_by_the_safetensors_file_next_to_it(tmp_path):
     path = saved(tmp_path, 5, width=48)
     requested = path.with_suffix(".ckpt")
-    assert checkpoint.resolve(requested) == (path, f"{requested} does not exist: {path.name} in its folder is used.")
+    assert checkpoint.resolve(requested) == (
+        path,
+        f"{requested} does not exist: {path.name} in the same folder is used instead.",
+    )
     requested.touch()
     assert checkpoint.resolve(requested) == (requested, None)
 
@@ -235,7 +240,7 @@ def test_resuming_from_a_ckpt_uses_the_safetensors_file_next_to_it(tmp_path):
     requested.touch()
     assert checkpoint.resolve_state(requested) == (
         path,
-        f"{requested} holds only weights: {path.name} in its folder is used.",
+        f"{requested} holds only weights: {path.name} in the same folder is used instead.",
     )
     path.unlink()
     with pytest.raises(

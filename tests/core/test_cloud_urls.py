@@ -87,7 +87,7 @@ def test_invalid_urls_and_flags_are_refused(argv, message):
 def test_credentials_in_a_url_are_refused_and_not_printed(argv, tmp_path, capsys):
     assert main.main(["train", "--config", CONFIG, "--save_dir", str(tmp_path / "out"), *argv]) == 2
     output = "".join(capsys.readouterr())
-    assert "contains a key or a password before an '@'; remove it" in output or "given twice" in output
+    assert "contains an access key or a password before an '@'; remove it" in output or "given twice" in output
     assert "hunter2" not in output
     assert not (tmp_path / "out").exists()
 

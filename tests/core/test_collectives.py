@@ -563,7 +563,7 @@ def test_a_checkpoint_without_a_number_of_ranks_counts_as_one_rank(tmp_path):
 def test_every_rank_ends_with_the_exit_status_of_the_signal(commands, monkeypatch, capsys):
     class SignalOnOtherRanks(StopRequest):
         def __call__(self):
-            return 0 if self.speaks else 15  # the signal arrives on every rank but 0
+            return 0 if self.prints else 15  # the signal arrives on every rank but 0
 
     monkeypatch.setattr(setup, "StopRequest", SignalOnOtherRanks)
     outcomes = on_ranks(3, commands.train)

@@ -168,7 +168,7 @@ def test_other_classes_or_another_decoder_use_separate_files(root, uncached, cac
         cached.read(0)
     place = cached.cache_file(0)
     monkeypatch.setattr(cv2, "__version__", "99")
-    assert cached.cache_file(0) not in (place, other.place(0))
+    assert cached.cache_file(0) not in (place, other.cache_file(0))
 
 
 DAMAGES = {

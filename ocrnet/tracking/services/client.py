@@ -57,7 +57,7 @@ class ServiceClient:
     """Sends a run's metrics and images to one service.
 
     Only `wait_until_ready` and `close` block, each with a time limit. ``folder`` is the run's folder, whose config.yml
-    is sent. ``say`` receives each line to log. If the service fails or does not respond, this is logged once, and
+    is sent. The callback receives each line to log. If the service fails or does not respond, this is logged once, and
     nothing more is sent.
     """
 
