@@ -175,7 +175,7 @@ def test_dry_run_prints_the_cost_and_writes_nothing(cityscapes, tmp_path):
     command = ("train.py", "--config", W48, *CPU, "--save_dir", tmp_path / "out", "--dry_run", "--set",
                "total_step=1", *SMALL[1:])  # fmt: skip
     result = run(*command, f"data.dataset_dir={cityscapes}")
-    for part in ("crop_size: [64, 64]", "parameters: ", "GFLOP", "GiB in use", "for 1 steps", "nothing was written"):
+    for part in ("crop_size: [64, 64]", "parameters: ", "GFLOP", "GiB in use", "all 1 steps", "nothing was written"):
         assert part in result.stdout
     assert not (tmp_path / "out").exists()
     data = tmp_path / "data"

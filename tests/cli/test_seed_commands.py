@@ -154,7 +154,7 @@ def test_a_run_starts_from_imagenet_weights(cityscapes, tmp_path):
 
 @pytest.mark.parametrize(
     ("width", "name", "message"),
-    [(48, "hrnet.pth", "does not fit backbone.width 48"), (32, "no.pth", "no.pth' does not exist")],
+    [(48, "hrnet.pth", "does not match backbone.width 48"), (32, "no.pth", "no.pth' does not exist")],
 )
 def test_wrong_imagenet_weights_are_refused(cityscapes, tmp_path, width, name, message):
     torch = pytest.importorskip("torch")

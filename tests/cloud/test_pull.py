@@ -371,7 +371,7 @@ def test_ckpt_url_names_a_file_or_a_folder_with_checkpoints(sdk_bucket, tmp_path
     with pytest.raises(OcrnetError, match="object not found; check the name"):
         fetch("zoo/hrnet.ckpt")
     sdk_bucket.put("zoo/other.ckpt", b"")
-    with pytest.raises(OcrnetError, match=r"expected one weights file, found: hrnet\.pth, other\.ckpt"):
+    with pytest.raises(OcrnetError, match=r"expected exactly one weights file, found: hrnet\.pth, other\.ckpt"):
         fetch("zoo")
 
 
@@ -380,7 +380,7 @@ def test_ckpt_url_gives_the_start_of_a_run_or_the_weights_of_the_backbone(tmp_pa
     cfg = Config(ckpt_url=str(run_checkpoint), save_dir=str(tmp_path / "out"), total_step=10)
     unchanged, begin_from, notes = pull.apply_ckpt_url(cfg, "auto", print)
     assert (unchanged, begin_from) == (cfg, run_checkpoint)
-    assert "a run that has none begins from it" in notes[0]
+    assert "the run starts from it if it has no checkpoint of its own" in notes[0]
     with pytest.raises(OcrnetError, match="both name a checkpoint; keep one"):
         pull.apply_ckpt_url(cfg, "some/file", print)
     backbone_weights = tmp_path / "hrnet.pth"

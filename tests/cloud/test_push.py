@@ -49,7 +49,7 @@ def folder(tmp_path) -> Folder:
 
 def start_push(store, folder: Folder, *, keep: int = 2, **cloud) -> Uploader:
     push = Uploader(store, folder.path, Cloud(**{"timeout": 1} | cloud), keep=keep)
-    push.compare(store.list("checkpoint/"))
+    push.queue_missing(store.list("checkpoint/"))
     push.start()
     return push
 
@@ -69,11 +69,11 @@ def test_checkpoints_are_uploaded_and_pruned_locally_and_in_the_store(sdk_bucket
     push = start_push(sdk_bucket.store("run"), folder)
     for step in (1, 2, 3):
         path = folder.save(step)
-        push.files()
-        push.checkpoint(path)
+        push.queue_files()
+        push.queue_checkpoint(path)
         wait_until(lambda step=step: step in stored_steps(sdk_bucket))
         checkpoint.prune(path.parent, 2, push.unconfirmed())
-    push.checkpoint(folder.save("best"))
+    push.queue_checkpoint(folder.save("best"))
     messages = []
     assert push.drain(30, messages.append) == []
     assert stored_steps(sdk_bucket) == folder.steps() == [2, 3]
@@ -91,8 +91,8 @@ def test_a_failing_store_delays_no_step_and_no_checkpoint_is_deleted(sdk_bucket,
     for step in range(1, 7):
         path = folder.save(step)
         started = time.monotonic()
-        push.files()
-        push.checkpoint(path)
+        push.queue_files()
+        push.queue_checkpoint(path)
         checkpoint.prune(path.parent, 2, push.unconfirmed())
         assert time.monotonic() - started < 0.5
     wait_until(lambda: len(proxy.failures) > 1)
@@ -115,8 +115,8 @@ def test_metrics_are_uploaded_before_their_checkpoint(bucket, proxy, folder):
         path = folder.save(step)
         (folder.path / "samples").mkdir(exist_ok=True)
         (folder.path / "samples/a.png").write_bytes(b"image")
-        push.files()
-        push.checkpoint(path)
+        push.queue_files()
+        push.queue_checkpoint(path)
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 3}\n')  # this later row belongs to the next checkpoint
     proxy.heal()
@@ -130,8 +130,8 @@ def test_metrics_are_uploaded_before_their_checkpoint(bucket, proxy, folder):
 def test_an_upload_with_a_wrong_size_is_not_confirmed(sdk_bucket, proxy, folder):
     proxy.failure = lambda method, path: "grow" if method == "HEAD" and "rank0" in path else None
     push = start_push(sdk_bucket.store("run"), folder, keep=1)
-    push.checkpoint(folder.save(1))
-    push.checkpoint(folder.save(2))
+    push.queue_checkpoint(folder.save(1))
+    push.queue_checkpoint(folder.save(2))
     wait_until(lambda: len(proxy.failures) > 2)
     assert len(push.unconfirmed()) == 2
     *names, reason = push.drain(0.2, print)
@@ -146,7 +146,7 @@ def test_a_refused_file_does_not_block_other_uploads(bucket, proxy, folder):
     for step in (1, 2):
         folder.save(step)
     push = start_push(bucket.store("run"), folder)
-    push.files()
+    push.queue_files()
     wait_until(lambda: stored_steps(bucket) == [1] and "run/metrics.jsonl" in bucket.names("run/"))
     assert push.drain(0.2, print)[:-1] == [f"checkpoint/{checkpoint.file_name(6, 2)}", "odd.png"]
 
@@ -170,7 +170,7 @@ def test_later_checkpoints_in_the_store_are_not_pruned(bucket, folder):
     for step in (10, 11):
         bucket.put(f"run/checkpoint/{checkpoint.file_name(6, step)}", other.save(step).read_bytes())
     push = start_push(bucket.store("run"), folder, keep=1)
-    push.checkpoint(folder.save(4))
+    push.queue_checkpoint(folder.save(4))
     assert push.drain(30, print) == []
     assert stored_steps(bucket) == [4, 10, 11]
 
@@ -180,7 +180,7 @@ def short_run(bucket: Bucket, folder: Folder, cloud: Cloud, error: Exception | N
     with UploadContext(cloud) as pushing:
         push = Uploader(bucket.store("run", timeout=60), folder.path, cloud, keep=1)
         pushing.start(push, print)
-        push.checkpoint(folder.save(3))
+        push.queue_checkpoint(folder.save(3))
         if error:
             raise error
 
@@ -207,14 +207,14 @@ def test_saved_files_are_uploaded_however_a_run_ends(bucket, folder, error):
 
 def test_an_error_and_the_files_not_uploaded_are_both_reported(bucket, proxy, folder):
     proxy.failure = lambda method, path: "fail"
-    with pytest.raises(OcrnetError, match=r"the images are broken; moreover, not uploaded to .*checkpoint/"):
+    with pytest.raises(OcrnetError, match=r"the images are broken; also, not uploaded to .*checkpoint/"):
         short_run(bucket, folder, Cloud(push_timeout=0), OcrnetError("the images are broken"))
 
 
 def test_a_folder_store_holds_only_complete_files(folder, tmp_path, monkeypatch):
     store = FolderStore(tmp_path / "share")
     push = start_push(store, folder)
-    push.checkpoint(folder.save(1))
+    push.queue_checkpoint(folder.save(1))
     assert push.drain(30, print) == []
     (name,) = [item.name for item in store.list("checkpoint/")]
     assert checkpoint.load(tmp_path / "share" / name).meta["step"] == 1
@@ -238,7 +238,7 @@ def download(bucket: Bucket, folder: Folder, resume_from: str | None = "auto", *
     messages: list[str] = []
     cloud = Cloud(**{"timeout": 1, "retries": 1} | cloud)
     cfg = Config(train_url=bucket.url("run"), save_dir=str(folder.path), cloud=cloud)
-    return resume.begin(cfg, resume_from, messages.append)[2] + messages
+    return resume.open_train_url(cfg, resume_from, messages.append)[2] + messages
 
 
 def test_the_newest_checkpoint_is_downloaded_with_its_metrics(sdk_bucket, folder, tmp_path):
