@@ -214,7 +214,7 @@ def augmenting(dataset: Dataset, data: Data) -> dict[str, Option]:
 
 def measure(dataset: Dataset, cache: Path, data: Data, rounds: int) -> dict[str, object]:
     """Measure every option on a training split."""
-    datasets, _ = prepare(str(cache), {"": dataset})
+    datasets = prepare(str(cache), {"": dataset})
     cached, count = datasets[""], len(dataset)
     plain, warm = (TrainStream(d, data, seed=1, channels=512, dropout=0.05) for d in (dataset, cached))
     read, exact = reading(dataset, cached, data)

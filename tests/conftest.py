@@ -1,8 +1,21 @@
-"""Tests that are marked ``long`` run only in `make test-long`."""
+"""Settings for all tests: those that are marked ``long`` run only in `make test-long`; logging starts afresh."""
 
+import logging
 import os
 
 import pytest
+
+from ocrnet.utils import log
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging():
+    """Log at level INFO, without the handlers and the rank of earlier tests."""
+    logger = logging.getLogger("ocrnet")
+    logger.setLevel(logging.INFO)
+    yield
+    logger.handlers.clear()
+    log.set_rank(0, first_of_machine=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -296,7 +296,7 @@ MUTATIONS = (
     ),
     Mutation(
         "look-for-remote-checkpoint",
-        value("[]"),
+        delete,
         "tests/cloud/test_cloud_runs.py::test_a_killed_run_resumes_on_an_empty_machine",
     ),
     Mutation(
@@ -329,7 +329,7 @@ MUTATIONS = (
     ),
     Mutation(
         "resume-after-restart",
-        edit(r"(\w+), (\w+) = .*", r"\2 = []"),
+        delete,
         f"{RANKS}::test_a_killed_rank_is_restarted_and_the_run_ends_the_same",
     ),
     Mutation(

@@ -15,11 +15,9 @@ import numpy as np
 
 from ocrnet.cli.common import Parser
 from ocrnet.config import Config, Data, Eval
-from ocrnet.distributed.launcher import World
 from ocrnet.engines.tta import make_passes
 from ocrnet.export import compare, formats
-from ocrnet.export.formats import Exported
-from ocrnet.export.open import as_weights, open_engine, read
+from ocrnet.export.open import open_for_inference
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint
 
@@ -64,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(list(argv))
     if args.rounds < 1:
         raise OcrnetError(f"--rounds is {args.rounds}, but must be at least 1")
-    paths = [checkpoint.resolve(path)[0] for path in args.checkpoint_path]
+    paths = [checkpoint.resolve(path) for path in args.checkpoint_path]
     size = _parse_size(args.size)
     with _Workers() as workers:
         for path in paths:
@@ -194,12 +192,8 @@ def serve(pipe: Connection, path: str, mix: bool) -> None:
         mix: Whether to predict in mixed precision.
     """
     try:
-        cfg = Config(device_target=None, mix=mix)
-        source = read(Path(path), cfg)
-        weights = as_weights(source)
-        engine = open_engine(cfg, source, world=World())
-        engine.restore(weights.tensors, 0)
-        metadata = source.metadata if isinstance(source, Exported) else None
+        opened = open_for_inference(path, Config(mix=mix))
+        engine, metadata = opened.engine, opened.metadata
         chosen = "bfloat16" if any(line == "mix: bfloat16" for line in engine.startup_messages) else "float32"
         precision = chosen if metadata is None or (mix and chosen == "bfloat16") else metadata.precision
         name = next(name for name in engine.versions)

@@ -4,19 +4,14 @@ from collections.abc import Sequence
 
 from ocrnet.cli import flags
 from ocrnet.cloud import pull
-from ocrnet.cloud.cache import Speaker
 from ocrnet.data import statistics
-from ocrnet.distributed.launcher import World
 from ocrnet.train.setup import open_split
 from ocrnet.utils.errors import OcrnetError
 
 
 def main(argv: Sequence[str]) -> int:
     """Read every image and label of the training and validation splits, and report their contents and problems."""
-    cfg, _ = flags.load_config(flags.parse("check", argv))
-    cfg, pulled = pull.download_dataset(cfg, Speaker(World()))
-    for line in pulled:
-        print(line, flush=True)
+    cfg = pull.download_dataset(flags.load_config(flags.parse("check", argv)))
     num_problems, messages = 0, set[str]()
     for split in ("train", "val"):
         print(f"{split}: {cfg.data.name} at {cfg.data.dataset_dir}", flush=True)
@@ -30,9 +25,7 @@ def main(argv: Sequence[str]) -> int:
             messages.add(str(error))
             num_problems += not repeated
             continue
-        report = statistics.inspect(
-            dataset, range(len(dataset)), workers=cfg.num_workers, say=lambda line: print(line, flush=True)
-        )
+        report = statistics.inspect(dataset, range(len(dataset)), workers=cfg.num_workers)
         print(f"{report.read} of {len(dataset)} images are valid\n{statistics.text(report, dataset.classes)}\n")
         num_problems += len(report.problems)
     print(f"{num_problems} problem{'s' if num_problems > 1 else ''}" if num_problems else "no problems")

@@ -1,12 +1,13 @@
-"""Functions shared by several commands: argument parsing, rank and world size, and printing."""
+"""Functions shared by several commands: argument parsing, and rank and world size."""
 
 import argparse
 import contextlib
 import signal
 from typing import NoReturn
 
-from ocrnet.distributed.launcher import World, read_world
-from ocrnet.utils.errors import OcrnetError, printable
+from ocrnet.distributed.launcher import SCHEDULER, World, read_world
+from ocrnet.utils import log
+from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import set_parent_death_signal
 
 
@@ -19,12 +20,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def world_of_launcher() -> World:
-    """Return the rank and world size that the launcher set.
+    """Return the rank and world size that the launcher set; from then on, only rank 0 logs.
 
     If mpirun, msrun or torchrun started several ranks, the process also requests SIGTERM for the case that the launcher
     dies, so that it saves a checkpoint and stops.
     """
     world = read_world()
+    scheduler = world.launcher == SCHEDULER
+    log.set_rank(world.rank, first_of_machine=world.local == 0 and not scheduler, scheduler=scheduler)
     if world.size > 1 and world.launcher in ("mpirun", "msrun", "torchrun"):
         # mutation: end-with-launcher
         set_parent_death_signal(signal.SIGTERM)
@@ -38,8 +41,3 @@ def rank_prefix() -> str:
         if world.size > 1:
             return f"rank {world.rank}: "
     return ""
-
-
-def say(line: str) -> None:
-    """Print a line with control characters, except newlines, escaped."""
-    print(printable(line, lines=True), flush=True)

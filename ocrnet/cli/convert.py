@@ -13,9 +13,8 @@ def main(argv: Sequence[str]) -> int:
     args = flags.parse("convert", argv)
     for name in args.given:
         raise OcrnetError(f"--set {name}: no effect on convert; the architecture is read from the weights")
-    source, path_note = checkpoint.resolve(flags.required(args, "input"))
+    source = checkpoint.resolve(flags.required(args, "input"))
     output = Path(flags.required(args, "output"))
     partial = flags.as_bool(args, "allow_partial")
-    lines = convert.convert(source, output, to=args.options.get("to"), allow_partial=partial)
-    print("\n".join([path_note, *lines] if path_note else lines))
+    convert.convert(source, output, to=args.options.get("to"), allow_partial=partial)
     return 0

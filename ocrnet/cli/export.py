@@ -1,5 +1,6 @@
 """`ocrnet export`: export a checkpoint for another runtime."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from ocrnet.train.setup import open_split
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint
 
+logger = logging.getLogger(__name__)
+
 
 def main(argv: Sequence[str]) -> int:
     """Export a checkpoint for another runtime, and compare the predictions of the exported file and the checkpoint."""
     args = flags.parse("export", argv)
     options = args.options
-    path, path_note = checkpoint.resolve(flags.required(args, "checkpoint_path"))
+    path = checkpoint.resolve(flags.required(args, "checkpoint_path"))
     export_options = ExportOptions(
         checkpoint=path,
         output=Path(flags.required(args, "output")),
@@ -27,10 +30,9 @@ def main(argv: Sequence[str]) -> int:
     )
     if "config" not in options and args.given:
         raise OcrnetError(f"--set {next(iter(args.given))}: no effect on export without --config")
-    dataset = open_split(flags.load_config(args)[0], "val") if "config" in options else None
-    for line in ([path_note] if path_note else []) + [f"checkpoint: {path}"]:
-        print(line, flush=True)
+    dataset = open_split(flags.load_config(args), "val") if "config" in options else None
+    logger.info(f"checkpoint: {path}")
     write = triton.export_repository if export_options.format == triton.FORMAT else export
-    comparison = write(export_options, dataset, lambda line: print(line, flush=True))
-    print(f"wrote {export_options.output} and its model card: {comparison.text()}")
+    comparison = write(export_options, dataset)
+    logger.info(f"wrote {export_options.output} and its model card: {comparison.text()}")
     return 0

@@ -1,9 +1,8 @@
 """The table of all public flags, and the parser that converts them to config values."""
 
 import argparse
-import contextlib
+import logging
 import os
-import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from ocrnet import config
 from ocrnet.cli.common import Parser
 from ocrnet.config import Config, loader
 from ocrnet.config.loader import KEYS, SourcedValue
-from ocrnet.distributed.launcher import read_world
 from ocrnet.export.formats import Format, Input, Outputs, Precision
 from ocrnet.predict.writers import KINDS
 from ocrnet.utils.errors import OcrnetError, nearest
 from ocrnet.weights.to_foreign import TARGETS
+
+logger = logging.getLogger(__name__)
 
 RUN = ("train", "eval")
 ENGINE = (*RUN, "predict", "submit", "report", "serve")
@@ -322,7 +322,8 @@ def _parser(command: str, flags: Sequence[Flag]) -> Parser:
         prog=f"ocrnet {command}",
         usage=f"ocrnet {command} {' '.join([*_positionals(command), '[FLAGS] [--set KEY=VALUE ...]'])}",
         allow_abbrev=False,
-        epilog="--debug shows the traceback of an error.",
+        epilog="--quiet prints only results, warnings and errors; --verbose also prints debug messages; --debug shows "
+        "the traceback of an error.",
     )
     if command in POSITIONAL:
         name, text = POSITIONAL[command]
@@ -410,49 +411,44 @@ def required(args: Args, name: str) -> str:
     return args.options[name]
 
 
-def load_config(args: Args) -> tuple[Config, list[str]]:
-    """Return the config from the YAML file and the command line, and messages about adjusted values, to be logged.
+def load_config(args: Args) -> Config:
+    """Return the config from the YAML file and the command line; log adjusted values.
 
     Raise `OcrnetError` if a value is invalid or if two values contradict each other.
     """
     given = loader.read_yaml(required(args, "config")) | args.given
     _warn_of_old_keys(given)
     cfg = loader.build(given)
-    notes = []
     if "total_step" in args.given and "warmup_step" not in args.given and cfg.warmup_step > cfg.total_step // 10:
         shortened = cfg.total_step // 10
-        notes.append(f"warmup_step: {shortened} instead of {cfg.warmup_step}, a tenth of total_step")
+        logger.info(f"warmup_step: {shortened} instead of {cfg.warmup_step}, a tenth of total_step")
         cfg = loader.build(given | {"warmup_step": SourcedValue(shortened, "total_step")})
     config.check(cfg)
-    notes += _modelarts_notes(cfg, args.added)
+    _check_modelarts(cfg, args.added)
     for name in ("eval_interval", "save_interval", "log_interval"):
         if getattr(cfg, name) > cfg.total_step:
-            notes.append(f"{name}: {getattr(cfg, name)} is greater than total_step; it takes effect at the last step")
-    return cfg, notes
+            logger.info(f"{name}: {getattr(cfg, name)} is greater than total_step; it takes effect at the last step")
+    return cfg
 
 
 def _warn_of_old_keys(given: Mapping[str, SourcedValue]) -> None:
-    """Print a warning on rank 0 for each key that is set by its old name."""
-    with contextlib.suppress(OcrnetError):  # invalid launcher variables are reported by the code that uses them
-        if read_world().rank:
-            return
+    """Log a warning for each key that is set by its old name."""
     for name, item in given.items():
         if item.old_key:
-            print(
-                f"warning: {item.source}: key '{item.old_key}' is renamed to '{name}'; the old name is an error in "
-                "version 0.3 and later",
-                file=sys.stderr,
+            logger.warning(
+                f"{item.source}: key '{item.old_key}' is renamed to '{name}'; the old name is an error in version 0.3 "
+                "and later"
             )
 
 
-def _modelarts_notes(cfg: Config, added: Sequence[str]) -> list[str]:
-    """Return messages about ignored ModelArts flags; raise `OcrnetError` if `enable_modelarts` does not allow them."""
+def _check_modelarts(cfg: Config, added: Sequence[str]) -> None:
+    """Log ignored ModelArts flags; raise `OcrnetError` if `enable_modelarts` does not allow them."""
     if added and not cfg.enable_modelarts:
         raise OcrnetError(f"unknown flag '--{added[0]}'; if ModelArts adds it, set enable_modelarts: True to ignore it")
-    notes = [f"enable_modelarts: ignored: {', '.join(f'--{name}' for name in added)}"] if added else []
+    if added:
+        logger.info(f"enable_modelarts: ignored: {', '.join(f'--{name}' for name in added)}")
     if cfg.enable_modelarts and not (cfg.data_url or cfg.train_url):
-        notes.append("enable_modelarts: no effect without data_url or train_url; results stay in save_dir")
-    return notes
+        logger.info("enable_modelarts: no effect without data_url or train_url; results stay in save_dir")
 
 
 def _complete_bare_flags(argv: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The console command `ocrnet`, which runs one of its subcommands."""
 
+import logging
 import select
 import sys
 import traceback
@@ -21,8 +22,7 @@ from ocrnet.cli import (
 )
 from ocrnet.cli import eval as eval_command
 from ocrnet.cli.common import Parser, rank_prefix
-from ocrnet.tracking.run_dir import redirect_stdout_to_devnull
-from ocrnet.utils import urls
+from ocrnet.utils import log, urls
 from ocrnet.utils.errors import OcrnetError, nearest, printable
 from ocrnet.utils.signals import Stopped
 from ocrnet.utils.version import __version__
@@ -44,8 +44,12 @@ commands:
   synthetic  write synthetic scenes      ocrnet synthetic scenes
   completion print shell completion      ocrnet completion bash
 
-ocrnet COMMAND --help lists the flags of a command. --debug shows the traceback of an error.
+ocrnet COMMAND --help lists the flags of a command. Every command accepts --quiet (print only results, warnings and
+errors), --verbose (print debug messages) and --debug (show the traceback of an error).
 ocrnet --version prints the version."""
+
+
+GLOBAL_FLAGS = ("--quiet", "--verbose", "--debug")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     130, 129 or 138 after SIGTERM, SIGINT, SIGHUP or SIGUSR1; 141 if the process that reads stdout closed the pipe.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
-    argv = [token for token in tokens if token != "--debug"]
+    argv = [token for token in tokens if token not in GLOBAL_FLAGS]
+    level = log.RESULT if "--quiet" in tokens else logging.DEBUG if "--verbose" in tokens else logging.INFO
+    log.open_console(level, needs_reader=argv[:1] not in (["train"], ["eval"]))
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(USAGE)
@@ -74,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _stdout_is_closed():
             raise
-        redirect_stdout_to_devnull()
+        log.redirect_stdout_to_devnull()
         return 128 + 13
     except Stopped as stop:
         return stop.status

@@ -1,5 +1,6 @@
 """`ocrnet predict`: segment images and videos, and write the results to files."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from ocrnet.utils.errors import OcrnetError, printable
 from ocrnet.utils.signals import Stopped, StopRequest
 from ocrnet.weights import checkpoint
 
+logger = logging.getLogger(__name__)
+
 OUTPUT = "predictions"
 
 
@@ -28,30 +31,24 @@ def main(argv: Sequence[str]) -> int:
     ]
     if unsupported:
         raise OcrnetError(f"--set {unsupported[0]}: no effect on predict; the architecture is read from the checkpoint")
-    path, path_note = checkpoint.resolve(flags.required(args, "checkpoint_path"))
+    path = checkpoint.resolve(flags.required(args, "checkpoint_path"))
     save, output = parse_save(args.options.get("save")), Path(args.options.get("output", OUTPUT))
     # Find the sources before the weights are read, so that a wrong path is reported at once.
     sources = find(args.options["source"], output, offline=flags.as_bool(args, "offline"))
     model = load(path, engine=cfg.engine, device_target=cfg.device_target, mix=cfg.mix)
-    for line in [*model.decisions, *([path_note] if path_note else []), f"checkpoint: {path}", *model.notes]:
-        _say(line)
 
     def check() -> None:
         if stop():
             raise Stopped(stop())
 
     with StopRequest(message="stopping; finished results are kept") as stop:
-        report = predict(Job(model, output, cfg.eval, save, _say, check), sources)
+        report = predict(Job(model, output, cfg.eval, save, check), sources)
     print(text(report))
     outputs = _describe_outputs(save, {source.kind for source in sources})
-    _say(f"{report.written} predicted, written to {output}: {outputs}")
+    logger.info(f"{report.written} predicted, written to {output}: {outputs}")
     if report.problems:
         print(f"{len(report.problems)} unreadable:", *map(printable, report.problems), sep="\n  ", file=sys.stderr)
     return int(bool(report.problems))
-
-
-def _say(line: str) -> None:
-    print(printable(line), flush=True)
 
 
 def _describe_outputs(save: Sequence[str] | None, sources: set[str]) -> str:

@@ -1,14 +1,16 @@
 """`ocrnet report`: write an HTML page about runs."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from ocrnet.cli import flags
-from ocrnet.cli.common import say
 from ocrnet.report import build as report
 from ocrnet.report.compute import ReportFilter
 from ocrnet.utils.errors import printable
 from ocrnet.weights import checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,13 +22,12 @@ def main(argv: Sequence[str]) -> int:
         runs=[Path(run) for run in args.inputs],
         output=Path(output) if output else None,
         report_filter=ReportFilter(
-            args.given, checkpoint.resolve(path)[0] if path else None, flags.as_number(args, "images", 0)
+            args.given, checkpoint.resolve(path) if path else None, flags.as_number(args, "images", 0)
         ),
         curves_only=flags.as_bool(args, "curves_only"),
     )
     if flags.as_bool(args, "watch"):
-        print(f"wrote {printable(str(report.watch(options, say)))}")
+        logger.info(f"wrote {printable(str(report.watch(options)))}")
         return 0
-    written = report.make(options, say)
-    print(f"wrote {printable(' and '.join(map(str, written)))}")
+    logger.info(f"wrote {printable(' and '.join(map(str, report.make(options))))}")
     return 0

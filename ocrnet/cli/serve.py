@@ -1,7 +1,7 @@
 """`ocrnet serve`: serve a trained network over HTTP, with a web page."""
 
+import logging
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,12 @@ from ocrnet.config import loader
 from ocrnet.predict.model import load
 from ocrnet.serve import server
 from ocrnet.serve.settings import MOST_MEGAPIXELS, SHORTEST_TOKEN, TOKEN_VARIABLE, Settings
-from ocrnet.utils import installed, urls
+from ocrnet.utils import installed
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped, StopRequest
 from ocrnet.weights import checkpoint
+
+logger = logging.getLogger(__name__)
 
 # On a CPU a batch saves little time, and batched and single-image results may differ by rounding; see docs/serve.md.
 MAX_BATCH = {"CPU": 1}
@@ -32,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         raise OcrnetError(f"--set {unsupported[0]}: no effect on serve; each request sets its own options")
     for library in ("fastapi", "uvicorn"):
         installed.check_installed(library, "ocrnet serve")
-    path, path_note = checkpoint.resolve(flags.required(args, "checkpoint_path"))
+    path = checkpoint.resolve(flags.required(args, "checkpoint_path"))
     settings = settings_from_flags(args, max_batch=MAX_BATCH_ELSEWHERE)
     sock = server.bind(settings.host, settings.port)  # report a port in use before the weights are read
     with sock, StopRequest(message="finishing the requests in progress") as stop:
@@ -42,10 +44,8 @@ def main(argv: Sequence[str]) -> int:
         from ocrnet.serve.worker import Worker
 
         model = load(path, engine=cfg.engine, device_target=cfg.device_target, mix=cfg.mix)
-        if "max_batch" not in args.options and any(line.startswith("device: CPU") for line in model.decisions):
+        if "max_batch" not in args.options and model.device_target == "CPU":
             settings = settings_from_flags(args, max_batch=MAX_BATCH["CPU"])
-        for line in [*model.decisions, *([path_note] if path_note else []), f"checkpoint: {path}", *model.notes]:
-            print(line)
         metrics, network = Metrics(), Network(model)
         worker = Worker(
             network,
@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> int:
             on_batch=metrics.batch,
         )
         service = Service(network, worker, metrics, settings)
-        _print_limits(settings)
+        _log_limits(settings)
         worker.start()
         try:
-            server.run(service, sock, stop, lambda: print(f"serving at {server.url(sock)}", flush=True))
+            server.run(service, sock, stop, lambda: logger.info(f"serving at {server.url(sock)}"))
         finally:
             worker.close()
             service.pool.shutdown()
@@ -108,20 +108,21 @@ def _read_token(path: str | None) -> str | None:
     return token
 
 
-def _print_limits(settings: Settings) -> None:
+def _log_limits(settings: Settings) -> None:
     batch = f"batches of up to {settings.max_batch}" if settings.max_batch > 1 else "batches of one image"
-    print(
+    logger.info(
         f"limits: {settings.max_megabytes} MB and {settings.max_megapixels} megapixels per image, "
         f"{settings.timeout:g} s per request, {settings.max_requests} simultaneous requests, {batch}"
     )
     if settings.max_batch > 1:
-        print("results of a batch and of a single image differ by rounding, so labels may differ where two classes tie")
-    print("token: required" if settings.token else f"token: none; set one with {TOKEN_VARIABLE} or --token_file")
+        logger.info(
+            "results of a batch and of a single image differ by rounding, so labels may differ where two classes tie"
+        )
+    logger.info("token: required" if settings.token else f"token: none; set one with {TOKEN_VARIABLE} or --token_file")
     if not settings.loopback and not settings.token:
-        print(f"warning: anyone who can reach {settings.host} can use this network without a token", file=sys.stderr)
+        logger.warning(f"anyone who can reach {settings.host} can use this network without a token")
 
 
 def _log(error: BaseException) -> None:
-    """Print the traceback, without secrets, to stderr; clients do not receive it."""
-    text = "".join(traceback.format_exception(error))
-    print(urls.scrub(text), file=sys.stderr, flush=True)
+    """Log the traceback; clients do not receive it."""
+    logger.error("".join(traceback.format_exception(error)))

@@ -1,5 +1,6 @@
 """`ocrnet submit`: write a validated zip of predictions for the Cityscapes test server."""
 
+import logging
 import os
 import re
 import sys
@@ -16,15 +17,17 @@ from ocrnet.config import Config
 from ocrnet.data.datasets import Dataset, cityscapes, open_dataset
 from ocrnet.data.image_io import decode_label, encode_png, image_size, replaced, size_in
 from ocrnet.data.sampler import prefetch_map
-from ocrnet.distributed.launcher import World, read_world
+from ocrnet.distributed.launcher import read_world
 from ocrnet.engines.base import Engine
 from ocrnet.engines.tta import make_passes
-from ocrnet.export.open import as_weights, open_engine, read
+from ocrnet.export.open import open_for_inference
 from ocrnet.predict.progress import Progress
-from ocrnet.train.setup import differences
 from ocrnet.utils.errors import OcrnetError, nearest, printable
+from ocrnet.utils.log import RESULT
 from ocrnet.utils.signals import Stopped, StopRequest
-from ocrnet.weights import Weights, checkpoint, convert
+from ocrnet.weights import Weights
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("test", "val")
 SIZE = (1024, 2048)
@@ -60,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         raise OcrnetError(f"--split is '{split}', but must be test or val{nearest(split, SPLITS)}")
     if "verify" in args.options:
         return _verify(args, split)
-    cfg, notes = flags.load_config(args)
+    cfg = flags.load_config(args)
     output = Path(flags.required(args, "output"))
     checkpoint_path = flags.required(args, "checkpoint_path")
     if output.suffix != ".zip":
@@ -69,28 +72,19 @@ def main(argv: Sequence[str]) -> int:
         raise OcrnetError(f"--output '{output}' exists; remove it, or choose another name")
     if read_world().size > 1:
         raise OcrnetError("submit supports only one process; start it without mpirun, torchrun, msrun or srun")
-    path, path_note = checkpoint.resolve(checkpoint_path)
     dataset = _open(cfg, split)
-    source = read(path, cfg)
-    weights = as_weights(source)
-    _check_classes(weights, path)
-    cfg, adjustments = convert.with_normalization(cfg, weights)
-    engine = open_engine(cfg, source, world=World())
+    opened = open_for_inference(checkpoint_path, cfg, check=_check_classes, users_config=True)
+    engine, cfg = opened.engine, opened.cfg
     try:
-        engine.restore(weights.tensors, 0)
-        messages = [*engine.startup_messages, *notes, *([path_note] if path_note else []), *weights.notes]
-        messages += [*differences(cfg, weights.arch, path), *adjustments, f"checkpoint: {path}"]
-        messages.append(f"images: {len(dataset)} of Cityscapes {split} at {dataset.root}")
-        messages.append(f"scales: {list(cfg.eval.scales)}, flip: {cfg.eval.flip}")
-        for line in messages:
-            _say(line)
+        logger.info(f"images: {len(dataset)} of Cityscapes {split} at {dataset.root}")
+        logger.info(f"scales: {list(cfg.eval.scales)}, flip: {cfg.eval.flip}")
         contents = write(engine, dataset, cfg, output)
     finally:
         engine.close()
-    _say(_format_contents(contents))
+    logger.log(RESULT, _format_contents(contents))
     for size in sorted(contents.sizes - {SIZE}):
-        _say(f"note: images are {size[0]}x{size[1]}; the server accepts only {SIZE[0]}x{SIZE[1]}")
-    _say(f"wrote {output}, {output.stat().st_size / 2**20:.1f} MiB, and validated it: no problems")
+        logger.info(f"note: images are {size[0]}x{size[1]}; the server accepts only {SIZE[0]}x{SIZE[1]}")
+    logger.info(f"wrote {output}, {output.stat().st_size / 2**20:.1f} MiB, and validated it: no problems")
     return 0
 
 
@@ -114,7 +108,7 @@ def write(engine: Engine, dataset: Dataset, cfg: Config, output: Path) -> ZipCon
     """
     expected = _expected_sizes(dataset)
     with StopRequest(message="stopping; no file is written") as stop, replaced(output) as file:
-        with Progress(len(dataset), _say) as progress, zipfile.ZipFile(file, "w") as archive:
+        with Progress(len(dataset)) as progress, zipfile.ZipFile(file, "w") as archive:
             for index, image in prefetch_map(range(len(dataset)), dataset.image, cfg.num_workers):
                 if stop():
                     raise Stopped(stop())
@@ -135,10 +129,6 @@ def write(engine: Engine, dataset: Dataset, cfg: Config, output: Path) -> ZipCon
     return contents
 
 
-def _say(line: str) -> None:
-    print(printable(line, lines=True), flush=True)
-
-
 def _verify(args: flags.Args, split: str) -> int:
     path = args.options["verify"]
     for name in args.options:
@@ -146,18 +136,18 @@ def _verify(args: flags.Args, split: str) -> int:
             raise OcrnetError(f"--{name} has no effect with --verify, which only validates a zip; omit one of them")
     expected = None
     if "config" in args.options:
-        expected = _expected_sizes(_open(flags.load_config(args)[0], split))
+        expected = _expected_sizes(_open(flags.load_config(args), split))
     elif args.given:
         raise OcrnetError(f"--set {next(iter(args.given))}: no effect on submit --verify without --config")
     contents = inspect(path, expected, split)
-    _say(_format_contents(contents))
+    logger.log(RESULT, _format_contents(contents))
     if contents.problems:
         print(
             f"{printable(path)}: {len(contents.problems)} problems:\n{_format_problems(contents.problems)}",
             file=sys.stderr,
         )
         return 1
-    _say(f"{printable(path)}: no problems")
+    logger.log(RESULT, f"{printable(path)}: no problems")
     return 0
 
 
@@ -180,11 +170,13 @@ def _expected_sizes(dataset: Dataset) -> dict[str, tuple[int, int]]:
     return expected
 
 
-def _check_classes(weights: Weights, path: Path) -> None:
+def _check_classes(weights: Weights) -> None:
     names = cityscapes.classes().names
     own_names = weights.meta.get("classes", {}).get("names")
     if weights.arch.num_classes != len(names) or (own_names is not None and tuple(own_names) != names):
-        raise OcrnetError(f"{path} predicts {weights.arch.num_classes} classes, but must predict the 19 of Cityscapes")
+        raise OcrnetError(
+            f"{weights.path} predicts {weights.arch.num_classes} classes, but must predict the 19 of Cityscapes"
+        )
 
 
 def inspect(

@@ -5,8 +5,10 @@ Only complete files have their final names. A journal lists them. One process at
 
 import concurrent.futures
 import contextlib
+import contextvars
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,9 +21,9 @@ from pathlib import Path
 from ocrnet.cloud.retry import retry
 from ocrnet.cloud.store import Item, Store, StoreError
 from ocrnet.config import Cloud
-from ocrnet.distributed.launcher import SCHEDULER, World
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.format import size_text
+from ocrnet.utils.log import ANY_RANK, EACH_MACHINE
 from ocrnet.utils.urls import Url
 
 try:
@@ -29,43 +31,22 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+logger = logging.getLogger(__name__)
+
 BLOCK = 8 << 20  # bytes per request
 THREADS = 8
 PROGRESS_INTERVAL = 10.0  # seconds between progress lines
 CHECKSUM_FILE = "SHA256SUMS"
 
-Say = Callable[[str], None]
-
-
-class Speaker:
-    """Prints progress lines of downloads to this machine.
-
-    The process that downloads prints its progress. Of the processes that wait, only the first process of the machine
-    prints. The lines of other processes start with their rank.
-    """
-
-    def __init__(self, world: World) -> None:
-        self.first = world.local == 0 and world.launcher != SCHEDULER
-        self._lead = "" if self.first else f"rank {world.rank}: "
-
-    def __call__(self, line: str) -> None:
-        """Print a line."""
-        print(self._lead + line, flush=True)
-
-
-def is_first(say: Say) -> bool:
-    """Return whether this is the first process of its machine; only its lines are added to the log."""
-    return say.first if isinstance(say, Speaker) else True
-
 
 class Cache:
     """The local folder for the files of one url; its journal, lock and progress files are next to the folder."""
 
-    def __init__(self, url: Url, cloud: Cloud, say: Say) -> None:
+    def __init__(self, url: Url, cloud: Cloud) -> None:
         cache_root = _cache_root(cloud)
         digest = hashlib.sha256(f"{url} {cloud.endpoint}".encode()).hexdigest()[:8]
         name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', url.name)}-{digest}"
-        self.url, self.cloud, self.say = url, cloud, say
+        self.url, self.cloud = url, cloud
         self.folder = cache_root / name
         self._journal = cache_root / f"{name}.journal"
         self._progress_file = cache_root / f"{name}.progress"
@@ -75,13 +56,13 @@ class Cache:
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Return a context that only one process of this machine can enter at a time.
 
-        A waiting process prints the progress of the process that holds the lock.
+        A waiting process logs the progress of the process that holds the lock.
         """
         return lock_process(self._lock_file, self._log_other_download)
 
     def _log_other_download(self) -> None:
-        if is_first(self.say):
-            self.say(f"{self.url}: another process on this machine is downloading it: {self._read_other_progress()}")
+        message = f"{self.url}: another process on this machine is downloading it: {self._read_other_progress()}"
+        logger.info(message, extra=EACH_MACHINE)
 
     def _read_other_progress(self) -> str:
         with contextlib.suppress(OSError):
@@ -106,16 +87,13 @@ class Cache:
             )
         return self.folder / name
 
-    def download(self, store: Store, items: Sequence[Item], checksums: dict[str, str]) -> list[str]:
+    def download(self, store: Store, items: Sequence[Item], checksums: dict[str, str]) -> None:
         """Download the objects that are missing or changed; the caller must hold `lock`.
 
         Args:
             store: The store that holds the objects.
             items: The objects that the folder must contain.
             checksums: The expected SHA-256 in hex, by object name; names may be missing.
-
-        Returns:
-            The lines to log about the download.
 
         Raises:
             OcrnetError: The disk has too little free space, or an object cannot be downloaded completely. Files
@@ -127,7 +105,8 @@ class Cache:
         missing = [item for item in items if journal.get(item.name) != item or not self.has_file(item)]
         total = sum(item.size for item in missing)
         if not missing:
-            return [f"{self.url}: all {len(items)} files are already in {self.folder}"]
+            logger.info(f"{self.url}: all {len(items)} files are already in {self.folder}")
+            return
         with _wrap_os_error(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
@@ -140,15 +119,14 @@ class Cache:
         start = time.monotonic()
         checks = self._download_all(store, missing, checksums, total)
         seconds = time.monotonic() - start
-        lines = [f"{self.url}: {len(missing)} of {len(items)} files, {size_text(total)}, downloaded in {seconds:.0f} s"]
+        summary = f"{len(missing)} of {len(items)} files, {size_text(total)}, downloaded in {seconds:.0f} s"
+        logger.info(f"{self.url}: {summary}", extra=ANY_RANK)
         if by_size := checks.count("size"):
-            lines.append(
+            logger.info(
                 f"{self.url}: {by_size} files were verified by size only, because the store has no MD5 of them; "
-                f"to verify their content, add a {CHECKSUM_FILE} file to the folder in the store"
+                f"to verify their content, add a {CHECKSUM_FILE} file to the folder in the store",
+                extra=ANY_RANK,
             )
-        for line in lines if not is_first(self.say) else ():
-            self.say(line)
-        return lines
 
     def has_file(self, item: Item) -> bool:
         """Return whether the object's file exists and has the object's size."""
@@ -156,7 +134,7 @@ class Cache:
         return target.is_file() and target.stat().st_size == item.size
 
     def _download_all(self, store: Store, missing: Sequence[Item], checksums: dict[str, str], total: int) -> list[str]:
-        """Download with several threads and print progress.
+        """Download with several threads and log the progress.
 
         Return for each file the check that it passed, as `download_object` does.
         """
@@ -164,7 +142,7 @@ class Cache:
 
         def download_one(item: Item) -> str:
             check = download_object(
-                store, item, self.target(item.name), self.cloud, checksums=checksums, say=self.say, progress=progress
+                store, item, self.target(item.name), self.cloud, checksums=checksums, progress=progress
             )
             with self._journal_lock, self._journal.open("a", encoding="utf-8") as journal:
                 journal.write(json.dumps([item.name, item.size, item.etag]) + "\n")
@@ -175,7 +153,8 @@ class Cache:
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             stack.callback(self._progress_file.unlink, missing_ok=True)
             stack.callback(progress.stop.set)  # after a failure, stop the other downloads
-            pending = {pool.submit(download_one, item) for item in missing}
+            # Each thread gets a copy of the context, because its messages name this rank.
+            pending = {pool.submit(contextvars.copy_context().run, download_one, item) for item in missing}
             done: set[concurrent.futures.Future[str]] = set()
             start = last_logged = time.monotonic()
             while pending:
@@ -192,7 +171,7 @@ class Cache:
                     self._progress_file.write_text(line, encoding="utf-8")
                 if pending and now - last_logged >= PROGRESS_INTERVAL:
                     last_logged = now
-                    self.say(f"{self.url}: {line}")
+                    logger.info(f"{self.url}: {line}", extra=ANY_RANK)
         return [future.result() for future in done]
 
     def remove_stale_files(self, items: Sequence[Item]) -> None:
@@ -244,7 +223,6 @@ def download_object(
     cloud: Cloud,
     *,
     checksums: dict[str, str],
-    say: Say,
     progress: DownloadProgress,
 ) -> str:
     """Download one object to a file, which gets its final name only when it is complete and verified.
@@ -257,7 +235,6 @@ def download_object(
         target: The path of the file.
         cloud: The settings for retries and checksums.
         checksums: The expected SHA-256 in hex, by object name; names may be missing.
-        say: Receives a line for each retry.
         progress: Its size is increased by the downloaded bytes; its event stops the download.
 
     Returns:
@@ -275,7 +252,7 @@ def download_object(
     def read(start: int, length: int) -> bytes:
         if progress.stop.is_set():
             raise StoreError("canceled, because the download of another file failed", final=True)
-        return retry(lambda: store.read(item.name, start, length), object_url, retries=cloud.retries, say=say)
+        return retry(lambda: store.read(item.name, start, length), object_url, retries=cloud.retries)
 
     def attempt() -> None:
         if not any(expected.values()):
@@ -292,7 +269,7 @@ def download_object(
 
     with _wrap_os_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        retry(attempt, object_url, retries=cloud.retries, say=say)
+        retry(attempt, object_url, retries=cloud.retries)
         os.replace(part, target)
     return next((kind for kind, digest in expected.items() if digest), "size")
 
@@ -334,13 +311,12 @@ def _complete_part(
     return {kind: digest.hexdigest() for kind, digest in digests.items()}
 
 
-def read_checksums(store: Store, cloud: Cloud, say: Say, item: Item | None) -> dict[str, str]:
+def read_checksums(store: Store, cloud: Cloud, item: Item | None) -> dict[str, str]:
     """Return the checksums of a ``SHA256SUMS`` file.
 
     Args:
         store: The store that holds the file.
         cloud: The settings for retries.
-        say: Receives a line for each retry.
         item: The file's object, or None if there is no such file.
 
     Returns:
@@ -351,9 +327,7 @@ def read_checksums(store: Store, cloud: Cloud, say: Say, item: Item | None) -> d
     """
     if item is None:
         return {}
-    content = retry(
-        lambda: store.read(item.name, 0, item.size), f"{store.url}/{item.name}", retries=cloud.retries, say=say
-    )
+    content = retry(lambda: store.read(item.name, 0, item.size), f"{store.url}/{item.name}", retries=cloud.retries)
     checksums = {}
     for line in content.decode(errors="replace").splitlines():
         digest, _, name = line.strip().partition(" ")

@@ -4,10 +4,10 @@ Training steps do not wait for uploads. A local checkpoint is removed only after
 """
 
 import contextlib
-import sys
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -18,6 +18,8 @@ from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.format import size_text
 from ocrnet.utils.signals import Stopped, StopRequest
 from ocrnet.weights import checkpoint
+
+logger = logging.getLogger(__name__)
 
 MAX_PAUSE_AT_END = 5.0  # seconds between two tries while the run waits for its last uploads
 FAILURE_LOG_INTERVAL = 60.0  # seconds between two log lines about failures; the failures in between are only counted
@@ -31,19 +33,18 @@ RECORD = (  # files of a run to which a resumed run appends
 )  # fmt: skip
 
 
-def check_writable(store: Store, cloud: Cloud, say: Callable[[str], None]) -> None:
+def check_writable(store: Store, cloud: Cloud) -> None:
     """Check that the store is writable with a test upload, so that a run without permission fails at its start.
 
     Args:
         store: The store of train_url.
         cloud: The settings for retries.
-        say: Receives a line for each retry.
 
     Raises:
         OcrnetError: The test upload failed after all retries.
     """
     # mutation: check-upload-at-start
-    retry(lambda: store.upload(b"ocrnet", PROBE_NAME), f"train_url {store.url}", retries=cloud.retries, say=say)
+    retry(lambda: store.upload(b"ocrnet", PROBE_NAME), f"train_url {store.url}", retries=cloud.retries)
     with contextlib.suppress(StoreError):  # the permission to delete is not needed
         store.delete(PROBE_NAME)
 
@@ -53,7 +54,7 @@ class Uploader:
 
     Each small file is uploaded with the content that it has when it is queued. The record is uploaded before a
     checkpoint that is queued at the same time. Therefore the record in the store always includes the metrics and log
-    lines up to the newest checkpoint. Failed uploads are retried until the run ends; `take_log_lines` reports them.
+    lines up to the newest checkpoint. Failed uploads are retried until the run ends.
     """
 
     def __init__(
@@ -69,7 +70,6 @@ class Uploader:
         self._own_remote: set[str] = set()  # those names in _remote whose checkpoints come from this folder
         self._failed_tries: dict[str, int] = {}  # number of failed tries, by name
         self._queued_versions: dict[str, tuple[int, int]] = {}  # size and mtime of queued small files
-        self._pending_log_lines: list[str] = []
         self._last_failure = ""
         self._failure_logged, self._last_logged = False, -FAILURE_LOG_INTERVAL
         self._failures = 0
@@ -133,13 +133,7 @@ class Uploader:
         paths = checkpoint.steps(self.folder / CHECKPOINTS)
         return {path for path in paths if (checkpoint.step_of(path) or 0) > confirmed}
 
-    def take_log_lines(self) -> list[str]:
-        """Return and clear the lines to log that were added since the last call."""
-        with self._condition:
-            lines, self._pending_log_lines = self._pending_log_lines, []
-        return lines
-
-    def drain(self, seconds: float, say: Callable[[str], None]) -> list[str]:
+    def drain(self, seconds: float) -> list[str]:
         """Wait at most ``seconds`` until all files are uploaded and the thread ends.
 
         Return the names of the files that are not uploaded, followed by the last failure or ``timeout``. Return an
@@ -150,22 +144,18 @@ class Uploader:
             left = len(self._queue) + (self._current is not None)
             self._condition.notify_all()
         if left:
-            say(f"upload: {left} files are not yet uploaded to {self.store.url}; waiting at most {seconds:.0f} s")
+            _log(f"upload: {left} files are not yet uploaded to {self.store.url}; waiting at most {seconds:.0f} s")
         end = time.monotonic() + seconds
         # mutation: bound-wait-for-uploads
         while self._thread.is_alive() and time.monotonic() < end:
             self._thread.join(min(1.0, max(0.01, end - time.monotonic())))
-            for line in self.take_log_lines():
-                say(line)
-        for line in self.take_log_lines():
-            say(line)
         with self._condition:
             names = sorted(self._queue.keys() | ({self._current} if self._current else set()))
             objects, size = self._uploaded
             last_failure = self._last_failure
         if not names:
             failures = f"; {self._failures} tries failed" if self._failures else ""
-            say(f"upload: {objects} files, {size_text(size)}, uploaded to {self.store.url}{failures}")
+            _log(f"upload: {objects} files, {size_text(size)}, uploaded to {self.store.url}{failures}")
             return []
         return [*names, last_failure or "timeout"]
 
@@ -196,7 +186,7 @@ class Uploader:
             return 0
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         self.store.upload(source, name)
-        stored = retry(lambda: self.store.stat(name), name, retries=CONFIRM_RETRIES, say=self._count_failure)
+        stored = retry(lambda: self.store.stat(name), name, retries=CONFIRM_RETRIES, on_failure=self._count_failure)
         # mutation: confirm-upload
         if stored is None or stored.size != size:
             actual = f"has {stored.size:,} bytes" if stored else "does not exist"
@@ -208,7 +198,7 @@ class Uploader:
             )
         return size
 
-    def _count_failure(self, line: str) -> None:
+    def _count_failure(self) -> None:
         self._failures += 1  # only this thread changes it
 
     def _is_outdated(self, name: str) -> bool:
@@ -230,9 +220,10 @@ class Uploader:
             self._failures += 1
             if time.monotonic() - self._last_logged > FAILURE_LOG_INTERVAL:
                 self._last_logged, self._failure_logged = time.monotonic(), True
-                self._pending_log_lines.append(
+                _log(
                     f"upload: {self._last_failure}; the file is kept, retrying in {seconds:.1f} s "
-                    f"(failures so far: {self._failures})"
+                    f"(failures so far: {self._failures})",
+                    logging.WARNING,
                 )
             if not self._ending:
                 self._condition.wait_for(lambda: self._ending, seconds)
@@ -243,14 +234,14 @@ class Uploader:
         step = checkpoint.step_of(name)
         with self._condition:
             if self._failure_logged:
-                self._pending_log_lines.append(f"upload: {self.store.url} accepts files again")
+                _log(f"upload: {self.store.url} accepts files again")
             self._last_failure, self._failure_logged = "", False
             self._failed_tries.pop(name, None)
             self._current = None
             if size:
                 self._uploaded = [self._uploaded[0] + 1, self._uploaded[1] + size]
             if size and name.startswith(CHECKPOINTS):
-                self._pending_log_lines.append(f"uploaded {self.store.url}/{name} ({size_text(size)})")
+                _log(f"uploaded {self.store.url}/{name} ({size_text(size)})")
                 self._remote.add(name)
             if size and step is not None:
                 self._confirmed_step = max(self._confirmed_step, step)
@@ -275,12 +266,11 @@ class Uploader:
                         lambda twin=twin: self.store.delete(twin),  # type: ignore[misc]
                         f"upload: removing {self.store.url}/{twin}",
                         retries=self._cloud.retries,
-                        say=self._count_failure,
+                        on_failure=self._count_failure,
                     )
                     self._remote.discard(twin)
                 except OcrnetError as error:  # the next call tries again
-                    with self._condition:
-                        self._pending_log_lines.append(str(error))
+                    _log(str(error), logging.WARNING)
 
     @staticmethod
     def _is_uploaded(path: Path, remote_item: Item | None) -> bool:
@@ -307,28 +297,27 @@ def _urgency(name: str, tries: int) -> tuple[int, int, int, str]:
     return (1, tries, -step, name) if step is not None else (2, tries, 0, name)
 
 
+def _log(message: str, level: int = logging.INFO) -> None:
+    with contextlib.suppress(OcrnetError):  # the log file cannot be written; the uploads continue
+        logger.log(level, message)
+
+
 class UploadContext:
     """A context manager that uploads a run's results; its exit waits for the uploads, also after an exception.
 
     If files are not uploaded in time, the exit raises an `OcrnetError` that names them. They are kept in the run's
-    folder. If the run ended with an unexpected exception, the message is printed to stderr instead.
+    folder. If the run ended with an unexpected exception, the message is logged instead.
     """
 
     def __init__(self, cloud: Cloud) -> None:
         self.seconds = cloud.push_timeout
         self._uploader: Uploader | None = None
 
-    def start(self, uploader: Uploader, say: Callable[[str], None]) -> Uploader:
-        """Start the uploads; the callback receives the lines to log at the end."""
-        self._uploader, self._log_line = uploader, say
+    def start(self, uploader: Uploader) -> Uploader:
+        """Start the uploads."""
+        self._uploader = uploader
         uploader.start()
         return uploader
-
-    def _say(self, line: str) -> None:
-        try:
-            self._log_line(line)
-        except OcrnetError:  # the log file cannot be written; the uploads continue
-            print(line, flush=True)
 
     def __enter__(self) -> "UploadContext":
         return self
@@ -340,7 +329,7 @@ class UploadContext:
             stopped.number = error.status - 128 if isinstance(error, Stopped) else None
             self._uploader.queue_files()
             # mutation: wait-for-uploads-at-end
-            left = self._uploader.drain(self.seconds, self._say)
+            left = self._uploader.drain(self.seconds)
         if not left:
             checkpoint.prune(
                 self._uploader.folder / CHECKPOINTS, self._uploader.keep
@@ -356,4 +345,4 @@ class UploadContext:
         if error is None or isinstance(error, (OcrnetError, Stopped)):
             first = f"{error}; also, " if isinstance(error, OcrnetError) else ""
             raise OcrnetError(first + message) from error
-        print(f"error: {message}", file=sys.stderr)
+        _log(message, logging.ERROR)

@@ -1,5 +1,6 @@
 """Retries of failed calls to a store, with a limit and with pauses between them."""
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -7,20 +8,25 @@ from typing import TypeVar
 
 from ocrnet.cloud.store import StoreError
 from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.log import ANY_RANK
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 MAX_PAUSE = 60.0  # seconds between two tries
 
 
-def retry(call: Callable[[], Result], target: str, *, retries: int, say: Callable[[str], None]) -> Result:
-    """Call a function; if it fails, pause and call it again.
+def retry(
+    call: Callable[[], Result], target: str, *, retries: int, on_failure: Callable[[], None] | None = None
+) -> Result:
+    """Call a function; if it fails, log the failure, pause and call it again.
 
     Args:
         call: The function; it fails if it raises `StoreError`.
         target: The object or url, for messages.
         retries: The maximum number of retries.
-        say: Receives a line before each retry.
+        on_failure: Called before each retry, instead of logging the failure.
 
     Returns:
         The result of ``call``.
@@ -39,7 +45,11 @@ def retry(call: Callable[[], Result], target: str, *, retries: int, say: Callabl
                 times = f" ({tries} tries)" if tries > 1 else ""
                 raise OcrnetError(f"{target}: {error}{times}") from error
             seconds = pause(tries)
-            say(f"{target}: {error}; retrying in {seconds:.1f} s ({tries} of {retries})")
+            if on_failure is not None:
+                on_failure()
+            else:
+                message = f"{target}: {error}; retrying in {seconds:.1f} s ({tries} of {retries})"
+                logger.warning(message, extra=ANY_RANK)
         time.sleep(seconds)
 
 

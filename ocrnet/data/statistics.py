@@ -1,7 +1,8 @@
 """Dataset validation: read every file, check every label id, and count the pixels of every class."""
 
+import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from ocrnet.data.datasets.base import IGNORE, ClassTable, Dataset
 from ocrnet.utils.errors import OcrnetError
+
+logger = logging.getLogger(__name__)
 
 MAX_SHOWN = 20
 
@@ -40,16 +43,13 @@ class Report:
         return weights / ((weights * self.shares).sum() or 1.0)
 
 
-def inspect(
-    dataset: Dataset, indices: Sequence[int], *, workers: int, say: Callable[[str], None] | None = None
-) -> Report:
+def inspect(dataset: Dataset, indices: Sequence[int], *, workers: int) -> Report:
     """Read and validate samples of a split; a failure is recorded and does not end the validation.
 
     Args:
         dataset: Split to read.
         indices: Dataset indices of the samples to read.
         workers: Number of threads; at least one is used.
-        say: Called with a progress line after every 250 images; None: no progress lines.
 
     Returns:
         The statistics. For a sample that cannot be read, they contain only the error message in ``problems``.
@@ -68,8 +68,8 @@ def inspect(
             report.ignored += int(counts[IGNORE])
             if not counts[:count].any():
                 report.unlabeled.append(dataset.name(index))
-        if say is not None and done % 250 == 0:
-            say(f"checked {done}/{len(indices)} images")
+        if done % 250 == 0:
+            logger.info(f"checked {done}/{len(indices)} images")
     if not report.problems and not report.pixels.any():
         report.problems.append(f"no pixel of the {report.read} images is labeled; all pixels are ignored")
     return report

@@ -35,6 +35,7 @@ class Engine(Protocol):
     """
 
     world: World
+    device_target: str  # CPU, GPU or Ascend
     startup_messages: Sequence[str]  # log lines about device, precision and other choices, each with its reason
     versions: Mapping[str, str]  # checkpoint metadata: versions of the framework and its libraries, device names
 

@@ -1,5 +1,6 @@
 """Create the engine that the config selects, and import only its framework."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,8 @@ from ocrnet.engines.base import Engine
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.installed import installed
 
+logger = logging.getLogger(__name__)
+
 Framework = Literal["torch", "mindspore"]
 NOT_INSTALLED: dict[Framework, str] = {
     "torch": "PyTorch is not installed: pip install -r requirements.txt",
@@ -19,7 +22,7 @@ NOT_INSTALLED: dict[Framework, str] = {
 
 
 def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | None = None) -> Engine:
-    """Create the engine that the config selects.
+    """Create the engine that the config selects, and log its choices.
 
     Args:
         cfg: The configuration.
@@ -36,13 +39,23 @@ def open_engine(cfg: Config, arch: Arch, *, world: World, stream: TrainStream | 
     if choose_engine(cfg) == "torch":
         from ocrnet.engines.torch.engine import TorchEngine
 
-        return TorchEngine(cfg, arch, world=world, stream=stream)
+        engine: Engine = TorchEngine(cfg, arch, world=world, stream=stream)
+        log_startup(engine)
+        return engine
     from ocrnet.engines.mindspore import distributed
 
     distributed.prepare(world, cfg.device_target, cfg.rank_timeout)
     from ocrnet.engines.mindspore.engine import MindSporeEngine
 
-    return MindSporeEngine(cfg, arch, world=world, stream=stream)
+    engine = MindSporeEngine(cfg, arch, world=world, stream=stream)
+    log_startup(engine)
+    return engine
+
+
+def log_startup(engine: Engine) -> None:
+    """Log the device, the precision and the other choices of an engine."""
+    for message in engine.startup_messages:
+        logger.info(message)
 
 
 def choose_engine(cfg: Config) -> Framework:

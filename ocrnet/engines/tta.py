@@ -1,10 +1,15 @@
 """Test-time augmentation: scales, flip and sliding windows, as a list of passes over one image."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any, TypeVar
 
 from ocrnet.config import Eval
+
+Array = TypeVar("Array", bound=Any)  # of NumPy or PyTorch
+Window = tuple[EllipsisType, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,23 @@ class Pass:
     size: tuple[int, int]
     flip: bool
     windows: tuple[tuple[int, int, int, int], ...]
+
+    def average_windows(self, total: Array, count: Array, predict: Callable[[Window], Array]) -> Array:
+        """Return predictions of overlapping windows as one array, averaged where windows overlap.
+
+        Args:
+            total: Zeros ...,H,W with H,W of ``size``, to which the predictions are added in place.
+            count: Zeros H,W.
+            predict: Returns the prediction ...,height,width of a window, given its index into arrays ...,H,W.
+
+        Returns:
+            ``total / count``.
+        """
+        for top, left, height, width in self.windows:
+            window = (..., slice(top, top + height), slice(left, left + width))
+            total[window] += predict(window)
+            count[window] += 1
+        return total / count
 
 
 def make_passes(eval_cfg: Eval, size: tuple[int, int], base_size: tuple[int, int] | None = None) -> list[Pass]:

@@ -1,5 +1,6 @@
 """The evaluation loop: predict one image at a time and add it to an int64 confusion matrix."""
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,10 @@ from ocrnet.evaluation import metrics
 from ocrnet.evaluation.metrics import Scores
 from ocrnet.utils.errors import OcrnetError
 
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 10.0
+
 Show = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]  # index, image, prediction, label
 
 
@@ -29,7 +34,6 @@ def evaluate(
     *,
     eval_cfg: Eval,
     show: Show | None = None,
-    say: Callable[[str], None] | None = None,
     stopped: Callable[[], int] = lambda: 0,
 ) -> Scores:
     """Evaluate a dataset; each rank predicts its share of the images.
@@ -42,7 +46,6 @@ def evaluate(
         cfg: The configuration.
         eval_cfg: Scales, flip and sliding windows.
         show: Called as ``show(index, image, prediction, label)`` for each image of this rank.
-        say: Logs a progress line; it is called at most every 10 seconds.
         stopped: Returns a nonzero number if this rank must stop; it is called after each image.
 
     Returns:
@@ -53,7 +56,7 @@ def evaluate(
         OcrnetError: No pixel is labeled, an image cannot be read or predicted, or another rank failed.
     """
     with collectives.propagate_errors(engine):
-        counts = _count(engine, dataset, cfg, eval_cfg, show, say, stopped)
+        counts = _count(engine, dataset, cfg, eval_cfg, show, stopped)
     if collectives.all_reduce_max(engine, int(counts is None)):
         raise EvaluationStoppedError
     assert counts is not None
@@ -69,14 +72,13 @@ def _count(
     cfg: Config,
     eval_cfg: Eval,
     show: Show | None,
-    say: Callable[[str], None] | None,
     stopped: Callable[[], int],
 ) -> np.ndarray | None:
     """Return the confusion matrix of this rank's images; None if ``stopped`` returned a nonzero number."""
     num_classes, world = len(dataset.classes), engine.world
     confusion = np.zeros((num_classes, num_classes), np.int64)
     num_images = len(range(world.rank, len(dataset), world.size))
-    rank_suffix = f" on rank {world.rank}" if world.size > 1 else ""
+    share = " of rank 0" if world.size > 1 else ""
     started = last_logged = time.monotonic()
     for done, (index, image, label) in enumerate(val_stream(dataset, world, cfg.num_workers), 1):
         passes = make_passes(eval_cfg, (image.shape[0], image.shape[1]), cfg.data.base_size)
@@ -86,7 +88,8 @@ def _count(
             return None
         if show is not None:
             show(index, image, prediction, label)
-        if say is not None and time.monotonic() - last_logged > 10:
+        if time.monotonic() - last_logged > PROGRESS_SECONDS:
             last_logged = time.monotonic()
-            say(f"evaluated {done}/{num_images} images{rank_suffix}, {done / (last_logged - started):.2f} img/s")
+            rate = done / (last_logged - started)
+            logger.info(f"evaluated {done}/{num_images} images{share}, {rate:.2f} img/s")
     return confusion

@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
+import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +43,8 @@ from ocrnet.utils.version import __version__
 from ocrnet.weights import Weights, checkpoint
 from ocrnet.weights.classes import classes_of
 
+logger = logging.getLogger(__name__)
+
 PRECISIONS: dict[Format, tuple[Precision, ...]] = {
     "onnx": ("float32", "int8"),
     "openvino": ("float32", "float16", "int8"),
@@ -73,13 +76,12 @@ class ExportOptions:
     tolerance: float | None = None
 
 
-def export(options: ExportOptions, labeled: Dataset | None, say: Callable[[str], None]) -> Comparison:
+def export(options: ExportOptions, labeled: Dataset | None) -> Comparison:
     """Write an exported file with its metadata and model card, if its predictions match those of the checkpoint.
 
     Args:
         options: The command-line options.
         labeled: The labeled dataset for the comparison; None uses ``options.images``, or else synthetic scenes.
-        say: Receives each line to log.
 
     Returns:
         The comparison of the exported file with the checkpoint.
@@ -100,8 +102,6 @@ def export(options: ExportOptions, labeled: Dataset | None, say: Callable[[str],
     if format_of(options.checkpoint):
         raise OcrnetError(f"{options.checkpoint} is an exported file; export the checkpoint instead")
     loaded = weights.read(options.checkpoint)
-    for line in loaded.notes:
-        say(line)
     spec = _make_spec(options, kind, loaded)
     _check_memory(loaded, spec.size or options.size or Data.crop_size)
     _check_labels(loaded, labeled)
@@ -111,11 +111,11 @@ def export(options: ExportOptions, labeled: Dataset | None, say: Callable[[str],
         inputs = (as_input(compare.read(p, spec.size), spec.input, spec.mean, spec.std) for p in calibration)
         exporter = Exporter(spec, loaded, Path(name), inputs)
         if calibration:
-            say(f"calibrating on {len(calibration)} images of {options.calibration}")
+            logger.info(f"calibrating on {len(calibration)} images of {options.calibration}")
         output, logits = exporter.draft()
         session = open_session(kind, output)
         logits_session = session if logits == output else open_session(kind, logits)
-        say(f"comparing in {session.runtime} on {description}")
+        logger.info(f"comparing in {session.runtime} on {description}")
         comparison = compare.compare(_reference(spec, loaded), loaded.arch, spec, session, logits_session, samples)
         compare.check(comparison, spec.precision, options.tolerance, options.output)
         metadata = _make_metadata(spec, loaded, {**comparison.as_dict(), "runtime": session.runtime, "on": description})

@@ -1,7 +1,6 @@
 """`ocrnet export --format triton`: write an ONNX export as a model of an NVIDIA Triton repository."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from ocrnet.data.datasets import Dataset
@@ -19,7 +18,7 @@ QUEUE_MICROSECONDS = 5000
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}
 
 
-def export_repository(options: ExportOptions, labeled: Dataset | None, say: Callable[[str], None]) -> Comparison:
+def export_repository(options: ExportOptions, labeled: Dataset | None) -> Comparison:
     """Write OUTPUT/config.pbtxt, OUTPUT/1/model.onnx and OUTPUT/MODEL_CARD.md.
 
     If no size is set, batch size, height and width are dynamic, and Triton batches requests of the same size.
@@ -27,7 +26,6 @@ def export_repository(options: ExportOptions, labeled: Dataset | None, say: Call
     Args:
         options: The command-line options; ``options.output`` is OUTPUT.
         labeled: The labeled dataset for the comparison, as in `export`.
-        say: Receives each line to log.
 
     Returns:
         The comparison of the exported file with the checkpoint.
@@ -41,7 +39,7 @@ def export_repository(options: ExportOptions, labeled: Dataset | None, say: Call
     onnx = import_optional("onnx", "--format triton")
     model = folder / "1" / "model.onnx"
     dynamic = options.dynamic or options.size is None
-    comparison = export(dataclasses.replace(options, format="onnx", output=model, dynamic=dynamic), labeled, say)
+    comparison = export(dataclasses.replace(options, format="onnx", output=model, dynamic=dynamic), labeled)
     card_path(model).replace(folder / "MODEL_CARD.md")
     text = describe(onnx.load(str(model), load_external_data=False).graph)
     checkpoint.replace(config, [text.encode()], flag="--output")

@@ -7,27 +7,24 @@ from typing import Literal
 import numpy as np
 
 from ocrnet import config
-from ocrnet.config import Config, Data, Eval
-from ocrnet.distributed.launcher import World
+from ocrnet.config import Config, Eval
 from ocrnet.engines.base import Engine
 from ocrnet.engines.tta import make_passes
-from ocrnet.export.open import as_weights, open_engine, read
+from ocrnet.export.open import open_for_inference
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.weights import Weights, checkpoint
+from ocrnet.weights import Weights
 from ocrnet.weights.classes import classes_of
 
 
 class Model:
     """A trained network that predicts images.
 
-    ``arch`` is its architecture. ``names`` and ``palette`` are the names and RGB colors of its classes. ``decisions``
-    are messages about device, precision and other choices of the engine. ``notes`` are messages about the conversion of
-    another implementation's weights.
+    ``arch`` is its architecture. ``names`` and ``palette`` are the names and RGB colors of its classes.
+    ``device_target`` is CPU, GPU or Ascend.
     """
 
     def __init__(self, engine: Engine, weights: Weights) -> None:
-        self._engine, self.arch, self.notes = engine, weights.arch, weights.notes
-        self.decisions = engine.startup_messages
+        self._engine, self.arch, self.device_target = engine, weights.arch, engine.device_target
         self.names, self.palette = classes_of(weights)
 
     def predict(
@@ -158,13 +155,7 @@ def load(
     Raises:
         OcrnetError: The file is missing, damaged or not an OCRNet.
     """
-    path = checkpoint.resolve(path)[0]
-    source = read(path, Config(device_target=device_target, mix=mix))
-    weights = as_weights(source)
-    data = weights.meta.get("config", {}).get("data", {})
-    data_cfg = Data(mean=tuple(data.get("mean", Data.mean)), std=tuple(data.get("std", Data.std)))
-    cfg = Config(engine=engine, device_target=device_target, mix=mix, data=data_cfg)
+    cfg = Config(engine=engine, device_target=device_target, mix=mix)
     config.check(cfg)
-    opened = open_engine(cfg, source, world=World())
-    opened.restore(weights.tensors, 0)
-    return Model(opened, weights)
+    opened = open_for_inference(path, cfg)
+    return Model(opened.engine, opened.weights)

@@ -1,6 +1,7 @@
 """Prediction of images and videos, which writes output images of each kind and the area of each class to files."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from ocrnet.predict.sources import Source
 from ocrnet.predict.tiles import predict_tiled, tile_size
 from ocrnet.predict.writers import AREAS, DEFAULT, DEFAULT_OF_VIDEO, EXACT, Areas, Painter
 from ocrnet.utils.errors import OcrnetError, printable
+
+logger = logging.getLogger(__name__)
 
 # Class names are cut to this many characters in the summary.
 MAX_NAME_CHARS = 60
@@ -44,7 +47,6 @@ class Job:
     output: Path
     eval_cfg: Eval
     save: tuple[str, ...] | None = None
-    say: Callable[[str], None] = print
     check: Callable[[], None] = lambda: None
 
 
@@ -61,19 +63,19 @@ def predict(job: Job, sources: Sequence[Source]) -> Report:
     write_png(job.output / "legend.png", legend(job.model.names, job.model.palette))
     complete = False
     try:
-        with Progress(len(sources), job.say) as progress:
+        with Progress(len(sources)) as progress:
             for number, source in enumerate(sources, 1):
                 job.check()
                 position = f"[{number}/{len(sources)}]"
                 try:
                     predict_one = _video if source.kind == "video" else _image
-                    job.say(f"{position} {predict_one(job, painter, source, report, progress)}")
+                    logger.info(printable(f"{position} {predict_one(job, painter, source, report, progress)}"))
                     report.written += 1
                 except UnreadableError as error:
                     if len(sources) == 1:
                         raise
                     report.problems.append(str(error))
-                    job.say(f"{position} skipped: {error}")
+                    logger.warning(printable(f"{position} skipped: {error}"))
                 progress.done()
         complete = True
     finally:
@@ -103,9 +105,9 @@ def _image(job: Job, painter: Painter, source: Source, report: Report, progress:
     height, width = size = image.shape[0], image.shape[1]
     tile, start = tile_size(job.model.arch, size, job.eval_cfg), time.monotonic()
     if tile != size:
-        job.say(
-            f"{source.shown}: {height}x{width} needs more than eval.max_memory ({job.eval_cfg.max_memory:g} GiB), "
-            f"so it is predicted in overlapping tiles of {tile[0]}x{tile[1]}"
+        logger.info(
+            f"{printable(source.shown)}: {height}x{width} needs more than eval.max_memory "
+            f"({job.eval_cfg.max_memory:g} GiB), so it is predicted in overlapping tiles of {tile[0]}x{tile[1]}"
         )
 
     def step(done: int, total: int) -> None:
@@ -130,8 +132,6 @@ def _video(job: Job, painter: Painter, source: Source, report: Report, progress:
     with contextlib.ExitStack() as stack:
         with _raise_unreadable():
             reader = stack.enter_context(video.Reader(source.place))
-        for note in reader.notes:
-            job.say(note)
         video_writers = {
             kind: stack.enter_context(video.Writer(job.output / kind / f"{source.name}.mp4", reader.rate))
             for kind in kinds
@@ -164,7 +164,7 @@ def _video(job: Job, painter: Painter, source: Source, report: Report, progress:
     report.areas.add(source, reader.size, total, frames=reader.frames, frames_per_second=reader.rate)
     if reader.missing:
         report.problems.append(reader.missing)
-        job.say(reader.missing)
+        logger.warning(printable(reader.missing))
     shape = f"{reader.size[0]}x{reader.size[1]}, {reader.frames} frames at {reader.rate:.6g} per second, without sound"
     return f"{source.shown}: {shape}{_arrow_to([writer.path for writer in video_writers.values()])}"
 

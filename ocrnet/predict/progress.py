@@ -1,10 +1,12 @@
 """Progress of `ocrnet predict` and `ocrnet submit`: a progress bar on a terminal, else a line every ten seconds."""
 
+import logging
 import time
-from collections.abc import Callable
 from types import TracebackType
 
 from ocrnet.tracking.progress_bar import ProgressBar
+
+logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 10.0
 
@@ -14,15 +16,12 @@ class Progress:
 
     Args:
         total: The number of items.
-        say: Logs a line.
         unit: The name of the items.
         shown: Whether to show a bar; None shows one on a terminal.
     """
 
-    def __init__(
-        self, total: int, say: Callable[[str], None], *, unit: str = "images", shown: bool | None = None
-    ) -> None:
-        self._total, self._say, self._unit = total, say, unit
+    def __init__(self, total: int, *, unit: str = "images", shown: bool | None = None) -> None:
+        self._total, self._unit = total, unit
         self._bar = ProgressBar(total, 0, title="predict", shown=shown)
         self._start = self._last_logged = time.monotonic()
         self._done = 0
@@ -56,13 +55,13 @@ class Progress:
 
     def _show(self, done: float, text: str) -> None:
         self._bar.set_step(done)
-        self._bar.say(text)
+        self._bar.show_text(text)
         now = time.monotonic()
         if self._bar.shown or now - self._last_logged < EVERY_SECONDS or done >= self._total:
             return
         self._last_logged = now
         remaining = (now - self._start) * (self._total - done) / done if done else None
-        self._say(text if remaining is None else f"{text}, about {duration(remaining)} left")
+        logger.info(text if remaining is None else f"{text}, about {duration(remaining)} left")
 
 
 def _rate(number: int, seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Reading and writing of video files with OpenCV, frame by frame, so that a video may be larger than memory."""
 
 import contextlib
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ import cv2
 import numpy as np
 
 from ocrnet.data.image_io import TEMPORARY_NAME_LENGTH
-from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.errors import OcrnetError, printable
+
+logger = logging.getLogger(__name__)
 
 # Suppress FFmpeg's messages: an `OcrnetError` reports the same failures.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -70,13 +73,12 @@ class Reader:
     """Context manager that reads a video; iterate over it to get the frames.
 
     ``rate`` is in frames per second. ``promised`` is the number of frames according to the container, 0 if unknown;
-    ``frames`` is the number read so far. ``notes`` are messages about assumptions. Raise `OcrnetError` if no frame can
+    ``frames`` is the number read so far. Raise `OcrnetError` if no frame can
     be read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
-        self.notes: list[str] = []
         self.frames = 0
         if not Path(path).is_file():
             raise OcrnetError(f"{path} does not exist")
@@ -92,7 +94,7 @@ class Reader:
         rate, promised = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.rate = rate if math.isfinite(rate) and 0 < rate <= 1000 else FALLBACK_RATE
         if self.rate != rate:
-            self.notes.append(f"{path} has no frame rate; {FALLBACK_RATE:g} frames per second are assumed")
+            logger.warning(f"{printable(str(path))} has no frame rate; {FALLBACK_RATE:g} frames per second are assumed")
         self.promised = int(promised) if math.isfinite(promised) and promised > 0 else 0
 
     def __enter__(self) -> "Reader":

@@ -1,8 +1,9 @@
 """Writing of reports: read the runs, evaluate their validation images if available, and write the pages."""
 
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,13 @@ from ocrnet.report.source import Source
 from ocrnet.utils.errors import OcrnetError, printable
 from ocrnet.utils.signals import StopRequest
 
+logger = logging.getLogger(__name__)
+
 # Seconds between two reads of an unfinished run; the page is reloaded at the same interval.
 INTERVAL = 5
 
 # Config keys that --set accepts: the location of the images, and the settings of their evaluation.
 SETTABLE = ("data.dataset_dir", "data.name", "data.base_size", "num_workers", "device_target", "engine", "mix", "eval.")
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ReportOptions:
     curves_only: bool = False
 
 
-def make(options: ReportOptions, say: Say) -> list[Path]:
+def make(options: ReportOptions) -> list[Path]:
     """Write the report and, for a single run, a model card in the same folder; return their paths.
 
     If the images or the network of a run are unavailable, its evaluation is omitted, and the log and the page report
@@ -50,7 +51,7 @@ def make(options: ReportOptions, say: Say) -> list[Path]:
     all_figures: list[Figures | None] = []
     not_evaluated = []
     for run in runs:
-        run_figures = None if options.curves_only else _figures(run, options.report_filter, say)
+        run_figures = None if options.curves_only else _figures(run, options.report_filter)
         all_figures.append(run_figures)
         if run_figures is None:
             not_evaluated.append(run.name)
@@ -64,12 +65,11 @@ def make(options: ReportOptions, say: Say) -> list[Path]:
     return [*written, card.write(card_path, card.card(runs[0], all_figures[0]))]
 
 
-def watch(options: ReportOptions, say: Say, *, interval: float = INTERVAL) -> Path:
+def watch(options: ReportOptions, *, interval: float = INTERVAL) -> Path:
     """Write the report without evaluation repeatedly, until the runs are finished or a signal requests a stop.
 
     Args:
         options: The options; its ``report_filter`` must be empty.
-        say: Logs a line of progress.
         interval: Seconds between two writes.
 
     Returns:
@@ -95,7 +95,7 @@ def watch(options: ReportOptions, say: Say, *, interval: float = INTERVAL) -> Pa
             _write(output, text)
             if done:
                 return output
-            say(f"{printable(str(output))}: {', '.join(_describe_progress(run) for run in runs)}")
+            logger.info(f"{printable(str(output))}: {', '.join(_describe_progress(run) for run in runs)}")
             while not stopped() and time.monotonic() - start < interval:
                 time.sleep(0.1)
 
@@ -122,13 +122,13 @@ def _read(folders: Sequence[Path]) -> list[Source]:
     return [dataclasses.replace(run, name=name) for run, name in zip(runs, compare.distinct(runs), strict=True)]
 
 
-def _figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures | None:
+def _figures(run: Source, report_filter: ReportFilter) -> Figures | None:
     try:
-        return figures(run, report_filter, say)
+        return figures(run, report_filter)
     except OcrnetError as error:
         if report_filter.checkpoint or report_filter.given or report_filter.images:
             raise  # the user asked for an evaluation, so a page without it would be wrong
-        say(f"{printable(run.name)}: images, confusion, boundaries and calibration are omitted: {error}")
+        logger.info(f"{printable(run.name)}: images, confusion, boundaries and calibration are omitted: {error}")
         return None
 
 

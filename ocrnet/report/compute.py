@@ -3,9 +3,10 @@
 import dataclasses
 import io
 import json
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from ocrnet.train.setup import open_split
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import Weights, convert
 
+logger = logging.getLogger(__name__)
+
 # Version of the stored figures; figures of another version are computed again.
 FORMAT = 1
 
@@ -41,8 +44,6 @@ SIDE = 480
 
 # Approximate maximum number of values in the stored relation of pixels to regions.
 MAX_RELATION_VALUES = 200_000
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class ReportFilter:
     images: int = 0
 
 
-def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
+def figures(run: Source, report_filter: ReportFilter) -> Figures:
     """Return the figures of a run's best checkpoint: those stored by an earlier report if they apply, else new ones.
 
     The predicted labels are those of `ocrnet eval` with the same config.
@@ -76,7 +77,6 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
     Args:
         run: The run.
         report_filter: Config values, the number of images, and a checkpoint to use instead of the best one.
-        say: Logs a line of progress.
 
     Returns:
         The figures; they are stored in the folder of the run.
@@ -92,7 +92,7 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
     weights = as_weights(source_file)
     flat = run.config or dict(_flat(weights))
     cfg = source.config_for(flat, report_filter.given, str(run.folder / "config.yml" if run.config else path))
-    cfg, _ = convert.with_normalization(cfg, weights)
+    cfg = convert.with_normalization(cfg, weights)
     key = {
         "format": FORMAT,
         "checkpoint": _identity(weights),
@@ -108,10 +108,10 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
     except OcrnetError as error:
         if stored is None:
             raise OcrnetError(f"{error}\nor write the report without an evaluation: --curves_only True") from None
-        say("the validation images are missing; using the figures stored in the run's folder")
+        logger.info("the validation images are missing; using the figures stored in the run's folder")
         return stored
     if stored and stored.facts["identity"] == dataset.identity:
-        say(f"{path.name} is already evaluated; using the figures stored in the run's folder")
+        logger.info(f"{path.name} is already evaluated; using the figures stored in the run's folder")
         return stored
     if weights.arch.num_classes != len(dataset.classes):
         raise OcrnetError(
@@ -121,8 +121,10 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
     engine = open_engine(cfg, source_file, world=World())
     try:
         engine.restore(weights.tensors, weights.meta.get("step", 0))
-        say(f"evaluating {report_filter.images or len(dataset)} of {len(dataset)} validation images with {path.name}")
-        result = compute_figures(engine, cfg, dataset, report_filter.images, say)
+        logger.info(
+            f"evaluating {report_filter.images or len(dataset)} of {len(dataset)} validation images with {path.name}"
+        )
+        result = compute_figures(engine, cfg, dataset, report_filter.images)
     finally:
         engine.close()
     result.facts.update(
@@ -136,11 +138,11 @@ def figures(run: Source, report_filter: ReportFilter, say: Say) -> Figures:
         decisions=list(engine.startup_messages),
         versions=dict(engine.versions),
     )
-    _store(run, result, say)
+    _store(run, result)
     return result
 
 
-def compute_figures(engine: Engine, cfg: Config, dataset: Dataset, images: int, say: Say) -> Figures:
+def compute_figures(engine: Engine, cfg: Config, dataset: Dataset, images: int) -> Figures:
     """Evaluate the images and return their figures; the images to show are predicted a second time.
 
     Args:
@@ -148,7 +150,6 @@ def compute_figures(engine: Engine, cfg: Config, dataset: Dataset, images: int, 
         cfg: The config of the evaluation.
         dataset: The validation split.
         images: The number of images, evenly spaced over the split; 0 means all.
-        say: Logs a line of progress.
 
     Returns:
         The figures, without the entries about run and checkpoint.
@@ -168,7 +169,7 @@ def compute_figures(engine: Engine, cfg: Config, dataset: Dataset, images: int, 
         tolerances.add(tolerance(*ground_truth.shape))
         if time.monotonic() - last_logged > 10:
             last_logged = time.monotonic()
-            say(f"evaluated {index + 1}/{count} images, {(index + 1) / (last_logged - start):.2f} img/s")
+            logger.info(f"evaluated {index + 1}/{count} images, {(index + 1) / (last_logged - start):.2f} img/s")
     if not tally.confusion.any():
         raise OcrnetError(f"no pixel of the validation images at {dataset.root} is labeled; see ocrnet check")
     order = ranked(tally.images)
@@ -207,13 +208,11 @@ def compute_figures(engine: Engine, cfg: Config, dataset: Dataset, images: int, 
         "samples": samples,
     }
     richest = max(order, key=lambda i: (tally.images[i]["classes"], tally.images[i]["mean_iou"]))
-    facts["ocr"] = _ocr_facts(engine, part, richest, arrays, say)
+    facts["ocr"] = _ocr_facts(engine, part, richest, arrays)
     return Figures(facts, arrays)
 
 
-def _ocr_facts(
-    engine: Engine, dataset: Dataset, index: int, arrays: dict[str, np.ndarray], say: Say
-) -> dict[str, Any] | None:
+def _ocr_facts(engine: Engine, dataset: Dataset, index: int, arrays: dict[str, np.ndarray]) -> dict[str, Any] | None:
     """Store an image, its soft object regions, and the relation of its pixels to them in ``arrays``.
 
     Args:
@@ -221,7 +220,6 @@ def _ocr_facts(
         dataset: The evaluated images.
         index: The index of the image.
         arrays: The arrays of the figures, to which entries are added.
-        say: Logs a line.
 
     Returns:
         The name of the image, and the part of each region on its own class; None if the engine has no regions.
@@ -231,7 +229,7 @@ def _ocr_facts(
     try:
         outputs = engine.predict(image[None], passes, ("labels", "regions", "relation"))
     except OcrnetError as error:
-        say(f"the object regions are omitted: {error}")
+        logger.info(f"the object regions are omitted: {error}")
         return None
     regions, relation = outputs["regions"][0], outputs["relation"][0]  # float32 num_classes,h,w
     highest = regions.max(axis=(1, 2), keepdims=True)
@@ -281,7 +279,7 @@ def _load_stored(run: Source, key: dict[str, Any]) -> Figures | None:
         return None
 
 
-def _store(run: Source, result: Figures, say: Say) -> None:
+def _store(run: Source, result: Figures) -> None:
     """Store the figures in the folder of the run for later reports; a failed write is only logged."""
     stamp = time.time_ns()  # the same in both files, which shows that they belong together
     packed = io.BytesIO()
@@ -291,4 +289,4 @@ def _store(run: Source, result: Figures, say: Say) -> None:
         files.write(run.folder / "report" / "figures.npz", packed.getvalue())
         files.write(run.folder / "report" / "figures.json", text.encode())
     except OcrnetError as error:
-        say(f"cannot store the figures, so the next report computes them again: {error}")
+        logger.info(f"cannot store the figures, so the next report computes them again: {error}")

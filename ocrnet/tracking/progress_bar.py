@@ -44,7 +44,7 @@ class ProgressBar:
         """Set the number of completed steps."""
         self._progress.update(self._task, completed=step)
 
-    def say(self, text: str) -> None:
+    def show_text(self, text: str) -> None:
         """Show a text in place of the metrics."""
         self._progress.update(self._task, metrics=text)
 
@@ -54,4 +54,4 @@ class ProgressBar:
             f"loss {row['loss']:.3f}  lr {row['learning_rate']:.1e}  "
             f"{row['images_per_second']:.1f} img/s  {row['memory_bytes'] / 2**30:.1f} GiB"
         )
-        self.say(text)
+        self.show_text(text)

@@ -1,6 +1,5 @@
 """The folder of a run: its config, log, metrics and sample images. Only rank 0 writes."""
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -8,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,9 @@ from ocrnet.config import Config
 from ocrnet.data.image_io import write_png
 from ocrnet.tracking.services import client
 from ocrnet.tracking.services.client import ServiceClient
+from ocrnet.utils import log
 from ocrnet.utils.errors import OcrnetError
+from ocrnet.utils.files import append_line, translate_write_errors
 from ocrnet.utils.version import __version__
 
 if TYPE_CHECKING:
@@ -37,10 +38,10 @@ PACKAGES = ("numpy", "opencv-python-headless", "pillow", "safetensors")
 class Run:
     """Writes the files of a run's folder.
 
-    Log lines are printed and appended to ``logs/NAME.log``. Metrics are appended to ``metrics.jsonl``, or for another
-    ``name`` than ``train`` to ``NAME.jsonl``. Images of predictions are written to ``samples/``. Metrics and these
-    images are also sent to TensorBoard and the tracking services, if these are opened. The caller writes checkpoints to
-    ``checkpoint/``.
+    After `open_log`, the messages of all loggers are appended to ``logs/NAME.log``. Metrics are appended to
+    ``metrics.jsonl``, or for another ``name`` than ``train`` to ``NAME.jsonl``. Images of predictions are written to
+    ``samples/``. Metrics and these images are also sent to TensorBoard and the tracking services, if these are opened.
+    The caller writes checkpoints to ``checkpoint/``.
     """
 
     def __init__(self, folder: str | Path, *, rank: int = 0, name: str = "train") -> None:
@@ -63,7 +64,7 @@ class Run:
         if not self.writes or fcntl is None:
             return
         path = self.folder / ".lock"
-        with _wrap_os_error(path):
+        with translate_write_errors(path):
             self._lock_file = path.open("a+", encoding="utf-8")
         try:
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,23 +78,18 @@ class Run:
         self._lock_file.write(f"process {os.getpid()} on {platform.node()}\n")
         self._lock_file.flush()
 
-    def say(self, line: str) -> None:
-        """Print a line and append it to the log."""
-        if not self.writes:
-            return
-        try:
-            print(line, flush=True)
-        except OSError:  # the terminal or the pipe is closed: write only the log file from now on
-            redirect_stdout_to_devnull()
-        self._append(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+    def open_log(self) -> None:
+        """Append all messages of this package, also earlier ones, to the log file."""
+        if self.writes:
+            log.open_file(self.log)
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl as JSON; send its floating-point values to TensorBoard and the services."""
         if not self.writes:
             return
-        self._append(self.metrics, json.dumps(row, allow_nan=False))
+        _append(self.metrics, json.dumps(row, allow_nan=False))
         if self._tensorboard_writer is not None:
-            with _wrap_os_error(self._tensorboard_folder):
+            with translate_write_errors(self._tensorboard_folder):
                 for name, value in client.scalars(row).items():
                     self._tensorboard_writer.scalar(name, value, row["step"])
                 self._tensorboard_writer.flush()
@@ -115,7 +111,7 @@ class Run:
         path = self.folder / "samples" / f"step_{step}" / f"{name}.png"
         write_png(path, image)
         if self._tensorboard_writer is not None:
-            with _wrap_os_error(self._tensorboard_folder):
+            with translate_write_errors(self._tensorboard_folder):
                 self._tensorboard_writer.image(f"samples/{name}", image, step)
         for service in self._services:
             service.image(path, step)
@@ -124,7 +120,7 @@ class Run:
         """Plot metrics.jsonl and write curves.png."""
         if self.writes and self.metrics.exists():
             path = self.folder / "curves.png"
-            with _wrap_os_error(path):
+            with translate_write_errors(path):
                 from ocrnet.tracking import plots
 
                 plots.draw(self.metrics, path)
@@ -136,7 +132,7 @@ class Run:
                 TensorBoardWriter,  # imported here, like plots above, because the import takes more than 0.5 s
             )
 
-            with _wrap_os_error(self._tensorboard_folder):
+            with translate_write_errors(self._tensorboard_folder):
                 self._tensorboard_writer = TensorBoardWriter(self._tensorboard_folder, step)
 
     def open_services(self, names: Sequence[str], *, project: str, run_name: str, fresh: bool) -> None:
@@ -158,7 +154,7 @@ class Run:
             if fresh:
                 (self.folder / "logs" / f"{name}.json").unlink(missing_ok=True)
             run_name = run_name or self.folder.resolve().name
-            self._services.append(ServiceClient(name, self.folder, project=project, run_name=run_name, say=self.say))
+            self._services.append(ServiceClient(name, self.folder, project=project, run_name=run_name))
         for service in self._services if fresh else ():
             service.wait_until_ready()
 
@@ -169,7 +165,7 @@ class Run:
             service.close(ending)
         if self._tensorboard_writer is not None:
             writer, self._tensorboard_writer = self._tensorboard_writer, None
-            with _wrap_os_error(self._tensorboard_folder):
+            with translate_write_errors(self._tensorboard_folder):
                 writer.close()
 
     def truncate_metrics(self, *, step: int, evaluated_step: int) -> None:
@@ -188,7 +184,7 @@ class Run:
             if row["step"] <= (evaluated_step if row["kind"] == "eval" else step):
                 kept.append(line + "\n")
         temporary = self.metrics.with_suffix(".tmp")
-        with _wrap_os_error(self.metrics):
+        with translate_write_errors(self.metrics):
             temporary.write_text("".join(kept), encoding="utf-8")
             os.replace(temporary, self.metrics)
 
@@ -198,7 +194,7 @@ class Run:
             return
         self._make_folder(self.checkpoints)
         text = yaml.safe_dump(config.as_dict(cfg), sort_keys=False, default_flow_style=None)
-        with _wrap_os_error(self.folder / "config.yml"):
+        with translate_write_errors(self.folder / "config.yml"):
             (self.folder / "config.yml").write_text(text, encoding="utf-8")
         start = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -206,7 +202,7 @@ class Run:
             "commit": git_commit(),
             "versions": dict(versions),
         }
-        self._append(self.folder / "starts.jsonl", json.dumps(start))
+        _append(self.folder / "starts.jsonl", json.dumps(start))
 
     def _make_folder(self, folder: Path) -> None:
         try:
@@ -214,30 +210,10 @@ class Run:
         except OSError as error:
             raise OcrnetError(f"save_dir '{self.folder}' cannot be used: {error}; give another --save_dir") from None
 
-    def _append(self, path: Path, line: str) -> None:
-        with _wrap_os_error(path):
-            # mutation: recreate-removed-run-folder
-            path.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been removed during the run
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
 
-
-def redirect_stdout_to_devnull() -> None:
-    """Redirect stdout to /dev/null after its reader has closed it."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)
-
-
-@contextlib.contextmanager
-def _wrap_os_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise OcrnetError(
-            f"'{path}' cannot be written: {reason}; free some space, then resume with --resume_ckpt auto"
-        ) from None
+def _append(path: Path, line: str) -> None:
+    with translate_write_errors(path):
+        append_line(path, line)
 
 
 def core_versions() -> dict[str, str]:

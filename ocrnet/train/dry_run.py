@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Sequence
 
 import yaml
@@ -16,14 +17,24 @@ from ocrnet.engines import collectives
 from ocrnet.engines.base import Engine
 from ocrnet.engines.factory import open_engine
 from ocrnet.tracking.services import client
-from ocrnet.train.setup import arch_from_config, banner, make_stream, open_split, starting_state, with_dataset_classes
+from ocrnet.train.setup import (
+    arch_from_config,
+    log_banner,
+    make_stream,
+    open_split,
+    starting_state,
+    with_dataset_classes,
+)
 from ocrnet.train.trainer import duration
+from ocrnet.utils.log import RESULT
+
+logger = logging.getLogger(__name__)
 
 STEPS = 3  # training steps: one for warm-up, the others are measured
 CHECKED_PAIRS = 50  # image and label pairs of each split that are validated
 
 
-def dry_run(cfg: Config, *, notes: list[str], world: World) -> list[str]:
+def dry_run(cfg: Config, *, world: World) -> list[str]:
     """Print the setup of a training run and its cost, measured on a few real training steps; write no files.
 
     Every rank validates the data and runs the steps. Only rank 0 prints. The steps are skipped if the data have
@@ -31,7 +42,6 @@ def dry_run(cfg: Config, *, notes: list[str], world: World) -> list[str]:
 
     Args:
         cfg: The configuration.
-        notes: Further lines to print.
         world: This process's rank and the number of ranks.
 
     Returns:
@@ -40,38 +50,37 @@ def dry_run(cfg: Config, *, notes: list[str], world: World) -> list[str]:
     Raises:
         OcrnetError: The configuration or the data are invalid, or a step failed.
     """
-    say = _print if world.rank == 0 else _ignore
     client.check(cfg.trackers)
     datasets = {split: open_split(cfg, split) for split in (("train", "val") if cfg.run_eval else ("train",))}
     train_set = datasets["train"]
     cfg = with_dataset_classes(cfg, len(train_set.classes))
     arch = arch_from_config(cfg, len(train_set.classes))
-    tensors, report = starting_state(cfg, arch, None)
+    tensors = starting_state(cfg, arch, None)
     engine_cfg = dataclasses.replace(cfg, total_step=max(cfg.total_step, STEPS))
     engine = open_engine(engine_cfg, arch, world=world, stream=make_stream(cfg, train_set, arch))
     try:
         with collectives.propagate_errors(engine):
             engine.restore(tensors, 0)
-        say([*config_lines(cfg), *banner(cfg, arch, engine, len(train_set)), *report, *notes])
+        _log(config_lines(cfg))
+        log_banner(cfg, arch, engine, len(train_set))
         with collectives.propagate_errors(engine):
             summaries, own_problems = data_lines(datasets, cfg)
         problems = list(dict.fromkeys(itertools.chain.from_iterable(collectives.gather_strings(engine, own_problems))))
-        say([*summaries, *(f"problem: {problem}" for problem in problems)])
+        _log([*summaries, *(f"problem: {problem}" for problem in problems)])
         if not problems:
-            say(size_lines(cfg, arch, engine))
-            say(cost_lines(cfg, engine))
+            _log(size_lines(cfg, arch, engine))
+            _log(cost_lines(cfg, engine))
     finally:
         engine.close()
-    say(["dry run: nothing was written" + (", except the downloaded files" if cfg.data_url or cfg.ckpt_url else "")])
+    logger.info(
+        "dry run: nothing was written" + (", except the downloaded files" if cfg.data_url or cfg.ckpt_url else "")
+    )
     return problems
 
 
-def _print(lines: Sequence[str]) -> None:
-    print("\n".join(lines), flush=True)
-
-
-def _ignore(lines: Sequence[str]) -> None:
-    pass
+def _log(lines: Sequence[str]) -> None:
+    for line in lines:
+        logger.log(RESULT, line)
 
 
 def config_lines(cfg: Config) -> list[str]:

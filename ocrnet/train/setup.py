@@ -1,8 +1,9 @@
 """Set up a training run: validate the inputs, open the engine and the run folder, and start the training loop."""
 
+import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import psutil
 from ocrnet import architecture, config, weights
 from ocrnet.architecture import Arch
 from ocrnet.cloud import resume as cloud_resume
-from ocrnet.cloud.cache import Speaker
 from ocrnet.cloud.push import CHECKPOINTS, UploadContext, Uploader, check_writable
 from ocrnet.cloud.retry import retry
 from ocrnet.cloud.store import Store
@@ -25,20 +25,22 @@ from ocrnet.engines.factory import open_engine
 from ocrnet.tracking.run_dir import Run, core_versions
 from ocrnet.tracking.services import client
 from ocrnet.train.trainer import Loop, Progress
+from ocrnet.utils import log
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped, StopRequest
 from ocrnet.weights import checkpoint
 from ocrnet.weights.checkpoint import Checkpoint
 
+logger = logging.getLogger(__name__)
+
 TRAIN, VAL = "training images", "validation images"
 
 
-def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, begin_from: Path | None = None) -> None:
+def train(cfg: Config, *, resume: str | None, world: World, begin_from: Path | None = None) -> None:
     """Train a network from step 0 or from a checkpoint, up to ``cfg.total_step``.
 
     Args:
         cfg: The configuration.
-        notes: Further lines for the log.
         resume: The checkpoint or run folder to resume from. ``auto``: the newest valid checkpoint in ``cfg.save_dir``.
             None: start at step 0.
         world: This process's rank and the number of ranks.
@@ -48,17 +50,23 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
         OcrnetError: The configuration, the dataset or the checkpoint is invalid, or the run failed.
         Stopped: A signal requested a stop; the run saved a checkpoint and ended.
     """
+    try:
+        _train(cfg, resume, world, begin_from)
+    finally:
+        log.close_file()
+
+
+def _train(cfg: Config, resume: str | None, world: World, begin_from: Path | None) -> None:
     train_set = open_split(cfg, "train")
     val_set = open_split(cfg, "val") if cfg.run_eval else None
     cfg = with_dataset_classes(cfg, len(train_set.classes))
     arch = arch_from_config(cfg, len(train_set.classes))
     # mutation: resume-after-restart
-    resume, restart_notes = _resume_after_restart(cfg, resume)
-    store, resume, download_notes = cloud_resume.open_train_url(cfg, resume, Speaker(world))
-    ckpt, resume_notes = find_resume(cfg, resume, begin_from)
-    tensors, weight_notes = starting_state(cfg, arch, ckpt)
-    datasets, cache_notes = cache.prepare(cfg.data.cache_dir, {TRAIN: train_set} | ({VAL: val_set} if val_set else {}))
-    notes = [*notes, *restart_notes, *download_notes, *resume_notes, *weight_notes, *cache_notes]
+    resume = _resume_after_restart(cfg, resume)
+    store, resume = cloud_resume.open_train_url(cfg, resume)
+    ckpt = find_resume(cfg, resume, begin_from)
+    tensors = starting_state(cfg, arch, ckpt)
+    datasets = cache.prepare(cfg.data.cache_dir, {TRAIN: train_set} | ({VAL: val_set} if val_set else {}))
 
     stream = make_stream(cfg, datasets[TRAIN], arch)
     with UploadContext(cfg.cloud) as pushing:
@@ -67,12 +75,15 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             run_values = {"checkpoint": _checkpoint_identity(ckpt), **config.of_all_ranks(cfg)}
             collectives.check_same(engine, run_values | identities(datasets))  # before rank 0 changes the run folder
             versions = core_versions() | dict(engine.versions)
-            notes += [*_changed_versions(ckpt, versions), *_changed_batch(cfg, ckpt, world)] if ckpt else []
+            if ckpt:
+                _log_changed_versions(ckpt, versions)
+                _log_changed_batch(cfg, ckpt, world)
             # mutation: restore-unlogged-losses
             progress = Progress(**ckpt.meta["progress"]) if ckpt else Progress()
             with collectives.propagate_errors(engine):
                 engine.restore(tensors, progress.step)
-            run = _open_folder(cfg, engine, progress, versions, [*banner(cfg, arch, engine, len(train_set)), *notes])
+            log_banner(cfg, arch, engine, len(train_set))
+            run = _open_folder(cfg, engine, progress, versions)
             outcome = "failed"
             try:
                 with collectives.propagate_errors(engine):
@@ -83,11 +94,10 @@ def train(cfg: Config, *, notes: list[str], resume: str | None, world: World, be
             finally:
                 run.close(outcome)
             if signal_number:
-                run.say(f"stopped after step {progress.step}; resume with --resume_ckpt auto")
+                logger.info(f"stopped after step {progress.step}; resume with --resume_ckpt auto")
                 raise Stopped(signal_number)
-            run.say(
-                f"finished after step {progress.step}; to create a report: ocrnet report {shlex.quote(cfg.save_dir)}"
-            )
+            report_command = f"ocrnet report {shlex.quote(cfg.save_dir)}"
+            logger.info(f"finished after step {progress.step}; to create a report: {report_command}")
         finally:
             engine.close()
 
@@ -96,13 +106,11 @@ def _start_uploads(cfg: Config, run: Run, store: Store | None, pushing: UploadCo
     """Start uploading to train_url on rank 0; return None on other ranks and if train_url is not set."""
     if store is None or not run.writes:
         return None
-    check_writable(store, cfg.cloud, run.say)
+    check_writable(store, cfg.cloud)
     push = Uploader(store, run.folder, cfg.cloud, keep=cfg.keep_checkpoint)
-    push.queue_missing(
-        retry(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries, say=run.say)
-    )
+    push.queue_missing(retry(lambda: store.list(CHECKPOINTS), f"train_url {cfg.train_url}", retries=cfg.cloud.retries))
     push.queue_files()
-    return pushing.start(push, run.say)
+    return pushing.start(push)
 
 
 def identities(datasets: Mapping[str, Dataset]) -> dict[str, str]:
@@ -115,10 +123,8 @@ def _checkpoint_identity(ckpt: Checkpoint | None) -> str:
     return f"step {ckpt.meta['step']}, sha256 {ckpt.meta['sha256'][:12]}" if ckpt else "none"
 
 
-def _open_folder(
-    cfg: Config, engine: Engine, progress: Progress, versions: Mapping[str, str], lines: Sequence[str]
-) -> Run:
-    """Lock the run folder, prepare it for ``progress.step``, and start the log with ``lines``.
+def _open_folder(cfg: Config, engine: Engine, progress: Progress, versions: Mapping[str, str]) -> Run:
+    """Lock the run folder, prepare it for ``progress.step``, and open its log file.
 
     Only rank 0 does this. All other ranks wait for it.
     """
@@ -128,14 +134,13 @@ def _open_folder(
         run = Run(cfg.save_dir, rank=engine.world.rank)
         # mutation: lock-run-folder
         run.lock()
+        run.open_log()
         checkpoint.clean(run.checkpoints)
         # mutation: cut-metrics-after-restored-step
         run.truncate_metrics(step=progress.step, evaluated_step=progress.evaluated_step)
         run.begin(cfg, versions)
         if cfg.tensorboard:
             run.open_tensorboard(progress.step)
-        for line in lines:
-            run.say(line)
         run.open_services(cfg.trackers, project=cfg.project, run_name=cfg.run_name, fresh=progress.step == 0)
     return run
 
@@ -180,42 +185,34 @@ def arch_from_config(cfg: Config, num_classes: int) -> Arch:
     )
 
 
-def differences(cfg: Config, arch: Arch, path: Path) -> list[str]:
-    """List the architecture keys that differ between the config and a checkpoint or exported file.
+def log_differences(cfg: Config, arch: Arch, path: Path) -> None:
+    """Log the architecture keys that differ between the config and a checkpoint or exported file.
 
     Args:
         cfg: The configuration.
         arch: The architecture stored in the file, which takes precedence.
         path: The file.
-
-    Returns:
-        One log line for each key that differs.
     """
     configured = arch_from_config(cfg, arch.num_classes)
-    return [
-        f"{name}: the config has {getattr(configured, name)}, {path.name} has {getattr(arch, name)}; "
-        "the file takes precedence"
-        for name in ("width", "blocks", "modules", "channels", "key_channels", "variant", "align_corners")
-        if getattr(configured, name) != getattr(arch, name)
-    ]
+    for name in ("width", "blocks", "modules", "channels", "key_channels", "variant", "align_corners"):
+        if (value := getattr(configured, name)) != (stored := getattr(arch, name)):
+            logger.info(f"{name}: the config has {value}, {path.name} has {stored}; the file takes precedence")
 
 
-def _resume_after_restart(cfg: Config, resume: str | None) -> tuple[str | None, list[str]]:
-    """Return the value to use for ``resume``, and log lines.
-
-    The value is ``auto`` if torchrun restarted the ranks and this launch has saved a checkpoint, else ``resume``.
-    """
+def _resume_after_restart(cfg: Config, resume: str | None) -> str | None:
+    """Return ``auto`` if torchrun restarted the ranks and this launch has saved a checkpoint, else ``resume``."""
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     saved = checkpoint.steps(Path(cfg.save_dir) / "checkpoint")
     if count == "0" or resume == "auto" or not saved:
-        return resume, []
+        return resume
     if saved[-1].stat().st_mtime < psutil.Process(os.getppid()).create_time():  # saved by an earlier launch
-        return resume, []
-    return "auto", [f"resume: torchrun restarted the ranks (restart {count}), so --resume_ckpt auto is implied"]
+        return resume
+    logger.info(f"resume: torchrun restarted the ranks (restart {count}), so --resume_ckpt auto is implied")
+    return "auto"
 
 
-def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """Select and load the checkpoint to resume from.
+def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None) -> Checkpoint | None:
+    """Select and load the checkpoint to resume from; log the choice.
 
     Args:
         cfg: The configuration.
@@ -225,7 +222,7 @@ def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None)
         begin_from: The checkpoint to resume from instead of starting at step 0; None: start at step 0.
 
     Returns:
-        The checkpoint, or None if the run starts at step 0, and the lines to log about the choice.
+        The checkpoint, or None if the run starts at step 0.
 
     Raises:
         OcrnetError: No checkpoint is valid, the run folder contains checkpoints of an earlier run but ``resume`` is
@@ -239,24 +236,24 @@ def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None)
                 "resume from them with --resume_ckpt auto, or use another --save_dir"
             )
         if begin_from is None:
-            return None, []
+            return None
         resume = str(begin_from)
     elif resume == "auto" and not checkpoint.steps(folder):
         if begin_from is None:
-            return None, [f"resume: no checkpoint in {folder}{_or_train_url(cfg)}; starting from step 0"]
+            logger.info(f"resume: no checkpoint in {folder}{_or_train_url(cfg)}; starting from step 0")
+            return None
         resume = str(begin_from)
     if resume == "auto":
         newest = checkpoint.newest_valid(folder)
-        notes = [f"resume: skipped: {reason}" for _, reason in newest.skipped]
+        for _, reason in newest.skipped:
+            logger.warning(f"resume: skipped: {reason}")
         if newest.checkpoint is None:
             raise OcrnetError(
                 f"no checkpoint in {folder} is valid: {'; '.join(reason for _, reason in newest.skipped)}"
             )
         ckpt = newest.checkpoint
     else:
-        path, meaning = checkpoint.resolve_state(resume)
-        notes = [f"resume: {meaning}"] if meaning else []
-        ckpt = checkpoint.load(path)
+        ckpt = checkpoint.load(checkpoint.resolve_state(resume))
     if "source" in ckpt.meta:
         raise OcrnetError(
             f"{ckpt.path} has only converted weights, from which a run cannot resume; to start from its backbone: "
@@ -268,50 +265,49 @@ def find_resume(cfg: Config, resume: str | None, begin_from: Path | None = None)
             f"{ckpt.path} has {step} steps, but total_step is {cfg.total_step}; raise total_step to continue"
         )
     complete = ": the run is complete" if step == cfg.total_step else ""
-    return ckpt, [*notes, f"resume: from {ckpt.path}, step {step}{complete}", *_changed_keys(cfg, ckpt)]
+    logger.info(f"resume: from {ckpt.path}, step {step}{complete}")
+    _log_changed_keys(cfg, ckpt)
+    return ckpt
 
 
 def _or_train_url(cfg: Config) -> str:
     return f" or in {cfg.train_url}" if cfg.train_url else ""
 
 
-def _changed_keys(cfg: Config, ckpt: Checkpoint) -> list[str]:
-    """Return a log line for each config key whose value differs from that of the run that wrote the checkpoint."""
+def _log_changed_keys(cfg: Config, ckpt: Checkpoint) -> None:
+    """Log each config key whose value differs from that of the run that wrote the checkpoint."""
     before = loader.with_current_keys(dict(config.flat(ckpt.meta["config"])))
     current = dict(config.flat(config.as_dict(cfg)))
-    return [
-        f"resume: {name} is {current[name]}, was {old}" for name, old in before.items() if current.get(name, old) != old
-    ]
+    for name, old in before.items():
+        if current.get(name, old) != old:
+            logger.info(f"resume: {name} is {current[name]}, was {old}")
 
 
-def _changed_versions(ckpt: Checkpoint, versions: Mapping[str, str]) -> list[str]:
-    """Return a log line for each library version that differs from the checkpoint's run, and for the thread count."""
+def _log_changed_versions(ckpt: Checkpoint, versions: Mapping[str, str]) -> None:
+    """Log each library version that differs from the checkpoint's run, and the thread count if it differs."""
     before = ckpt.meta["versions"]
-    return [
-        f"resume: {name} is {new}, was {before[name]}; losses and scores may differ in their last digits"
-        for name, new in versions.items()
-        if before.get(name, new) != new
-    ]
+    for name, new in versions.items():
+        if (old := before.get(name, new)) != new:
+            logger.info(f"resume: {name} is {new}, was {old}; losses and scores may differ in their last digits")
 
 
-def _changed_batch(cfg: Config, ckpt: Checkpoint, world: World) -> list[str]:
-    """Return a log line if the number of ranks or the global batch differs from the checkpoint's run, else no line."""
+def _log_changed_batch(cfg: Config, ckpt: Checkpoint, world: World) -> None:
+    """Log the number of ranks and the global batch if they differ from the checkpoint's run."""
     old_cfg = ckpt.meta["config"]
     old_ranks = ckpt.meta.get("cards", 1)  # checkpoints without this key are from runs with one rank
     old_batch = old_ranks * old_cfg["batch_size"] * old_cfg["accumulate_steps"]
     new_batch = world.size * cfg.batch_size * cfg.accumulate_steps
-    prefix = (
-        f"resume: the number of ranks is {world.size}, was {old_ranks}: " if world.size != old_ranks else "resume: "
-    )
+    ranks = f"the number of ranks is {world.size}, was {old_ranks}: " if world.size != old_ranks else ""
     if new_batch != old_batch:
-        return [
-            f"{prefix}the global batch changes to {new_batch} crop{'s' if new_batch > 1 else ''} a step, was "
+        logger.info(
+            f"resume: {ranks}the global batch changes to {new_batch} crop{'s' if new_batch > 1 else ''} a step, was "
             f"{old_batch}; the run will see a different number of crops"
-        ]
-    return [f"{prefix}the global batch is the same"] if world.size != old_ranks else []
+        )
+    elif ranks:
+        logger.info(f"resume: {ranks}the global batch is the same")
 
 
-def starting_state(cfg: Config, arch: Arch, ckpt: Checkpoint | None) -> tuple[dict[str, np.ndarray], list[str]]:
+def starting_state(cfg: Config, arch: Arch, ckpt: Checkpoint | None) -> dict[str, np.ndarray]:
     """Return the state with which the run starts.
 
     This is the state of the checkpoint. Without a checkpoint, it is random weights, with the backbone replaced by
@@ -323,7 +319,7 @@ def starting_state(cfg: Config, arch: Arch, ckpt: Checkpoint | None) -> tuple[di
         ckpt: The checkpoint to resume from; None to start at step 0.
 
     Returns:
-        The tensors by canonical name, and the lines to log about them.
+        The tensors by canonical name.
 
     Raises:
         OcrnetError: The tensors do not fit the architecture, or the backbone file cannot be read.
@@ -331,33 +327,29 @@ def starting_state(cfg: Config, arch: Arch, ckpt: Checkpoint | None) -> tuple[di
     if ckpt is not None:
         shapes = {name: array.shape for name, array in ckpt.tensors.items() if "/" not in name}
         architecture.check(shapes, arch, str(ckpt.path))
-        return ckpt.tensors, []
+        return ckpt.tensors
     state = architecture.init(arch, cfg.seed, cfg.backbone.initializer)
     if not cfg.backbone.pretrained:
-        return state, [
+        logger.info(
             "backbone: random initial weights; the published results require ImageNet weights "
             "(backbone.pretrained: True, backbone.backbone_ckpt: FILE)"
-        ]
-    loaded, report = weights.read_backbone(cfg.backbone.backbone_ckpt, arch)
-    return state | loaded, [report]
+        )
+        return state
+    return state | weights.read_backbone(cfg.backbone.backbone_ckpt, arch)
 
 
-def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
-    """Return the log lines that describe the run at its start.
+def log_banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> None:
+    """Log versions, engine, network, data, batch and learning rate of a run.
 
     Args:
         cfg: The configuration.
         arch: The architecture of the network.
         engine: The engine of this rank.
         images: The number of training images.
-
-    Returns:
-        Log lines about versions, engine, network, data, batch and learning rate.
     """
     global_batch = lr_schedule.global_batch(cfg, engine.world.size)
-    return [
+    lines = [
         f"ocrnet {core_versions()['ocrnet']}, run folder {cfg.save_dir}",
-        *engine.startup_messages,
         f"network: OCRNet-HRNet-W{arch.width}, {architecture.num_parameters(arch) / 1e6:.2f} M parameters, "
         f"{arch.num_classes} classes, variant {arch.variant}",
         f"data: {images} training images of {cfg.data.name} at {cfg.data.dataset_dir}, "
@@ -366,6 +358,8 @@ def banner(cfg: Config, arch: Arch, engine: Engine, images: int) -> list[str]:
         f"{engine.world.size} ranks), {cfg.total_step} steps, {global_batch * cfg.total_step / images:.1f} epochs",
         *_batch_size_lines(cfg, global_batch),
     ]
+    for line in lines:
+        logger.info(line)
 
 
 def _batch_size_lines(cfg: Config, global_batch: int) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from ocrnet.tracking.progress_bar import ProgressBar
 from ocrnet.tracking.run_dir import Run, core_versions
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights import checkpoint
+
+logger = logging.getLogger(__name__)
 
 # Maximum fraction of unreadable training images with data.on_error: skip; one unreadable image is always allowed.
 UNREADABLE_SHARE = 0.01
@@ -224,7 +227,7 @@ class Loop:
         batch_size = cfg.batch_size * self.engine.world.size
         batches = rank_sample_indices(step, batch_size=batch_size, accumulate_steps=cfg.accumulate_steps, world=World())
         image_names = ", ".join(self.stream.name(number) for batch in batches for number in batch)
-        self.run.say(f"step {step + 1}: loss or gradient is not finite; the step is skipped; images: {image_names}")
+        logger.warning(f"step {step + 1}: loss or gradient is not finite; the step is skipped; images: {image_names}")
         # mutation: end-after-max-skipped
         if progress.skipped_in_row >= cfg.max_skipped:
             first = step + 2 - progress.skipped_in_row
@@ -239,7 +242,7 @@ class Loop:
         if error in self.progress.unreadable:
             return
         self.progress.unreadable.append(error)
-        self.run.say(f"unreadable image, replaced by another image: {error}")
+        logger.warning(f"unreadable image, replaced by another image: {error}")
         count, images = len(self.progress.unreadable), len(self.stream.dataset)
         # mutation: cap-unreadable-images
         if count > max(1, UNREADABLE_SHARE * images):
@@ -251,8 +254,6 @@ class Loop:
     def _log_if_due(self) -> None:
         """If a log line is due, write it and a row of metrics.jsonl; the loss is the mean over steps not skipped."""
         cfg, progress, throughput = self.cfg, self.progress, self._throughput
-        for line in self.push.take_log_lines() if self.push else ():
-            self.run.say(line)
         if not self._due(cfg.log_interval):
             return
         losses = np.array(progress.losses).reshape(-1, 2)
@@ -271,7 +272,7 @@ class Loop:
             "memory_bytes": throughput.memory_bytes,
         }
         self.run.record({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
-        self.run.say(log_line(row, cfg))
+        logger.info(log_line(row, cfg))
         self._bar.show_row(row)
         progress.losses, self._throughput = [], ThroughputMeter()
 
@@ -294,7 +295,6 @@ class Loop:
                         self.cfg,
                         eval_cfg=eval_cfg,
                         show=show,
-                        say=self.run.say,
                         stopped=self.stopped,
                     )
             except EvaluationStoppedError:
@@ -334,7 +334,7 @@ class Loop:
         self.run.draw_curves()
         best = -math.inf if progress.best_mean_iou is None else progress.best_mean_iou
         better = scores.mean_iou > best
-        self.run.say(
+        logger.info(
             f"step {progress.step}: mIoU {scores.mean_iou:.4f}, pixel accuracy {scores.pixel_accuracy:.4f}"
             + (" (best so far)" if better else f" (best: {best:.4f} at step {progress.best_step})")
         )
@@ -374,7 +374,7 @@ class Loop:
         if self._writes_ckpt():
             ckpt_meta = {key: value for key, value in meta.items() if key != "progress"}
             weights.write_ckpt(path.with_suffix(".ckpt"), tensors, ckpt_meta)
-        self.run.say(f"saved {path}")
+        logger.info(f"saved {path}")
         if self.push:
             self.push.queue_files()
             self.push.queue_checkpoint(path)

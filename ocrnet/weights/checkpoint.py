@@ -17,6 +17,7 @@ import difflib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -29,6 +30,8 @@ import safetensors
 import safetensors.numpy
 
 from ocrnet.utils.errors import OcrnetError
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -287,8 +290,8 @@ def clean(folder: AnyPath) -> list[Path]:
     return removed
 
 
-def resolve(path: AnyPath) -> tuple[Path, str | None]:
-    """Return the weights file for a path, and a line to log if it is not the path itself, else None.
+def resolve(path: AnyPath) -> Path:
+    """Return the weights file for a path; log it if it is not the path itself.
 
     A folder gives its newest valid checkpoint or, if it has none, that of its ``checkpoint`` subfolder. For a missing
     ``X.ckpt``, ``X.safetensors`` of the same folder is used. A path of a file is returned without reading the file.
@@ -296,12 +299,13 @@ def resolve(path: AnyPath) -> tuple[Path, str | None]:
     """
     path = Path(path)
     if path.is_file():
-        return path, None
+        return path
     if path.is_dir():
         return _resolve_folder(path)
     safetensors_path = path.with_suffix(".safetensors")
     if path.suffix == ".ckpt" and safetensors_path.is_file():
-        return safetensors_path, f"{path} does not exist: {safetensors_path.name} in the same folder is used instead."
+        logger.info(f"{path} does not exist: {safetensors_path.name} in the same folder is used instead")
+        return safetensors_path
     if not path.parent.is_dir():
         raise OcrnetError(f"checkpoint {path} does not exist, nor does its folder; check the path")
     names = [name for name in _names(path.parent) if Path(name).suffix in WEIGHTS]
@@ -311,37 +315,36 @@ def resolve(path: AnyPath) -> tuple[Path, str | None]:
     )
 
 
-def resolve_state(path: AnyPath) -> tuple[Path, str | None]:
-    """Return the file from which a run can resume, and a line to log or None, as `resolve` does.
+def resolve_state(path: AnyPath) -> Path:
+    """Return the file from which a run can resume; log it if it is not the path itself.
 
     A ``.ckpt`` file holds only weights, so the safetensors file of the same name in its folder is used. Raise
     OcrnetError if that does not exist.
     """
-    resolved, meaning = resolve(path)
+    resolved = resolve(path)
     if resolved.suffix != ".ckpt":
-        return resolved, meaning
+        return resolved
     safetensors_path = resolved.with_suffix(".safetensors")
     if not safetensors_path.is_file():
         raise OcrnetError(
             f"{resolved} holds only weights, and resuming also needs the momentum, step and losses: those are in "
             f"{safetensors_path.name}, which is missing; give a .safetensors checkpoint, or the run's folder"
         )
-    return (
-        safetensors_path,
-        f"{resolved} holds only weights: {safetensors_path.name} in the same folder is used instead.",
-    )
+    logger.info(f"{resolved} holds only weights: {safetensors_path.name} in the same folder is used instead")
+    return safetensors_path
 
 
-def _resolve_folder(folder: Path) -> tuple[Path, str]:
-    """Return the newest valid checkpoint of a folder or its ``checkpoint`` subfolder, and a line to log."""
+def _resolve_folder(folder: Path) -> Path:
+    """Return the newest valid checkpoint of a folder or its ``checkpoint`` subfolder."""
     skipped: list[tuple[Path, str]] = []
     for place in (folder, folder / "checkpoint"):
         newest = newest_valid(place)
         skipped += newest.skipped
         if newest.checkpoint:
-            path = newest.checkpoint.path
-            reasons = "".join(f" Skipped: {reason}." for _, reason in skipped)
-            return path, f"{folder} is a folder; its newest valid checkpoint {path} is used.{reasons}"
+            for _, reason in skipped:
+                logger.warning(f"skipped: {reason}")
+            logger.info(f"{folder} is a folder; its newest valid checkpoint {newest.checkpoint.path} is used")
+            return newest.checkpoint.path
     entries = _names(folder) + [f"checkpoint/{name}" for name in _names(folder / "checkpoint")]
     reasons = "".join(f"; {reason}" for _, reason in skipped)
     raise OcrnetError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from ocrnet.weights import Weights, checkpoint, ckpt, pth, to_foreign
 from ocrnet.weights.classes import classes_of
 from ocrnet.weights.family import Normalization
 
+logger = logging.getLogger(__name__)
+
 SUFFIX = ".safetensors"
 
 
-def convert(source: Path, output: Path, *, to: str | None = None, allow_partial: bool = False) -> list[str]:
+def convert(source: Path, output: Path, *, to: str | None = None, allow_partial: bool = False) -> None:
     """Convert a weights file and write the result.
 
     Args:
@@ -25,9 +28,6 @@ def convert(source: Path, output: Path, *, to: str | None = None, allow_partial:
         to: The family in whose names and file format the weights are written. None: write a checkpoint of ours, whose
             metadata describe the network and the source file. An HRNet without heads is written without heads.
         allow_partial: Whether to set missing tensors to initial values and leave out unknown ones, not raise an error.
-
-    Returns:
-        Lines to print about the conversion.
 
     Raises:
         OcrnetError: The conversion is not possible; no file is written.
@@ -38,16 +38,18 @@ def convert(source: Path, output: Path, *, to: str | None = None, allow_partial:
         raise OcrnetError(f"--output {output}: must end in {suffix}" + (f" with --to {to}" if to else " without --to"))
     if output.exists():
         raise OcrnetError(f"--output {output}: exists; remove it, or give another name")
+    logger.info(f"input: {source}")
     backbone = None if allow_partial or target else weights.read_only_backbone(source)
-    lines = [f"input: {source}"]
     if backbone:
-        tensors, arch, notes = backbone
+        tensors, arch = backbone
         checkpoint.replace(output, [checkpoint.pack(tensors, _meta(source, arch, {}))])
-        network = f"backbone: HRNet-W{arch.width}, {arch.blocks} blocks, modules {list(arch.modules)}, without heads"
-        use = f"wrote {output}: a backbone, for --set backbone.pretrained=True backbone.backbone_ckpt={output}"
-        return [*lines, *notes, network, use]
+        network = f"HRNet-W{arch.width}, {arch.blocks} blocks, modules {list(arch.modules)}, without heads"
+        logger.info(f"backbone: {network}")
+        use = f"--set backbone.pretrained=True backbone.backbone_ckpt={output}"
+        logger.info(f"wrote {output}: a backbone, for {use}")
+        return
     loaded = weights.read(source, allow_partial=allow_partial)
-    lines += [*loaded.notes, network_line(loaded.arch)]
+    logger.info(network_line(loaded.arch))
     tensors = {name: loaded.tensors[name] for name in architecture.shapes(loaded.arch)}
     if target is None:
         checkpoint.replace(output, [checkpoint.pack(tensors, _meta(source, loaded.arch, loaded.meta))])
@@ -57,8 +59,9 @@ def convert(source: Path, output: Path, *, to: str | None = None, allow_partial:
             ckpt.write(output, named)
         else:
             pth.write(output, named, _mmseg_meta(loaded) if to == "mmseg" else None)
-    lines.append(f"wrote {output}" + (f": names of {target.family.title}" if target else ""))
-    return lines + (to_foreign.notes(loaded.arch, target) if target else [])
+    logger.info(f"wrote {output}" + (f": names of {target.family.title}" if target else ""))
+    if target:
+        to_foreign.log_differences(loaded.arch, target)
 
 
 def network_line(arch: Arch) -> str:
@@ -76,19 +79,20 @@ def normalization_of(found: Weights) -> Normalization:
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
-def with_normalization(cfg: Config, found: Weights) -> tuple[Config, list[str]]:
-    """Return the config with the mean and std of a network from another implementation, and the lines to log.
+def with_normalization(cfg: Config, found: Weights) -> Config:
+    """Return the config with the mean and std of a network from another implementation; log them if they differ.
 
-    For a network that this project trained, the config is returned unchanged. There is a line only if the config's mean
-    and std differ.
+    For a network that this project trained, the config is returned unchanged.
     """
     mean, std = normalization_of(found)
-    foreign = found.notes or "source" in found.meta
+    foreign = found.foreign or "source" in found.meta
     if not foreign or (mean, std) == (cfg.data.mean, cfg.data.std):
-        return cfg, []
+        return cfg
     data = dataclasses.replace(cfg.data, mean=mean, std=std)
-    note = f"data.mean and data.std: the config has {list(cfg.data.mean)} and {list(cfg.data.std)}; the file's are used"
-    return dataclasses.replace(cfg, data=data), [note]
+    logger.info(
+        f"data.mean and data.std: the config has {list(cfg.data.mean)} and {list(cfg.data.std)}; the file's are used"
+    )
+    return dataclasses.replace(cfg, data=data)
 
 
 def _meta(source: Path, arch: Arch, meta: dict[str, Any]) -> dict[str, Any]:

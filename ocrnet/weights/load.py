@@ -4,6 +4,7 @@ The family of a file is inferred from its tensor names. Each family is a small t
 `hrnet`, `openseg`, `nvidia`, `mmseg`, `paddleseg`, `mindspore`, `timm`.
 """
 
+import logging
 import re
 import zlib
 from collections.abc import Collection, Iterable
@@ -15,9 +16,23 @@ import numpy as np
 
 from ocrnet import architecture
 from ocrnet.utils.errors import OcrnetError
-from ocrnet.weights import checkpoint, ckpt, formats, hrnet, mindspore, mmseg, nvidia, openseg, paddleseg, timm
+from ocrnet.weights import (
+    checkpoint,
+    ckpt,
+    formats,
+    hrnet,
+    load_report,
+    mindspore,
+    mmseg,
+    nvidia,
+    openseg,
+    paddleseg,
+    timm,
+)
 from ocrnet.weights.family import IMAGENET, Converted, Family, strip_prefixes
-from ocrnet.weights.load_report import first_names, is_counter, notes
+from ocrnet.weights.load_report import first_names, is_counter
+
+logger = logging.getLogger(__name__)
 
 # The first family whose mark matches a name is used, so families with few distinctive names come last.
 FAMILIES = (
@@ -43,15 +58,14 @@ _HEAD_SIZES = ("conv3x3_ocr.0.weight", f"{architecture.BLOCK}.f_pixel.0.weight",
 class Weights:
     """Loaded weights: tensors by canonical name, the architecture inferred from them, and the file's metadata.
 
-    For a file of another implementation, ``meta`` holds only the normalization, if it is not ImageNet's. ``notes`` are
-    lines to log about the family and the conversion.
+    For a file of another implementation (``foreign``), ``meta`` holds only the normalization, if it is not ImageNet's.
     """
 
     path: Path
     tensors: dict[str, np.ndarray]
     arch: architecture.Arch
     meta: dict[str, Any]
-    notes: tuple[str, ...] = ()
+    foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ def read(path: str | Path, *, allow_partial: bool = False) -> Weights:
     """Read the weights file of an OCRNet; the architecture is inferred from names and shapes of the tensors.
 
     With ``allow_partial``, missing tensors get the initial values of `architecture.init`, and unknown ones are left
-    out; the notes list both. Otherwise, raise OcrnetError if tensors are missing or unknown.
+    out; both are logged. Otherwise, raise OcrnetError if tensors are missing or unknown.
     """
     path = Path(path)
     stored = _read(path)
@@ -90,11 +104,11 @@ def read(path: str | Path, *, allow_partial: bool = False) -> Weights:
         shapes = table | {name: shape for name, shape in shapes.items() if name in table}
     architecture.check(shapes, arch, str(path))
     _check_floating_point(path, tensors, table)
-    note_lines = notes(stored.family, stored.converted, arch, len(table) - len(missing), missing, unexpected)
+    load_report.log(stored.family, stored.converted, arch, len(table) - len(missing), missing, unexpected)
     if allow_partial:
         fresh = architecture.init(arch, seed=0)
         tensors = {name: tensors.get(name, fresh[name]) for name in table}
-    return Weights(path, tensors, arch, stored.meta, note_lines)
+    return Weights(path, tensors, arch, stored.meta, foreign=stored.family is not None)
 
 
 def identity(loaded: Weights) -> str:
@@ -105,16 +119,33 @@ def identity(loaded: Weights) -> str:
     return f"{loaded.path.name}, the CRC-32 of its tensors is {digest:08x}"
 
 
-def read_backbone(path: str | Path, arch: architecture.Arch) -> tuple[dict[str, np.ndarray], str]:
-    """Read HRNet weights for the backbone of ``arch``; return its tensors by canonical name, and a line to log.
+def read_backbone(path: str | Path, arch: architecture.Arch) -> dict[str, np.ndarray]:
+    """Read HRNet weights for the backbone of ``arch``; return its tensors by canonical name.
 
-    Raise OcrnetError unless the file holds every tensor of the backbone with the shape of ``arch``. The line counts the
-    other tensors of the file, such as those of a classification head, and names their modules.
+    Raise OcrnetError unless the file holds every tensor of the backbone with the shape of ``arch``. The other tensors
+    of the file, such as those of a classification head, are counted in the log.
     """
     path = Path(path)
     if not path.is_file():
         raise OcrnetError(f"backbone.backbone_ckpt: '{path}' does not exist")
     stored = _read(path)
+    loaded = _backbone(path, stored, arch)
+    unused = [
+        name
+        for name in (*stored.converted.tensors, *stored.converted.left_out)
+        if name not in loaded and not is_counter(name)
+    ]
+    modules = sorted({name.removeprefix("backbone.").split(".")[0] for name in unused})
+    report = f"backbone: {len(loaded)} tensors loaded from {path}, 0 missing, {len(unused)} not used"
+    report += f" ({', '.join(modules)})" if modules else ""
+    if stored.family:
+        report += f"; {stored.family.title}" + (f": {stored.family.note}" if stored.family.note else "")
+    logger.info(report)
+    return loaded
+
+
+def _backbone(path: Path, stored: "_Stored", arch: architecture.Arch) -> dict[str, np.ndarray]:
+    """Return the tensors of the backbone of ``arch``; raise OcrnetError if one is missing or does not fit."""
     tensors = stored.converted.tensors
     expected = {name: shape for name, shape in architecture.shapes(arch).items() if architecture.is_backbone(name)}
     missing = [name for name in expected if name not in tensors]
@@ -127,20 +158,14 @@ def read_backbone(path: str | Path, arch: architecture.Arch) -> tuple[dict[str, 
         )
         raise OcrnetError(f"backbone.backbone_ckpt: '{path}' does not match backbone.width {arch.width}: {wrong}")
     _check_floating_point(path, tensors, expected)
-    unused = [name for name in (*tensors, *stored.converted.left_out) if name not in expected and not is_counter(name)]
-    modules = sorted({name.removeprefix("backbone.").split(".")[0] for name in unused})
-    report = f"backbone: {len(expected)} tensors loaded from {path}, 0 missing, {len(unused)} not used"
-    report += f" ({', '.join(modules)})" if modules else ""
-    if stored.family:
-        report += f"; {stored.family.title}" + (f": {stored.family.note}" if stored.family.note else "")
-    return {name: tensors[name] for name in expected}, report
+    return {name: tensors[name] for name in expected}
 
 
-def read_only_backbone(path: Path) -> tuple[dict[str, np.ndarray], architecture.Arch, tuple[str, ...]] | None:
+def read_only_backbone(path: Path) -> tuple[dict[str, np.ndarray], architecture.Arch] | None:
     """Read an HRNet without heads; return None if the file holds anything else.
 
     Returns:
-        The tensors by canonical name, an architecture with this backbone, and the lines to log.
+        The tensors by canonical name, and an architecture with this backbone.
     """
     stored = _read(path)
     tensors = stored.converted.tensors
@@ -155,8 +180,9 @@ def read_only_backbone(path: Path) -> tuple[dict[str, np.ndarray], architecture.
     unexpected = [name for name in tensors if name not in table]
     if unexpected:
         raise OcrnetError(f"{path}: {len(unexpected)} unexpected: {first_names(unexpected)}; this is not a known HRNet")
-    loaded, _ = read_backbone(path, arch)
-    return loaded, arch, notes(stored.family, stored.converted, arch, len(loaded))
+    loaded = _backbone(path, stored, arch)
+    load_report.log(stored.family, stored.converted, arch, len(loaded))
+    return loaded, arch
 
 
 def write_ckpt(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """Log lines about loaded weights: their family, the conversion, and missing or unknown tensors."""
 
+import logging
 from collections.abc import Collection, Sequence
 
 from ocrnet import architecture
 from ocrnet.weights.family import IMAGENET, Converted, Family
+
+logger = logging.getLogger(__name__)
 
 
 def describe(rule: architecture.Variant) -> str:
@@ -19,26 +22,23 @@ def describe(rule: architecture.Variant) -> str:
     return ", ".join(rules)
 
 
-def notes(
+def log(
     family: Family | None,
     converted: Converted,
     arch: architecture.Arch,
     loaded: int,
     missing: Sequence[str] = (),
     unexpected: Sequence[str] = (),
-) -> tuple[str, ...]:
-    """Return the lines to log about a file that was read.
+) -> None:
+    """Log what was read from a file.
 
     Args:
-        family: The family of the file; None for our own files, about which there are no lines if nothing is missing.
-        done: The result of the conversion.
+        family: The family of the file; None for our own files, about which nothing is logged if nothing is missing.
+        converted: The result of the conversion.
         arch: The architecture of the network.
         loaded: The number of loaded tensors.
         missing: Names of the network that are not in the file.
         unexpected: Names in the file that the network does not have.
-
-    Returns:
-        The lines.
     """
     lines = [f"family: {family.title}" + (f"; {describe(arch.rule)}" if family.heads else "")] if family else []
     if family or missing or unexpected:
@@ -57,10 +57,11 @@ def notes(
         lines.append(
             f"{len(converted.zero_biases)} biases that the family lacks are 0: {', '.join(converted.zero_biases)}"
         )
-    return (*lines, *_family_notes(family)) if family else tuple(lines)
+    for line in (*lines, *(_family_lines(family) if family else ())):
+        logger.info(line)
 
 
-def _family_notes(family: Family) -> list[str]:
+def _family_lines(family: Family) -> list[str]:
     lines = []
     if family.abs_norm_weights:
         lines.append("every batch norm's weight is abs(weight) + 1e-05, as inplace_abn computes it")

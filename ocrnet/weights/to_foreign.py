@@ -1,6 +1,7 @@
 """Conversion of weights to the tensor names of other implementations whose code computes the same result."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from ocrnet.utils.errors import OcrnetError, nearest
 from ocrnet.weights import hrnet, mindspore, mmseg
 from ocrnet.weights.family import WITH_BIAS, Family, Normalization, fold_bias
 from ocrnet.weights.load_report import describe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +84,15 @@ def foreign(
     return renamed
 
 
-def notes(arch: Arch, to: Target) -> list[str]:
-    """Return lines to print about changes of the weights, and about settings that the other implementation needs."""
-    lines = []
+def log_differences(arch: Arch, to: Target) -> None:
+    """Log changes of the weights, and settings that the other implementation needs."""
     if not to.family.biases:
-        lines.append(
+        logger.info(
             f"{' and '.join(f'{conv}.bias' for conv in WITH_BIAS)} are folded into running means, "
             "because the family has no such biases"
         )
     if to.setting and arch.rule.align_corners != architecture.VARIANTS[to.family.variant].align_corners:
-        lines.append(f"in its config, set {to.setting}: {arch.rule.align_corners}")
-    return lines
+        logger.info(f"in its config, set {to.setting}: {arch.rule.align_corners}")
 
 
 def _check(arch: Arch, to: Target, normalization: Normalization) -> None:

@@ -42,15 +42,28 @@ def test_eval_and_predict_with_paddleseg_weights(paddle, cityscapes, tmp_path, c
     assert "7 biases folded" in capsys.readouterr().out
 
 
-def test_training_starts_from_a_timm_backbone(cityscapes, tmp_path, capsys):
+@pytest.fixture
+def timm(tmp_path):
     state = fill(Classifier(48, 1, (1, 1, 1))).state_dict()
     weights = tmp_path / "timm.safetensors"
     safetensors.numpy.save_file({name: x.numpy() for name, x in state.items()}, weights, metadata={"format": "pt"})
+    return weights
+
+
+def test_convert_of_a_backbone_prints_each_line_once(timm, tmp_path, capsys):
+    output = tmp_path / "backbone.safetensors"
+    assert main(["convert", "--input", str(timm), "--output", str(output)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["input:", "family:", "265", "it", "backbone:", "wrote"]
+    assert lines[4] == "backbone: HRNet-W48, 1 blocks, modules [1, 1, 1], without heads"
+
+
+def test_training_starts_from_a_timm_backbone(timm, cityscapes, tmp_path, capsys):
     argv = ["train", "--config", W48, "--device_target", "CPU", "--save_dir", str(tmp_path / "out")]
     argv += ["--run_eval", "False"]
     small = [setting for setting in SMALL if "_step" not in setting and "_interval" not in setting]
     argv += ["--set", f"data.dataset_dir={cityscapes}", *small, "total_step=1"]
-    argv += ["backbone.pretrained=True", f"backbone.backbone_ckpt={weights}"]
+    argv += ["backbone.pretrained=True", f"backbone.backbone_ckpt={timm}"]
     assert main(argv) == 0
     output = capsys.readouterr().out
     assert "tensors loaded" in output

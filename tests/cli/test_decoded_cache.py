@@ -12,7 +12,7 @@ WITH_WORKERS = [pair.replace("num_workers=0", "num_workers=2") for pair in SMALL
 def test_a_run_with_a_cache_matches_a_run_without_one(w48_run, cityscapes, tmp_path):
     cache = tmp_path / "cache"
     splits = {split: open_dataset("cityscapes", cityscapes, split) for split in ("train", "val")}
-    sets, _ = prepare(str(cache), splits)
+    sets = prepare(str(cache), splits)
     for split, i in (("train", 0), ("train", 3), ("train", 4), ("val", 1)):
         sets[split].read(i)
     result = run("train.py", "--config", W48, "--device_target", "CPU", "--mix", "True", "--save_dir", tmp_path / "run",

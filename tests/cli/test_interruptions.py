@@ -115,7 +115,9 @@ def test_on_error_skip_replaces_damaged_images_up_to_a_limit(cityscapes, tmp_pat
     victim = sorted((data / "leftImg8bit/train").rglob("*.png"))[2]
     victim.write_bytes(victim.read_bytes()[:500])
     result = run(*command(data, tmp_path / "out", "data.on_error=skip"))
-    assert result.stdout.count(f"replaced by another image: {victim}") == 1
+    warning = f"warning: unreadable image, replaced by another image: {victim}"
+    assert result.stdout.count(warning) == 1
+    assert (tmp_path / "out/logs/train.log").read_text().count(f" {warning}") == 1
     assert checkpoint.load(tmp_path / "out" / LAST).meta["progress"]["unreadable"][0].startswith(str(victim))
     second = sorted((data / "leftImg8bit/train").rglob("*.png"))[4]
     second.write_bytes(b"")

@@ -1,4 +1,4 @@
-"""The commands predict, check and doctor, and --dry_run, min_miou and --debug."""
+"""The commands predict, check and doctor, and --dry_run, min_miou, --quiet and --debug."""
 
 import functools
 import json
@@ -32,6 +32,8 @@ def test_predict_continues_after_a_damaged_file(w48_run, cityscapes, tmp_path):
                  ok=False)  # fmt: skip
     assert result.returncode == 1
     assert "broken.jpg" in result.stderr
+    assert f"skipped: {photos / 'broken.jpg'} is damaged" in result.stdout
+    assert result.stdout.count("warning: [") == 1
     assert "3 predicted" in result.stdout
     image = read_image(next((photos / "demo").glob("*.png")))
     for kind in ("overlay", "indices", "color"):
@@ -41,6 +43,20 @@ def test_predict_continues_after_a_damaged_file(w48_run, cityscapes, tmp_path):
     assert labels.shape == image.shape[:2]
     assert labels.max() < 19
     assert (tmp_path / "out/legend.png").is_file()
+
+
+def test_quiet_prints_only_the_results(w48_run, cityscapes, tmp_path, capsys):
+    photo = str(next((cityscapes / "leftImg8bit/val").rglob("*.png")))
+    command = ["predict", photo, "--checkpoint_path", str(w48_run), *CPU, "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    normal = capsys.readouterr().out.splitlines()
+    starts = ["engine: torch", "device: CPU", "mix: float32", "checkpoint: ", f"[1/1] {photo}: 96x192", "1 predicted"]
+    for start_of_line in starts:
+        assert sum(line.startswith(start_of_line) for line in normal) == 1, normal
+    assert main([*command, "--quiet"]) == 0
+    quiet = capsys.readouterr().out.splitlines()
+    assert quiet == [line for line in normal if line.endswith(" % of the pixels")]
+    assert quiet
 
 
 def write_video(path, frames: int, size=(96, 192)) -> None:

@@ -1,5 +1,6 @@
 """Downloads from a store: complete files only, each once, resumed after a kill, and every failure logged."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -16,10 +17,10 @@ import pytest
 from servers import Bucket, Proxy, every_third
 
 from ocrnet.cloud import pull
-from ocrnet.cloud.cache import BLOCK, Cache, Speaker
+from ocrnet.cloud.cache import BLOCK, Cache
 from ocrnet.config import Backbone, Cloud, Config, Data
-from ocrnet.distributed.launcher import World
 from ocrnet.train.setup import find_resume
+from ocrnet.utils import log
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.urls import parse
 from ocrnet.weights import checkpoint
@@ -45,11 +46,9 @@ def config(bucket: Bucket | None, cache: Path, path: str = "data", *, data: Data
     return Config(data_url=bucket.url(path) if bucket else path, cloud=cloud, data=data or Data())
 
 
-def download(cfg: Config) -> tuple[dict[str, bytes], list[str]]:
-    """Download the dataset; return its files by name, and the messages."""
-    messages: list[str] = []
-    cfg, notes = pull.download_dataset(cfg, messages.append)
-    return files(Path(cfg.data.dataset_dir)), [*messages, *notes]
+def download(cfg: Config) -> dict[str, bytes]:
+    """Download the dataset; return its files by name."""
+    return files(Path(pull.download_dataset(cfg).data.dataset_dir))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -69,36 +68,34 @@ def multipart(bucket: Bucket, name: str, content: bytes) -> None:
     bucket.direct.complete_multipart_upload(**key, UploadId=upload, MultipartUpload=parts)
 
 
-def test_a_folder_is_downloaded_once_and_changed_files_again(bucket, proxy, tmp_path):
+def test_a_folder_is_downloaded_once_and_changed_files_again(bucket, proxy, tmp_path, caplog):
     cfg = config(fill(bucket), tmp_path)
-    assert download(cfg)[0] == FILES
+    assert download(cfg) == FILES
     assert count_gets(proxy) == len(FILES)
-    downloaded, messages = download(cfg)
-    assert downloaded == FILES
+    caplog.clear()
+    assert download(cfg) == FILES
     assert count_gets(proxy) == len(FILES)
-    assert any("all 10 files are already in" in line for line in messages)
+    assert "all 10 files are already in" in caplog.text
     bucket.put("data/images/val/0.png", b"x" * 100)  # the same size as before
     bucket.direct.delete_object(Bucket=bucket.name, Key="data/images/val/1.png")
-    (tmp_path / Path(pull.download_dataset(cfg, print)[0].data.dataset_dir) / "images/train/0.png").write_bytes(b"cut")
-    downloaded, _ = download(cfg)
+    (tmp_path / Path(pull.download_dataset(cfg).data.dataset_dir) / "images/train/0.png").write_bytes(b"cut")
+    downloaded = download(cfg)
     changed = FILES | {"images/val/0.png": b"x" * 100}
     del changed["images/val/1.png"]
     assert downloaded == changed
 
 
-def test_a_download_succeeds_when_every_third_request_fails(dataset, proxy, tmp_path):
+def test_a_download_succeeds_when_every_third_request_fails(dataset, proxy, tmp_path, caplog):
     proxy.failure = every_third("GET")
-    downloaded, messages = download(config(dataset, tmp_path))
-    assert downloaded == FILES
-    assert sum("retrying in" in line for line in messages) == len(proxy.failures) >= 4
+    assert download(config(dataset, tmp_path)) == FILES
+    assert sum("retrying in" in line for line in caplog.messages) == len(proxy.failures) >= 4
 
 
 @pytest.mark.parametrize("kind", ["stall", "short", "flip"])
-def test_a_failed_request_is_logged_and_retried(dataset, proxy, tmp_path, kind):
+def test_a_failed_request_is_logged_and_retried(dataset, proxy, tmp_path, kind, caplog):
     proxy.failure = lambda method, path: kind if "train/3.png" in path and len(proxy.failures) < 2 else None
-    downloaded, messages = download(config(dataset, tmp_path))
-    assert downloaded == FILES
-    assert len([line for line in messages if "data/images/train/3.png: " in line and "retrying in" in line]) == 2
+    assert download(config(dataset, tmp_path)) == FILES
+    assert len([line for line in caplog.messages if "data/images/train/3.png: " in line and "retrying in" in line]) == 2
 
 
 @pytest.mark.parametrize("kind", ["stall", "short", "flip", "fail"])
@@ -107,12 +104,12 @@ def test_an_incomplete_download_leaves_no_file(dataset, proxy, tmp_path, kind):
     with pytest.raises(OcrnetError, match=rf"{dataset.url('data/images/train/3.png')}: .* \(2 tries\)"):
         download(config(dataset, tmp_path, retries=1))
     proxy.heal()
-    cache = Cache(parse("data_url", dataset.url("data")), Cloud(cache_dir=str(tmp_path)), print).folder
+    cache = Cache(parse("data_url", dataset.url("data")), Cloud(cache_dir=str(tmp_path))).folder
     cached = {name: content for name, content in files(cache).items() if not name.endswith(".part")}
     assert cached.items() <= FILES.items()
     assert "images/train/3.png" not in cached
     before = count_gets(proxy)
-    assert download(config(dataset, tmp_path))[0] == FILES
+    assert download(config(dataset, tmp_path)) == FILES
     assert count_gets(proxy) - before == len(FILES) - len(cached)
 
 
@@ -123,26 +120,26 @@ def test_a_listing_with_a_wrong_size_is_an_error(dataset, proxy, tmp_path):
     assert not list(tmp_path.rglob("train/0.png"))
 
 
-def test_without_an_md5_the_size_is_checked_twice_and_logged(sdk_bucket, proxy, tmp_path):
+def test_without_an_md5_the_size_is_checked_twice_and_logged(sdk_bucket, proxy, tmp_path, caplog):
     multipart(sdk_bucket, "data/big.bin", b"z" * 1000)
     sdk_bucket.put("data/small.bin", b"y")
-    downloaded, messages = download(config(sdk_bucket, tmp_path / "a"))
+    downloaded = download(config(sdk_bucket, tmp_path / "a"))
     assert {name: len(content) for name, content in downloaded.items()} == {"big.bin": 1000, "small.bin": 1}
-    assert any("1 files were verified by size only" in line for line in messages)
+    assert "1 files were verified by size only" in caplog.text
     proxy.failure = lambda method, path: "grow" if method == "HEAD" else None
     with pytest.raises(OcrnetError, match=r"lists 1,000 bytes, but the object has 1,001 bytes"):
         download(config(sdk_bucket, tmp_path / "b", retries=0))
 
 
-def test_the_checksums_in_sha256sums_are_verified(bucket, proxy, tmp_path):
+def test_the_checksums_in_sha256sums_are_verified(bucket, proxy, tmp_path, caplog):
     content = b"z" * 1000
     multipart(bucket, "data/big.bin", content)
     bucket.put("data/small.bin", b"y")
     good = f"{hashlib.sha256(content).hexdigest()}  ./big.bin\n"
     bucket.put("data/SHA256SUMS", good.encode())
-    downloaded, messages = download(config(bucket, tmp_path / "a"))
-    assert downloaded == {"big.bin": content, "small.bin": b"y"}
-    assert not any("by size only" in line for line in messages)
+    assert download(config(bucket, tmp_path / "a")) == {"big.bin": content, "small.bin": b"y"}
+    assert "downloaded in" in caplog.text
+    assert "by size only" not in caplog.text
     proxy.failure = lambda method, path: "flip" if "big.bin" in path else None
     with pytest.raises(OcrnetError, match=r"big\.bin: the download has the SHA256"):
         download(config(bucket, tmp_path / "b", retries=0))
@@ -152,13 +149,14 @@ def test_the_checksums_in_sha256sums_are_verified(bucket, proxy, tmp_path):
         download(config(bucket, tmp_path / "c"))
 
 
-def _download_in_process(cfg: Config, log: str) -> None:
-    with open(log, "a", buffering=1) as file:
-        pull.download_dataset(cfg, lambda line: print(line, file=file))
+def _download_in_process(cfg: Config, output: str) -> None:
+    with open(output, "a", buffering=1) as file, contextlib.redirect_stdout(file):
+        log.open_console()
+        pull.download_dataset(cfg)
 
 
-def start_download(cfg: Config, log: Path) -> multiprocessing.Process:
-    process = multiprocessing.get_context("spawn").Process(target=_download_in_process, args=(cfg, str(log)))
+def start_download(cfg: Config, output: Path) -> multiprocessing.Process:
+    process = multiprocessing.get_context("spawn").Process(target=_download_in_process, args=(cfg, str(output)))
     process.start()
     return process
 
@@ -179,7 +177,7 @@ def test_a_killed_download_resumes_within_a_file(sdk_bucket, proxy, tmp_path):
     assert [path.stat().st_size for path in parts] == [2 * BLOCK]
     assert not list(tmp_path.rglob("big.bin"))
     proxy.heal()
-    assert download(cfg)[0] == {"big.bin": content, "small.bin": b"y" * 10}
+    assert download(cfg) == {"big.bin": content, "small.bin": b"y" * 10}
     assert count_gets(proxy, "big.bin") == 4
     assert count_gets(proxy, "small.bin") == 1
     assert not list(tmp_path.rglob("*.part"))
@@ -197,15 +195,19 @@ def test_one_process_per_machine_downloads_and_the_others_wait(bucket, proxy, tm
         process.join(60)
         assert process.exitcode == 0
     assert count_gets(proxy) == len(FILES) + len(proxy.failures)
-    assert download(cfg)[0] == FILES
+    assert download(cfg) == FILES
 
 
-def test_the_rank_that_downloads_logs_it(bucket, tmp_path, capsys):
+def test_the_rank_that_downloads_logs_it(bucket, proxy, tmp_path, capsys):
+    proxy.failure = lambda method, path: "fail" if "train/3.png" in path and not proxy.failures else None
     cfg = config(fill(bucket), tmp_path)
-    second = Speaker(World(1, 2, 1, "torchrun"))
-    pull.download_dataset(cfg, second)
-    assert f"rank 1: {bucket.url('data')}: 10 of 10 files" in capsys.readouterr().out
-    pull.download_dataset(cfg, second)
+    log.set_rank(1, first_of_machine=False)
+    log.open_console()
+    pull.download_dataset(cfg)
+    retry, summary = capsys.readouterr().out.splitlines()
+    assert retry.startswith(f"rank 1: warning: {bucket.url('data/images/train/3.png')}: ")
+    assert summary.startswith(f"rank 1: {bucket.url('data')}: 10 of 10 files")
+    pull.download_dataset(cfg)
     assert capsys.readouterr().out == ""
 
 
@@ -224,17 +226,17 @@ def make_tar(contents: dict[str, bytes], mode: str) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "mode"), [("set.tar", "w"), ("set.tar.gz", "w:gz")])
-def test_a_tar_is_unpacked_once(bucket, proxy, tmp_path, name, mode):
+def test_a_tar_is_unpacked_once(bucket, proxy, tmp_path, name, mode, caplog):
     bucket.put(f"sets/{name}", make_tar({f"Cityscapes/{n}": content for n, content in FILES.items()}, mode))
     cfg = config(bucket, tmp_path, f"sets/{name}")
-    assert download(cfg)[0] == FILES
+    assert download(cfg) == FILES
     assert not list(tmp_path.rglob(name))  # the archive itself is not kept
-    downloaded, messages = download(cfg)
-    assert downloaded == FILES
-    assert any("already unpacked in" in line for line in messages)
+    assert "already unpacked in" not in caplog.text
+    assert download(cfg) == FILES
+    assert "already unpacked in" in caplog.text
     assert count_gets(proxy, name) == 1
     bucket.put(f"sets/{name}", make_tar({"Cityscapes/images/new.png": b"new"}, mode))
-    assert download(cfg)[0] == {"images/new.png": b"new"}
+    assert download(cfg) == {"images/new.png": b"new"}
 
 
 def test_tars_in_a_folder_are_unpacked_together(bucket, tmp_path):
@@ -242,7 +244,7 @@ def test_tars_in_a_folder_are_unpacked_together(bucket, tmp_path):
     bucket.put("sets/b.tgz", make_tar({"gtFine/x": b"2"}, "w:gz"))
     sums = "".join(f"{hashlib.sha256(bucket.get(f'sets/{n}')).hexdigest()}  {n}\n" for n in ("a.tar", "b.tgz"))
     bucket.put("sets/SHA256SUMS", sums.encode())
-    assert download(config(bucket, tmp_path, "sets"))[0] == {"leftImg8bit/x": b"1", "gtFine/x": b"2"}
+    assert download(config(bucket, tmp_path, "sets")) == {"leftImg8bit/x": b"1", "gtFine/x": b"2"}
 
 
 @pytest.mark.parametrize(
@@ -283,7 +285,7 @@ def test_a_full_disk_is_an_error_and_a_smaller_download_then_succeeds(bucket, tm
         for path in small.glob("*.unpacking/*"):
             path.unlink()
         bucket.put("full.tar.gz", make_tar({"x": b"x" * 100_000}, "w:gz"))
-        assert download(config(bucket, small, "full.tar.gz"))[0] == {"x": b"x" * 100_000}
+        assert download(config(bucket, small, "full.tar.gz")) == {"x": b"x" * 100_000}
     finally:
         subprocess.run(["umount", small], check=True)
 
@@ -297,7 +299,7 @@ def test_a_file_above_the_size_limit_of_the_process_is_an_error(bucket, tmp_path
             download(config(bucket, tmp_path, "set"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert download(config(bucket, tmp_path, "set"))[0] == {"a": b"a" * 100_000}
+    assert download(config(bucket, tmp_path, "set")) == {"a": b"a" * 100_000}
 
 
 def test_missing_objects_and_buckets_are_errors(sdk_bucket, tmp_path):
@@ -313,33 +315,33 @@ def test_missing_objects_and_buckets_are_errors(sdk_bucket, tmp_path):
             download(config(sdk_bucket, tmp_path, name))
 
 
-def test_a_path_is_used_in_place_and_a_file_url_is_copied(tmp_path):
+def test_a_path_is_used_in_place_and_a_file_url_is_copied(tmp_path, caplog):
     for name, content in FILES.items():
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / name).write_bytes(content)
-    cfg, notes = pull.download_dataset(config(None, tmp_path / "cache", str(tmp_path / "set")), print)
+    cfg = pull.download_dataset(config(None, tmp_path / "cache", str(tmp_path / "set")))
     assert cfg.data.dataset_dir == str(tmp_path / "set")
-    assert "is used in place" in notes[0]
-    cfg, _ = pull.download_dataset(config(None, tmp_path / "cache", f"file://{tmp_path}/set"), print)
+    assert "is used in place" in caplog.messages[0]
+    cfg = pull.download_dataset(config(None, tmp_path / "cache", f"file://{tmp_path}/set"))
     assert Path(cfg.data.dataset_dir).is_relative_to(tmp_path / "cache")
     assert files(Path(cfg.data.dataset_dir)) == FILES
     with pytest.raises(OcrnetError, match="the folder does not exist"):
-        pull.download_dataset(config(None, tmp_path / "cache", str(tmp_path / "nowhere")), print)
+        pull.download_dataset(config(None, tmp_path / "cache", str(tmp_path / "nowhere")))
 
 
-def test_dataset_dir_selects_a_subfolder_or_is_reported_as_ignored(tmp_path):
+def test_dataset_dir_selects_a_subfolder_or_is_reported_as_ignored(tmp_path, caplog):
     (tmp_path / "set/half/images").mkdir(parents=True)
     (tmp_path / "set/other").mkdir()
     url = str(tmp_path / "set")
-    cfg, _ = pull.download_dataset(config(None, tmp_path, url, data=Data(dataset_dir="half")), print)
+    cfg = pull.download_dataset(config(None, tmp_path, url, data=Data(dataset_dir="half")))
     assert cfg.data.dataset_dir == f"{url}/half"
-    cfg, notes = pull.download_dataset(config(None, tmp_path, url, data=Data(dataset_dir="/elsewhere")), print)
+    cfg = pull.download_dataset(config(None, tmp_path, url, data=Data(dataset_dir="/elsewhere")))
     assert cfg.data.dataset_dir == url
-    assert "/elsewhere is ignored" in notes[-1]
+    assert "/elsewhere is ignored" in caplog.messages[-1]
 
 
 def test_invalid_object_names_are_refused(tmp_path):
-    cache = Cache(parse("data_url", "s3://bucket/x"), Cloud(cache_dir=str(tmp_path)), print)
+    cache = Cache(parse("data_url", "s3://bucket/x"), Cloud(cache_dir=str(tmp_path)))
     for name in ("../x", "/x", "a//b", "a/./b", "a\0b"):
         with pytest.raises(OcrnetError, match="which is not a valid file name"):
             cache.target(name)
@@ -363,7 +365,7 @@ def test_ckpt_url_names_a_file_or_a_folder_with_checkpoints(sdk_bucket, tmp_path
     cloud = Cloud(cache_dir=str(tmp_path / "cache"), timeout=1, retries=1)
 
     def fetch(path: str) -> Path:
-        return pull.download_weights(Config(ckpt_url=sdk_bucket.url(path), cloud=cloud), print)
+        return pull.download_weights(Config(ckpt_url=sdk_bucket.url(path), cloud=cloud))
 
     assert checkpoint.load(fetch("run")).meta["step"] == 12
     assert checkpoint.load(fetch(f"run/checkpoint/{checkpoint.file_name(6, 3)}")).meta["step"] == 3
@@ -375,22 +377,21 @@ def test_ckpt_url_names_a_file_or_a_folder_with_checkpoints(sdk_bucket, tmp_path
         fetch("zoo")
 
 
-def test_ckpt_url_gives_the_start_of_a_run_or_the_weights_of_the_backbone(tmp_path):
+def test_ckpt_url_gives_the_start_of_a_run_or_the_weights_of_the_backbone(tmp_path, caplog):
     run_checkpoint = save_checkpoint(tmp_path, 3)
     cfg = Config(ckpt_url=str(run_checkpoint), save_dir=str(tmp_path / "out"), total_step=10)
-    unchanged, begin_from, notes = pull.apply_ckpt_url(cfg, "auto", print)
-    assert (unchanged, begin_from) == (cfg, run_checkpoint)
-    assert "the run starts from it if it has no checkpoint of its own" in notes[0]
+    assert pull.apply_ckpt_url(cfg, "auto") == (cfg, run_checkpoint)
+    assert "the run starts from it if it has no checkpoint of its own" in caplog.messages[0]
     with pytest.raises(OcrnetError, match="both name a checkpoint; keep one"):
-        pull.apply_ckpt_url(cfg, "some/file", print)
+        pull.apply_ckpt_url(cfg, "some/file")
     backbone_weights = tmp_path / "hrnet.pth"
     backbone_weights.write_bytes(b"weights")
-    changed, begin_from, _ = pull.apply_ckpt_url(Config(ckpt_url=str(backbone_weights)), None, print)
+    changed, begin_from = pull.apply_ckpt_url(Config(ckpt_url=str(backbone_weights)), None)
     assert begin_from is None
     assert (changed.backbone.pretrained, changed.backbone.backbone_ckpt) == (True, str(backbone_weights))
     both = Config(ckpt_url=str(backbone_weights), backbone=Backbone(backbone_ckpt="x.pth"))
     with pytest.raises(OcrnetError, match="both name the backbone's weights; keep one"):
-        pull.apply_ckpt_url(both, None, print)
+        pull.apply_ckpt_url(both, None)
 
 
 @pytest.mark.parametrize("resume_from", ["auto", None])
@@ -398,12 +399,11 @@ def test_a_checkpoint_of_the_run_takes_precedence_over_ckpt_url(tmp_path, resume
     cfg = Config(save_dir=str(tmp_path / "out"), total_step=10)
     weights = tmp_path / checkpoint.file_name(6, 3)
     checkpoint.save(weights, {"weight": np.zeros(3, np.float32)}, {"step": 3, "config": {}})
-    resumed, _ = find_resume(cfg, resume_from, weights)
-    assert resumed.meta["step"] == 3
+    assert find_resume(cfg, resume_from, weights).meta["step"] == 3
     own_checkpoint = tmp_path / "out/checkpoint" / checkpoint.file_name(6, 5)
     checkpoint.save(own_checkpoint, {"weight": np.zeros(3, np.float32)}, {"step": 5, "config": {}})
     if resume_from:
-        assert find_resume(cfg, resume_from, weights)[0].meta["step"] == 5
+        assert find_resume(cfg, resume_from, weights).meta["step"] == 5
     else:
         with pytest.raises(OcrnetError, match="holds checkpoints of an earlier run"):
             find_resume(cfg, resume_from, weights)

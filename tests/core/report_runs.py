@@ -79,7 +79,7 @@ def made_up_figures(root: Path) -> Figures:
         write_png(root / f"{number}_label.png", label)
         pairs.append(Pair(f"<s>{number}</s>", root / f"{number}.png", root / f"{number}_label.png"))
     table = ClassTable(HOSTILE, ((9, 9, 9), (200, 0, 0), (0, 200, 0), (0, 0, 200)), (0, 1, 2, 3), frozenset({255}))
-    figures = compute.compute_figures(Engine(), Config(num_workers=0), Dataset(table, pairs, root), 0, print)
+    figures = compute.compute_figures(Engine(), Config(num_workers=0), Dataset(table, pairs, root), 0)
     eval_cfg = {"scales": [1.0], "flip": False, "slide": None}
     figures.facts.update(
         checkpoint="x.safetensors", step=30, eval=eval_cfg, parameters=12, arch={"width": 18}, versions={}

@@ -190,23 +190,26 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path):
     assert set(tmp_path.iterdir()) == {paths[2], paths[3], paths[3].with_suffix(".ckpt"), best}
 
 
-def test_resolve_returns_a_file_unchanged(tmp_path):
+def test_resolve_returns_a_file_unchanged(tmp_path, caplog):
     path = tmp_path / "weights.pth"
     path.touch()
-    assert checkpoint.resolve(str(path)) == (path, None)
+    assert checkpoint.resolve(str(path)) == path
+    assert caplog.messages == []
 
 
-def test_resolve_returns_the_newest_valid_checkpoint_of_a_folder(tmp_path):
+def test_resolve_returns_the_newest_valid_checkpoint_of_a_folder(tmp_path, caplog):
     folder = tmp_path / "run" / "checkpoint"
     old, new = saved(folder, 9), saved(folder, 10)
     for path in (folder, folder.parent):
-        resolved, note = checkpoint.resolve(path)
-        assert resolved == new
-        assert note == f"{path} is a folder; its newest valid checkpoint {new} is used."
+        assert checkpoint.resolve(path) == new
+        assert caplog.messages == [f"{path} is a folder; its newest valid checkpoint {new} is used"]
+        caplog.clear()
     new.write_bytes(new.read_bytes()[:50])
-    resolved, note = checkpoint.resolve(folder.parent)
-    assert resolved == old
-    assert f"Skipped: {new} is truncated or altered" in note
+    assert checkpoint.resolve(folder.parent) == old
+    skipped, used = caplog.records
+    assert skipped.levelname == "WARNING"
+    assert skipped.getMessage().startswith(f"skipped: {new} is truncated or altered")
+    assert used.getMessage() == f"{folder.parent} is a folder; its newest valid checkpoint {old} is used"
 
 
 def test_resolve_lists_the_contents_of_a_folder_without_a_valid_checkpoint(tmp_path):
@@ -221,27 +224,27 @@ def test_resolve_lists_the_contents_of_a_folder_without_a_valid_checkpoint(tmp_p
         assert part in str(caught.value)
 
 
-def test_resolve_replaces_a_missing_ckpt_by_the_safetensors_file_next_to_it(tmp_path):
+def test_resolve_replaces_a_missing_ckpt_by_the_safetensors_file_next_to_it(tmp_path, caplog):
     path = saved(tmp_path, 5, width=48)
     requested = path.with_suffix(".ckpt")
-    assert checkpoint.resolve(requested) == (
-        path,
-        f"{requested} does not exist: {path.name} in the same folder is used instead.",
-    )
+    assert checkpoint.resolve(requested) == path
+    assert caplog.messages == [f"{requested} does not exist: {path.name} in the same folder is used instead"]
+    caplog.clear()
     requested.touch()
-    assert checkpoint.resolve(requested) == (requested, None)
+    assert checkpoint.resolve(requested) == requested
+    assert caplog.messages == []
 
 
-def test_resuming_from_a_ckpt_uses_the_safetensors_file_next_to_it(tmp_path):
+def test_resuming_from_a_ckpt_uses_the_safetensors_file_next_to_it(tmp_path, caplog):
     path = saved(tmp_path, 5, width=48)
     requested = path.with_suffix(".ckpt")
-    assert checkpoint.resolve_state(path) == (path, None)
-    assert checkpoint.resolve_state(requested)[0] == path
+    assert checkpoint.resolve_state(path) == path
+    assert caplog.messages == []
+    assert checkpoint.resolve_state(requested) == path
+    caplog.clear()
     requested.touch()
-    assert checkpoint.resolve_state(requested) == (
-        path,
-        f"{requested} holds only weights: {path.name} in the same folder is used instead.",
-    )
+    assert checkpoint.resolve_state(requested) == path
+    assert caplog.messages == [f"{requested} holds only weights: {path.name} in the same folder is used instead"]
     path.unlink()
     with pytest.raises(
         OcrnetError, match=rf"{requested.name} holds only weights, and .* {path.name}, which is missing"

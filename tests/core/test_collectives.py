@@ -17,7 +17,7 @@ from ocrnet.data.datasets.base import ClassTable, Dataset, Pair
 from ocrnet.data.image_io import write_png
 from ocrnet.data.sampler import TrainStream
 from ocrnet.distributed.launcher import World
-from ocrnet.engines import collectives
+from ocrnet.engines import collectives, factory
 from ocrnet.engines.base import Stats
 from ocrnet.evaluation.evaluator import evaluate
 from ocrnet.evaluation.metrics import as_dict
@@ -26,6 +26,7 @@ from ocrnet.tracking.run_dir import Run
 from ocrnet.train import dry_run as dry_run_module
 from ocrnet.train import setup, trainer
 from ocrnet.train.trainer import Loop, Progress
+from ocrnet.utils import log
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.signals import Stopped, StopRequest
 from ocrnet.weights import checkpoint
@@ -143,10 +144,12 @@ class RankEngine:
 
 
 def on_ranks(size: int, work) -> list:
-    """Run ``work(rank, exchange)`` on each rank; return what each returned or raised."""
+    """Run ``work(rank, exchange)`` on each rank, with one console for all; return what each returned or raised."""
+    log.open_console()
     exchange, outcomes = Exchange(size), [None] * size
 
     def main(rank: int) -> None:
+        log.set_rank(rank, first_of_machine=rank == 0)
         try:
             outcomes[rank] = work(rank, exchange)
         except Exception as error:
@@ -200,6 +203,7 @@ class Runs:
         prepare(engine)
         run = Run(self.folder, rank=rank)
         run.begin(cfg, {})
+        run.open_log()
         stream = TrainStream(self.dataset, cfg.data, seed=cfg.seed, channels=4, dropout=0.0)
         progress = progress or Progress()
         engine.step = progress.step
@@ -466,12 +470,15 @@ class Commands:
             monkeypatch.setattr(module, "open_engine", self.open_engine)
         monkeypatch.setattr("ocrnet.engines.factory.open_engine", self.open_engine)
         monkeypatch.setattr(common, "read_world", lambda: self.thread.world)
+        close_file = log.close_file  # all ranks share the log file, so only rank 0 may close it
+        monkeypatch.setattr(log, "close_file", lambda: close_file() if self.thread.world.rank == 0 else None)
         self.restore_fails = False
 
     def open_engine(self, cfg, arch, *, world, stream=None):
         engine = RankEngine(world.rank, self.thread.exchange)
         if self.restore_fails and world.rank == 1:
             engine.restore = self.fail_restore
+        factory.log_startup(engine)
         return engine
 
     def fail_restore(self, state, step):
@@ -483,10 +490,10 @@ class Commands:
 
     def train(self, rank, exchange, *, resume=None, **changes):
         world = self.set_world(rank, exchange)
-        setup.train(dataclasses.replace(self.cfg, **changes), notes=[], resume=resume, world=world)
+        setup.train(dataclasses.replace(self.cfg, **changes), resume=resume, world=world)
 
     def dry_run(self, rank, exchange):
-        return dry_run_module.dry_run(self.cfg, notes=[], world=self.set_world(rank, exchange))
+        return dry_run_module.dry_run(self.cfg, world=self.set_world(rank, exchange))
 
     def eval(self, rank, exchange, *argv):
         self.set_world(rank, exchange)
@@ -548,15 +555,20 @@ def test_resuming_with_another_number_of_ranks_is_logged(commands, tmp_path):
     assert "resume: the number of ranks is 1, was 3: the global batch is the same" in log
 
 
-def test_a_checkpoint_without_a_number_of_ranks_counts_as_one_rank(tmp_path):
+def test_a_checkpoint_without_a_number_of_ranks_counts_as_one_rank(tmp_path, caplog):
     config = {"batch_size": 4, "accumulate_steps": 1}
     old = checkpoint.Checkpoint(tmp_path, {}, {"config": config})
-    changed = setup._changed_batch
-    assert changed(dataclasses.replace(CONFIG, batch_size=4), old, World()) == []
-    assert changed(dataclasses.replace(CONFIG, batch_size=2), old, World()) == [
+
+    def messages(batch_size: int, world: World) -> list[str]:
+        caplog.clear()
+        setup._log_changed_batch(dataclasses.replace(CONFIG, batch_size=batch_size), old, world)
+        return caplog.messages
+
+    assert messages(4, World()) == []
+    assert messages(2, World()) == [
         "resume: the global batch changes to 2 crops a step, was 4; the run will see a different number of crops"
     ]
-    (line,) = changed(dataclasses.replace(CONFIG, batch_size=4), old, World(0, 2))
+    (line,) = messages(4, World(0, 2))
     assert line.startswith("resume: the number of ranks is 2, was 1: the global batch changes to 8")
 
 

@@ -62,8 +62,7 @@ def uncached(root):
 
 @pytest.fixture
 def cached(uncached, tmp_path) -> DecodedDataset:
-    sets, _ = cache.prepare(str(tmp_path / "deep/cache"), {"images": uncached})
-    return sets["images"]
+    return cache.prepare(str(tmp_path / "deep/cache"), {"images": uncached})["images"]
 
 
 def assert_same(one: Dataset, other: Dataset) -> None:
@@ -232,7 +231,7 @@ def test_several_processes_can_build_the_cache_at_once(uncached, cached):
     assert files(cached) == {cached.cache_file(i).name for i in range(4)}
 
 
-def test_a_process_killed_while_writing_leaves_no_pair(uncached, cached):
+def test_a_process_killed_while_writing_leaves_no_pair(uncached, cached, caplog):
     def die_writing():
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (HEADER + 1000, HEADER + 1000))
@@ -246,8 +245,10 @@ def test_a_process_killed_while_writing_leaves_no_pair(uncached, cached):
     cache.prepare(str(cached.folder), {"images": uncached})
     assert draft.exists()  # another process may be writing it
     os.utime(draft, (0, time.time() - cache.STALE_SECONDS - 1))
-    _, lines = cache.prepare(str(cached.folder), {"images": uncached})
-    assert lines[0].startswith(f"cache: 0 of 4 pairs are cached in {cached.folder}; the others need about ")
+    caplog.clear()
+    cache.prepare(str(cached.folder), {"images": uncached})
+    (line,) = caplog.messages
+    assert line.startswith(f"cache: 0 of 4 pairs are cached in {cached.folder}; the others need about ")
     assert not draft.exists()
     assert_same(cached, uncached)
     assert_same(cached, uncached)
@@ -294,7 +295,7 @@ def test_without_labels_the_error_is_that_of_decoding(root, tmp_path):
     assert cached.image(0).shape == (*SIZES[0], 3)
 
 
-def test_free_disk_space_is_checked_at_the_start(root, uncached, tmp_path, monkeypatch):
+def test_free_disk_space_is_checked_at_the_start(root, uncached, tmp_path, monkeypatch, caplog):
     usage, folder = namedtuple("usage", "free"), tmp_path / "cache"
     needed = sum(HEADER + 4 * h * w for h, w in (*SIZES, SIZES[1]))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(needed - 1))
@@ -303,13 +304,16 @@ def test_free_disk_space_is_checked_at_the_start(root, uncached, tmp_path, monke
     ):
         cache.prepare(str(folder), {"images": uncached})
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(needed))
-    sets, lines = cache.prepare(str(folder), {"images": uncached})
-    assert lines[0].endswith("the others need about 40.5 KiB; 40.5 KiB are free")
+    sets = cache.prepare(str(folder), {"images": uncached})
     sets["images"].read(0)
-    assert "cache: 1 of 4 pairs" in cache.prepare(str(folder), {"images": uncached})[1][0]
+    cache.prepare(str(folder), {"images": uncached})
     assert_same(sets["images"], uncached)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(0))
-    assert cache.prepare(str(folder), sets)[1] == [f"cache: 4 of 4 pairs are cached in {folder}"]
+    cache.prepare(str(folder), sets)
+    first, second, third = caplog.messages
+    assert first.endswith("the others need about 40.5 KiB; 40.5 KiB are free")
+    assert "cache: 1 of 4 pairs" in second
+    assert third == f"cache: 4 of 4 pairs are cached in {folder}"
     (root / "images/train/0.png").write_bytes(b"no image")  # reported when it is read, not here
     monkeypatch.undo()
     cache.prepare(str(tmp_path / "other"), {"images": uncached})
@@ -331,8 +335,7 @@ def test_a_folder_removed_during_the_run_is_created_again(uncached, cached):
     assert len(files(cached)) == 4
 
 
-def test_without_cache_dir_nothing_is_cached(uncached):
+def test_without_cache_dir_nothing_is_cached(uncached, caplog):
     for folder in (None, ""):
-        sets, lines = cache.prepare(folder, {"images": uncached})
-        assert sets == {"images": uncached}
-        assert lines == []
+        assert cache.prepare(folder, {"images": uncached}) == {"images": uncached}
+    assert caplog.messages == []

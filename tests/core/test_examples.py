@@ -29,7 +29,7 @@ def command(name: str) -> list[str]:
 @pytest.mark.parametrize("name", [*SHELL, "pytorchjob.yml"])
 def test_commands_are_valid(name):
     args = flags.parse("train", command(name))
-    cfg, _ = flags.load_config(args)
+    cfg = flags.load_config(args)
     assert args.options["resume_ckpt"] == "auto"
     # 16 ranks, two machines of eight devices, have the global batch size of the recipe.
     assert cfg.batch_size * 16 == cfg.base_batch_size
@@ -37,7 +37,7 @@ def test_commands_are_valid(name):
 
 def test_the_modelarts_job_is_a_valid_config():
     args = flags.parse("train", ["--config", str(EXAMPLES / "modelarts.yml"), "--rank", "0", "--world_size=1"])
-    cfg, _ = flags.load_config(args)
+    cfg = flags.load_config(args)
     assert isinstance(cfg, Config)
     assert cfg.enable_modelarts
     assert (cfg.data_url[:6], cfg.train_url[:6]) == ("obs://", "obs://")

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from ocrnet.architecture import Arch, flops
-from ocrnet.cli import predict
 from ocrnet.config import Eval
 from ocrnet.data.datasets import cityscapes
 from ocrnet.data.image_io import read_image, read_label, write_png
@@ -19,6 +18,7 @@ from ocrnet.predict import predictor, sources, tiles, video
 from ocrnet.predict.predictor import Job
 from ocrnet.predict.progress import Progress, duration
 from ocrnet.predict.writers import Areas, Painter, parse_save
+from ocrnet.utils import log
 from ocrnet.utils.errors import OcrnetError
 
 ARCH = Arch(width=18, num_classes=4)
@@ -48,8 +48,8 @@ class Quarters(Colors):
         return maps | {"labels": maps["labels"] // 64}
 
 
-def run(source, output, *, model=None, say=lambda line: None, **changes) -> predictor.Report:
-    job = Job(model or Quarters(), output, Eval(), say=say, **changes)
+def run(source, output, *, model=None, **changes) -> predictor.Report:
+    job = Job(model or Quarters(), output, Eval(), **changes)
     return predictor.predict(job, sources.find(str(source), output))
 
 
@@ -282,7 +282,8 @@ def test_a_name_that_is_not_utf8_is_escaped_and_the_rest_is_written(tmp_path, ca
     odd = os.fsdecode(b"\xff\xfe\n")
     for end in (".png", ".mp4"):
         shutil.copy(tmp_path / "in/ok.png", f"{tmp_path}/in/{odd}{end}")
-    report = run(tmp_path / "in", tmp_path / "out", say=predict._say)
+    log.open_console()
+    report = run(tmp_path / "in", tmp_path / "out")
     assert report.written == 2
     assert "has a name that is not valid UTF-8" in report.problems[0]
     areas = json.loads((tmp_path / "out/areas.json").read_text())
@@ -321,15 +322,14 @@ def test_class_names_are_printed_shortened_and_without_control_characters():
     assert len(text) < 120
 
 
-def test_a_broken_file_is_reported_and_skipped(tmp_path):
+def test_a_broken_file_is_reported_and_skipped(tmp_path, caplog):
     write_png(tmp_path / "in/a.png", np.zeros((20, 30, 3), np.uint8))
     (tmp_path / "in/b.png").write_bytes((tmp_path / "in/a.png").read_bytes()[:-20])
     (tmp_path / "in/c.mp4").write_bytes(b"no film")
-    lines = []
-    report = run(tmp_path / "in", tmp_path / "out", say=lines.append)
+    report = run(tmp_path / "in", tmp_path / "out")
     assert report.written == 1
     assert len(report.problems) == 2
-    assert [line for line in lines if "skipped:" in line] == [
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         f"[2/3] skipped: {report.problems[0]}", f"[3/3] skipped: {report.problems[1]}",
     ]  # fmt: skip
     assert "b.png is truncated" in report.problems[0]
@@ -365,10 +365,10 @@ def test_a_stop_keeps_finished_results_and_marks_the_areas_incomplete(tmp_path):
 # --- progress
 
 
-def test_progress_shows_rate_and_time_left(monkeypatch):
-    now, lines = [100.0], []
+def test_progress_shows_rate_and_time_left(monkeypatch, caplog):
+    now = [100.0]
     monkeypatch.setattr("ocrnet.predict.progress.time.monotonic", lambda: now[0])
-    with Progress(10, lines.append, shown=False) as progress:
+    with Progress(10, shown=False) as progress:
         for seconds in (4, 4, 4, 8):
             now[0] += seconds
             progress.done()
@@ -379,7 +379,7 @@ def test_progress_shows_rate_and_time_left(monkeypatch):
         progress.part("frame", 31, 0, begun)  # too early for another line
         now[0] += 20
         progress.part("frame", 32, 0, begun)
-    assert lines == [
+    assert caplog.messages == [
         "3/10 images, 0.25 images/s, about 0:28 left",
         "frames 30/60, 1.5 frames/s, about 0:49 left",
         "frames 32, 0.78 frames/s, about 1:32 left",
@@ -423,7 +423,7 @@ def test_a_video_keeps_rate_length_and_size(tmp_path):
     assert row["frames_per_second"] == pytest.approx(29.97)
 
 
-def test_the_default_results_of_a_video_with_an_odd_size_are_written(tmp_path):
+def test_the_default_results_of_a_video_with_an_odd_size_are_written(tmp_path, caplog):
     writer = video.Writer(tmp_path / "odd.mp4", 10)
     with writer:
         for i in range(5):
@@ -432,11 +432,10 @@ def test_the_default_results_of_a_video_with_an_odd_size_are_written(tmp_path):
     with video.Reader(tmp_path / "odd.mp4") as reader:
         assert reader.size == (32, 46)
         assert len(list(reader)) == 5
-    lines = []
-    run(tmp_path / "odd.mp4", tmp_path / "out", say=lines.append)
+    run(tmp_path / "odd.mp4", tmp_path / "out")
     files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert sorted(files) == ["areas.json", "areas/odd.jsonl", "legend.png", "overlay/odd.mp4"]
-    assert "32x46, 5 frames at 10 per second, without sound" in lines[-1]
+    assert "32x46, 5 frames at 10 per second, without sound" in caplog.messages[-1]
 
 
 def test_a_truncated_video_is_reported_and_its_frames_are_kept(tmp_path):

@@ -160,7 +160,7 @@ def test_a_path_that_is_not_a_run_is_refused(tmp_path, kind):
     path = tmp_path / "x"
     path.write_text("") if kind == "file" else path.mkdir()
     with pytest.raises(OcrnetError, match=r"is not a (run )?folder.*use the save_dir"):
-        build.make(ReportOptions([path]), print)
+        build.make(ReportOptions([path]))
 
 
 def test_a_comparison_lists_the_most_changed_classes_first(tmp_path):
@@ -204,16 +204,16 @@ def test_the_card_has_the_numbers_of_the_page_and_an_edited_card_is_kept(tmp_pat
     assert path.read_text().endswith("by hand\n")
 
 
-def test_missing_images_are_omitted_with_a_message_unless_requested(tmp_path):
-    folder, messages = write_run(tmp_path / "run"), []
-    written = build.make(ReportOptions([folder]), messages.append)
+def test_missing_images_are_omitted_with_a_message_unless_requested(tmp_path, caplog):
+    folder = write_run(tmp_path / "run")
+    written = build.make(ReportOptions([folder]))
     assert written == [folder / "report.html", folder / "MODEL_CARD.md"]
-    assert any("images, confusion, boundaries and calibration are omitted" in line for line in messages)
+    assert "images, confusion, boundaries and calibration are omitted" in caplog.text
     assert "could not be evaluated" in written[0].read_text()
-    build.make(ReportOptions([folder], curves_only=True), messages.append)
+    build.make(ReportOptions([folder], curves_only=True))
     assert "Curves only" in written[0].read_text()
     with pytest.raises(OcrnetError, match="no checkpoint to evaluate"):
-        build.make(ReportOptions([folder], report_filter=ReportFilter(images=3)), messages.append)
+        build.make(ReportOptions([folder], report_filter=ReportFilter(images=3)))
 
 
 @pytest.mark.parametrize(
@@ -230,11 +230,11 @@ def test_invalid_arguments_are_refused(tmp_path, argv, message):
     report_filter = ReportFilter(args.given, args.options.get("checkpoint_path"))
     output = args.options.get("output")
     with pytest.raises(OcrnetError, match=message):
-        build.make(ReportOptions([Path(run) for run in args.inputs], output and Path(output), report_filter), print)
+        build.make(ReportOptions([Path(run) for run in args.inputs], output and Path(output), report_filter))
     with pytest.raises(OcrnetError, match="listed twice"):
-        build.make(ReportOptions([runs[0], runs[0]]), print)
+        build.make(ReportOptions([runs[0], runs[0]]))
     with pytest.raises(OcrnetError, match="--watch shows only the curves"):
-        build.watch(ReportOptions([runs[0]], report_filter=ReportFilter(images=1)), print)
+        build.watch(ReportOptions([runs[0]], report_filter=ReportFilter(images=1)))
 
 
 def test_names_are_printed_without_control_characters(tmp_path, capsys):
@@ -256,7 +256,7 @@ def test_runs_may_be_anywhere_on_the_command_line():
 
 def test_a_page_that_cannot_be_written_is_an_error_and_the_older_one_is_kept(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run")
-    output = build.make(ReportOptions([folder], curves_only=True), print)[0]
+    output = build.make(ReportOptions([folder], curves_only=True))[0]
     before = output.read_bytes()
 
     def fail_disk_full(path, data):
@@ -264,13 +264,13 @@ def test_a_page_that_cannot_be_written_is_an_error_and_the_older_one_is_kept(tmp
 
     monkeypatch.setattr(Path, "write_bytes", fail_disk_full)
     with pytest.raises(OcrnetError, match=r"cannot write .*report\.html: No space left on device"):
-        build.make(ReportOptions([folder], curves_only=True), print)
+        build.make(ReportOptions([folder], curves_only=True))
     assert output.read_bytes() == before
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_watch_follows_a_run_and_ends_with_it(tmp_path):
-    folder, messages = write_run(tmp_path / "run", steps=(10,)), []
+def test_watch_follows_a_run_and_ends_with_it(tmp_path, caplog):
+    folder = write_run(tmp_path / "run", steps=(10,))
     lines = (write_run(tmp_path / "whole") / "metrics.jsonl").read_text().splitlines(keepends=True)
 
     def train() -> None:
@@ -288,9 +288,9 @@ def test_watch_follows_a_run_and_ends_with_it(tmp_path):
 
     trainer = threading.Thread(target=train)
     trainer.start()
-    output = build.watch(ReportOptions([folder]), messages.append, interval=0.1)
+    output = build.watch(ReportOptions([folder]), interval=0.1)
     trainer.join()
-    assert "report.html: run after step 10/30" in messages[0]
+    assert "report.html: run after step 10/30" in caplog.messages[0]
     assert 'http-equiv="refresh"' not in output.read_text()
     assert "30 of 30 steps" in output.read_text()
 
@@ -299,7 +299,7 @@ def test_watch_writes_a_last_page_when_it_is_interrupted(tmp_path):
     folder = write_run(tmp_path / "run", steps=(10,))
     before = signal.getsignal(signal.SIGINT)
     threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
-    output = build.watch(ReportOptions([folder]), lambda line: None, interval=30)
+    output = build.watch(ReportOptions([folder]), interval=30)
     assert 'http-equiv="refresh"' not in output.read_text()
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -330,4 +330,4 @@ def test_axes_have_round_numbers_and_long_curves_keep_their_peaks():
 
 def test_curves_only_contradicts_flags_about_images(tmp_path):
     with pytest.raises(OcrnetError, match="--curves_only omits the evaluation"):
-        build.make(ReportOptions([tmp_path], curves_only=True, report_filter=ReportFilter(images=3)), print)
+        build.make(ReportOptions([tmp_path], curves_only=True, report_filter=ReportFilter(images=3)))

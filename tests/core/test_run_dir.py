@@ -1,6 +1,7 @@
 """The run folder: only rank 0 writes, each start is recorded, and a resume removes the rows that it writes again."""
 
 import json
+import logging
 import subprocess
 from pathlib import Path
 
@@ -10,12 +11,17 @@ import yaml
 from ocrnet.config import Config, as_dict
 from ocrnet.tracking import run_dir as run_module
 from ocrnet.tracking.run_dir import Run, core_versions, git_commit
+from ocrnet.utils import log
 from ocrnet.utils.errors import OcrnetError
+
+logger = logging.getLogger("ocrnet.tests")
 
 
 def test_log_lines_and_metric_rows_are_written(tmp_path, capsys):
+    log.open_console()
     run = Run(tmp_path / "out")
-    run.say("hello")
+    run.open_log()
+    logger.info("hello")
     run.record({"step": 1, "loss": 0.1})
     assert capsys.readouterr().out == "hello\n"
     assert run.log.read_text().endswith(" hello\n")
@@ -25,8 +31,11 @@ def test_log_lines_and_metric_rows_are_written(tmp_path, capsys):
 
 
 def test_other_ranks_write_nothing(tmp_path, capsys):
+    log.open_console()
+    log.set_rank(1, first_of_machine=False)
     run = Run(tmp_path / "out", rank=1)
-    run.say("hello")
+    run.open_log()
+    logger.info("hello")
     run.record({"step": 1})
     run.begin(Config(), {})
     run.truncate_metrics(step=0, evaluated_step=0)

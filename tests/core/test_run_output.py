@@ -20,12 +20,15 @@ ROW = {"kind": "train", "step": 5, "loss": 2.5, "loss_aux": 1.0, "loss_ocr": 2.1
 SCORE = {"kind": "eval", "step": 5, "mean_iou": 0.25, "pixel_accuracy": 0.5}
 
 ON_A_TERMINAL = """
+import logging
 from ocrnet.tracking.progress_bar import ProgressBar
+from ocrnet.utils import log
+log.open_console()
 with ProgressBar(10, 2) as bar:
     bar.advance()
     bar.show_row({"loss": 1.5, "learning_rate": 0.01, "images_per_second": 3.0, "memory_bytes": 2**30})
     bar.set_step(7)
-    print("a log line")
+    logging.getLogger("ocrnet.tests").info("a log line")
 """
 
 

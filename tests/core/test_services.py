@@ -67,6 +67,7 @@ def read(calls: Path) -> list[dict]:
 def start(folder: Path, *, fresh: bool = True) -> Run:
     run = Run(folder)
     run.begin(Config(seed=5), {})
+    run.open_log()
     run.open_services(["wandb"], project="p", run_name="", fresh=fresh)
     return run
 
@@ -75,7 +76,7 @@ def row(step: int, kind: str = "train") -> dict:
     return {"kind": kind, "step": step, "loss": step / 2, "skipped": 0, "nothing": None}
 
 
-def test_metrics_and_samples_reach_the_tracker(calls, tmp_path, capfd):
+def test_metrics_and_samples_reach_the_tracker(calls, tmp_path, caplog):
     run = start(tmp_path / "myrun")
     run.record(row(1))
     run.sample("a/b", 1, np.zeros((4, 4, 3), np.uint8))
@@ -85,7 +86,8 @@ def test_metrics_and_samples_reach_the_tracker(calls, tmp_path, capfd):
     assert first == {"log": {"train/loss": 0.5}, "step": 1}
     assert sample == {"log": {"samples/a_b": str(tmp_path / "myrun/samples/step_1/a_b.png")}, "step": 1}
     assert end == {"finish": 0}
-    assert "wandb: run https://example.com/run" in capfd.readouterr().out
+    assert "wandb: run https://example.com/run" in caplog.messages
+    assert "wandb: run https://example.com/run" in run.log.read_text()
     assert "a-secret-key" not in "".join(p.read_text() for p in (tmp_path / "myrun").rglob("*.[jly]*"))
 
 
@@ -108,20 +110,19 @@ def test_a_resumed_run_continues_its_tracker_run_without_duplicate_rows(calls, t
     assert read(calls)[-1] == {"finish": 1}
 
 
-def test_a_tracker_that_fails_is_reported_once_and_switched_off(calls, tmp_path, monkeypatch, capfd):
+def test_a_tracker_that_fails_is_reported_once_and_switched_off(calls, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("FAILS_IN", "log")
     run = start(tmp_path / "myrun")
     for step in range(1, 6):
         run.record(row(step))
         time.sleep(0.2)
     run.close("finished")
-    output = capfd.readouterr().out
-    assert output.count("RuntimeError: no route to ***; switched off, metrics.jsonl has all data") == 1
+    assert caplog.text.count("RuntimeError: no route to ***; switched off, metrics.jsonl has all data") == 1
     assert len(run.metrics.read_text().splitlines()) == 5
     assert "a-secret-key" not in run.log.with_name("wandb.log").read_text()
 
 
-def test_a_tracker_that_stalls_is_reported_once_and_never_waited_for(calls, tmp_path, monkeypatch, capfd):
+def test_a_tracker_that_stalls_is_reported_once_and_never_waited_for(calls, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HANGS_IN", "log")
     monkeypatch.setattr(client, "SILENT_SECONDS", 0.5)
     run = start(tmp_path / "myrun")
@@ -134,10 +135,10 @@ def test_a_tracker_that_stalls_is_reported_once_and_never_waited_for(calls, tmp_
     run.record(row(6))
     run.close("finished")
     assert time.monotonic() - began < 3
-    assert capfd.readouterr().out.count("wandb: no reply for 0 s; switched off") == 1
+    assert caplog.text.count("wandb: no reply for 0 s; switched off") == 1
 
 
-def test_a_full_pipe_counts_as_a_stalled_tracker(calls, tmp_path, monkeypatch, capfd):
+def test_a_full_pipe_counts_as_a_stalled_tracker(calls, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HANGS_IN", "log")
     run = start(tmp_path / "myrun")
 
@@ -154,10 +155,10 @@ def test_a_full_pipe_counts_as_a_stalled_tracker(calls, tmp_path, monkeypatch, c
         for process in psutil.Process().children():  # killing the process of the tracker ends the wait
             process.kill()
     assert not blocked
-    assert capfd.readouterr().out.count("wandb: it no longer accepts data; switched off") == 1
+    assert caplog.text.count("wandb: it no longer accepts data; switched off") == 1
 
 
-def test_the_end_of_a_run_waits_a_bounded_time(calls, tmp_path, monkeypatch, capfd):
+def test_the_end_of_a_run_waits_a_bounded_time(calls, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HANGS_IN", "finish")
     monkeypatch.setattr(client, "FINISH_SECONDS", 0.5)
     run = start(tmp_path / "myrun")
@@ -165,24 +166,24 @@ def test_the_end_of_a_run_waits_a_bounded_time(calls, tmp_path, monkeypatch, cap
     began = time.monotonic()
     run.close("finished")
     assert time.monotonic() - began < 3
-    assert "wandb: not all data was sent within 0 s" in capfd.readouterr().out
+    assert "wandb: not all data was sent within 0 s" in caplog.text
 
 
-def test_a_tracker_that_cannot_start_ends_a_fresh_run_but_not_a_resumed_one(calls, tmp_path, monkeypatch, capfd):
+def test_a_tracker_that_cannot_start_ends_a_fresh_run_but_not_a_resumed_one(calls, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("FAILS_IN", "init")
     message = r"trackers: wandb cannot start: RuntimeError: no route to \*\*\*; work offline"
     with pytest.raises(OcrnetError, match=message):
         start(tmp_path / "myrun")
     run = start(tmp_path / "myrun", fresh=False)
     run.close("finished")
-    assert capfd.readouterr().out.count("RuntimeError: no route to ***; metrics.jsonl has all data") == 1
+    assert caplog.text.count("RuntimeError: no route to ***; metrics.jsonl has all data") == 1
 
 
 def test_training_starts_the_trackers_of_its_config(calls, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "modules")
     cfg = Config(save_dir=str(tmp_path / "myrun"), trackers=("wandb",), run_name="first")
     engine = SimpleNamespace(world=World(), startup_messages=())
-    setup._open_folder(cfg, engine, Progress(), {}, []).close("finished")
+    setup._open_folder(cfg, engine, Progress(), {}).close("finished")
     assert [call.get("name", "end") for call in read(calls)] == ["first", "end"]
 
 
@@ -216,5 +217,5 @@ def test_a_missing_tracker_package_is_reported_with_its_install_command(tmp_path
     cfg = Config(save_dir=str(tmp_path / "myrun"), trackers=("wandb",))
     engine = SimpleNamespace(world=World(), startup_messages=())
     with pytest.raises(OcrnetError, match="wandb is not installed"):
-        setup._open_folder(cfg, engine, Progress(), {}, [])
+        setup._open_folder(cfg, engine, Progress(), {})
     assert not (tmp_path / "myrun").exists()

@@ -71,6 +71,7 @@ def run_loop(engine, dataset, folder, *, progress=None, stopped=lambda: False, *
     cfg = dataclasses.replace(CONFIG, save_dir=str(folder), **changes)
     run = Run(folder)
     run.begin(cfg, {})
+    run.open_log()
     stream = TrainStream(dataset, cfg.data, seed=cfg.seed, channels=4, dropout=0.0)
     progress = progress or Progress()
     Loop(cfg, engine, run, stream, dataset if cfg.run_eval else None, progress, stopped).fit()

@@ -51,7 +51,7 @@ def test_any_number_of_workers_gives_the_same_bytes(stream, workers):
 
 
 def test_workers_that_build_and_use_a_cache_give_the_same_bytes(stream, tmp_path):
-    datasets, _ = cache.prepare(str(tmp_path / "cache"), {"images": stream.dataset})
+    datasets = cache.prepare(str(tmp_path / "cache"), {"images": stream.dataset})
     cached = TrainStream(datasets["images"], CONFIG.data, seed=9, channels=32, dropout=0.1)
     expected = digests(stream)
     assert digests(cached, workers=2) == expected

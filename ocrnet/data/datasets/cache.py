@@ -7,6 +7,7 @@ is decoded again. Therefore a cached pair has the same bytes as a decoded one.
 
 import contextlib
 import hashlib
+import logging
 import math
 import mmap
 import os
@@ -28,6 +29,8 @@ from ocrnet.data.datasets.base import ClassTable, Dataset, Pair
 from ocrnet.data.image_io import image_size
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.utils.format import size_text
+
+logger = logging.getLogger(__name__)
 
 SUFFIX, TEMPORARY_SUFFIX = ".pair", ".pair.tmp"
 MAGIC = b"ocrnet pair 1\n"
@@ -132,7 +135,7 @@ class DecodedDataset(Dataset):
         return True
 
 
-def prepare(folder: str | None, datasets: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], list[str]]:
+def prepare(folder: str | None, datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """Add a cache in ``folder`` to datasets; also remove temporary files that killed processes left there.
 
     Args:
@@ -140,15 +143,14 @@ def prepare(folder: str | None, datasets: Mapping[str, Dataset]) -> tuple[dict[s
         datasets: The datasets by name of the split.
 
     Returns:
-        The datasets with the cache, and a line to log about cached pairs and disk space. Without ``folder``, the
-        unchanged datasets and no line.
+        The datasets with the cache; without ``folder``, the unchanged datasets.
 
     Raises:
         CacheError: The folder cannot be used, or the disk has too little free space for the pairs that are not cached,
             as estimated from the sizes of some images.
     """
     if not folder:
-        return dict(datasets), []
+        return dict(datasets)
     cache_folder = Path(folder)
     try:
         cache_folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +176,8 @@ def prepare(folder: str | None, datasets: Mapping[str, Dataset]) -> tuple[dict[s
     line = f"cache: {count - missing} of {count} pairs are cached in {cache_folder}"
     if missing:
         line += f"; the others need about {size_text(needed)}; {size_text(free)} are free"
-    return {split: DecodedDataset(dataset, cache_folder) for split, dataset in datasets.items()}, [line]
+    logger.info(line)
+    return {split: DecodedDataset(dataset, cache_folder) for split, dataset in datasets.items()}
 
 
 def _mean_bytes(dataset: Dataset) -> int:

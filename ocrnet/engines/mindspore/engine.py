@@ -1,7 +1,6 @@
 """MindSpore engine: compiled training steps that are skipped if not finite, and prediction by a list of passes."""
 
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -13,7 +12,7 @@ from ocrnet.config import Config
 from ocrnet.data.sampler import TrainStream
 from ocrnet.distributed.launcher import World
 from ocrnet.engines import lr_schedule
-from ocrnet.engines.base import ATTENTION, Stats, check_outputs
+from ocrnet.engines.base import ATTENTION, check_outputs
 from ocrnet.engines.mindspore import distributed
 from ocrnet.engines.mindspore.dataloader import Batch, batches
 from ocrnet.engines.mindspore.device import (
@@ -30,6 +29,7 @@ from ocrnet.engines.mindspore.loss import SegmentationLoss, label_weight, weight
 from ocrnet.engines.mindspore.loss_scaler import LossScaler
 from ocrnet.engines.mindspore.ocr import OCRNet
 from ocrnet.engines.mindspore.step import Accumulate, Finish, Forward, Gradients, Step, Update
+from ocrnet.engines.segment import SegmentTraining
 from ocrnet.engines.tta import Pass
 from ocrnet.utils.errors import OcrnetError
 from ocrnet.weights.mindspore import canonical_name
@@ -37,14 +37,16 @@ from ocrnet.weights.mindspore import canonical_name
 MOMENTUM = "momentum/"
 
 
-class MindSporeEngine:
+class MindSporeEngine(SegmentTraining[Batch]):
     """OCRNet in MindSpore, on Ascend, CPU or GPU; `ocrnet.engines.base.Engine` documents the interface."""
 
     def __init__(
         self, cfg: Config, arch: architecture.Arch, *, world: World, stream: TrainStream | None = None
     ) -> None:
-        self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
+        super().__init__(cfg, world, stream)
+        self.arch = arch
         self.device, device_description = choose_device(cfg.device_target)
+        self.device_target = self.device
         self.precision: Precision = choose_precision(self.device, cfg)
         self.startup_messages: Sequence[str]
         self.versions: Mapping[str, str]
@@ -60,9 +62,6 @@ class MindSporeEngine:
         self.mean = Tensor(np.array(cfg.data.mean, np.float32).reshape(1, 3, 1, 1) * 255)
         self.std = Tensor(np.array(cfg.data.std, np.float32).reshape(1, 3, 1, 1) * 255)
         self.predictor = Predictor(self.network)
-        self.step = 0
-        self._batches: Generator[Batch, None, None] | None = None
-        self._failure: OcrnetError | None = None
         if stream is not None:
             self._prepare_training()
 
@@ -103,45 +102,11 @@ class MindSporeEngine:
         for cell in (self.single_step,) if self.single_step else (self.accumulate, self.finish):
             cell.set_train(True)
 
-    def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
-        """Run up to ``steps`` optimizer steps; stop early if ``stopped()`` is true after a step.
+    def _open_loader(self, stream: TrainStream) -> Generator[Batch, None, None]:
+        return batches(stream, self.cfg, world=self.world, step=self.step)
 
-        Results are copied to the host only after the last step. `ocrnet.engines.base.Engine.train` documents failures.
-        Raise `OcrnetError` if the engine has no training stream.
-        """
-        if self.stream is None:
-            raise OcrnetError("this engine was opened without a training stream and cannot train")
-        if self._failure is not None:
-            raise self._failure
-        if self._batches is None:
-            self._batches = batches(self.stream, self.cfg, world=self.world, step=self.step)
+    def _begin_segment(self) -> None:
         self.network.set_train(True)
-        batch_iterator = self._batches
-        results: list[tuple[Tensor, Tensor]] = []
-        started, data_seconds = time.perf_counter(), 0.0
-        unreadable: list[str] = []
-        while len(results) < steps and not (results and stopped()):
-            requested = time.perf_counter()
-            try:
-                micro_batches = [next(batch_iterator) for _ in range(self.cfg.accumulate_steps)]
-                data_seconds += time.perf_counter() - requested
-                results.append(self._take_step(micro_batches))
-            except OcrnetError as error:
-                self._failure = error
-                if not results:
-                    raise
-                break
-            unreadable += [error for batch in micro_batches for error in batch.unreadable]
-            self.step += 1
-        return Stats(
-            loss=np.array([heads.asnumpy() for heads, _ in results], np.float64).reshape(-1, 2),
-            finite=np.array([finite.asnumpy() for _, finite in results], bool).reshape(-1),
-            samples=len(results) * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size,
-            seconds=time.perf_counter() - started,
-            data_seconds=data_seconds,
-            memory_bytes=self._memory(),
-            unreadable=tuple(unreadable),
-        )
 
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Run one optimizer step; return the losses of both heads (2,) and whether it was finite, on the device."""
@@ -217,11 +182,13 @@ class MindSporeEngine:
         else:
             total = np.zeros((len(x), self.arch.num_classes, *pass_.size), np.float32)
             count = np.zeros(pass_.size, np.float32)
-            for top, left, height, width in pass_.windows:
-                window = (..., slice(top, top + height), slice(left, left + width))
-                total[window] += resize(self.predictor(x[window]), (height, width), align_corners).asnumpy()
-                count[window] += 1
-            logits = Tensor(total / count)
+            size_of_window = pass_.windows[0][2:]
+            average = pass_.average_windows(
+                total,
+                count,
+                lambda window: resize(self.predictor(x[window]), size_of_window, align_corners).asnumpy(),
+            )
+            logits = Tensor(average)
         if pass_.flip:
             logits = ops.flip(logits, (3,))
         return resize(logits, size, align_corners)
@@ -251,25 +218,20 @@ class MindSporeEngine:
                 _put(parameter, state.get(MOMENTUM + name, np.zeros(parameter.shape, np.float32)))
             self.update.keep()
             self.scaler.restore(state)
-        self.close_loader()
-        self.step = step
-        self._failure = None
+        self._set_position(step)
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         """Return the sum of ``array`` over the ranks, exact for int64."""
         return array if self.world.size == 1 else distributed.all_sum(array)
-
-    def close_loader(self) -> None:
-        """Stop the workers of the training data loader."""
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
 
     def close(self) -> None:
         """Stop the workers of the training data loader and leave the process group."""
         self.close_loader()
         if self.world.size > 1:
             distributed.leave()
+
+    def _to_host(self, values: Sequence[Tensor]) -> np.ndarray:
+        return np.array([value.asnumpy() for value in values])
 
     def _memory(self) -> int:
         if self.device == "CPU":

@@ -1,7 +1,6 @@
 """PyTorch engine: training steps that are skipped on the device if not finite, and prediction by a list of passes."""
 
 import contextlib
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 
 import numpy as np
@@ -15,7 +14,8 @@ from ocrnet.config import Config
 from ocrnet.data.sampler import TrainStream
 from ocrnet.distributed.launcher import World
 from ocrnet.engines import lr_schedule
-from ocrnet.engines.base import ATTENTION, Stats, check_outputs
+from ocrnet.engines.base import ATTENTION, check_outputs
+from ocrnet.engines.segment import SegmentTraining
 from ocrnet.engines.torch import distributed
 from ocrnet.engines.torch.cuda_graph import CudaRecorder, Inputs, Recorder, StepGraph
 from ocrnet.engines.torch.dataloader import Batch, batches
@@ -41,14 +41,16 @@ from ocrnet.utils.errors import OcrnetError
 MOMENTUM = "momentum/"
 
 
-class TorchEngine:
+class TorchEngine(SegmentTraining[Batch]):
     """OCRNet in PyTorch, on the CPU or on one GPU per rank; `ocrnet.engines.base.Engine` documents the interface."""
 
     def __init__(
         self, cfg: Config, arch: architecture.Arch, *, world: World, stream: TrainStream | None = None
     ) -> None:
-        self.cfg, self.arch, self.world, self.stream = cfg, arch, world, stream
+        super().__init__(cfg, world, stream)
+        self.arch = arch
         self.device, device_description = choose_device(cfg.device_target, world.local)
+        self.device_target = "GPU" if self.device.type == "cuda" else "CPU"
         self.precision: Precision = choose_precision(self.device, cfg.mix)
         self.startup_messages: Sequence[str]
         self.versions: Mapping[str, str]
@@ -63,9 +65,6 @@ class TorchEngine:
         self.parameters = dict(self.model.named_parameters())
         self.mean = torch.tensor(cfg.data.mean, device=self.device).mul(255).view(1, 3, 1, 1)
         self.std = torch.tensor(cfg.data.std, device=self.device).mul(255).view(1, 3, 1, 1)
-        self.step = 0
-        self._batches: Generator[Batch, None, None] | None = None
-        self._failure: OcrnetError | None = None
         self._folded: OCRNet | None = None
         if stream is not None:
             self._prepare_training()
@@ -102,49 +101,12 @@ class TorchEngine:
         self.graph = StepGraph(self._device_step, recorder, self.device)
         self.step_lr = torch.zeros((), device=self.device)
 
-    def train(self, steps: int, stopped: Callable[[], bool] = lambda: False) -> Stats:
-        """Run up to ``steps`` optimizer steps; stop early if ``stopped()`` is true after a step.
+    def _open_loader(self, stream: TrainStream) -> Generator[Batch, None, None]:
+        return batches(stream, self.cfg, world=self.world, step=self.step, pinned=self.device.type == "cuda")
 
-        Results are copied to the host only after the last step, so the host does not wait for the device in between.
-        `ocrnet.engines.base.Engine.train` documents failures. Raise `OcrnetError` if the engine has no training stream.
-        """
-        if self.stream is None:
-            raise OcrnetError("this engine was opened without a training stream and cannot train")
-        if self._failure is not None:
-            raise self._failure
-        if self._batches is None:
-            pinned = self.device.type == "cuda"
-            self._batches = batches(self.stream, self.cfg, world=self.world, step=self.step, pinned=pinned)
+    def _begin_segment(self) -> None:
         self.model.train()
         self._folded = None
-        heads = torch.zeros(steps, 2, dtype=torch.float64, device=self.device)
-        finite = torch.zeros(steps, dtype=torch.bool, device=self.device)
-        batch_iterator = self._batches
-        started, data_seconds, done = time.perf_counter(), 0.0, 0
-        unreadable: list[str] = []
-        while done < steps and not (done and stopped()):
-            requested = time.perf_counter()
-            try:
-                micro_batches = [next(batch_iterator) for _ in range(self.cfg.accumulate_steps)]
-                data_seconds += time.perf_counter() - requested
-                heads[done], finite[done] = self._take_step(micro_batches)
-            except OcrnetError as error:
-                self._failure = error
-                if not done:
-                    raise
-                break
-            unreadable += [error for batch in micro_batches for error in batch.unreadable]
-            done += 1
-            self.step += 1
-        return Stats(
-            loss=heads[:done].cpu().numpy(),
-            finite=finite[:done].cpu().numpy(),
-            samples=done * self.cfg.accumulate_steps * self.cfg.batch_size * self.world.size,
-            seconds=time.perf_counter() - started,
-            data_seconds=data_seconds,
-            memory_bytes=self._memory(),
-            unreadable=tuple(unreadable),
-        )
 
     def _take_step(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
         """Run one optimizer step; return the losses of both heads (2,) and whether it was finite, on the device."""
@@ -155,7 +117,8 @@ class TorchEngine:
             self.step_lr = lr
         with translate_oom("lower batch_size (and raise accumulate_steps) or data.crop_size"):
             if self.graph is not None:
-                return self.graph(micro_batches)
+                heads, finite = self.graph(micro_batches)
+                return heads.clone(), finite.clone()  # the next replay overwrites them
             return self._device_step(
                 [[part.to(self.device, non_blocking=True) for part in batch[:3]] for batch in micro_batches]
             )
@@ -277,13 +240,12 @@ class TorchEngine:
         if len(pass_.windows) == 1:
             logits = self._ocr(x)
         else:
-            logits = torch.zeros(len(x), self.arch.num_classes, *pass_.size, device=self.device)
+            total = torch.zeros(len(x), self.arch.num_classes, *pass_.size, device=self.device)
             count = torch.zeros(pass_.size, device=self.device)
-            for top, left, height, width in pass_.windows:
-                window = (..., slice(top, top + height), slice(left, left + width))
-                logits[window] += resize(self._ocr(x[window]), (height, width), align_corners)
-                count[window] += 1
-            logits /= count
+            size_of_window = pass_.windows[0][2:]
+            logits = pass_.average_windows(
+                total, count, lambda window: resize(self._ocr(x[window]), size_of_window, align_corners)
+            )
         if pass_.flip:
             logits = logits.flip(3)
         return resize(logits, size, align_corners)
@@ -330,10 +292,7 @@ class TorchEngine:
                 buffer.copy_(torch.from_numpy(saved)) if saved is not None else buffer.zero_()
             self.scaler.restore(state)
         self._folded = None
-        self.close_loader()
-        # mutation: restore-stream-position
-        self.step = step
-        self._failure = None
+        self._set_position(step)
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         """Return the sum of ``array`` over the ranks, exact for int64."""
@@ -342,17 +301,14 @@ class TorchEngine:
         with self._translate_lost_peer():
             return distributed.all_sum(array)
 
-    def close_loader(self) -> None:
-        """Stop the workers of the training data loader."""
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
-
     def close(self) -> None:
         """Stop the workers of the training data loader and leave the process group."""
         self.close_loader()
         if self.world.size > 1:
             distributed.leave()
+
+    def _to_host(self, values: Sequence[torch.Tensor]) -> np.ndarray:
+        return torch.stack(list(values)).cpu().numpy()
 
     def _memory(self) -> int:
         if self.device.type == "cuda":

@@ -22,6 +22,7 @@ class RuntimeEngine:
         if world.size > 1:
             raise OcrnetError(f"{exported.path}: an exported file runs in one process; start it without a launcher")
         self.world, self.path, self.metadata, self.session = world, exported.path, exported.metadata, exported.session
+        self.device_target = "GPU" if self.metadata.format == "tensorrt" else "CPU"
         self.name, _, version = self.session.runtime.partition(" ")
         self.versions: Mapping[str, str] = {self.name: version}
         size = "any size" if self.metadata.size is None else "{}x{} only".format(*self.metadata.size)
@@ -104,13 +105,13 @@ class RuntimeEngine:
         if len(pass_.windows) == 1:
             total = self._run(x)
         else:
-            total = np.zeros((len(self.metadata.names), *pass_.size), np.float32)
-            count = np.zeros(pass_.size, np.float32)
-            for top, left, height, width in pass_.windows:
-                window = (..., slice(top, top + height), slice(left, left + width))
-                total[window] += self._resize(self._run(x[window[1:]]), (height, width))
-                count[window] += 1
-            total /= count
+            shape = (len(self.metadata.names), *pass_.size)
+            size_of_window = pass_.windows[0][2:]
+            total = pass_.average_windows(
+                np.zeros(shape, np.float32),
+                np.zeros(pass_.size, np.float32),
+                lambda window: self._resize(self._run(x[window[1:]]), size_of_window),
+            )
         total = self._resize(total[..., ::-1] if pass_.flip else total, size)
         return total if self.metadata.outputs == "probabilities" else softmax(total)
 

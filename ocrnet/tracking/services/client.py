@@ -7,18 +7,21 @@ or end the run, even if it waits for a server, crashes or does not exit.
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ocrnet.utils import urls
 from ocrnet.utils.errors import OcrnetError
+
+logger = logging.getLogger(__name__)
 
 # The package that each service needs, and the command that installs it.
 PACKAGES = {"wandb": "pip install wandb", "mlflow": "pip install mlflow"}
@@ -57,12 +60,12 @@ class ServiceClient:
     """Sends a run's metrics and images to one service.
 
     Only `wait_until_ready` and `close` block, each with a time limit. ``folder`` is the run's folder, whose config.yml
-    is sent. The callback receives each line to log. If the service fails or does not respond, this is logged once, and
+    is sent. If the service fails or does not respond, this is logged once, and
     nothing more is sent.
     """
 
-    def __init__(self, name: str, folder: Path, *, project: str, run_name: str, say: Callable[[str], None]) -> None:
-        self.name, self._say = name, say
+    def __init__(self, name: str, folder: Path, *, project: str, run_name: str) -> None:
+        self.name = name
         self._sent = self._done = 0
         self._waiting_since = time.monotonic()
         self._ready, self._ended, self._partial_reply, self._failure = False, False, b"", ""
@@ -120,7 +123,7 @@ class ServiceClient:
             self._failure = self._failure or f"not all data was sent within {FINISH_SECONDS:.0f} s"
         self._kill()
         if self._failure:
-            self._say(f"{self.name}: {scrub(self._failure)}; metrics.jsonl has all data")
+            logger.warning(f"{self.name}: {scrub(self._failure)}; metrics.jsonl has all data")
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._process is None:
@@ -145,7 +148,7 @@ class ServiceClient:
         except BrokenPipeError:
             self._failure = "its process has ended"
         self._kill()
-        self._say(f"{self.name}: {scrub(self._failure)}; switched off, metrics.jsonl has all data")
+        logger.warning(f"{self.name}: {scrub(self._failure)}; switched off, metrics.jsonl has all data")
 
     def _read_replies(self, seconds: float) -> bool:
         """Read replies, waiting at most ``seconds``; return False if there are none, or if the process has ended."""
@@ -165,7 +168,7 @@ class ServiceClient:
         if "done" in reply:
             self._done, self._waiting_since = reply["done"], time.monotonic()
         if "line" in reply:
-            self._say(f"{self.name}: {scrub(reply['line'])}")
+            logger.info(f"{self.name}: {scrub(reply['line'])}")
         self._failure = self._failure or reply.get("error", "")
 
     def _kill(self) -> None:
