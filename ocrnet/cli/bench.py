@@ -181,7 +181,7 @@ class _Workers:
 
 
 def serve(pipe: Connection, path: str, mix: bool) -> None:
-    """Run the process of one row: receive images, and send their labels, the seconds and the peak memory.
+    """Measure one file in a child process: receive images; send their labels, the prediction time and peak memory.
 
     The first message describes the file. An `OcrnetError` is sent as a dict with the key "error". The function returns
     when the pipe is closed.

@@ -111,7 +111,9 @@ def read_yaml(path: str | Path) -> dict[str, SourcedValue]:
 
 def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, SourcedValue]:
     if path.resolve() in parents:
-        raise OcrnetError(f"{path}: circular {BASE}: the file includes itself; remove one of the entries")
+        raise OcrnetError(
+            f"{path}: circular {BASE}: the file includes itself, directly or through other files; remove that entry"
+        )
     tree = load_yaml(path, like=".yml")
     bases = tree.pop(BASE, [])
     bases = [bases] if isinstance(bases, str) else bases

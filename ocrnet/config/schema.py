@@ -111,7 +111,7 @@ class OcrHead:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Weights of the cross-entropy of both heads, and hard example mining."""
+    """The loss: how much each head's cross-entropy counts, and online hard example mining (OHEM)."""
 
     aux: float = key(0.4, "weight of the auxiliary head's loss", low=0)
     ocr: float = key(1.0, "weight of the OCR head's loss", low=0)

@@ -100,7 +100,7 @@ class Reader:
         slowest = min(slow, key=lambda other: other.deadline, default=current)
         # mutation: drop-silent-bodies-first
         if slowest is current:
-            raise busy("too many bodies are being read; try again")
+            raise busy("the server is receiving too many request bodies; try again later")
         self._held -= slowest.held
         slowest.held = 0
         slowest.dropped.set_result(None)

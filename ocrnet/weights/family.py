@@ -96,7 +96,10 @@ class Family:
         return f"{canonical_owner}.{part}" if owner and architecture.is_backbone(f"{canonical_owner}.") else name
 
     def family_name(self, name: str) -> str:
-        """Return the family's name for a canonical name; the family must be one of `to_foreign.TARGETS`."""
+        """Return the name that this implementation gives to a parameter, from the canonical name.
+
+        Only the implementations in `to_foreign.TARGETS` support this direction.
+        """
         owner, _, part = name.rpartition(".")
         if architecture.is_norm(name):
             part = {ours: family_owner for family_owner, ours in self.parts.items()}.get(part, part)

@@ -1,4 +1,5 @@
-"""Names of NVIDIA/semantic-segmentation, `network/ocrnet.py`; three names of the authors get an extra nesting level."""
+"""Parameter names of NVIDIA/semantic-segmentation (`network/ocrnet.py`); three modules are nested one level deeper than
+in the code of the OCRNet authors."""
 
 from ocrnet.weights.family import NESTED, OWNERS, Family
 

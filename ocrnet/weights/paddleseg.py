@@ -33,7 +33,10 @@ BRANCHES = (
 
 
 def branches(owner: str) -> str:
-    """Return the canonical owner for an owner in PaddleSeg's backbone; any other owner is returned unchanged."""
+    """Translate the path of a module of PaddleSeg's backbone to its canonical path; return any other path unchanged.
+
+    The path is a parameter's name without its last part.
+    """
     block, _, last = owner.rpartition(".")
     for pattern, *ours in BRANCHES:
         if last in ("_conv", "_batch_norm") and (match := re.fullmatch(pattern, block)):

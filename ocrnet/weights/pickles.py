@@ -121,13 +121,13 @@ class _Machine:
 
     def last(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise _RejectedError("its instructions are inconsistent")
+            raise _RejectedError("the pickle in it is damaged: its instructions are inconsistent")
         return self.stack[-1]
 
     def set_items(self, items: list[Any]) -> None:
         target = self.last(dict)
         if any(not isinstance(name, str | int) for name in items[::2]) or len(items) % 2:
-            raise _RejectedError("a dict in it has a key that is not a string")
+            raise _RejectedError("it contains a dict with a key that is not a string")
         target.update(zip(items[::2], items[1::2], strict=True))
 
     def push_known(self, module: str, name: str) -> None:
@@ -260,7 +260,7 @@ def _codes() -> Iterator[tuple[bytes, Callable[[_Machine], Any]]]:
         def make(machine: _Machine) -> None:
             items = tuple(machine.stack[-count:])
             if len(items) != count:
-                raise _RejectedError("its instructions are inconsistent")
+                raise _RejectedError("the pickle in it is damaged: its instructions are inconsistent")
             machine.stack[-count:] = [items]
 
         return make

@@ -228,7 +228,7 @@ def test_hostile_files_run_no_code_take_little_memory_and_give_a_one_line_error(
         [sys.executable, "-c", LIMITED, *paths], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert completed.returncode == 0, completed.stderr[-3000:]
-    statuses, memory_growth = json.loads(completed.stdout)
+    statuses, memory_growth = json.loads(completed.stdout.splitlines()[-1])
     messages = completed.stderr.split("===\n")
     for path, text in zip(paths, messages, strict=False):
         name = Path(path).name

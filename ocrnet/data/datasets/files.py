@@ -38,7 +38,7 @@ def scan_trees(root: Path, split: str, *, layout: str, labels: bool) -> list[Pai
         if not_png := [other_files[name] for name in sorted(missing & other_files.keys())]:
             raise OcrnetError(
                 f"{len(not_png)} of {len(images)} labels are not PNG files:{_format_paths(not_png)}\n"
-                "write them as PNG from their source: JPEG changes the ids"
+                "export them again as PNG from the original annotations: JPEG changes the ids"
             )
     return pair(images, expected, existing)
 

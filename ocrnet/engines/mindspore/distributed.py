@@ -183,7 +183,10 @@ def _start_scheduler(port_file: Path | None) -> None:
 
 
 def _start_guard(reserved: socket.socket) -> Scheduler:
-    """Start the guard and the scheduler; they inherit the socket that reserves the port until the scheduler listens."""
+    """Start the scheduler, and a guard process that ends it when the ranks have ended.
+
+    Both inherit the socket that reserves the port, so no other process takes the port before the scheduler listens.
+    """
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this process
     process = _spawn("guard", reserved.fileno(), stdin=subprocess.PIPE, stderr=errors)
     assert process.stdin is not None

@@ -12,7 +12,7 @@ LONGEST = 2048
 
 
 class NormAct(nn.Sequential):
-    """Norm (named ``0``) and activation of a head."""
+    """Batch norm and activation of a head; the norm is the submodule ``0``, as in the authors' parameter names."""
 
     def __init__(self, channels: int, arch: Arch) -> None:
         super().__init__(Norm(channels, arch.rule.head_eps))
