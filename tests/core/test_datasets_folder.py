@@ -66,7 +66,7 @@ def test_labels_that_are_not_png_are_listed(own):
     (own / "labels/train/a.png").rename(own / "labels/train/a.JPG")
     message = open_error(own)
     assert f"1 of 2 labels are not PNG files:\n  {own / 'labels/train/a.JPG'}" in message
-    assert "write them as PNG" in message
+    assert "export them again as PNG" in message
 
 
 def test_wrong_layouts_are_refused_with_the_right_one(own):
